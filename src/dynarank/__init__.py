@@ -1,0 +1,60 @@
+"""Dynamic rank distribution for low-rank adapters (DoRA of Mao et al., ACL 2024), not weight-decomposed DoRA.
+
+The names below are the library: they need PyTorch alone, and are imported on first use, so that a command's help and
+its complaints about a bad configuration answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynarank.adapters.inject import adapter_layers, find_linears, inject, mark_trainable
+    from dynarank.adapters.layer import DoRALinear
+    from dynarank.allocation.allocator import RankAllocator
+    from dynarank.allocation.dem import dem_penalty
+    from dynarank.allocation.importance import importance, smooth
+    from dynarank.allocation.schedule import BudgetSchedule, budget_schedule
+    from dynarank.export import fold, merge, write_peft_adapter
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DoRALinear": "adapters.layer",
+    "adapter_layers": "adapters.inject",
+    "find_linears": "adapters.inject",
+    "inject": "adapters.inject",
+    "mark_trainable": "adapters.inject",
+    "RankAllocator": "allocation.allocator",
+    "dem_penalty": "allocation.dem",
+    "importance": "allocation.importance",
+    "smooth": "allocation.importance",
+    "BudgetSchedule": "allocation.schedule",
+    "budget_schedule": "allocation.schedule",
+    "fold": "export",
+    "merge": "export",
+    "write_peft_adapter": "export",
+}
+__all__ = [
+    "BudgetSchedule",
+    "DoRALinear",
+    "RankAllocator",
+    "adapter_layers",
+    "budget_schedule",
+    "dem_penalty",
+    "find_linears",
+    "fold",
+    "importance",
+    "inject",
+    "mark_trainable",
+    "merge",
+    "smooth",
+    "write_peft_adapter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dynarank' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dynarank.{_HOMES[name]}"), name)

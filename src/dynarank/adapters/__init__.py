@@ -1,0 +1,1 @@
+"""The adapter layer and its place in a model. Torch only."""

@@ -1,0 +1,1 @@
+"""How ranks are scored, scheduled and distributed over a model. Torch only."""

@@ -1,0 +1,143 @@
+"""RankAllocator: which components of the whole model are kept, step by step.
+
+Legend: t optimizer steps taken, L adapted layers, r' components a layer starts with, n = L r' components of the model,
+e (n) smoothed scores in layer order, K(t) the number that may be kept after step t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynarank.adapters.layer import DoRALinear
+from dynarank.allocation.importance import layer_importance, smooth
+from dynarank.allocation.schedule import BudgetSchedule
+
+
+class RankAllocator:
+    """Scores, prunes and freezes the components of a model's adapters (Eqs. 7 to 9).
+
+    Call `step()` once after every optimizer step; it does all the rest in its time. `update`, `prune` and `freeze` are
+    its parts, for those who drive the allocation themselves.
+
+    Args:
+        layers: the adapters by module name, in model order, as `inject` returns them.
+        schedule: when to prune, and to how many.
+        beta: smoothing of the scores (Eq. 8).
+        regrow: whether a pruned component may return by its gradient before the freeze.
+
+    Raises:
+        ValueError: no layers, or beta outside [0, 1).
+        FloatingPointError: a component's score is not finite (from `update`, `step`); the message names its layer.
+    """
+
+    def __init__(
+        self, layers: Mapping[str, DoRALinear], schedule: BudgetSchedule, beta: float = 0.9, regrow: bool = True
+    ) -> None:
+        if not layers:
+            raise ValueError("no adapted layers: inject adapters first")
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta = {beta}: must lie in [0, 1)")
+        self.names = list(layers)
+        self.layers = list(layers.values())
+        self.schedule, self.beta, self.regrow = schedule, beta, regrow
+        self.sizes = [layer.r for layer in self.layers]
+        self.t = 0
+        self.frozen = False
+        self.ema = torch.zeros(sum(self.sizes), device=self.layers[0].lora_c.device)  # e, (n) float32
+
+    def step(self) -> bool:
+        """Account for one optimizer step; returns whether it pruned. After the freeze it only counts."""
+        self.t += 1
+        if self.frozen:
+            return False
+        self.update()
+        due = self.schedule.prunes_at(self.t)
+        if due:
+            keep = self.prune(self.schedule.keep(self.t, len(self.layers)))
+            if self.t == self.schedule.freeze_step:
+                self.freeze(keep)
+        return due
+
+    def update(self) -> None:
+        """Smooth the components' present scores into e (Eqs. 7 and 8)."""
+        scores = torch.cat([score.to(self.ema.device) for score in layer_importance(self.layers)])  # (n)
+        if not bool(torch.isfinite(scores).all()):
+            broken = [n for n, s in zip(self.names, scores.split(self.sizes), strict=True) if not s.isfinite().all()]
+            raise FloatingPointError(f"step {self.t}: the importance of a component of {broken[0]} is not finite")
+        self.ema = smooth(self.ema, scores, self.beta)
+
+    @torch.no_grad()
+    def prune(self, count: int) -> Tensor:
+        """Set c := 0 in all but the `count` components with the highest smoothed scores of the model; returns (n) bool.
+
+        Exactly min(count, n) are kept: ties go to the earlier layer, then the lower index. Without `regrow`, the rest
+        are masked for good and never chosen again.
+        """
+        keep = top_components(self._candidate_scores(), count)
+        for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
+            kept = kept.to(layer.lora_c.device)
+            layer.lora_c.masked_fill_(~kept, 0)
+            if not self.regrow:
+                layer.mask &= kept
+        return keep
+
+    @torch.no_grad()
+    def freeze(self, keep: Tensor) -> None:
+        """Make the kept set, (n) bool in layer order, final: the others are exactly zero from now on."""
+        for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
+            layer.mask &= kept.to(layer.mask.device)
+        self.frozen = True
+
+    def _candidate_scores(self) -> Tensor:
+        mask = torch.cat([layer.mask.to(self.ema.device) for layer in self.layers])
+        return torch.where(mask, self.ema, torch.full_like(self.ema, -1.0))  # scores are never negative
+
+    def budget(self) -> float:
+        """b(t), the scheduled mean number of components a layer, now."""
+        return self.schedule.budget(self.t)
+
+    def active_count(self) -> Tensor:
+        """Number of components of the model that are not zero now, an int scalar on the device (no synchronisation)."""
+        device = self.ema.device
+        return torch.cat([layer.active().to(device) for layer in self.layers]).sum()
+
+    def ranks(self) -> dict[str, int]:
+        """Number of nonzero components by module name, in model order."""
+        return {name: int(layer.active().sum()) for name, layer in zip(self.names, self.layers, strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs beside the model's own parameters and masks."""
+        return {
+            "t": self.t,
+            "frozen": self.frozen,
+            "ema": self.ema.cpu(),
+            "layers": dict(zip(self.names, self.sizes, strict=True)),
+            "schedule": vars(self.schedule).copy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state. Raises `ValueError` where it belongs to other layers or another schedule, saying which."""
+        mine = self.state_dict()
+        for key in ("layers", "schedule"):
+            if state[key] != mine[key]:
+                theirs, ours = state[key], mine[key]
+                differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
+                first = differing[0] if differing else "order"
+                raise ValueError(
+                    f"the allocator's saved {key} are not this run's: {first} was {theirs.get(first)}, "
+                    f"is {ours.get(first)} ({len(differing)} differ)"
+                )
+        self.t, self.frozen = int(state["t"]), bool(state["frozen"])
+        self.ema = state["ema"].to(self.ema.device, torch.float32)
+
+
+def top_components(scores: Tensor, count: int) -> Tensor:
+    """The `count` highest of (n) scores as an (n) bool mask; ties to the lower index. `count` is clipped to [0, n]."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    keep[order[: max(count, 0)]] = True
+    return keep

@@ -1,0 +1,63 @@
+"""Schemas of the allocation: types, ranges, and a line a field. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class BudgetConfig:
+    """How many components the model may keep, and when they go (Eq. 9)."""
+
+    target: int = 2
+    """Mean number of components a layer keeps at the end."""
+    init: int | None = None
+    """Components a layer starts with; null: ceil(1.5 x target), as in the paper."""
+    warmup: float = 0.15
+    """Share of the optimizer steps before the first pruning."""
+    final: float = 0.5
+    """Share of the optimizer steps after the last pruning, with the ranks frozen."""
+    interval: int = 100
+    """Optimizer steps from one pruning to the next."""
+    regrow: bool = True
+    """Whether a pruned component may return before the freeze (the paper's gentle pruning)."""
+
+    def __post_init__(self) -> None:
+        if self.target < 1:
+            raise ValueError(f"budget.target = {self.target}: a run keeps at least 1 component a layer on average")
+        if self.init is not None and self.init < self.target:
+            raise ValueError(
+                f"budget.init = {self.init} is below budget.target = {self.target}: pruning only takes away. "
+                f"Set budget.init to {self.target} (no pruning) or more, or to null for {self._default_init()}"
+            )
+        for field in ("warmup", "final"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"budget.{field} = {getattr(self, field)}: a share of the steps, from 0 to below 1")
+        if self.warmup + self.final >= 1:
+            raise ValueError(
+                f"budget.warmup + budget.final = {self.warmup} + {self.final} = {self.warmup + self.final:g}: "
+                "must be below 1, so that steps are left to prune in"
+            )
+        if self.interval < 1:
+            raise ValueError(f"budget.interval = {self.interval}: at least 1 step")
+
+    @property
+    def initial(self) -> int:
+        """Components a layer starts with, resolved."""
+        return self._default_init() if self.init is None else self.init
+
+    def _default_init(self) -> int:
+        return math.ceil(1.5 * self.target)
+
+
+@dataclass
+class DemConfig:
+    """The Dimensional Equilibrium Modulator's weight in the loss."""
+
+    eta: float = 0.1
+    """loss = task loss + eta R (Eq. 10) until the freeze; the authors' code halves R, so that its 0.1 is 0.05 here."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta < math.inf:
+            raise ValueError(f"dem.eta = {self.eta}: must be 0 (off) or more, and finite")

@@ -1,0 +1,60 @@
+"""Importance of rank-one components (Eq. 7) and its smoothing (Eq. 8), from the factors alone.
+
+Legend: r components of a layer, A (r, d_in), B (d_out, r), c (r); leading dimensions batch layers of one shape.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dynarank.adapters.layer import DoRALinear
+
+EPS = 1e-8
+
+
+def importance(lora_A: Tensor, lora_B: Tensor, c: Tensor, eps: float = EPS) -> Tensor:
+    """Each component's share of its layer's update (Eq. 7), (..., r), float32 or wider.
+
+        s_i = ||c_i b_i a_i^T||_F / (||sum_j c_j b_j a_j^T||_F + eps)
+
+    A rank-one matrix's norm is |c_i| ||a_i|| ||b_i||, and the sum's squared norm is c^T (A A^T * B^T B) c, so that no
+    (d_out, d_in) matrix is formed: O(r^2 (d_in + d_out)) a layer. Computed in float64 where the device has it, because
+    components that nearly cancel leave few digits of that quadratic form. The layer's scale s divides out, but for eps.
+    All c = 0 gives zeros. Non-finite factors give non-finite scores: the caller decides.
+    """
+    wide = torch.float32 if c.device.type == "mps" else torch.float64
+    A, B, c = lora_A.to(wide), lora_B.to(wide), c.to(wide)
+    component = c.abs() * A.norm(dim=-1) * B.norm(dim=-2)  # (..., r)
+    gram = (A @ A.mT) * (B.mT @ B)  # (..., r, r)
+    layer = (c.unsqueeze(-2) @ gram @ c.unsqueeze(-1)).squeeze(-1).clamp_min(0).sqrt()  # (..., 1)
+    return (component / (layer + eps)).to(torch.float32)
+
+
+@torch.no_grad()
+def layer_importance(layers: Sequence[DoRALinear]) -> list[Tensor]:
+    """Scores of every layer's components, one (r') float32 tensor a layer, in the order given.
+
+    Layers of one shape are scored together, so that the number of kernels does not grow with the model's depth.
+    """
+    by_shape: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for index, layer in enumerate(layers):
+        by_shape[layer.r, layer.in_features, layer.out_features].append(index)
+    scores: dict[int, Tensor] = {}
+    for indices in by_shape.values():
+        group = [layers[index] for index in indices]
+        scored = importance(
+            torch.stack([layer.lora_A for layer in group]),
+            torch.stack([layer.lora_B for layer in group]),
+            torch.stack([layer.coefficients() for layer in group]),
+        )
+        scores.update(zip(indices, scored.unbind(), strict=True))
+    return [scores[index] for index in range(len(layers))]
+
+
+def smooth(previous: Tensor, scores: Tensor, beta: float) -> Tensor:
+    """Exponential moving average e(t) = beta e(t-1) + (1 - beta) s (Eq. 8); any shape."""
+    return beta * previous + (1 - beta) * scores

@@ -1,0 +1,76 @@
+"""The budget schedule (Eq. 9) as a pure function of the optimizer step. No torch.
+
+Legend: t optimizer steps taken, T all optimizer steps of the run, b(t) the mean number of components a layer may keep,
+b0 = b(0) and bT = b(T), t_i = floor(warmup T), t_f = floor(final T), L layers, K(t) = L b(t) components of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+def _share(fraction: float, total: int) -> int:
+    return math.floor(fraction * total + 1e-9)  # 0.29 * 100 is 28.999...: the share meant is 29
+
+
+def budget_schedule(t: int, init: float, target: float, total: int, warmup: float, final: float) -> float:
+    """b(t) of Eq. 9, in the form that reaches bT (the paper's print does not; the authors' code does).
+
+        b = b0 until t_i;  b0 - (b0 - bT) p^3 with p = (t - t_i) / (T - t_f - t_i) until T - t_f;  then bT
+    """
+    start, freeze = _share(warmup, total), total - _share(final, total)
+    if t >= freeze:
+        return target
+    if t <= start:
+        return init
+    return init - (init - target) * ((t - start) / (freeze - start)) ** 3
+
+
+@dataclass(frozen=True)
+class BudgetSchedule:
+    """When to prune, to how many components, and when to freeze.
+
+    Raises:
+        ValueError: total < 1, target < 0, init < target, interval < 1, or warmup and final outside [0, 1) or with no
+            room between them.
+    """
+
+    init: float
+    target: float
+    total: int
+    warmup: float = 0.15
+    final: float = 0.5
+    interval: int = 100
+
+    def __post_init__(self) -> None:
+        if self.total < 1:
+            raise ValueError(f"total = {self.total}: the run's optimizer steps must be known, and at least 1")
+        if self.target < 0 or self.init < self.target:
+            raise ValueError(f"init = {self.init}, target = {self.target}: wanted init >= target >= 0")
+        if not (0 <= self.warmup < 1 and 0 <= self.final < 1 and self.warmup + self.final < 1):
+            raise ValueError(f"warmup = {self.warmup}, final = {self.final}: shares of the run whose sum is below 1")
+        if self.interval < 1:
+            raise ValueError(f"interval = {self.interval}: at least 1 step")
+
+    @property
+    def start_step(self) -> int:
+        """t_i, the step from which the budget falls."""
+        return _share(self.warmup, self.total)
+
+    @property
+    def freeze_step(self) -> int:
+        """T - t_f, the step of the last pruning."""
+        return self.total - _share(self.final, self.total)
+
+    def budget(self, t: int) -> float:
+        """b(t), the mean number of components a layer may keep after step t."""
+        return budget_schedule(t, self.init, self.target, self.total, self.warmup, self.final)
+
+    def keep(self, t: int, layers: int) -> int:
+        """K(t), the number of components that `layers` layers may keep together after step t; halves round up."""
+        return math.floor(layers * self.budget(t) + 0.5)
+
+    def prunes_at(self, t: int) -> bool:
+        """Whether step t prunes: every `interval` steps from t_i on, and always at T - t_f."""
+        return t == self.freeze_step or (self.start_step <= t < self.freeze_step and t % self.interval == 0)

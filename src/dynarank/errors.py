@@ -1,0 +1,18 @@
+"""What a user can mend, and the nearest known name to one that is not known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's or of the surroundings: the message names the field, its value and the remedy."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence for an error about an unknown name: the nearest known ones, and all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    guess = f"Did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
+    return f"{guess}Known: {', '.join(known)}"

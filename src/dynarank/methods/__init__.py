@@ -1,0 +1,23 @@
+"""Methods: how a model is adapted, one file each. To add one, write its class and name it here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dynarank.registry import lookup
+
+if TYPE_CHECKING:
+    from dynarank.allocation.config import BudgetConfig, DemConfig
+    from dynarank.methods.base import Method
+    from dynarank.methods.config import MethodConfig
+
+METHODS = {
+    "dora": "dynarank.methods.dora:DoRA",
+    "head": "dynarank.methods.head:HeadOnly",
+}
+
+
+def build_method(config: MethodConfig, budget: BudgetConfig, dem: DemConfig) -> Method:
+    """The method that a configuration describes. Raises `UserError` for an unknown name."""
+    method: Method = lookup("method.name", config.name, METHODS)(config, budget, dem)
+    return method

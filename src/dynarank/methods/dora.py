@@ -1,0 +1,48 @@
+"""DoRA, dynamic rank distribution (Mao et al., ACL 2024): prunable rank-one components in every target layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dynarank.adapters.inject import inject, mark_trainable
+from dynarank.adapters.layer import DoRALinear
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.dem import dem_penalty
+from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.export import write_peft_adapter
+from dynarank.methods.base import Method
+from dynarank.methods.config import DoRAConfig
+
+
+class DoRA(Method[DoRAConfig]):
+    """Eq. 6 in every target layer, allocation by Eqs. 7 to 9, DEM (Eq. 10) in the loss."""
+
+    layers: dict[str, DoRALinear]
+
+    def adapt(self, model: nn.Module, targets: Sequence[str], head: Sequence[str]) -> None:
+        self.layers = inject(model, targets, self.budget.initial, self.config.alpha, self.config.dropout, exclude=head)
+        mark_trainable(model, head)
+
+    def allocator(self, total_steps: int) -> RankAllocator:
+        budget = self.budget
+        schedule = BudgetSchedule(
+            budget.initial, budget.target, total_steps, budget.warmup, budget.final, budget.interval
+        )
+        return RankAllocator(self.layers, schedule, self.config.beta, budget.regrow)
+
+    def penalty(self) -> Tensor | None:
+        return self.dem.eta * dem_penalty(list(self.layers.values())) if self.dem.eta else None
+
+    def ranks(self) -> dict[str, int]:
+        return {name: int(layer.active().sum()) for name, layer in self.layers.items()}
+
+    def adapter_parameters(self) -> int:
+        return sum(
+            rank * (self.layers[name].in_features + self.layers[name].out_features) for name, rank in self.ranks().items()
+        )
+
+    def export(self, model: nn.Module, folder: Path, base: str, task_type: str, head: Sequence[str]) -> None:
+        write_peft_adapter(model, folder, base, task_type, head)

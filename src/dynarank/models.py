@@ -1,0 +1,92 @@
+"""Load a pretrained model and its tokenizer for a task, and name its adapted layers and its task head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dynarank.adapters.targets import KNOWN_TARGETS
+from dynarank.errors import UserError
+from dynarank.hub import ModelConfig, Source, check_sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dynarank.tasks.base import Task
+
+
+@dataclass
+class Pretrained:
+    """A model ready to be adapted."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    head: list[str]
+    """Modules outside the pretrained body, trained in full."""
+    source: Source
+
+
+def resolve_targets(config: ModelConfig, model_type: str) -> list[str]:
+    """The layers to adapt: the user's, else those known for the architecture. Raises `UserError` if neither is."""
+    if config.targets is not None:
+        return list(config.targets)
+    if model_type not in KNOWN_TARGETS:
+        raise UserError(
+            f"model.targets = null, and no layers are known for the architecture {model_type!r} of {config.path} (known: "
+            f"{', '.join(KNOWN_TARGETS)}). Name them, for example model.targets=[q_proj,v_proj]; any wrong name lists them all"
+        )
+    return KNOWN_TARGETS[model_type]
+
+
+def load_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token. Raises `UserError` if it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, "tokenizer", config, source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_pretrained(config: ModelConfig, source: Source, task: Task, tokenizer: PreTrainedTokenizerBase) -> Pretrained:
+    """The pretrained weights in float32 under the task's auto class, in training mode.
+
+    Raises:
+        UserError: not a model, not one that fits the task, or not the expected weights.
+    """
+    import transformers
+
+    check_sha256(config, source)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # else a table of the head's missing weights, which are meant
+    auto_class = getattr(transformers, task.auto_class)
+    model, info = _load(
+        auto_class, "model", config, source, dtype=torch.float32, output_loading_info=True, **task.model_options()
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's and LLaMA's heads look for the last real token
+    model.train()  # from_pretrained gives evaluation mode, and Lightning leaves modes as they are
+    return Pretrained(model, tokenizer, head_modules(model, info["missing_keys"]), source)
+
+
+def head_modules(model: PreTrainedModel, fresh: set[str]) -> list[str]:
+    """Modules to train in full: those beside the pretrained body, and any with freshly initialised weights."""
+    body = model.base_model_prefix
+    beside = [name for name, child in model.named_children() if name != body and _has_parameters(child)]
+    inside = dict.fromkeys(key.rpartition(".")[0] for key in sorted(fresh) if key.startswith(body + "."))
+    return beside + list(inside)
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _load(auto_class: Any, what: str, config: ModelConfig, source: Source, **options: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(source.path, revision=config.revision, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"model.path = {config.path}: no {what} can be loaded from {source.path}: {first_line}") from error

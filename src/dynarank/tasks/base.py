@@ -1,0 +1,116 @@
+"""What a task is to the rest: data that is read and checked, then encoded; a model class; a score."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from dynarank.errors import UserError
+from dynarank.hub import PACKAGE, HubConfig, locate
+from dynarank.tasks.config import TaskConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+Batch = dict[str, Tensor]
+
+
+class Task(ABC):
+    """A task family. Life: `read` (before any model is loaded), `encode`, then batches through `score`."""
+
+    auto_class: ClassVar[str]
+    """transformers' auto class of the models that fit."""
+    peft_task_type: ClassVar[str]
+
+    def __init__(self, config: TaskConfig) -> None:
+        self.config = config
+        self.train: Dataset
+        self.validation: dict[str, Dataset] = {}
+
+    def read(self, hub: HubConfig, seed: int = 0) -> None:
+        """Load the splits and check their rows. `seed` picks the sample where rows are limited.
+
+        Raises:
+            UserError: the source, a split or a column is missing, a split is empty, or a row is unusable (its number
+                is named).
+        """
+        splits = open_splits(self.config, hub)
+        self.train = self._take(splits, self.config.train_split, self.config.max_train_rows, seed)
+        for split in self.config.validation_splits:
+            self.validation[split] = self._take(splits, split, self.config.max_validation_rows, seed)
+
+    def _take(self, splits: Mapping[str, Dataset], split: str, rows: int | None, seed: int) -> Dataset:
+        if split not in splits:
+            raise UserError(f"{self._source()} has no split {split!r}: it has {', '.join(splits)}")
+        dataset = splits[split]
+        if len(dataset) == 0:
+            raise UserError(f"{self._source()}: the split {split!r} is empty")
+        missing = [column for column in self.columns() if column not in dataset.column_names]
+        if missing:
+            raise UserError(
+                f"{self._source()}: the split {split!r} has no column {missing[0]!r}; it has "
+                f"{', '.join(dataset.column_names)}. Name yours in {self.column_field(missing[0])}"
+            )
+        self.check_rows(dataset, split)
+        if rows is not None and rows < len(dataset):
+            dataset = dataset.shuffle(seed=seed).select(range(rows))
+        return dataset
+
+    def _source(self) -> str:
+        return f"task.path = {self.config.path}" + (f" ({self.config.subset})" if self.config.subset else "")
+
+    @abstractmethod
+    def columns(self) -> list[str]:
+        """The columns that the task needs."""
+
+    @abstractmethod
+    def column_field(self, column: str) -> str:
+        """The setting that names a column, for an error."""
+
+    @abstractmethod
+    def check_rows(self, dataset: Dataset, split: str) -> None:
+        """Raise `UserError` for rows that cannot be used, naming the first."""
+
+    @abstractmethod
+    def model_options(self) -> dict[str, Any]:
+        """What `from_pretrained` is told about the task (number of labels, ...)."""
+
+    @abstractmethod
+    def encode(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Turn every split into token ids, once: cached on disk by content, tokenizer and settings."""
+
+    @abstractmethod
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
+        """What makes a batch of encoded rows, padded to the longest among them."""
+
+    @abstractmethod
+    def metrics(self) -> MetricCollection:
+        """Fresh metrics for one split."""
+
+    @abstractmethod
+    def score(self, model: nn.Module, batch: Batch, metrics: MetricCollection) -> Tensor:
+        """Run the model on a batch, update the metrics, return the loss (a scalar)."""
+
+
+def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
+    """The data set's splits by name, from wherever `locate` finds it. Raises `UserError`."""
+    if config.path.startswith(PACKAGE):
+        from dynarank.tasks.packaged import load_packaged
+
+        return load_packaged(config.path.removeprefix(PACKAGE))
+    source = locate("datasets", "task.path", config.path, hub.root, config.revision)
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(source.path, config.subset, revision=config.revision)
+    except Exception as error:  # datasets raises a dozen kinds for data that it cannot read
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"task.path = {config.path}, task.subset = {config.subset}: cannot be read from {source.path}: {first_line}"
+        ) from error

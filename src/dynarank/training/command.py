@@ -1,0 +1,77 @@
+"""What a command line says to its user when something is wrong: one clear error, never a bare stack trace."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dynarank.errors import UserError, nearest
+
+
+@contextmanager
+def user_errors(conf: Path) -> Iterator[None]:
+    """Turn users' mistakes into one message and exit code 2; let everything else through with its trace.
+
+    Hydra's own handler would cut every trace short, our bugs' too, so it is switched off, and its messages are
+    printed here, with the nearest known names. HYDRA_FULL_ERROR=1, set by the user, shows all traces.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    except Exception as error:
+        message = _message(error, conf)
+        if message is None or full:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if not full:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _message(error: Exception, conf: Path) -> str | None:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        cause = error.__cause__
+        reason = f" {cause}" if isinstance(cause, OmegaConfBaseException) else ""
+        lines = [line.strip() for line in f"{error}{reason}".splitlines()]
+        hints = "\n".join(_hints(sys.argv[1:], conf))
+        return "\n".join([" ".join(line for line in lines if line and "object_type=" not in line), *filter(None, [hints])])
+    if isinstance(error, OSError) and error.filename is not None and _in_hydra(error):
+        return f"the output folder {error.filename} cannot be written ({error.strerror}). Choose another: hydra.run.dir=DIR"
+    return None
+
+
+def _in_hydra(error: Exception) -> bool:
+    """Whether Hydra raised it while it made the run's folder, rather than our code."""
+    trace, last = error.__traceback__, ""
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        last = module if module.startswith(("hydra", "dynarank")) else last
+        trace = trace.tb_next
+    return last.startswith("hydra")
+
+
+def _hints(overrides: list[str], conf: Path) -> Iterator[str]:
+    """For each override whose name or group value is unknown, the nearest known ones."""
+    from dynarank.training.config import setting_names
+
+    groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in conf.iterdir() if folder.is_dir()}
+    settings = setting_names()
+    for override in overrides:
+        name, _, value = override.lstrip("+~").partition("=")
+        if name.startswith(("hydra", "-")) or not value:
+            continue
+        if name in groups:
+            unknown = [v for v in value.split(",") if v not in groups[name]]
+            yield from (f"{name}={v}: {nearest(v, groups[name])}" for v in unknown)
+        elif name not in settings:
+            yield f"{name}: {nearest(name, [*settings, *groups])}"

@@ -1,0 +1,180 @@
+"""The schema of a whole run. Imports nothing heavy, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynarank.allocation.config import BudgetConfig, DemConfig
+from dynarank.errors import UserError
+from dynarank.hub import HubConfig, ModelConfig
+from dynarank.methods.config import DoRAConfig, MethodConfig
+from dynarank.tasks.config import TaskConfig, TextClassificationConfig
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+ACCELERATORS = ("auto", "cpu", "gpu", "mps")
+TRACKERS = ("wandb", "none")
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} = {value!r}: must be one of {', '.join(known)}")
+
+
+def _above_zero(prefix: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{prefix}.{name} = {value}: must be above 0")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW, warmed up linearly, then decayed linearly to zero."""
+
+    lr: float | None = None
+    """Peak learning rate; null: task.lr x model.lr_scale."""
+    weight_decay: float = 0.01
+    """On matrices; never on c, biases and norms."""
+    warmup: float = 0.06
+    """Share of the optimizer steps in which the rate rises."""
+
+    def __post_init__(self) -> None:
+        _above_zero("optimizer", self, "lr")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay = {self.weight_decay}: must be 0 or more")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"optimizer.warmup = {self.warmup}: a share of the steps, from 0 to below 1")
+
+
+@dataclass
+class TrainerConfig:
+    """How long, on what, and in which precision."""
+
+    epochs: int | None = None
+    """null: task.epochs."""
+    max_steps: int | None = None
+    """Stop after that many optimizer steps, if the epochs are not over before; null: run all epochs."""
+    batch_size: int | None = None
+    """Rows a batch; null: task.batch_size."""
+    accumulate: int = 1
+    """Batches to an optimizer step."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: no clipping."""
+    precision: str = "32-true"
+    """32-true, bf16-mixed or 16-mixed; adapters, scores and DEM are float32 in all."""
+    accelerator: str = "auto"
+    """auto, cpu, gpu or mps."""
+    validations_per_epoch: int = 1
+    """How often to score the validation splits."""
+    log_every: int = 10
+    """Batches between two logged steps."""
+    workers: int = 0
+    """Processes that collate batches; 0: the training process does."""
+
+    def __post_init__(self) -> None:
+        _above_zero("trainer", self, "epochs", "max_steps", "batch_size", "accumulate", "log_every", "validations_per_epoch")
+        if self.clip < 0 or self.workers < 0:
+            raise ValueError(f"trainer.clip = {self.clip}, trainer.workers = {self.workers}: must be 0 or more")
+        _one_of("trainer.precision", self.precision, PRECISIONS)
+        _one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
+
+
+@dataclass
+class LoggerConfig:
+    """The tracker, beside the metrics.csv that is always written."""
+
+    tracker: str = "wandb"
+    """wandb or none."""
+    project: str = "dynarank"
+    mode: str = "auto"
+    """auto (WANDB_MODE, else online when logged in, else offline), online, offline or disabled."""
+
+    def __post_init__(self) -> None:
+        _one_of("logger.tracker", self.tracker, TRACKERS)
+        _one_of("logger.mode", self.mode, WANDB_MODES)
+
+
+@dataclass
+class TrainConfig:
+    """A run: what to adapt, to what, by what method, under what budget."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    dem: DemConfig = field(default_factory=DemConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+    seed: int = 1
+    output_dir: str = "???"
+    """The run's folder."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed}: must lie in [0, 2^32)")
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate, resolved."""
+        return self.task.lr * self.model.lr_scale if self.optimizer.lr is None else self.optimizer.lr
+
+    @property
+    def epochs(self) -> int:
+        """Resolved."""
+        return self.trainer.epochs or self.task.epochs
+
+    @property
+    def batch_size(self) -> int:
+        """Resolved."""
+        return self.trainer.batch_size or self.task.batch_size
+
+
+SCHEMAS = {
+    "task/text_classification": TextClassificationConfig,
+    "method/dora": DoRAConfig,
+    "method/head": MethodConfig,
+}
+"""Schemas that a group's files choose from, for `defaults: [/schema/...@_here_]`."""
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schemas, so that a typo or a wrong type fails when the configuration is composed."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=TrainConfig)
+    for path, schema in SCHEMAS.items():
+        group, _, name = path.rpartition("/")
+        store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+def to_config(composed: Any) -> TrainConfig:
+    """The typed configuration of a composed one. Raises `UserError` for a value out of range or left open."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue
+
+    try:
+        config = OmegaConf.to_object(composed)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{str(error).splitlines()[0]}. Give it on the command line, or in the configuration") from None
+    except ValueError as error:  # a dataclass's own check
+        raise UserError(str(error)) from None
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def setting_names(schema: Any = TrainConfig, prefix: str = "") -> list[str]:
+    """Every setting's dotted name, the variants' own included: what a mistyped one is compared with."""
+    names = []
+    variants = {"task": TextClassificationConfig, "method": DoRAConfig}
+    for entry in dataclasses.fields(schema):
+        default = entry.default_factory if entry.default_factory is not dataclasses.MISSING else None
+        nested = variants.get(entry.name, default) if not prefix else None
+        is_schema = isinstance(nested, type) and dataclasses.is_dataclass(nested)
+        names += setting_names(nested, f"{entry.name}.") if is_schema else [prefix + entry.name]
+    return names

@@ -1,0 +1,86 @@
+"""Batches of rows of like length, in an order that is a pure function of seed and epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Sampler
+
+from dynarank.tasks.base import Batch, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MEGABATCH = 50
+"""Batches that are sorted by length together: enough to save most padding, few enough to stay a shuffle."""
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Shuffled rows such that each batch of consecutive ones holds rows of like length, in random batch order.
+
+    The last, partial batch stays last, so that batches do not shift. Lightning calls `set_epoch`.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.lengths))
+        size = MEGABATCH * self.batch_size
+        # Within a megabatch, longest first; equal lengths keep their random order.
+        sorted_parts = [
+            part[np.argsort(-self.lengths[part], kind="stable")]
+            for part in (order[start : start + size] for start in range(0, len(order), size))
+        ]
+        order = np.concatenate(sorted_parts)
+        whole = len(order) // self.batch_size * self.batch_size
+        batches = rng.permutation(order[:whole].reshape(-1, self.batch_size))
+        return iter([*batches.ravel().tolist(), *order[whole:].tolist()])
+
+
+class TaskData(LightningDataModule):
+    """A task's loaders: training rows grouped by length and shuffled, validation rows sorted by length."""
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int, workers: int = 0):
+        super().__init__()
+        self.task, self.batch_size, self.seed, self.workers = task, batch_size, seed, workers
+        self.collate = task.collator(tokenizer)
+        self.train_lengths = [len(ids) for ids in task.train["input_ids"]]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return -(-len(self.train_lengths) // self.batch_size)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        sampler = LengthGroupedSampler(self.train_lengths, self.batch_size, self.seed)
+        return self._loader(self.task.train, sampler)
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        return [
+            self._loader(data, np.argsort([-len(ids) for ids in data["input_ids"]], kind="stable").tolist())
+            for data in self.task.validation.values()
+        ]
+
+    def _loader(self, dataset: object, order: Sampler[int] | list[int]) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            sampler=order,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

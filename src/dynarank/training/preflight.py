@@ -1,0 +1,64 @@
+"""What is checked before anything slow: the output folder, the machine, and where model and data come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dynarank.errors import UserError
+from dynarank.hub import PACKAGE, Source, locate
+from dynarank.training.config import TrainConfig, TrainerConfig
+
+
+def check_output_dir(folder: str) -> Path:
+    """Make the run's folder and write into it once. Raises `UserError` where that fails."""
+    path = Path(folder)
+    probe = path / ".writable"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"output_dir = {folder}: cannot be written ({error.strerror}). Choose another: hydra.run.dir=DIR"
+        ) from None
+    return path
+
+
+def check_machine(config: TrainerConfig) -> None:
+    """Refuse an accelerator or a precision that this machine lacks (`UserError`)."""
+    available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(config.accelerator, True):
+        raise UserError(f"trainer.accelerator = {config.accelerator}: this machine has none. Use trainer.accelerator=auto")
+    on_gpu = available["gpu"] and config.accelerator in ("auto", "gpu")
+    remedy = "Use trainer.precision=32-true"
+    if config.precision == "16-mixed" and not on_gpu:
+        raise UserError(f"trainer.precision = 16-mixed needs a CUDA GPU, and this run has none. {remedy}")
+    if config.precision == "bf16-mixed" and not (torch.cuda.is_bf16_supported(False) if on_gpu else _cpu_has_bf16()):
+        raise UserError(f"trainer.precision = bf16-mixed: this machine computes no bfloat16 in hardware. {remedy}")
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def locate_model(config: TrainConfig) -> Source:
+    """Where the model is, once the data is known to be somewhere too, so that one error names what is missing.
+
+    Raises:
+        UserError: either is nowhere, and the hub does not answer; says what to do.
+    """
+    missing = []
+    if not config.task.path.startswith(PACKAGE):
+        try:
+            locate("datasets", "task.path", config.task.path, config.hub.root, config.task.revision)
+        except UserError as error:
+            missing.append(str(error))
+    try:
+        source = locate("models", "model.path", config.model.path, config.hub.root, config.model.revision)
+    except UserError as error:
+        missing.append(str(error))
+    if missing:
+        raise UserError("\n".join(missing))
+    return source

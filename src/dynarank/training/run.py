@@ -1,0 +1,215 @@
+"""One run from configuration to results: check, load, adapt, train, select at budget, export."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+
+from dynarank.errors import UserError
+from dynarank.methods import build_method
+from dynarank.methods.base import Method
+from dynarank.models import Pretrained, load_pretrained, load_tokenizer, resolve_targets
+from dynarank.tasks import build_task
+from dynarank.tasks.base import Task
+from dynarank.training.config import TrainConfig
+from dynarank.training.data import TaskData
+from dynarank.training.module import SELECTION, FineTuning
+from dynarank.training.nonfinite import NonFiniteError
+from dynarank.training.optimizer import resolve_total_steps
+from dynarank.training.preflight import check_machine, check_output_dir, locate_model
+from dynarank.training.results import Results, print_summary, write_results
+from dynarank.training.tracking import build_loggers
+
+log = logging.getLogger(__name__)
+
+
+def run(config: TrainConfig) -> Results:
+    """Train one configuration and leave its folder complete (see README, "A run's folder").
+
+    Raises:
+        UserError: anything that the user can mend, before training starts; or a loss that is not finite, in training.
+    """
+    start = time.monotonic()
+    folder = check_output_dir(config.output_dir)
+    check_machine(config.trainer)
+    source = locate_model(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+
+    task = build_task(config.task)
+    task.read(config.hub, config.seed)
+    tokenizer = load_tokenizer(config.model, source)
+    pretrained = load_pretrained(config.model, source, task, tokenizer)
+    model_parameters = sum(parameter.numel() for parameter in pretrained.model.parameters())
+    method = build_method(config.method, config.budget, config.dem)
+    adapt(pretrained, method, config)
+    task.encode(tokenizer)
+
+    data = TaskData(task, tokenizer, config.batch_size, config.seed, config.trainer.workers)
+    total_steps = resolve_total_steps(
+        data.batches_per_epoch, config.epochs, config.trainer.accumulate, config.trainer.max_steps
+    )
+    module = FineTuning(pretrained.model, task, method, config.optimizer, config.lr, total_steps)
+    say_plan(config, module, method, task)
+    trainer, checkpoints = build_trainer(config, folder)
+    fit(trainer, module, data, checkpoints)
+
+    last = module.history[-1] if module.history else {}
+    selected = restore_best(module, checkpoints)
+    metrics = validate(trainer, module, data)
+    ranks = method.ranks()
+    if module.at_budget:
+        pretrained.tokenizer.save_pretrained(folder / "adapter")
+        method.export(pretrained.model, folder / "adapter", source.recorded, task.peft_task_type, pretrained.head)
+    else:
+        log.warning("the run ended before its ranks were frozen: it is over budget, and no adapter is written")
+    results = Results(
+        task=config.task.name,
+        method=config.method.name,
+        model=config.model.name,
+        seed=config.seed,
+        metrics=metrics,
+        selected={"metric": config.task.select, **selected},
+        last={name: value for name, value in last.items() if name in metrics},
+        at_budget=module.at_budget,
+        budget_target=config.budget.target if ranks else None,
+        components_target=config.budget.target * len(ranks) if ranks else None,
+        components_kept=sum(ranks.values()),
+        adapter_parameters=method.adapter_parameters(),
+        head_parameters=sum(p.numel() for name in pretrained.head for p in _parameters(pretrained, name)),
+        model_parameters=model_parameters,
+        total_steps=total_steps,
+        lr=config.lr,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        seconds=round(time.monotonic() - start, 1),
+        output_dir=str(folder),
+        ranks=ranks,
+    )
+    history = module.allocation.history if module.allocation else []
+    write_results(results, config.budget.initial, history, folder)
+    finish_trackers(trainer, results)
+    print_summary(results)
+    return results
+
+
+def _parameters(pretrained: Pretrained, name: str) -> Any:
+    return pretrained.model.get_submodule(name).parameters()
+
+
+def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> None:
+    """Let the method change the model. Raises `UserError` where the targets do not fit it."""
+    targets = resolve_targets(config.model, pretrained.model.config.model_type)
+    try:
+        method.adapt(pretrained.model, targets, pretrained.head)
+    except ValueError as error:
+        raise UserError(f"model.targets: {error}") from None
+    log.info("adapted %d layers of %s; head: %s", len(method.ranks()), config.model.path, ", ".join(pretrained.head))
+
+
+def say_plan(config: TrainConfig, module: FineTuning, method: Method[Any], task: Task) -> None:
+    """Print T and the schedule before step 0."""
+    rows = ", ".join(f"{len(data):,} {split}" for split, data in task.validation.items())
+    log.info(
+        "%s: %s rows to train, %s; T = %d steps (%d epochs, batch %d, accumulation %d), lr %.3g",
+        *(config.task.name, f"{len(task.train):,}", rows, module.total_steps),
+        *(config.epochs, config.batch_size, config.trainer.accumulate, config.lr),
+    )
+    if module.allocation is None:
+        return
+    allocator = module.allocation.allocator
+    schedule, layers = allocator.schedule, len(allocator.layers)
+    log.info(
+        "budget: %g components a layer until step %d, then down every %d steps to %g at step %d, where ranks freeze "
+        "(%d of %d components)",
+        *(schedule.init, schedule.start_step, schedule.interval, schedule.target, schedule.freeze_step),
+        *(schedule.keep(schedule.total, layers), sum(allocator.sizes)),
+    )
+
+
+def build_trainer(config: TrainConfig, folder: Path) -> tuple[pl.Trainer, ModelCheckpoint]:
+    """Lightning's trainer, with the checkpoint that selects among epochs at budget."""
+    # Lightning's advice on workers and on data that is small does not fit batches that are collated in a millisecond.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    checkpoints = ModelCheckpoint(
+        folder / "checkpoints", filename="best", monitor=SELECTION, mode="max", save_last=True, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [checkpoints]
+    if _on_terminal():
+        callbacks.append(RichProgressBar(leave=False))
+    trainer = pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        precision=config.trainer.precision,  # type: ignore[arg-type]
+        max_epochs=config.epochs,
+        max_steps=config.trainer.max_steps or -1,
+        accumulate_grad_batches=config.trainer.accumulate,
+        gradient_clip_val=config.trainer.clip or None,
+        val_check_interval=1 / config.trainer.validations_per_epoch,
+        log_every_n_steps=config.trainer.log_every,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=any(isinstance(callback, RichProgressBar) for callback in callbacks),
+        logger=build_loggers(config, folder),
+        callbacks=callbacks,
+        default_root_dir=folder,
+    )
+    return trainer, checkpoints
+
+
+def _on_terminal() -> bool:
+    from rich.console import Console
+
+    return Console().is_terminal
+
+
+def fit(trainer: pl.Trainer, module: FineTuning, data: TaskData, checkpoints: ModelCheckpoint) -> None:
+    """Train. Raises `UserError` where the loss or a score stops being finite; the last checkpoint stays."""
+    try:
+        trainer.fit(module, data)
+    except NonFiniteError as error:
+        kept = checkpoints.last_model_path or "none yet"
+        raise UserError(
+            f"training stopped before the update, at {error}. Lower optimizer.lr = {module.lr:g}, or look at that layer "
+            f"and batch. Last good checkpoint: {kept}"
+        ) from None
+
+
+def restore_best(module: FineTuning, checkpoints: ModelCheckpoint) -> dict[str, Any]:
+    """Put the selected epoch's weights back; returns its epoch and step. Without one at budget, the last ones stay."""
+    score = checkpoints.best_model_score
+    if score is None or not bool(torch.isfinite(score)):
+        return {key: module.history[-1][key] for key in ("epoch", "step")} if module.history else {"epoch": None}
+    checkpoint = torch.load(checkpoints.best_model_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    return {"epoch": int(checkpoint["epoch"]), "step": int(checkpoint["global_step"])}
+
+
+def validate(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> dict[str, float]:
+    """Validation scores of the model as it is."""
+    logged = trainer.validate(module, data, verbose=False)
+    merged = {name: value for scores in logged for name, value in scores.items()}
+    return {name.removeprefix("val/"): value for name, value in merged.items() if name.startswith("val/")}
+
+
+def finish_trackers(trainer: pl.Trainer, results: Results) -> None:
+    """Leave the final numbers in the tracker and close it, so that a sweep's next run opens its own."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            final = {f"final/{name}": value for name, value in results.metrics.items()}
+            final |= {"final/components": results.components_kept, "final/adapter_parameters": results.adapter_parameters}
+            logger.experiment.summary.update(final)
+            logger.experiment.finish()
+        logger.finalize("success")

@@ -1,0 +1,52 @@
+"""Where a run's history goes: always a metrics.csv, and the tracker that the configuration names."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from dynarank.training.config import TrainConfig
+
+
+def build_loggers(config: TrainConfig, folder: Path) -> list[Logger]:
+    """metrics.csv in the run's folder, and W&B unless logger.tracker=none."""
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)]
+    if config.logger.tracker == "wandb":
+        loggers.append(_wandb(config, folder))
+    return loggers
+
+
+def wandb_mode(stated: str) -> str:
+    """The mode that needs no prompt: as stated, else WANDB_MODE, else online when a key is at hand, else offline."""
+    if stated != "auto":
+        return stated
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
+
+
+def _has_login() -> bool:
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    try:
+        return netrc.netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _wandb(config: TrainConfig, folder: Path) -> WandbLogger:
+    import wandb
+
+    name = f"{config.task.name}-{config.method.name}-r{config.budget.target}-{config.model.name}-seed{config.seed}"
+    settings = wandb.Settings(mode=wandb_mode(config.logger.mode), console="off", silent=True)
+    return WandbLogger(
+        save_dir=folder,
+        name=name,
+        project=config.logger.project,
+        tags=[config.task.name, config.method.name, config.model.name],
+        config=asdict(config),
+        settings=settings,
+    )
