@@ -32,8 +32,8 @@ class HubConfig:
 class ModelConfig:
     """The pretrained model to adapt."""
 
-    name: str = "custom"
-    """A short name for folders and tables."""
+    name: str = "${basename:${.path}}"
+    """A short name for folders and tables; the path's last part unless given."""
     path: str = "???"
     """A hub id, a local folder, or package:MODULE/FOLDER for one that an installed package carries."""
     revision: str | None = None

@@ -39,6 +39,9 @@ class Task(ABC):
             UserError: the source, a split or a column is missing, a split is empty, or a row is unusable (its number
                 is named).
         """
+        import datasets
+
+        datasets.disable_progress_bars()
         splits = open_splits(self.config, hub)
         self.train = self._take(splits, self.config.train_split, self.config.max_train_rows, seed)
         for split in self.config.validation_splits:
@@ -106,7 +109,6 @@ def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
     source = locate("datasets", "task.path", config.path, hub.root, config.revision)
     import datasets
 
-    datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(source.path, config.subset, revision=config.revision)
     except Exception as error:  # datasets raises a dozen kinds for data that it cannot read

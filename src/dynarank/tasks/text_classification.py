@@ -41,14 +41,16 @@ class TextClassification(Task):
 
     def check_rows(self, dataset: Dataset, split: str) -> None:
         where = f"{self._source()}, split {split!r}"
+        table = dataset.with_format("arrow")[:]
         for column in self.config.text_columns:
-            for row, text in enumerate(dataset[column]):
-                if not isinstance(text, str):
-                    raise UserError(f"{where}, row {row}: {column} = {text!r} is not a text. Mend or drop the row")
-        raw = dataset.with_format(None)[self.config.label_column]
-        labels = np.array([np.nan if label is None else label for label in raw])
+            if str(table[column].type) not in ("string", "large_string"):
+                raise UserError(f"{where}: the column {column!r} holds {table[column].type}, not text")
+            if table[column].null_count:
+                row = table[column].is_null().index(True).as_py()
+                raise UserError(f"{where}, row {row}: {column} is missing. Mend or drop the row")
+        labels = table[self.config.label_column].to_numpy()
         if not np.issubdtype(labels.dtype, np.number):
-            raise UserError(f"{where}: {self.config.label_column} holds {raw[0]!r}, not numbers")
+            raise UserError(f"{where}: {self.config.label_column} holds {labels[0]!r}, not numbers")
         if self.config.labels is None:
             bad = ~np.isfinite(labels.astype(float))
             wanted = "a finite number"
@@ -58,7 +60,7 @@ class TextClassification(Task):
         if bad.any():
             row = int(bad.argmax())
             raise UserError(
-                f"{where}, row {row}: {self.config.label_column} = {raw[row]} is not {wanted} "
+                f"{where}, row {row}: {self.config.label_column} = {labels[row]} is not {wanted} "
                 f"({int(bad.sum())} such rows). Mend the rows, or task.labels; a split without labels cannot be scored"
             )
 

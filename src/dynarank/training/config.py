@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
-from dynarank.errors import UserError
+from dynarank.errors import UserError, nearest
 from dynarank.hub import HubConfig, ModelConfig
 from dynarank.methods.config import DoRAConfig, MethodConfig
 from dynarank.tasks.config import TaskConfig, TextClassificationConfig
@@ -145,7 +145,9 @@ SCHEMAS = {
 def register_schemas() -> None:
     """Tell Hydra the schemas, so that a typo or a wrong type fails when the configuration is composed."""
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("basename", lambda path: path.rstrip("/").rpartition("/")[2], replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainConfig)
     for path, schema in SCHEMAS.items():
@@ -158,6 +160,7 @@ def to_config(composed: Any) -> TrainConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue
 
+    refuse_unknown(composed)
     try:
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
@@ -166,6 +169,18 @@ def to_config(composed: Any) -> TrainConfig:
         raise UserError(str(error)) from None
     assert isinstance(config, TrainConfig)
     return config
+
+
+def refuse_unknown(composed: Any, prefix: str = "") -> None:
+    """Raise `UserError` for a key that the schema lacks: `+key=value` would add it, and nothing would read it."""
+    from omegaconf import DictConfig, OmegaConf
+
+    known = [entry.name for entry in dataclasses.fields(OmegaConf.get_type(composed))]
+    for key in composed:
+        if key not in known:
+            raise UserError(f"{prefix}{key} is not a setting. {nearest(key, known)}")
+        if isinstance(child := composed._get_node(key), DictConfig) and not child._is_none():
+            refuse_unknown(child, f"{prefix}{key}.")
 
 
 def setting_names(schema: Any = TrainConfig, prefix: str = "") -> list[str]:

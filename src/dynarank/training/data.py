@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from dynarank.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 MEGABATCH = 50
@@ -25,8 +26,8 @@ class LengthGroupedSampler(Sampler[int]):
     The last, partial batch stays last, so that batches do not shift. Lightning calls `set_epoch`.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = np.asarray(lengths)
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths = lengths
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
 
     def __len__(self) -> int:
@@ -51,6 +52,13 @@ class LengthGroupedSampler(Sampler[int]):
         return iter([*batches.ravel().tolist(), *order[whole:].tolist()])
 
 
+def lengths(dataset: Dataset) -> np.ndarray:
+    """Tokens of each encoded row, (rows)."""
+    from pyarrow import compute
+
+    return np.asarray(compute.list_value_length(dataset.with_format("arrow")[:]["input_ids"]))
+
+
 class TaskData(LightningDataModule):
     """A task's loaders: training rows grouped by length and shuffled, validation rows sorted by length."""
 
@@ -58,7 +66,7 @@ class TaskData(LightningDataModule):
         super().__init__()
         self.task, self.batch_size, self.seed, self.workers = task, batch_size, seed, workers
         self.collate = task.collator(tokenizer)
-        self.train_lengths = [len(ids) for ids in task.train["input_ids"]]
+        self.train_lengths = lengths(task.train)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -70,7 +78,7 @@ class TaskData(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         return [
-            self._loader(data, np.argsort([-len(ids) for ids in data["input_ids"]], kind="stable").tolist())
+            self._loader(data, np.argsort(-lengths(data), kind="stable").tolist())
             for data in self.task.validation.values()
         ]
 

@@ -57,13 +57,14 @@ class FineTuning(LightningModule):
         size = len(batch["labels"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
-        penalty = None if self.allocation is not None and self.at_budget else self.method.penalty()
-        if penalty is not None:
-            self.log("train/dem", penalty.detach(), batch_size=size)
-            loss = loss + penalty
+        if self.allocation is not None:
+            penalty = None if self.at_budget else self.method.penalty()
+            # Also when there is none: Lightning repeats a value no longer logged until the epoch's end.
+            self.log("train/dem", 0.0 if penalty is None else penalty.detach(), batch_size=size)
+            loss = loss if penalty is None else loss + penalty
         if not bool(torch.isfinite(loss)):
             where = first_nonfinite(self.model, batch) or "the loss itself"
-            raise NonFiniteError(self.trainer.global_step + 1, f"the loss is {float(loss):g}; first at {where}")
+            raise NonFiniteError(self.trainer.global_step + 1, f"the loss is {float(loss.detach()):g}; first at {where}")
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -83,7 +84,7 @@ class FineTuning(LightningModule):
             self.log(f"val/{name}", value, prog_bar=name == self.task.config.select)
         self.log(SELECTION, chosen if self.at_budget else float("nan"))
         if self.trainer.state.fn == "fit":
-            self.history.append({"step": self.trainer.global_step, "epoch": self.current_epoch, **scores})
+            self.history.append({"step": self.trainer.global_step, "epoch": self.current_epoch + 1, **scores})
             self._say(scores)
 
     def _label(self, index: int) -> str:

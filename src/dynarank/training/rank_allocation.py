@@ -53,10 +53,9 @@ class RankAllocation(Callback):
             self.history.append({"step": self.allocator.t, "ranks": self.allocator.ranks()})
         pl_module.log("budget/scheduled", self.allocator.budget(), prog_bar=True)
         pl_module.log("budget/nonzero", self.allocator.active_count().float(), prog_bar=True)
-        if not self.allocator.frozen:
-            levels = torch.tensor(QUANTILES, device=self.allocator.ema.device)
-            scores = torch.quantile(self.allocator.ema, levels)
-            pl_module.log_dict({f"score/q{100 * q:02.0f}": s for q, s in zip(QUANTILES, scores, strict=True)})
+        levels = torch.tensor(QUANTILES, device=self.allocator.ema.device)
+        scores = torch.quantile(self.allocator.ema, levels)
+        pl_module.log_dict({f"score/q{100 * q:02.0f}": s for q, s in zip(QUANTILES, scores, strict=True)})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         ranks = self.allocator.ranks()

@@ -96,6 +96,8 @@ def print_summary(results: Results) -> None:
     from rich.table import Table
 
     table = Table(title=f"{results.task} / {results.method} / {results.model}", show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, text in summary_rows(results).items():
         table.add_row(name, text)
     Console().print(table)
@@ -116,6 +118,8 @@ def summary_rows(results: Results) -> Mapping[str, str]:
     rows["parameters"] = f"{results.adapter_parameters:,} adapter ({share:.2f} % of the model), {results.head_parameters:,} head"
     rows["steps"] = f"{results.total_steps:,} in {results.seconds:.0f} s"
     folder = Path(results.output_dir)
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     rows["run"] = str(folder)
     if (folder / "adapter").is_dir():
         rows["adapter"] = str(folder / "adapter")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from pathlib import Path
@@ -58,11 +59,11 @@ def run(config: TrainConfig) -> Results:
     module = FineTuning(pretrained.model, task, method, config.optimizer, config.lr, total_steps)
     say_plan(config, module, method, task)
     trainer, checkpoints = build_trainer(config, folder)
-    fit(trainer, module, data, checkpoints)
+    fit(trainer, module, data, folder)
 
-    last = module.history[-1] if module.history else {}
-    selected = restore_best(module, checkpoints)
-    metrics = validate(trainer, module, data)
+    last = score_last(trainer, module, data)
+    selected = restore_best(trainer, module, checkpoints, last[config.task.select])
+    metrics = last if selected["step"] == trainer.global_step else validate(trainer, module, data)
     ranks = method.ranks()
     if module.at_budget:
         pretrained.tokenizer.save_pretrained(folder / "adapter")
@@ -76,7 +77,7 @@ def run(config: TrainConfig) -> Results:
         seed=config.seed,
         metrics=metrics,
         selected={"metric": config.task.select, **selected},
-        last={name: value for name, value in last.items() if name in metrics},
+        last=last,
         at_budget=module.at_budget,
         budget_target=config.budget.target if ranks else None,
         components_target=config.budget.target * len(ranks) if ranks else None,
@@ -134,16 +135,18 @@ def say_plan(config: TrainConfig, module: FineTuning, method: Method[Any], task:
 
 
 def build_trainer(config: TrainConfig, folder: Path) -> tuple[pl.Trainer, ModelCheckpoint]:
-    """Lightning's trainer, with the checkpoint that selects among epochs at budget."""
+    """Lightning's trainer, and the checkpoint callback that selects among epochs at budget."""
     # Lightning's advice on workers and on data that is small does not fit batches that are collated in a millisecond.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    checkpoints = ModelCheckpoint(
-        folder / "checkpoints", filename="best", monitor=SELECTION, mode="max", save_last=True, enable_version_counter=False
+    best = ModelCheckpoint(
+        folder / "checkpoints", filename="best", monitor=SELECTION, mode="max", enable_version_counter=False
     )
-    callbacks: list[Callback] = [checkpoints]
+    last = ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False)
+    callbacks: list[Callback] = [best, last]
     if _on_terminal():
         callbacks.append(RichProgressBar(leave=False))
     trainer = pl.Trainer(
@@ -164,7 +167,7 @@ def build_trainer(config: TrainConfig, folder: Path) -> tuple[pl.Trainer, ModelC
         callbacks=callbacks,
         default_root_dir=folder,
     )
-    return trainer, checkpoints
+    return trainer, best
 
 
 def _on_terminal() -> bool:
@@ -173,33 +176,43 @@ def _on_terminal() -> bool:
     return Console().is_terminal
 
 
-def fit(trainer: pl.Trainer, module: FineTuning, data: TaskData, checkpoints: ModelCheckpoint) -> None:
+def fit(trainer: pl.Trainer, module: FineTuning, data: TaskData, folder: Path) -> None:
     """Train. Raises `UserError` where the loss or a score stops being finite; the last checkpoint stays."""
     try:
         trainer.fit(module, data)
     except NonFiniteError as error:
-        kept = checkpoints.last_model_path or "none yet"
+        last = folder / "checkpoints" / "last.ckpt"
+        kept = last if last.is_file() else "none yet"
         raise UserError(
             f"training stopped before the update, at {error}. Lower optimizer.lr = {module.lr:g}, or look at that layer "
             f"and batch. Last good checkpoint: {kept}"
         ) from None
 
 
-def restore_best(module: FineTuning, checkpoints: ModelCheckpoint) -> dict[str, Any]:
-    """Put the selected epoch's weights back; returns its epoch and step. Without one at budget, the last ones stay."""
-    score = checkpoints.best_model_score
-    if score is None or not bool(torch.isfinite(score)):
-        return {key: module.history[-1][key] for key in ("epoch", "step")} if module.history else {"epoch": None}
+def score_last(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> dict[str, float]:
+    """Validation scores of the last step's weights; scored now where max_steps ended the run inside an epoch."""
+    if not module.history or module.history[-1]["step"] != trainer.global_step:
+        return validate(trainer, module, data)
+    return {name: value for name, value in module.history[-1].items() if name not in ("epoch", "step")}
+
+
+def restore_best(
+    trainer: pl.Trainer, module: FineTuning, checkpoints: ModelCheckpoint, last_score: float
+) -> dict[str, Any]:
+    """Put the best weights at budget back; returns their epoch and step. The last ones stay where none are better."""
+    best = checkpoints.best_model_score
+    if best is None or float(best) <= (-math.inf if math.isnan(last_score) else last_score):
+        return {"epoch": trainer.current_epoch, "step": trainer.global_step}
     checkpoint = torch.load(checkpoints.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
-    return {"epoch": int(checkpoint["epoch"]), "step": int(checkpoint["global_step"])}
+    return {"epoch": int(checkpoint["epoch"]) + 1, "step": int(checkpoint["global_step"])}
 
 
 def validate(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> dict[str, float]:
     """Validation scores of the model as it is."""
     logged = trainer.validate(module, data, verbose=False)
-    merged = {name: value for scores in logged for name, value in scores.items()}
-    return {name.removeprefix("val/"): value for name, value in merged.items() if name.startswith("val/")}
+    merged = {name.removeprefix("val/"): value for scores in logged for name, value in scores.items()}
+    return {name: value for name, value in merged.items() if name != SELECTION and not name.endswith("loss")}
 
 
 def finish_trackers(trainer: pl.Trainer, results: Results) -> None:

@@ -42,11 +42,13 @@ def _wandb(config: TrainConfig, folder: Path) -> WandbLogger:
 
     name = f"{config.task.name}-{config.method.name}-r{config.budget.target}-{config.model.name}-seed{config.seed}"
     settings = wandb.Settings(mode=wandb_mode(config.logger.mode), console="off", silent=True)
-    return WandbLogger(
-        save_dir=folder,
+    experiment = wandb.init(
+        dir=folder,
         name=name,
         project=config.logger.project,
         tags=[config.task.name, config.method.name, config.model.name],
         config=asdict(config),
         settings=settings,
+        reinit="finish_previous",  # a failed run of a sweep leaves its own open
     )
+    return WandbLogger(save_dir=folder, experiment=experiment)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from dynarank.adapters.inject import adapter_layers, find_linears, inject, mark_trainable, matches
+from dynarank.adapters.layer import DoRALinear
+
+
+def block() -> nn.Module:
+    return nn.ModuleDict(
+        OrderedDict(
+            attention=nn.ModuleDict({"query": nn.Linear(4, 4), "output": nn.ModuleDict({"dense": nn.Linear(4, 4)})}),
+            norm=nn.LayerNorm(4),
+            output=nn.ModuleDict({"dense": nn.Linear(4, 4)}),
+        )
+    )
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        OrderedDict(
+            embeddings=nn.Embedding(3, 4),
+            layer=nn.ModuleList([block(), block()]),
+            classifier=nn.ModuleDict({"output": nn.ModuleDict({"dense": nn.Linear(4, 4)}), "query": nn.Linear(4, 2)}),
+            classifier2=nn.Linear(4, 2),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "fits"),
+    [
+        ("layer.0.query", "query", True),
+        ("query", "query", True),
+        ("layer.0.query", "0.query", True),
+        ("layer.0.subquery", "query", False),
+        ("layer.0.query.inner", "query", False),
+        ("layer.0xquery", "0.query", False),
+        ("layer.0.query", r".*\.query", True),
+        ("layer.0.query", r"layer\.\d+\.(query|key)", True),
+        ("layer.0.query", r"\.query", False),
+        ("layer.0.query", r"^layer", False),
+    ],
+)
+def test_a_target_is_a_suffix_at_a_dot_or_a_whole_expression(name: str, target: str, fits: bool) -> None:
+    assert matches(name, target) is fits
+
+
+def test_linears_come_in_model_order_whatever_the_targets_order() -> None:
+    names = ["layer.0.attention.query", "layer.0.output.dense", "layer.1.attention.query", "layer.1.output.dense"]
+    targets = [r"layer\.\d\.output\.dense", "attention.query"]
+    assert find_linears(model(), targets) == names
+    assert find_linears(model(), targets[::-1]) == names
+
+
+def test_a_suffix_finds_every_place_that_ends_in_it_once() -> None:
+    found = find_linears(model(), ["output.dense", "attention.output.dense"])
+    assert found == [
+        "layer.0.attention.output.dense",
+        "layer.0.output.dense",
+        "layer.1.attention.output.dense",
+        "layer.1.output.dense",
+        "classifier.output.dense",
+    ]
+
+
+def test_exclude_leaves_the_inside_alone_but_not_names_that_begin_alike() -> None:
+    found = find_linears(model(), [".*query", ".*classifier.*"], exclude=["classifier"])
+    assert found == ["layer.0.attention.query", "layer.1.attention.query", "classifier2"]
+    assert "classifier2" not in find_linears(model(), ["query"], exclude=["classifier", "classifier2"])
+
+
+def test_no_match_lists_targets_that_would_match() -> None:
+    with pytest.raises(ValueError, match="'q_proj' matches no linear") as error:
+        find_linears(model(), ["q_proj"])
+    listed = str(error.value).rpartition(": ")[2].split(", ")
+    assert len(listed) == len(set(listed)) == 6
+    assert {name for target in listed for name in find_linears(model(), [target])} == set(find_linears(model(), [".*"]))
+
+
+def test_one_target_of_several_that_matches_nothing_is_an_error() -> None:
+    net = model()
+    with pytest.raises(ValueError, match="'typo'"):
+        inject(net, ["attention.query", "typo"], r=2)
+    assert not adapter_layers(net)
+
+
+def test_a_target_inside_the_excluded_head_matches_nothing() -> None:
+    with pytest.raises(ValueError, match="'classifier2'"):
+        find_linears(model(), ["classifier2"], exclude=["classifier2"])
+
+
+def test_a_model_without_linears_says_so() -> None:
+    with pytest.raises(ValueError, match="none"):
+        find_linears(nn.Sequential(nn.ReLU()), ["query"])
+
+
+def test_invalid_regex_is_named() -> None:
+    with pytest.raises(ValueError, match="not a valid regular expression") as error:
+        find_linears(model(), ["(query"])
+    assert "'(query'" in str(error.value)
+
+
+def test_no_targets_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no targets"):
+        inject(model(), [], r=2)
+
+
+def test_inject_wraps_in_place_and_keeps_the_function() -> None:
+    net = nn.Sequential(OrderedDict(first=nn.Linear(4, 5), act=nn.Tanh(), last=nn.Linear(5, 3, bias=False)))
+    first, x = net.first, torch.randn(2, 4)
+    expected = net(x).detach()
+    layers = inject(net, ["first", "last"], r=3, alpha=6.0, dropout=0.25)
+    assert list(layers) == ["first", "last"]
+    assert layers["first"] is net.first
+    assert net.first.base is first
+    assert all((la.r, la.scaling, la.dropout.p) == (3, 2.0, 0.25) for la in layers.values())
+    assert torch.equal(net(x), expected)
+
+
+def test_adapter_layers_finds_what_inject_returned_in_order() -> None:
+    net = model()
+    layers = inject(net, ["output.dense", "query"], r=2, exclude=["classifier"])
+    found = adapter_layers(net)
+    assert list(found) == list(layers)
+    assert all(found[name] is layers[name] for name in layers)
+    assert type(net["classifier"]["query"]) is nn.Linear
+
+
+def test_injecting_twice_is_an_error() -> None:
+    net = model()
+    inject(net, ["attention.query"], r=2)
+    with pytest.raises(ValueError, match="adapters already"):
+        inject(net, ["layer.0.output.dense"], r=2)
+
+
+@pytest.mark.parametrize("head", [[], ["classifier"], ["classifier", "classifier2"]], ids=str)
+def test_only_adapters_and_head_train(head: list[str]) -> None:
+    net = model()
+    inject(net, ["query", "output.dense"], r=2, exclude=["classifier", "classifier2"])
+    mark_trainable(net, head)
+    trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    adapters = {f"{name}.{part}" for name in adapter_layers(net) for part in ("lora_A", "lora_B", "lora_c")}
+    heads = {f"{name}.{key}" for name in head for key, _ in net.get_submodule(name).named_parameters()}
+    assert trained == adapters | heads
+    assert len(adapters) == 18
+
+
+def test_mark_trainable_takes_back_what_trained_before() -> None:
+    net = model()
+    layers = inject(net, ["attention.query"], r=2)
+    net.requires_grad_(True)
+    mark_trainable(net)
+    assert all(not p.requires_grad for layer in layers.values() for p in layer.base.parameters())
+    assert not net["embeddings"].weight.requires_grad
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_mode_is_inherited(training: bool) -> None:
+    layers = inject(model().train(training), ["attention.query"], r=2, dropout=0.5)
+    assert all(module.training is training for layer in layers.values() for module in layer.modules())
+    assert all(isinstance(layer, DoRALinear) for layer in layers.values())

@@ -1,0 +1,33 @@
+"""Fixtures: a hub.root of tiny models and data, and no way out to the network or into the user's caches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny import GLUE, glue_rows, tiny_roberta, write_dataset, write_model
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+
+@pytest.fixture(scope="session")
+def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub.root with every GLUE task in a few rows, and a tiny model under roberta-base's name."""
+    root = tmp_path_factory.mktemp("hub")
+    write_model(root / "models" / "FacebookAI" / "roberta-base", tiny_roberta())
+    for subset in GLUE:
+        splits = ["validation_matched", "validation_mismatched"] if subset == "mnli" else ["validation"]
+        tables = {"train": glue_rows(subset, 40, 0)} | {split: glue_rows(subset, 18, 7) for split in splits}
+        write_dataset(root / "datasets" / "nyu-mll" / "glue", subset, tables)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or leaves anything in the user's caches of data sets."""
+    import datasets
+
+    folder = tmp_path_factory.getbasetemp() / "hf_datasets"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dynarank.training.data import LengthGroupedSampler
+
+LENGTHS = np.random.default_rng(0).integers(3, 60, size=1003)
+
+
+def order(seed: int = 1, epoch: int = 0, batch_size: int = 16) -> np.ndarray:
+    sampler = LengthGroupedSampler(LENGTHS, batch_size, seed)
+    sampler.set_epoch(epoch)
+    return np.array(list(sampler))
+
+
+def test_every_row_once() -> None:
+    assert sorted(order()) == list(range(1003))
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    assert (order(epoch=3) == order(epoch=3)).all()
+    assert (order(epoch=3) != order(epoch=4)).any()
+    assert (order(seed=1) != order(seed=2)).any()
+
+
+def test_batches_hold_rows_of_like_length() -> None:
+    def padding(rows: np.ndarray) -> int:
+        batches = [LENGTHS[rows[start : start + 16]] for start in range(0, len(rows), 16)]
+        return sum(int(batch.max() * len(batch) - batch.sum()) for batch in batches)
+
+    random = np.random.default_rng(1).permutation(1003)
+    assert padding(order()) < 0.3 * padding(random)
+
+
+def test_batches_are_shuffled_not_longest_first() -> None:
+    means = [LENGTHS[order()[start : start + 16]].mean() for start in range(0, 992, 16)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 2000])
+def test_any_batch_size(batch_size: int) -> None:
+    assert sorted(order(batch_size=batch_size)) == list(range(1003))

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dynarank import inject, mark_trainable
+from dynarank.training.config import OptimizerConfig
+from dynarank.training.optimizer import build_optimizer, parameter_groups, resolve_total_steps
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    net = nn.ModuleDict({"body": nn.Linear(6, 6), "head": nn.Linear(6, 2)})
+    inject(net, ["body"], r=3)
+    mark_trainable(net, ["head"])
+    return net
+
+
+def test_c_and_biases_do_not_decay_and_the_base_is_in_no_group(model: nn.Module) -> None:
+    decayed, plain = parameter_groups(model, 0.01)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {"body.lora_A", "body.lora_B", "head.weight"}
+    assert {names[id(p)] for p in plain["params"]} == {"body.lora_c", "head.bias"}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
+
+
+def test_rate_rises_over_the_warmup_and_ends_at_zero(model: nn.Module) -> None:
+    built = build_optimizer(model, OptimizerConfig(warmup=0.1), lr=1.0, total_steps=100)
+    optimizer, scheduler = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(100):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:11] == pytest.approx([i / 10 for i in range(11)])
+    assert rates[55] == pytest.approx(0.5)
+    assert scheduler.get_last_lr()[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("batches", "epochs", "accumulate", "max_steps", "total"),
+    [(10, 3, 1, None, 30), (10, 3, 4, None, 9), (10, 3, 4, 5, 5), (10, 3, 1, 100, 30), (1, 1, 8, None, 1)],
+)
+def test_total_steps(batches: int, epochs: int, accumulate: int, max_steps: int | None, total: int) -> None:
+    assert resolve_total_steps(batches, epochs, accumulate, max_steps) == total
+
+
+def test_build_optimizer_trains_only_what_requires_gradients(model: nn.Module) -> None:
+    optimizer = build_optimizer(model, OptimizerConfig(), lr=0.1, total_steps=10)["optimizer"]
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == 6 * 3 * 2 + 3 + 14
