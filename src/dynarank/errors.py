@@ -11,8 +11,7 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence for an error about an unknown name: the nearest known ones, and all of them."""
+    """A sentence for an error about an unknown name: the nearest known ones, or all where none is near."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    guess = f"Did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
-    return f"{guess}Known: {', '.join(known)}"
+    return f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Known: {', '.join(known)}"

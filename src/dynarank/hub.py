@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,27 @@ class ModelConfig:
             raise ValueError("model.targets = []: name at least one linear layer, or null for the known ones")
         if not self.lr_scale > 0:
             raise ValueError(f"model.lr_scale = {self.lr_scale}: must be above 0")
+
+
+class HubSilent(UserError):
+    """Something is nowhere locally, and the hub does not answer."""
+
+    def __init__(self, kind: str, field: str, path: str, root: str | None, reason: str) -> None:
+        self.kind, self.field, self.path, self.root, self.reason = kind, field, path, root, reason
+        super().__init__(hub_silent_message([self]))
+
+
+def hub_silent_message(errors: Sequence[HubSilent]) -> str:
+    """One message for all that is missing, with the remedies once."""
+    what = " and ".join(f"{error.field} = {error.path}" for error in errors)
+    where = f"under hub.root ({errors[0].root})" if errors[0].root else "locally (hub.root is not set)"
+    places = " and ".join(f"DIR/{error.kind}/{error.path}" for error in errors)
+    return (
+        f"{what}: not found {where}, not in the hub's cache, and the hub does not answer ({errors[0].reason}).\n"
+        f"  With a local copy: hub.root=DIR or DYNARANK_HUB=DIR, with {places} in the hub's layout,\n"
+        f"                     or {' '.join(f'{error.field}=FOLDER' for error in errors)}\n"
+        "  With no network:   python train.py experiment=quickstart"
+    )
 
 
 @dataclass(frozen=True)
@@ -132,13 +154,7 @@ def _ask_hub(kind: str, field: str, path: str, root: str | None, revision: str |
             failure = f"{type(error).__name__}: {error}".splitlines()[0]
             _go_offline(failure)
     if not _cached(kind, path, revision):
-        where = f"under hub.root ({root})" if root else "locally (hub.root is not set)"
-        raise UserError(
-            f"{field} = {path}: not found {where}, not in the hub's cache, and the hub does not answer ({failure}).\n"
-            f"  With a local copy: hub.root=DIR or DYNARANK_HUB=DIR, where DIR/{kind}/{path} is in the hub's layout, "
-            f"or {field}=FOLDER\n"
-            "  With no network:   python train.py experiment=quickstart"
-        )
+        raise HubSilent(kind, field, path, root, failure)
 
 
 _offline_because: list[str] = []

@@ -12,29 +12,29 @@ from transformers.pytorch_utils import Conv1D
 from dynarank.adapters.inject import find_linears, inject
 from dynarank.adapters.targets import KNOWN_TARGETS
 
-BERT = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
-BART = dict(d_model=8, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2)
-BART |= dict(encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-BART |= dict(decoder_start_token_id=2, forced_eos_token_id=2)
-T5 = dict(d_model=8, d_kv=4, d_ff=16, num_layers=2, num_decoder_layers=2, num_heads=2)
-LLAMA = BERT | dict(num_key_value_heads=1, head_dim=4)
-RELATIVE = BERT | dict(relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=8)
+BERT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+BART = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+BART |= {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BART |= {"decoder_start_token_id": 2, "forced_eos_token_id": 2}
+T5 = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
+LLAMA = BERT | {"num_key_value_heads": 1, "head_dim": 4}
+RELATIVE = BERT | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 8}
 
 CONFIGS: dict[str, list[dict[str, Any]]] = {
     "bert": [BERT],
     "roberta": [BERT],
     "xlm-roberta": [BERT],
-    "electra": [BERT | dict(embedding_size=4)],
+    "electra": [BERT | {"embedding_size": 4}],
     "mpnet": [BERT],
     "deberta": [BERT, RELATIVE],
-    "deberta-v2": [BERT, RELATIVE | dict(share_att_key=True), RELATIVE | dict(share_att_key=False)],
-    "distilbert": [dict(dim=8, n_layers=2, n_heads=2, hidden_dim=16)],
+    "deberta-v2": [BERT, RELATIVE | {"share_att_key": True}, RELATIVE | {"share_att_key": False}],
+    "distilbert": [{"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 16}],
     "bart": [BART],
     "mbart": [BART],
     "marian": [BART],
-    "t5": [T5, T5 | dict(feed_forward_proj="gated-gelu")],
-    "mt5": [T5 | dict(feed_forward_proj="gated-gelu")],
-    "gpt2": [dict(n_embd=8, n_layer=2, n_head=2)],
+    "t5": [T5, T5 | {"feed_forward_proj": "gated-gelu"}],
+    "mt5": [T5 | {"feed_forward_proj": "gated-gelu"}],
+    "gpt2": [{"n_embd": 8, "n_layer": 2, "n_head": 2}],
     "llama": [LLAMA],
     "mistral": [LLAMA],
     "qwen2": [LLAMA],
@@ -70,14 +70,8 @@ def test_all_of_attention_and_feed_forward_and_none_of_the_head(kind: str, index
     ]
     head = head_modules(model)
     assert head, "the model has no head to leave alone"
-    targets = [target for target in KNOWN_TARGETS[kind] if not absent_here(kind, index, target)]
-    assert find_linears(model, targets, exclude=head) == body
+    assert find_linears(model, KNOWN_TARGETS[kind], exclude=head) == body
     assert len(body) >= 8
-
-
-def absent_here(kind: str, index: int, target: str) -> bool:
-    """DeBERTa's position projections exist only under relative attention."""
-    return kind == "deberta" and index == 0 and "pos_" in target
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "t5", "llama"])

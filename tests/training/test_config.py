@@ -29,7 +29,7 @@ def test_every_file_composes_to_a_valid_configuration(file: Path) -> None:
 @pytest.mark.parametrize("file", [*FILES, Path("train.yaml")], ids=str)
 def test_every_value_of_a_file_has_a_comment_or_a_name_that_says_all(file: Path) -> None:
     plain = {"name", "family", "path", "subset", "text_columns", "labels", "metrics", "max_length", "epochs", "target",
-             "accelerator", "validation_splits", "dir", "subdir"}  # fmt: skip
+             "accelerator", "validation_splits", "dir", "subdir", "app_name", "header", "template", "footer"}  # fmt: skip
     for line in (CONF / file).read_text().splitlines():
         key, _, value = line.strip().partition(":")
         if value.strip() and not line.strip().startswith(("#", "-")) and "{" not in line:

