@@ -140,6 +140,6 @@ def _reason(error: Exception, folder: Path) -> str:
     """The first line of what went wrong underneath; an empty parquet file, which datasets chokes on, by its name."""
     from pyarrow import parquet
 
-    empty = [str(file) for file in folder.rglob("*.parquet") if parquet.read_metadata(file).num_rows == 0]
+    empty = [str(file) for file in sorted(folder.rglob("*.parquet")) if parquet.read_metadata(file).num_rows == 0]
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     return f"{empty[0]} is empty" if empty else f"{type(cause).__name__}: {cause}".splitlines()[0]
