@@ -1,8 +1,8 @@
 """Fine-tune a model with dynamic rank distribution.
 
-    python train.py task=cola budget=r8
-    python train.py -m dem.eta=0,0.1 budget.init=2,4,8
-    python train.py experiment=quickstart
+python train.py task=cola budget=r8
+python train.py -m dem.eta=0,0.1 budget.init=2,4,8
+python train.py experiment=quickstart
 """
 
 from pathlib import Path

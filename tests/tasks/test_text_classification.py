@@ -38,7 +38,10 @@ def test_rows_arrive_as_they_are(tmp_path: Path) -> None:
 
 
 BAD_ROWS = [
-    ({"text": ["a"], "label": [0]}, r"'train' has no column 'sentence'; it has text, label\. Name yours in task\.text_columns"),
+    (
+        {"text": ["a"], "label": [0]},
+        r"'train' has no column 'sentence'; it has text, label\. Name yours in task\.text_columns",
+    ),
     ({"sentence": ["a"], "labels": [0]}, r"no column 'label'; it has sentence, labels\. Name yours in task\.label_column"),
     ({"sentence": ["a", "b"], "label": [0, 2]}, r"'train', row 1: label = 2 is not a class from 0 to 1 \(unacceptable, acc"),
     ({"sentence": ["a", "b"], "label": [-1, -1]}, r"row 0: label = -1 .*\(2 such rows\)"),

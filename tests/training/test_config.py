@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import CONF, compose
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from tiny import CONF, compose
 
 from dynarank.errors import UserError
 from dynarank.training.command import user_errors

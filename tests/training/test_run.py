@@ -53,7 +53,7 @@ def test_metrics_json_says_what_the_run_was(finished: Results) -> None:
     assert record["metrics"]["matthews"] == finished.score
     assert (record["task"], record["method"], record["seed"], record["total_steps"]) == ("cola", "dora", 1, 15)
     ranks = read(finished, "ranks.json")
-    sizes = {name: 48 if "intermediate" in name or name.endswith("r.0.output.dense") or name.endswith("r.1.output.dense")
+    sizes = {name: 48 if "intermediate" in name or name.endswith(("r.0.output.dense", "r.1.output.dense"))
              else 32 for name in ranks}  # fmt: skip
     assert record["adapter_parameters"] == sum(rank * sizes[name] for name, rank in ranks.items())
     assert record["head_parameters"] == 16 * 16 + 16 + 16 * 2 + 2
@@ -160,7 +160,11 @@ def test_max_steps_inside_an_epoch_is_scored_and_exported(hub_root: Path, tmp_pa
 @pytest.mark.parametrize("task", ["mrpc", "stsb", "mnli"])
 def test_other_shapes_of_task(task: str, hub_root: Path, tmp_path: Path) -> None:
     results = run(configure(tmp_path, hub_root, f"task={task}", "dem=off"))
-    names = {"mrpc": {"accuracy", "f1"}, "stsb": {"pearson", "spearman"}, "mnli": {"matched/accuracy", "mismatched/accuracy"}}
+    names = {
+        "mrpc": {"accuracy", "f1"},
+        "stsb": {"pearson", "spearman"},
+        "mnli": {"matched/accuracy", "mismatched/accuracy"},
+    }
     assert set(results.metrics) == names[task]
     assert results.components_kept == 24
 

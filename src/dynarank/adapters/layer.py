@@ -32,8 +32,10 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.Linear):  # also 4-bit linears, whose packed weight has another shape
         return module.in_features, module.out_features
     if _is_conv1d(module):
-        d_in, d_out = module.weight.shape
-        return int(d_in), int(d_out)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        d_in, d_out = weight.shape
+        return d_in, d_out
     raise TypeError(f"cannot adapt a {type(module).__name__}: it is neither nn.Linear nor Conv1D")
 
 

@@ -17,7 +17,7 @@ def _share(fraction: float, total: int) -> int:
 def budget_schedule(t: int, init: float, target: float, total: int, warmup: float, final: float) -> float:
     """b(t) of Eq. 9, in the form that reaches bT (the paper's print does not; the authors' code does).
 
-        b = b0 until t_i;  b0 - (b0 - bT) p^3 with p = (t - t_i) / (T - t_f - t_i) until T - t_f;  then bT
+    b = b0 until t_i;  b0 - (b0 - bT) p^3 with p = (t - t_i) / (T - t_f - t_i) until T - t_f;  then bT
     """
     start, freeze = _share(warmup, total), total - _share(final, total)
     if t >= freeze:

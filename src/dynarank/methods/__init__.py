@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynarank.registry import lookup
 
@@ -17,7 +17,7 @@ METHODS = {
 }
 
 
-def build_method(config: MethodConfig, budget: BudgetConfig, dem: DemConfig) -> Method:
+def build_method(config: MethodConfig, budget: BudgetConfig, dem: DemConfig) -> Method[Any]:
     """The method that a configuration describes. Raises `UserError` for an unknown name."""
-    method: Method = lookup("method.name", config.name, METHODS)(config, budget, dem)
+    method: Method[Any] = lookup("method.name", config.name, METHODS)(config, budget, dem)
     return method

@@ -28,9 +28,7 @@ class DoRA(Method[DoRAConfig]):
 
     def allocator(self, total_steps: int) -> RankAllocator:
         budget = self.budget
-        schedule = BudgetSchedule(
-            budget.initial, budget.target, total_steps, budget.warmup, budget.final, budget.interval
-        )
+        schedule = BudgetSchedule(budget.initial, budget.target, total_steps, budget.warmup, budget.final, budget.interval)
         return RankAllocator(self.layers, schedule, self.config.beta, budget.regrow)
 
     def penalty(self) -> Tensor | None:

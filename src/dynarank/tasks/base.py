@@ -111,7 +111,9 @@ def _cache_dir(folder: Path) -> str | None:
         return None
     import datasets
 
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()
+    ]
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
     return str(Path(datasets.config.HF_DATASETS_CACHE) / f"dynarank-{digest}")
 

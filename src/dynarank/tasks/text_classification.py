@@ -90,12 +90,13 @@ class TextClassification(Task):
             return {**encoded, "labels": [cast(value) for value in batch[label]]}
 
         # By our own key: the tokenizer's pickle, which datasets would hash, changes with every use of it.
-        vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(sorted(tokenizer.get_vocab().items()))
+        vocabulary = (
+            tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(sorted(tokenizer.get_vocab().items()))
+        )
         key = (dataset._fingerprint, type(tokenizer).__name__, vocabulary, columns, label, self.config.max_length, cast)
-        encoded = dataset.map(
+        return dataset.map(
             rows, batched=True, remove_columns=dataset.column_names, new_fingerprint=Hasher.hash(tuple(map(str, key)))
         )
-        return encoded
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
         from transformers import DataCollatorWithPadding

@@ -44,7 +44,9 @@ def _message(error: Exception, conf: Path) -> str | None:
         reason = f" {cause}" if isinstance(cause, OmegaConfBaseException) else ""
         lines = [line.strip() for line in f"{error}{reason}".splitlines()]
         internal = ("object_type=", "reference_type=", "full_key:")
-        return "\n  ".join([*(line for line in lines if line and not line.startswith(internal)), *_hints(sys.argv[1:], conf)])
+        return "\n  ".join(
+            [*(line for line in lines if line and not line.startswith(internal)), *_hints(sys.argv[1:], conf)]
+        )
     if isinstance(error, OSError) and error.filename is not None and _in_hydra(error):
         return f"the output folder {error.filename} cannot be written ({error.strerror}). Choose another: hydra.run.dir=DIR"
     return None
@@ -64,7 +66,9 @@ def _hints(overrides: list[str], conf: Path) -> Iterator[str]:
     """For each override whose name or group value is unknown, the nearest known ones."""
     from dynarank.training.config import setting_names
 
-    groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in conf.iterdir() if folder.is_dir()}
+    groups = {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in conf.iterdir() if folder.is_dir()
+    }
     settings = setting_names()
     for override in overrides:
         name, _, value = override.lstrip("+~").partition("=")

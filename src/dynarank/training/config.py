@@ -175,7 +175,8 @@ def refuse_unknown(composed: Any, prefix: str = "") -> None:
     """Raise `UserError` for a key that the schema lacks: `+key=value` would add it, and nothing would read it."""
     from omegaconf import DictConfig, OmegaConf
 
-    known = [entry.name for entry in dataclasses.fields(OmegaConf.get_type(composed))]
+    schema: Any = OmegaConf.get_type(composed)
+    known = [entry.name for entry in dataclasses.fields(schema)]
     for key in composed:
         if key not in known:
             raise UserError(f"{prefix}{key} is not a setting. {nearest(key, known)}")

@@ -78,8 +78,7 @@ class TaskData(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         return [
-            self._loader(data, np.argsort(-lengths(data), kind="stable").tolist())
-            for data in self.task.validation.values()
+            self._loader(data, np.argsort(-lengths(data), kind="stable").tolist()) for data in self.task.validation.values()
         ]
 
     def _loader(self, dataset: object, order: Sampler[int] | list[int]) -> DataLoader[Batch]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from dynarank.methods.base import Method
 from dynarank.tasks.base import Batch, Task
@@ -76,7 +77,7 @@ class FineTuning(LightningModule):
     def on_validation_epoch_end(self) -> None:
         scores: dict[str, float] = {}
         for index, metrics in enumerate(self.validation_metrics):
-            assert hasattr(metrics, "compute") and hasattr(metrics, "reset")
+            assert isinstance(metrics, MetricCollection)
             scores.update({self._label(index) + name: float(value) for name, value in metrics.compute().items()})
             metrics.reset()
         chosen = scores[self.task.config.select]

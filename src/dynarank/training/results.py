@@ -115,7 +115,9 @@ def summary_rows(results: Results) -> Mapping[str, str]:
         ranks = results.ranks.values()
         rows["ranks"] = f"{min(ranks)} to {max(ranks)} in {len(ranks)} matrices (budget: {results.budget_target} on average)"
     share = 100 * results.adapter_parameters / results.model_parameters
-    rows["parameters"] = f"{results.adapter_parameters:,} adapter ({share:.2f} % of the model), {results.head_parameters:,} head"
+    rows["parameters"] = (
+        f"{results.adapter_parameters:,} adapter ({share:.2f} % of the model), {results.head_parameters:,} head"
+    )
     rows["steps"] = f"{results.total_steps:,} in {results.seconds:.0f} s"
     folder = Path(results.output_dir)
     if folder.is_relative_to(Path.cwd()):

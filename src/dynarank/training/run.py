@@ -196,9 +196,7 @@ def score_last(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> dict[
     return {name: value for name, value in module.history[-1].items() if name not in ("epoch", "step")}
 
 
-def restore_best(
-    trainer: pl.Trainer, module: FineTuning, checkpoints: ModelCheckpoint, last_score: float
-) -> dict[str, Any]:
+def restore_best(trainer: pl.Trainer, module: FineTuning, checkpoints: ModelCheckpoint, last_score: float) -> dict[str, Any]:
     """Put the best weights at budget back; returns their epoch and step. The last ones stay where none are better."""
     best = checkpoints.best_model_score
     if best is None or float(best) <= (-math.inf if math.isnan(last_score) else last_score):
