@@ -29,20 +29,27 @@ def merge(model: nn.Module) -> nn.Module:
     """Add every adapter's update to its base weight and take the adapter away, in place; returns the model.
 
     Raises:
-        ValueError: a base weight is quantized, so that an update cannot be added to it.
+        ValueError: a base weight is quantized, so that an update cannot be added to it; the model is left as it was.
     """
-    for name, layer in adapter_layers(model).items():
-        weight = layer.base.weight
-        assert isinstance(weight, Tensor)
-        delta = layer.delta_weight()  # (d_out, d_in)
-        if not weight.is_floating_point():
-            raise ValueError(f"{name} has a {weight.dtype} weight: load the base model unquantized to merge")
+    layers = adapter_layers(model)
+    for name, layer in layers.items():
+        if not _weight(layer).is_floating_point():
+            raise ValueError(f"{name} has a {_weight(layer).dtype} weight: load the base model unquantized to merge")
+    for name, layer in layers.items():
+        weight, delta = _weight(layer), layer.delta_weight()  # (d_out, d_in)
         if not isinstance(layer.base, nn.Linear):
             delta = delta.T  # Conv1D holds (d_in, d_out)
-        weight.copy_((weight.to(delta.dtype) + delta).to(weight.dtype))
+        wide = torch.promote_types(weight.dtype, delta.dtype)
+        weight.copy_((weight.to(wide) + delta.to(wide)).to(weight.dtype))
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.base)
     return model
+
+
+def _weight(layer: DoRALinear) -> Tensor:
+    weight = layer.base.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def write_peft_adapter(

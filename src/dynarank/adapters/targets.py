@@ -13,7 +13,7 @@ KNOWN_TARGETS: dict[str, list[str]] = {
     "xlm-roberta": _BERT,
     "electra": _BERT,
     "mpnet": ["attn.q", "attn.k", "attn.v", "attn.o", "intermediate.dense", "output.dense"],
-    "deberta": ["in_proj", r".*\.pos_(q_)?proj", "attention.output.dense", "intermediate.dense", "output.dense"],
+    "deberta": [r".*\.(in_proj|pos_proj|pos_q_proj)", "attention.output.dense", "intermediate.dense", "output.dense"],
     "deberta-v2": [r".*\.(pos_)?(query|key|value)_proj", "attention.output.dense", "intermediate.dense", "output.dense"],
     "distilbert": ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"],
     "bart": _BART,

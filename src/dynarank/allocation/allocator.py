@@ -123,8 +123,8 @@ class RankAllocator:
         """Take up a state. Raises `ValueError` where it belongs to other layers or another schedule, saying which."""
         mine = self.state_dict()
         for key in ("layers", "schedule"):
-            if state[key] != mine[key]:
-                theirs, ours = state[key], mine[key]
+            theirs, ours = state[key], mine[key]
+            if list(theirs.items()) != list(ours.items()):  # their order counts: e is laid out by it
                 differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
                 first = differing[0] if differing else "order"
                 raise ValueError(

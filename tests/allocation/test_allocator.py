@@ -1,0 +1,409 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dynarank.adapters.inject import adapter_layers, inject, mark_trainable
+from dynarank.adapters.layer import DoRALinear
+from dynarank.allocation.allocator import RankAllocator, top_components
+from dynarank.allocation.schedule import BudgetSchedule
+
+WIDTH = 8
+
+
+def adapters(*coefficients: Sequence[float]) -> dict[str, DoRALinear]:
+    """Layers "a", "b", ... of orthonormal components, so that s_i = |c_i| / ||c||."""
+    layers = {}
+    for name, c in zip("abcdefgh", coefficients, strict=False):
+        layers[name] = DoRALinear(nn.Linear(WIDTH, WIDTH), r=len(c))
+        with torch.no_grad():
+            layers[name].lora_A.copy_(torch.eye(WIDTH)[: len(c)])
+            layers[name].lora_B.copy_(torch.eye(WIDTH)[:, : len(c)])
+            layers[name].lora_c.copy_(torch.tensor(c))
+    return layers
+
+
+def schedule(init: float, target: float, **changes: Any) -> BudgetSchedule:
+    """Ten steps: pruning at every one until the freeze at step 5."""
+    plan = {"init": init, "target": target, "total": 10, "warmup": 0.0, "final": 0.5, "interval": 1}
+    return BudgetSchedule(**plan | changes)
+
+
+def nonzero(layers: dict[str, DoRALinear]) -> dict[str, list[int]]:
+    """Indices of the components that the forward pass uses, seen from its output alone."""
+    used = {}
+    for name, layer in layers.items():
+        x = torch.eye(WIDTH)[: layer.r]
+        used[name] = (layer(x) - layer.base(x)).abs().sum(1).nonzero().flatten().tolist()
+    return used
+
+
+def allocator(layers: dict[str, DoRALinear], target: float = 1, **options: Any) -> RankAllocator:
+    init = max(layer.r for layer in layers.values())
+    return RankAllocator(layers, schedule(init, target), **options)
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_zero_scores_keep_the_first_components(count: int) -> None:
+    layers = adapters([1, 1, 1], [1], [1, 1])
+    kept = allocator(layers).prune(count)
+    assert kept.tolist() == [index < count for index in range(6)]
+    used = [name + str(i) for name, indices in nonzero(layers).items() for i in indices]
+    assert used == ["a0", "a1", "a2", "b0", "c0", "c1"][:count]
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_equal_scores_keep_the_first_components(count: int) -> None:
+    layers = adapters([1, -1], [2, 2], [-3, -3], [0.5, 0.5])
+    ranks = allocator(layers)
+    ranks.update()
+    ranks.prune(count)
+    assert list(ranks.ranks().values()) == [min(2, max(0, count - 2 * layer)) for layer in range(4)]
+
+
+@settings(deadline=None, max_examples=40, database=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=8), st.data())
+def test_keeps_exactly_the_best_with_ties_to_the_earlier(scores: list[list[int]], data: st.DataObject) -> None:
+    layers = adapters(*([1.0] * len(layer) for layer in scores))
+    flat = [score for layer in scores for score in layer]
+    count = data.draw(st.integers(0, len(flat)))
+    ranks = allocator(layers)
+    ranks.ema = torch.tensor(flat, dtype=torch.float32)
+    kept = ranks.prune(count)
+    best = set(sorted(range(len(flat)), key=lambda i: (-flat[i], i))[:count])
+    assert kept.tolist() == [i in best for i in range(len(flat))]
+    assert torch.cat([layer.lora_c for layer in layers.values()]).ne(0).tolist() == kept.tolist()
+    assert int(ranks.active_count()) == count
+
+
+def test_more_ties_than_a_sort_keeps_in_order_by_chance() -> None:
+    kept = top_components(torch.zeros(5000), 1234)
+    assert kept[:1234].all()
+    assert not kept[1234:].any()
+
+
+@pytest.mark.parametrize(("count", "kept"), [(-1, 0), (0, 0), (3, 3), (4, 3)])
+def test_the_count_is_clipped(count: int, kept: int) -> None:
+    assert int(top_components(torch.rand(3), count).sum()) == kept
+
+
+def test_pruning_leaves_A_and_B() -> None:
+    layers = adapters([3, 2, 1])
+    before = {key: value.clone() for key, value in layers["a"].state_dict().items() if key != "lora_c"}
+    allocator(layers).prune(1)
+    after = layers["a"].state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert after["lora_c"].tolist() == [3, 0, 0]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_layers_compete_with_each_other_by_their_own_shares(factor: float) -> None:
+    layers = adapters([1, 0.1, 0.1], [factor, factor, factor])
+    ranks = RankAllocator(layers, schedule(3, 2))
+    for _ in range(10):
+        ranks.step()
+    assert ranks.ranks() == {"a": 1, "b": 3}
+    assert nonzero(layers) == {"a": [0], "b": [0, 1, 2]}
+
+
+def test_keeping_all_prunes_nothing() -> None:
+    layers = adapters([3, 2, 1], [1, 1, 1])
+    before = {name: layer.lora_c.tolist() for name, layer in layers.items()}
+    ranks = RankAllocator(layers, schedule(3, 3))
+    pruned = [ranks.step() for _ in range(10)]
+    assert {name: layer.lora_c.tolist() for name, layer in layers.items()} == before
+    assert all(layer.mask.all() for layer in layers.values())
+    assert ranks.frozen
+    assert pruned == [True] * 5 + [False] * 5
+
+
+def test_keeping_none_leaves_the_base() -> None:
+    layers = adapters([3, 2, 1], [1, 1, 1])
+    ranks = RankAllocator(layers, schedule(3, 0))
+    for _ in range(10):
+        ranks.step()
+    assert ranks.ranks() == {"a": 0, "b": 0}
+    x = torch.randn(2, WIDTH)
+    assert all(torch.equal(layer(x), layer.base(x)) for layer in layers.values())
+
+
+def test_a_layer_may_end_with_rank_zero_and_training_goes_on() -> None:
+    layers = adapters([1, 1], [1, 0.01, 0.01, 0.01])
+    ranks = RankAllocator(layers, schedule(3, 1))
+    ranks.ema = torch.tensor([1.0, 1.0, 0, 0, 0, 0])
+    ranks.freeze(ranks.prune(2))
+    assert ranks.ranks() == {"a": 2, "b": 0}
+    loss = sum(layer(torch.randn(2, WIDTH)).square().sum() for layer in layers.values())
+    loss.backward()
+    assert not layers["b"].lora_A.grad.any()
+    assert ranks.step() is False
+
+
+def test_scores_are_smoothed_at_every_step_until_the_freeze() -> None:
+    layers = adapters([3, 4], [1])
+    ranks = RankAllocator(layers, schedule(2, 0, warmup=0.3), beta=0.75)
+    expected = torch.zeros(3)
+    for t in range(1, 3):
+        ranks.step()
+        expected = 0.75 * expected + 0.25 * torch.tensor([0.6, 0.8, 1.0])
+        torch.testing.assert_close(ranks.ema, expected)
+        assert ranks.t == t
+    for _ in range(3):
+        ranks.step()
+    assert ranks.frozen
+    at_freeze = ranks.ema.clone()
+    with torch.no_grad():
+        layers["a"].lora_c.fill_(100)
+    for _ in range(3):
+        assert ranks.step() is False
+    assert torch.equal(ranks.ema, at_freeze)
+    assert ranks.t == 8
+
+
+def test_budget_is_the_schedules_at_this_step() -> None:
+    ranks = RankAllocator(adapters([1, 1, 1]), schedule(3, 1))
+    seen = [ranks.budget()]
+    for _ in range(10):
+        ranks.step()
+        seen.append(ranks.budget())
+    assert seen == [ranks.schedule.budget(t) for t in range(11)]
+
+
+def grow(layer: DoRALinear, value: float) -> None:
+    """What the gradient might do to a component that was pruned."""
+    with torch.no_grad():
+        layer.lora_c[1] = value
+
+
+@pytest.mark.parametrize("regrow", [True, False])
+def test_a_pruned_component_returns_only_with_regrow(regrow: bool) -> None:
+    layers = adapters([1, 0.1, 0.5])
+    ranks = RankAllocator(layers, schedule(3, 2), beta=0.1, regrow=regrow)
+    ranks.update()
+    ranks.prune(2)
+    assert nonzero(layers) == {"a": [0, 2]}
+    grow(layers["a"], 5.0)
+    assert nonzero(layers) == {"a": [0, 1, 2] if regrow else [0, 2]}
+    assert int(ranks.active_count()) == (3 if regrow else 2)
+    for _ in range(3):
+        ranks.update()
+        ranks.prune(2)
+        grow(layers["a"], 5.0)
+    ranks.prune(2)
+    assert nonzero(layers) == {"a": [0, 1] if regrow else [0, 2]}
+
+
+def test_without_regrow_a_larger_count_brings_nothing_back() -> None:
+    layers = adapters([1, 1, 1])
+    ranks = allocator(layers, regrow=False)
+    ranks.prune(1)
+    grow(layers["a"], 5.0)
+    ranks.prune(3)
+    assert nonzero(layers) == {"a": [0]}
+
+
+class Training:
+    """A small regression with two adapted layers; everything in it is deterministic."""
+
+    def __init__(self, regrow: bool = True, optimizer: str = "adamw") -> None:
+        torch.manual_seed(3)
+        self.model = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 4))
+        self.x, self.y = torch.randn(16, 6), torch.randn(16, 4)
+        self.layers = inject(self.model, ["0", "2"], r=4)
+        mark_trainable(self.model)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        if optimizer == "adamw":
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, lr=0.02, weight_decay=0.1)
+        else:
+            self.optimizer = torch.optim.SGD(trained, lr=0.02, momentum=0.9, weight_decay=0.1)
+        plan = BudgetSchedule(init=4, target=2, total=40, warmup=0.1, final=0.4, interval=3)
+        self.ranks = RankAllocator(self.layers, plan, regrow=regrow)
+
+    def step(self) -> bool:
+        self.optimizer.zero_grad()
+        nn.functional.mse_loss(self.model(self.x), self.y).backward()
+        self.optimizer.step()
+        return self.ranks.step()
+
+    def save(self) -> bytes:
+        buffer = io.BytesIO()
+        parts = {"model": self.model, "optimizer": self.optimizer, "ranks": self.ranks}
+        torch.save({name: part.state_dict() for name, part in parts.items()}, buffer)
+        return buffer.getvalue()
+
+    def load(self, saved: bytes) -> None:
+        state = torch.load(io.BytesIO(saved), weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ranks.load_state_dict(state["ranks"])
+
+
+def used_components(training: Training) -> list[bool]:
+    """Whether each component changes its layer's map, found by taking it away."""
+    used: list[bool] = []
+    for layer in training.layers.values():
+        full = layer.delta_weight()
+        for i in range(layer.r):
+            kept = layer.lora_c.data[i].clone()
+            layer.lora_c.data[i] = 0
+            used.append(not torch.equal(layer.delta_weight(), full))
+            layer.lora_c.data[i] = kept
+    return used
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("regrow", [True, False])
+def test_counts_follow_the_schedule_along_a_training(regrow: bool, optimizer: str) -> None:
+    training = Training(regrow, optimizer)
+    ranks, plan = training.ranks, training.ranks.schedule
+    prunings, regrown = [], False
+    before = [True] * 8
+    for t in range(1, 41):
+        pruned = training.step()
+        used = used_components(training)
+        assert sum(used) == int(ranks.active_count()) == sum(ranks.ranks().values())
+        assert ranks.frozen is (t >= 24)
+        if pruned:
+            prunings.append(t)
+            assert sum(used) == plan.keep(t, 2)
+        elif t > 24:
+            assert used == before
+        if t > 1:
+            returned = any(now and not then for now, then in zip(used, before, strict=True))
+            assert regrow or not returned
+            regrown |= returned
+        before = used
+    assert prunings == [6, 9, 12, 15, 18, 21, 24]
+    assert regrown is regrow
+    assert sum(before) == 4
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_after_the_freeze_no_optimizer_wakes_a_pruned_component(optimizer: str) -> None:
+    training = Training(optimizer=optimizer)
+    for _ in range(24):
+        training.step()
+    frozen = [layer.mask.clone() for layer in training.layers.values()]
+    assert sum(int(mask.sum()) for mask in frozen) == 4
+    for _ in range(8):
+        training.step()
+        for layer, mask in zip(training.layers.values(), frozen, strict=True):
+            assert torch.equal(layer.mask, mask)
+            assert not layer.lora_c.grad[~mask].any()
+            kept = sum(
+                (layer.lora_c[i] * torch.outer(layer.lora_B[:, i], layer.lora_A[i]) for i in mask.nonzero().flatten()),
+                torch.zeros(layer.out_features, layer.in_features),
+            )
+            torch.testing.assert_close(layer.delta_weight(), layer.scaling * kept)
+    moved = torch.cat([layer.lora_c[~mask] for layer, mask in zip(training.layers.values(), frozen, strict=True)])
+    assert moved.any(), "the optimizer did not even try"
+
+
+def final_tensors(training: Training) -> dict[str, Tensor]:
+    return {**training.model.state_dict(), "ema": training.ranks.ema}
+
+
+@pytest.mark.parametrize("regrow", [True, False])
+@pytest.mark.parametrize("stop", [2, 13, 15, 24, 30])
+def test_a_resumed_run_equals_an_uninterrupted_one(stop: int, regrow: bool) -> None:
+    whole = Training(regrow)
+    for _ in range(40):
+        whole.step()
+    first, second = Training(regrow), Training(regrow)
+    for _ in range(stop):
+        first.step()
+    second.load(first.save())
+    assert (second.ranks.t, second.ranks.frozen) == (stop, stop >= 24)
+    for _ in range(40 - stop):
+        second.step()
+    expected = final_tensors(whole)
+    assert all(torch.equal(value, expected[key]) for key, value in final_tensors(second).items())
+    assert second.ranks.ranks() == whole.ranks.ranks()
+
+
+def test_a_saved_state_does_not_change_with_the_run() -> None:
+    training = Training()
+    for _ in range(5):
+        training.step()
+    state = training.ranks.state_dict()
+    ema = state["ema"].clone()
+    training.step()
+    assert state["t"] == 5
+    assert torch.equal(state["ema"], ema)
+
+
+OTHER_LAYERS: dict[str, list[tuple[str, int]]] = {
+    "another-name": [("a", 2), ("x", 3)],
+    "another-rank": [("a", 2), ("b", 2)],
+    "one-more": [("a", 2), ("b", 3), ("c", 1)],
+    "one-less": [("a", 2)],
+    "another-order": [("b", 3), ("a", 2)],
+}
+
+
+@pytest.mark.parametrize("others", OTHER_LAYERS.values(), ids=list(OTHER_LAYERS))
+def test_a_state_of_other_layers_is_refused(others: list[tuple[str, int]]) -> None:
+    state = RankAllocator(adapters([1, 2], [1, 2, 3]), schedule(3, 1)).state_dict()
+    layers = {name: DoRALinear(nn.Linear(WIDTH, WIDTH), r) for name, r in others}
+    ranks = RankAllocator(layers, schedule(3, 1))
+    with pytest.raises(ValueError, match="layers"):
+        ranks.load_state_dict({**state, "t": 3})
+    assert ranks.t == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"init": 4}, {"target": 2}, {"total": 11}, {"warmup": 0.1}, {"final": 0.4}, {"interval": 2}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_state_of_another_schedule_is_refused(change: dict[str, Any]) -> None:
+    state = allocator(adapters([1, 2, 3])).state_dict()
+    changed = RankAllocator(adapters([1, 2, 3]), schedule(**{"init": 3, "target": 1} | change))
+    with pytest.raises(ValueError, match=next(iter(change))):
+        changed.load_state_dict(state)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("parameter", ["lora_A", "lora_B", "lora_c"])
+def test_a_score_that_is_not_finite_names_its_layer_and_step(bad: float, parameter: str) -> None:
+    layers = adapters([1, 2], [1, 2, 3])
+    ranks = allocator(layers)
+    ranks.step()
+    ema = ranks.ema.clone()
+    with torch.no_grad():
+        getattr(layers["b"], parameter).view(-1)[0] = bad
+    with pytest.raises(FloatingPointError, match=r"step 2: .* of b is not finite"):
+        ranks.step()
+    assert torch.equal(ranks.ema, ema)
+
+
+def test_active_count_is_a_tensor_and_the_sum_of_the_ranks() -> None:
+    layers = adapters([1, 0, 2], [0, 0], [3])
+    layers["a"].mask[2] = False
+    ranks = allocator(layers)
+    assert isinstance(ranks.active_count(), Tensor)
+    assert ranks.ranks() == {"a": 1, "b": 0, "c": 1}
+    assert int(ranks.active_count()) == 2
+
+
+def test_takes_what_inject_gives_in_model_order() -> None:
+    training = Training()
+    assert list(training.ranks.ranks()) == list(adapter_layers(training.model)) == ["0", "2"]
+
+
+def test_no_layers_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no adapted layers"):
+        RankAllocator({}, schedule(2, 1))
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.0, float("nan")])
+def test_bad_beta_is_named(beta: float) -> None:
+    with pytest.raises(ValueError, match="beta"):
+        RankAllocator(adapters([1]), schedule(1, 1), beta=beta)

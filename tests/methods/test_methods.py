@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dynarank.allocation.config import BudgetConfig, DemConfig
+from dynarank.errors import UserError
+from dynarank.methods import build_method
+from dynarank.methods.config import DoRAConfig, MethodConfig
+
+
+def dora(**budget: Any) -> Any:
+    return build_method(DoRAConfig(name="dora"), BudgetConfig(**budget), DemConfig(eta=0.5))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 10), nn.Linear(10, 4), nn.Linear(4, 2)
+
+
+def test_dora_adapts_the_targets_and_leaves_the_head_to_train() -> None:
+    net, method = Net(), dora(target=2)
+    method.adapt(net, ["first", "second"], ["head"])
+    trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    factors = {f"{layer}.lora_{factor}" for layer in ("first", "second") for factor in "ABc"}
+    assert trained == factors | {"head.weight", "head.bias"}
+    assert all(layer.r == 3 for layer in method.layers.values())
+
+
+def test_dora_counts_what_its_nonzero_components_take() -> None:
+    net, method = Net(), dora(target=2)
+    method.adapt(net, ["first", "second"], ["head"])
+    method.layers["first"].lora_c.data[:] = torch.tensor([1.0, 0.0, 2.0])
+    assert method.ranks() == {"first": 2, "second": 0}
+    assert method.adapter_parameters() == 2 * (6 + 10)
+
+
+@pytest.mark.parametrize(("target", "millions"), [(2, 0.33), (8, 1.33)])
+def test_the_papers_budgets_on_roberta_base(target: int, millions: float) -> None:
+    from transformers import AutoModelForSequenceClassification, RobertaConfig
+
+    from dynarank.adapters.targets import KNOWN_TARGETS
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(RobertaConfig())
+    method = dora(target=target, init=target)
+    method.adapt(model, KNOWN_TARGETS["roberta"], ["classifier"])
+    assert len(method.layers) == 72
+    parameters = sum(layer.r * (layer.in_features + layer.out_features) for layer in method.layers.values())
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_the_penalty_is_eta_times_dem_or_nothing() -> None:
+    from dynarank import dem_penalty
+
+    net, method = Net(), dora(target=2)
+    method.adapt(net, ["first"], ["head"])
+    assert float(method.penalty()) == pytest.approx(0.5 * float(dem_penalty(list(method.layers.values()))))
+    method.dem.eta = 0.0
+    assert method.penalty() is None
+
+
+def test_head_only_trains_the_head_and_wants_one() -> None:
+    net, method = Net(), build_method(MethodConfig(name="head"), BudgetConfig(), DemConfig())
+    method.adapt(net, [], ["head"])
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+    assert method.allocator(10) is None
+    with pytest.raises(ValueError, match="no task head"):
+        method.adapt(Net(), [], [])
+
+
+def test_an_unknown_method_is_named_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"method\.name = 'dorra' is not known\. Did you mean 'dora'"):
+        build_method(MethodConfig(name="dorra"), BudgetConfig(), DemConfig())
