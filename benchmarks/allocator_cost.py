@@ -4,7 +4,8 @@
 
 Times a training step (forward, backward, clipping, AdamW) and, apart, one `RankAllocator.step` (every component of
 the model scored from its factors and smoothed), one pruning, and the DEM penalty. Compares the scores with the formula
-as the paper writes it, which forms every component as a (d_out, d_in) matrix. Medians; one warm-up step is left out.
+as the paper writes it, in double precision, which forms every component as a (d_out, d_in) matrix. Medians; one
+warm-up step is left out.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def median_seconds(call: Callable[[], object], repeats: int, device: str) -> flo
 
 
 def materialized(layer: DoRALinear) -> Tensor:
-    """Eq. 7 as written: the r' rank-one matrices, their norms, and the norm of their sum."""
-    matrices = torch.einsum("or,ri,r->roi", layer.lora_B, layer.lora_A, layer.lora_c)  # (r', d_out, d_in)
+    """Eq. 7 as written, in double precision: the r' rank-one matrices, their norms, and the norm of their sum."""
+    lora_B, lora_A, c = (factor.detach().double() for factor in (layer.lora_B, layer.lora_A, layer.lora_c))
+    matrices = torch.einsum("or,ri,r->roi", lora_B, lora_A, c)  # (r', d_out, d_in)
     return matrices.flatten(1).norm(dim=1) / (matrices.sum(0).norm() + 1e-8)
 
 
@@ -79,15 +81,18 @@ def main() -> None:
     penalty = median_seconds(lambda: dem_penalty(adapters).backward(), 50, options.device)
     formula = median_seconds(lambda: [materialized(layer) for layer in adapters], 2, options.device)
     with torch.no_grad():
-        apart = max(
-            float((importance(a.lora_A, a.lora_B, a.lora_c) - materialized(a)).abs().max()) for a in adapters
-        )
+        apart = max(float((importance(a.lora_A, a.lora_B, a.lora_c) - materialized(a)).abs().max()) for a in adapters)
     prune = median_seconds(lambda: allocator.prune(count), 5, options.device)
     print(
         json.dumps(
             {
-                **{"device": options.device, "threads": torch.get_num_threads(), "torch": torch.__version__},
-                **{"layers": len(layers), "init": options.init, "batch": options.batch, "length": options.length},
+                "device": options.device,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "layers": len(layers),
+                "init": options.init,
+                "batch": options.batch,
+                "length": options.length,
                 "train_step_ms": round(1e3 * step, 2),
                 "allocator_step_ms": round(1e3 * update, 3),
                 "allocator_share_percent": round(100 * update / step, 3),

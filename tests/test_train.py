@@ -24,7 +24,11 @@ def command(*arguments: str, folder: Path, hub: Path | None = None) -> subproces
     if hub is not None:
         environment["DYNARANK_HUB"] = str(hub)
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, str(REPOSITORY / "train.py"), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -56,7 +60,12 @@ def test_without_network_or_local_copy_it_ends_soon_and_says_what_to_do(tmp_path
     if done.returncode == 0 or "does not answer" not in done.stderr:
         pytest.skip("this machine reaches the hub")
     assert time.monotonic() - start < 30  # a promise, with seconds to spare: the hub is asked once, and briefly
-    for part in ("task.path = nyu-mll/glue", "model.path = FacebookAI/roberta-base", "DYNARANK_HUB", "experiment=quickstart"):
+    for part in (
+        "task.path = nyu-mll/glue",
+        "model.path = FacebookAI/roberta-base",
+        "DYNARANK_HUB",
+        "experiment=quickstart",
+    ):
         assert part in done.stderr
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

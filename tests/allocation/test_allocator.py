@@ -407,3 +407,10 @@ def test_no_layers_is_an_error() -> None:
 def test_bad_beta_is_named(beta: float) -> None:
     with pytest.raises(ValueError, match="beta"):
         RankAllocator(adapters([1]), schedule(1, 1), beta=beta)
+
+
+def test_without_regrowth_more_than_is_left_keeps_what_is_left() -> None:
+    layers = {name: DoRALinear(nn.Linear(3, 3), r=4) for name in "ab"}
+    allocator = RankAllocator(layers, BudgetSchedule(4, 2, total=10), regrow=False)
+    allocator.prune(3)
+    assert int(allocator.prune(6).sum()) == 3

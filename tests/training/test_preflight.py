@@ -42,9 +42,7 @@ def test_model_and_data_are_missed_in_one_message(hub_root: Path, tmp_path: Path
         locate_model(config)
 
 
-def test_nothing_is_loaded_before_both_are_found(
-    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_loaded_before_both_are_found(hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("loaded data"))
@@ -52,9 +50,7 @@ def test_nothing_is_loaded_before_both_are_found(
         run(configure(tmp_path, hub_root, "model.path=org/model"))
 
 
-def test_bad_data_is_found_before_the_model_loads(
-    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_data_is_found_before_the_model_loads(hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import dynarank.training.run as module
 
     monkeypatch.setattr(module, "load_pretrained", lambda *args: pytest.fail("loaded the model"))

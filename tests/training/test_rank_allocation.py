@@ -95,7 +95,7 @@ def test_a_score_that_is_not_finite_stops_the_run() -> None:
     setting.callback.allocator.layers[0].lora_A.data[0, 0] = torch.nan
     setting.callback.allocator.layers[0].lora_c.data.fill_(1.0)
     setting.optimizer.step()
-    with pytest.raises(NonFiniteError, match="step 1.*component of 0 is not finite"):
+    with pytest.raises(NonFiniteError, match=r"step 1.*component of 0 is not finite"):
         setting.batch_ends()
 
 

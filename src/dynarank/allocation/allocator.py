@@ -74,10 +74,12 @@ class RankAllocator:
     def prune(self, count: int) -> Tensor:
         """Set c := 0 in all but the `count` components with the highest smoothed scores of the model; returns (n) bool.
 
-        Exactly min(count, n) are kept: ties go to the earlier layer, then the lower index. Without `regrow`, the rest
-        are masked for good and never chosen again.
+        Exactly `count` are kept (all that are left, if it asks for more): ties go to the earlier layer, then the lower
+        index. Without `regrow`, the rest are masked for good and never chosen again.
         """
-        keep = top_components(self._candidate_scores(), count)
+        alive = torch.cat([layer.mask.to(self.ema.device) for layer in self.layers])
+        scores = torch.where(alive, self.ema, torch.full_like(self.ema, -1.0))  # scores are never negative
+        keep = top_components(scores, count) & alive
         for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
             kept = kept.to(layer.lora_c.device)
             layer.lora_c.masked_fill_(~kept, 0)
@@ -91,10 +93,6 @@ class RankAllocator:
         for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
             layer.mask &= kept.to(layer.mask.device)
         self.frozen = True
-
-    def _candidate_scores(self) -> Tensor:
-        mask = torch.cat([layer.mask.to(self.ema.device) for layer in self.layers])
-        return torch.where(mask, self.ema, torch.full_like(self.ema, -1.0))  # scores are never negative
 
     def budget(self) -> float:
         """b(t), the scheduled mean number of components a layer, now."""

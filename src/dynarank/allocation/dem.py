@@ -22,12 +22,13 @@ def dem_penalty(layers: Sequence[DoRALinear]) -> Tensor:
     """
     if not layers:
         raise ValueError("no adapted layers: DEM is a mean over their components")
-    by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    by_shape: dict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
     for layer in layers:
         for vectors in (layer.lora_A, layer.lora_B.mT):  # (r', d): a component's vector a row
-            by_shape[vectors.shape].append(vectors)
-    with torch.autocast(layers[0].lora_A.device.type, enabled=False):
-        total = torch.stack([_variances(torch.stack(group)).sum() for group in by_shape.values()]).sum()
+            by_shape[vectors.shape, vectors.device].append(vectors)
+    device = layers[0].lora_A.device
+    with torch.autocast(device.type, enabled=False):
+        total = torch.stack([_variances(torch.stack(group)).sum().to(device) for group in by_shape.values()]).sum()
     return total / sum(layer.r for layer in layers)
 
 

@@ -38,11 +38,11 @@ def importance(lora_A: Tensor, lora_B: Tensor, c: Tensor, eps: float = EPS) -> T
 def layer_importance(layers: Sequence[DoRALinear]) -> list[Tensor]:
     """Scores of every layer's components, one (r') float32 tensor a layer, in the order given.
 
-    Layers of one shape are scored together, so that the number of kernels does not grow with the model's depth.
+    Layers of one shape on one device are scored together: the number of kernels does not grow with the model's depth.
     """
-    by_shape: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    by_shape: dict[tuple[int, int, int, torch.device], list[int]] = defaultdict(list)
     for index, layer in enumerate(layers):
-        by_shape[layer.r, layer.in_features, layer.out_features].append(index)
+        by_shape[layer.r, layer.in_features, layer.out_features, layer.mask.device].append(index)
     scores: dict[int, Tensor] = {}
     for indices in by_shape.values():
         group = [layers[index] for index in indices]

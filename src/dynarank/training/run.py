@@ -38,6 +38,7 @@ def run(config: TrainConfig) -> Results:
         UserError: anything that the user can mend, before training starts; or a loss that is not finite, in training.
     """
     start = time.monotonic()
+    quiet_libraries()
     folder = check_output_dir(config.output_dir)
     check_machine(config.trainer)
     source = locate_model(config)
@@ -104,6 +105,19 @@ def _parameters(pretrained: Pretrained, name: str) -> Any:
     return pretrained.model.get_submodule(name).parameters()
 
 
+def quiet_libraries() -> None:
+    """Keep advice that does not fit, and other libraries' deprecations of one another, off the user's screen."""
+    for advice in (
+        ".*does not have many workers.*",  # batches are collated in a millisecond
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",
+        ".*will save all targets and predictions.*",
+        ".*LeafSpec.*is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", advice)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
 def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> None:
     """Let the method change the model. Raises `UserError` where the targets do not fit it."""
     targets = resolve_targets(config.model, pretrained.model.config.model_type)
@@ -136,12 +150,6 @@ def say_plan(config: TrainConfig, module: FineTuning, method: Method[Any], task:
 
 def build_trainer(config: TrainConfig, folder: Path) -> tuple[pl.Trainer, ModelCheckpoint]:
     """Lightning's trainer, and the checkpoint callback that selects among epochs at budget."""
-    # Lightning's advice on workers and on data that is small does not fit batches that are collated in a millisecond.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     best = ModelCheckpoint(
         folder / "checkpoints", filename="best", monitor=SELECTION, mode="max", enable_version_counter=False
     )
