@@ -6,7 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny import GLUE, glue_rows, tiny_roberta, write_dataset, write_model
+from tiny import (
+    GLUE,
+    glue_rows,
+    question_rows,
+    sentences,
+    summary_rows,
+    tiny_bart,
+    tiny_roberta,
+    tiny_t5,
+    write_dataset,
+    write_model,
+)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -21,6 +32,17 @@ def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         splits = ["validation_matched", "validation_mismatched"] if subset == "mnli" else ["validation"]
         tables = {"train": glue_rows(subset, 40, 0)} | {split: glue_rows(subset, 18, 7) for split in splits}
         write_dataset(root / "datasets" / "nyu-mll" / "glue", subset, tables)
+    write_model(root / "models" / "facebook" / "bart-base", tiny_bart())
+    write_model(root / "models" / "google-t5" / "t5-base", tiny_t5())
+    write_dataset(root / "datasets/rajpurkar/squad", "plain_text",
+                  {"train": question_rows(40, 0), "validation": question_rows(18, 7)})  # fmt: skip
+    write_dataset(root / "datasets/rajpurkar/squad_v2", "squad_v2",
+                  {"train": question_rows(40, 0, True), "validation": question_rows(18, 7, True)})  # fmt: skip
+    write_dataset(root / "datasets/EdinburghNLP/xsum", "default",
+                  {"train": summary_rows(40, 0), "validation": summary_rows(12, 7)})  # fmt: skip
+    pairs = [{"en": a, "ro": b} for a, b in zip(sentences(40, 1), sentences(40, 2), strict=True)]
+    write_dataset(root / "datasets/wmt/wmt16", "ro-en",
+                  {"train": {"translation": pairs}, "validation": {"translation": pairs[:12]}})  # fmt: skip
     return root
 
 

@@ -87,6 +87,50 @@ def tiny_roberta(**changes: Any) -> Any:
     return RobertaConfig(**{**sizes, **ids, **changes})
 
 
+def tiny_bart(**changes: Any) -> Any:
+    from transformers import BartConfig
+
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder")
+             for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))}  # fmt: skip
+    ids = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2)
+    return BartConfig(**{**dict(vocab_size=32, d_model=16, max_position_embeddings=64), **sides, **ids, **changes})
+
+
+def tiny_t5(**changes: Any) -> Any:
+    from transformers import T5Config
+
+    sizes = dict(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ids = dict(pad_token_id=0, eos_token_id=2, decoder_start_token_id=0)
+    return T5Config(**{**sizes, **ids, **changes})
+
+
+def question_rows(count: int, seed: int, no_answer: bool = False) -> dict[str, list[Any]]:
+    """Questions in SQuAD's form, whose answers are two words of a context; with `no_answer`, every third has none."""
+    draw = random.Random(seed)
+    rows: dict[str, list[Any]] = {name: [] for name in ("id", "title", "context", "question", "answers")}
+    for index, context in enumerate(sentences(count, seed)):
+        words = context.split()
+        at = draw.randrange(len(words) - 1)
+        start = len(" ".join(words[:at])) + (at > 0)
+        answer = {"text": [" ".join(words[at : at + 2])], "answer_start": [start]}
+        silent = no_answer and index % 3 == 2
+        values = (
+            f"q{seed}-{index}",
+            "t",
+            context,
+            f"is it {words[at]}",
+            {"text": [], "answer_start": []} if silent else answer,
+        )
+        for name, value in zip(rows, values, strict=True):
+            rows[name].append(value)
+    return rows
+
+
+def summary_rows(count: int, seed: int) -> dict[str, list[Any]]:
+    documents = [". ".join(sentences(3, 100 * seed + index)) for index in range(count)]
+    return {"document": documents, "summary": sentences(count, seed), "id": [str(index) for index in range(count)]}
+
+
 def write_dataset(folder: Path, subset: str, splits: dict[str, dict[str, list[Any]]]) -> Path:
     """A data set's subset as parquet files with the hub's README header (one subset a folder, or added to it)."""
     import pandas as pd

@@ -33,10 +33,10 @@ def merge(model: nn.Module) -> nn.Module:
     """
     layers = adapter_layers(model)
     for name, layer in layers.items():
-        if not _weight(layer).is_floating_point():
-            raise ValueError(f"{name} has a {_weight(layer).dtype} weight: load the base model unquantized to merge")
+        if not layer.weight.is_floating_point():
+            raise ValueError(f"{name} has a {layer.weight.dtype} weight: load the base model unquantized to merge")
     for name, layer in layers.items():
-        weight, delta = _weight(layer), layer.delta_weight()  # (d_out, d_in)
+        weight, delta = layer.weight, layer.delta_weight()  # (d_out, d_in)
         if not isinstance(layer.base, nn.Linear):
             delta = delta.T  # Conv1D holds (d_in, d_out)
         wide = torch.promote_types(weight.dtype, delta.dtype)
@@ -44,12 +44,6 @@ def merge(model: nn.Module) -> nn.Module:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.base)
     return model
-
-
-def _weight(layer: DoRALinear) -> Tensor:
-    weight = layer.base.weight
-    assert isinstance(weight, Tensor)
-    return weight
 
 
 def write_peft_adapter(

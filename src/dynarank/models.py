@@ -41,6 +41,44 @@ def resolve_targets(config: ModelConfig, model_type: str) -> list[str]:
     return KNOWN_TARGETS[model_type]
 
 
+def check_fit(config: ModelConfig, source: Source, task: Task[Any]) -> None:
+    """Raise `UserError` where the task cannot be done with such a model, from its configuration alone."""
+    import transformers
+
+    settings = _load(transformers.AutoConfig, "configuration", config, source)
+    fitting = task.config.architectures
+    kind = architecture(settings)
+    known = "; ".join(KNOWN_MODELS[one] for one in fitting)
+    if kind not in fitting:
+        raise UserError(
+            f"model.path = {config.path}: {task.config.name} fits {' and '.join(fitting)} models, and {settings.model_type} "
+            f"is {'a' if kind == 'decoder' else 'an'} {kind}. Ones that fit: {known}"
+        )
+    if type(settings) not in getattr(transformers, task.auto_class)._model_mapping:
+        raise UserError(
+            f"model.path = {config.path}: transformers has no {settings.model_type} for {task.config.family} "
+            f"({task.auto_class}), which {task.config.name} needs. Ones that fit: {known}"
+        )
+
+
+KNOWN_MODELS = {
+    "encoder": "model=roberta_base, roberta_large, bert_base or minilm",
+    "decoder": "GPT-2, LLaMA, Mistral, Qwen by model.path=",
+    "encoder-decoder": "model=bart_base, bart_large, t5_base, mbart or marian_en_ro",
+}
+"""For errors: models of each architecture."""
+
+
+def architecture(settings: Any) -> str:
+    """encoder, decoder or encoder-decoder, by a model's configuration."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if settings.is_encoder_decoder:
+        return "encoder-decoder"
+    masked = settings.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return "decoder" if settings.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked else "encoder"
+
+
 def load_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token. Raises `UserError` if it cannot be loaded."""
     from transformers import AutoTokenizer
@@ -51,7 +89,7 @@ def load_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def load_pretrained(config: ModelConfig, source: Source, task: Task, tokenizer: PreTrainedTokenizerBase) -> Pretrained:
+def load_pretrained(config: ModelConfig, source: Source, task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> Pretrained:
     """The pretrained weights in float32 under the task's auto class, in training mode.
 
     Raises:
@@ -69,7 +107,8 @@ def load_pretrained(config: ModelConfig, source: Source, task: Task, tokenizer: 
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's and LLaMA's heads look for the last real token
     model.train()  # from_pretrained gives evaluation mode, and Lightning leaves modes as they are
-    return Pretrained(model, tokenizer, head_modules(model, info["missing_keys"]), source)
+    head = head_modules(model, info["missing_keys"]) if task.has_head else []
+    return Pretrained(model, tokenizer, head, source)
 
 
 def head_modules(model: PreTrainedModel, fresh: set[str]) -> list[str]:

@@ -40,13 +40,13 @@ def test_rows_arrive_as_they_are(tmp_path: Path) -> None:
 BAD_ROWS = [
     (
         {"text": ["a"], "label": [0]},
-        r"'train' has no column 'sentence'; it has text, label\. Name yours in task\.text_columns",
+        r"'train' has no column 'sentence'; it has text, label\. Name yours in task\.columns\.text",
     ),
-    ({"sentence": ["a"], "labels": [0]}, r"no column 'label'; it has sentence, labels\. Name yours in task\.label_column"),
+    ({"sentence": ["a"], "labels": [0]}, r"no column 'label'; it has sentence, labels\. Name yours in task\.columns\.label"),
     ({"sentence": ["a", "b"], "label": [0, 2]}, r"'train', row 1: label = 2 is not a class from 0 to 1 \(unacceptable, acc"),
     ({"sentence": ["a", "b"], "label": [-1, -1]}, r"row 0: label = -1 .*\(2 such rows\)"),
     ({"sentence": ["a", "b"], "label": [0.5, 1]}, r"row 0: label = 0\.5"),
-    ({"sentence": ["a"], "label": ["yes"]}, r"label holds 'yes', not numbers"),
+    ({"sentence": ["a"], "label": ["yes"]}, r"row 0: label = 'yes' is not a class from 0 to 1"),
     ({"sentence": ["a", None], "label": [0, 1]}, r"row 1: sentence is missing"),
     ({"sentence": [3, 4], "label": [0, 1]}, r"the column 'sentence' holds int64, not text"),
     ({"sentence": [], "label": []}, r"cola/train-00000-of-00001\.parquet is empty"),
@@ -62,7 +62,7 @@ def test_unusable_data_is_named(rows: dict[str, list[Any]], said: str, tmp_path:
 def test_a_number_that_is_not_finite_is_named(tmp_path: Path) -> None:
     rows = {"sentence1": ["a", "b"], "sentence2": ["a", "b"], "label": [1.0, float("nan")]}
     write_dataset(tmp_path / "datasets" / "nyu-mll" / "glue", "stsb", {"train": rows, "validation": rows})
-    with pytest.raises(UserError, match=r"row 1: label = nan is not a finite number"):
+    with pytest.raises(UserError, match=r"row 1: label = None is not a finite number"):
         make("task=stsb").read(HubConfig(root=str(tmp_path)))
 
 
@@ -102,21 +102,21 @@ def test_every_glue_task_encodes_and_batches(subset: str, hub_root: Path) -> Non
     task, tokenizer = make(f"task={subset}"), tokenizer_of(hub_root)
     task.read(HubConfig(root=str(hub_root)))
     raw = task.train[0]
-    task.encode(tokenizer)
-    first = task.train[0]
+    task.encode(tokenizer, None)
+    first = task.train_features[0]
     texts = [raw[column] for column in GLUE[subset][0]]
     assert first["input_ids"] == tokenizer(*texts)["input_ids"]
     assert first["labels"] == raw["label"]
-    batch = task.collator(tokenizer)([task.train[i] for i in range(4)])
-    assert batch["input_ids"].shape[1] == max(len(task.train[i]["input_ids"]) for i in range(4))
+    batch = task.collator(tokenizer)([task.train_features[i] for i in range(4)])
+    assert batch["input_ids"].shape[1] == max(len(task.train_features[i]["input_ids"]) for i in range(4))
     assert batch["labels"].dtype == (torch.float32 if subset == "stsb" else torch.int64)
 
 
 def test_long_texts_are_cut(hub_root: Path) -> None:
     task = make("task.max_length=5")
     task.read(HubConfig(root=str(hub_root)))
-    task.encode(tokenizer_of(hub_root))
-    assert max(len(ids) for ids in task.train["input_ids"]) == 5
+    task.encode(tokenizer_of(hub_root), None)
+    assert max(len(ids) for ids in task.train_features["input_ids"]) == 5
 
 
 def test_encoding_is_cached_by_tokenizer_and_settings(hub_root: Path) -> None:
@@ -125,8 +125,8 @@ def test_encoding_is_cached_by_tokenizer_and_settings(hub_root: Path) -> None:
         task.read(HubConfig(root=str(hub_root)))
         tokenizer = tokenizer_of(hub_root)
         tokenizer(["used before"], truncation=True, max_length=3)  # changes its pickle, not its vocabulary
-        task.encode(tokenizer)
-        return str(task.train._fingerprint)
+        task.encode(tokenizer, None)
+        return str(task.train_features._fingerprint)
 
     assert fingerprint() == fingerprint()
     assert fingerprint() != fingerprint("task.max_length=5")
@@ -146,7 +146,7 @@ class Fixed(torch.nn.Module):
 
 
 def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    metrics = task.metrics()
+    metrics = task.scores("validation")
     for part in np.array_split(np.arange(len(labels)), 3):  # uneven batches
         task.score(Fixed(torch.tensor(logits[part])), {"labels": torch.tensor(labels[part])}, metrics)
     return {name: float(value) for name, value in metrics.compute().items()}

@@ -55,4 +55,4 @@ def test_bad_data_is_found_before_the_model_loads(hub_root: Path, tmp_path: Path
 
     monkeypatch.setattr(module, "load_pretrained", lambda *args: pytest.fail("loaded the model"))
     with pytest.raises(UserError, match=r"no column 'text'"):
-        run(configure(tmp_path, hub_root, "task.text_columns=[text]"))
+        run(configure(tmp_path, hub_root, "task.columns.text=text"))

@@ -75,6 +75,13 @@ class DoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A)
         nn.init.kaiming_uniform_(self.lora_B)
 
+    @property
+    def weight(self) -> Tensor:
+        """The base map's, where model code looks at a linear map's dtype or device."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
     def coefficients(self) -> Tensor:
         """c with the frozen-out components at exactly zero, (r')."""
         return torch.where(self.mask, self.lora_c, torch.zeros_like(self.lora_c))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynarank.registry import lookup
 
@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from dynarank.tasks.base import Task
     from dynarank.tasks.config import TaskConfig
 
-FAMILIES = {"text_classification": "dynarank.tasks.text_classification:TextClassification"}
+FAMILIES = {
+    "text_classification": "dynarank.tasks.text_classification:TextClassification",
+    "question_answering": "dynarank.tasks.question_answering:QuestionAnswering",
+    "seq2seq": "dynarank.tasks.seq2seq:Seq2Seq",
+}
 
 
-def build_task(config: TaskConfig) -> Task:
+def build_task(config: TaskConfig) -> Task[Any]:
     """The task that a configuration describes. Raises `UserError` for an unknown family."""
-    task: Task = lookup("task.family", config.family, FAMILIES)(config)
+    task: Task[Any] = lookup("task.family", config.family, FAMILIES)(config)
     return task

@@ -1,38 +1,62 @@
-"""What a task is to the rest: data that is read and checked, then encoded; a model class; a score."""
+"""What a task is to the rest: data that is read and checked, then encoded; a model class; a score; predictions."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from dynarank.errors import UserError
-from dynarank.hub import PACKAGE, HubConfig, locate
+from dynarank.hub import HubConfig
 from dynarank.tasks.config import TaskConfig
+from dynarank.tasks.sources import describe, open_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Batch = dict[str, Tensor]
+ConfigT = TypeVar("ConfigT", bound=TaskConfig)
 
 
-class Task(ABC):
-    """A task family. Life: `read` (before any model is loaded), `encode`, then batches through `score`."""
+class Scores(Protocol):
+    """What collects a split's predictions and scores them; torchmetrics' collections and our `RowScores` are such."""
+
+    def compute(self) -> Mapping[str, Any]:
+        """Scores by name."""
+
+    def reset(self) -> None:
+        """Forget the predictions."""
+
+
+class Task(ABC, Generic[ConfigT]):
+    """A task family. Life: `read` (before any model is loaded), `encode`, then batches through `score`.
+
+    `train` and `validation` (by split) hold the rows as they are; `train_features` and `validation_features` what a
+    model takes: a row's, or several windows of it, in the rows' order.
+    """
 
     auto_class: ClassVar[str]
     """transformers' auto class of the models that fit."""
     peft_task_type: ClassVar[str]
+    has_head: ClassVar[bool] = True
+    """Whether the auto class brings a task head of its own, to be trained in full."""
+    labels_in: ClassVar[Sequence[str]]
+    """Roles of the columns to be predicted."""
+    host_columns: ClassVar[Sequence[str]] = ()
+    """Columns of the features that batches do without."""
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: ConfigT) -> None:
         self.config = config
         self.train: Dataset
         self.validation: dict[str, Dataset] = {}
+        self.train_features: Dataset
+        self.validation_features: dict[str, Dataset] = {}
 
     def read(self, hub: HubConfig, seed: int = 0) -> None:
         """Load the splits and check their rows. `seed` picks the sample where rows are limited.
@@ -41,107 +65,142 @@ class Task(ABC):
             UserError: the source, a split or a column is missing, a split is empty, or a row is unusable (its number
                 is named).
         """
-        import datasets
-
-        datasets.disable_progress_bars()
-        splits = open_splits(self.config, hub)
+        splits = open_splits(self.config, hub, seed)
         self.train = self._take(splits, self.config.train_split, self.config.max_train_rows, seed)
-        for split in self.config.validation_splits:
+        for split in self.config.splits:
             self.validation[split] = self._take(splits, split, self.config.max_validation_rows, seed)
 
     def _take(self, splits: Mapping[str, Dataset], split: str, rows: int | None, seed: int) -> Dataset:
         if split not in splits:
-            raise UserError(f"{self._source()} has no split {split!r}: it has {', '.join(splits)}")
-        dataset = splits[split]
-        if len(dataset) == 0:
-            raise UserError(f"{self._source()}: the split {split!r} is empty")
-        missing = [column for column in self.columns() if column not in dataset.column_names]
-        if missing:
-            raise UserError(
-                f"{self._source()}: the split {split!r} has no column {missing[0]!r}; it has "
-                f"{', '.join(dataset.column_names)}. Name yours in {self.column_field(missing[0])}"
-            )
-        self.check_rows(dataset, split)
+            raise UserError(f"task.path = {self.config.path} has no split {split!r}: it has {', '.join(splits)}")
+        where = describe(self.config, split)
+        dataset = self.check(splits[split], where, labelled=True)
         if rows is not None and rows < len(dataset):
             dataset = dataset.shuffle(seed=seed).select(range(rows))
         return dataset
 
-    def _source(self) -> str:
-        return f"task.path = {self.config.path}" + (f" ({self.config.subset})" if self.config.subset else "")
+    def check(self, dataset: Dataset, where: str, labelled: bool) -> Dataset:
+        """The rows in the form that `features` takes, once they are known to be usable; else `UserError`.
+
+        Args:
+            where: the rows' source, for errors.
+            labelled: whether the column to be predicted must be there.
+        """
+        if len(dataset) == 0:
+            raise UserError(f"{where} is empty")
+        dataset = dataset.flatten() if any("." in column for column in self.columns(labelled).values()) else dataset
+        for role, column in self.columns(labelled).items():
+            if column not in dataset.column_names:
+                raise UserError(
+                    f"{where} has no column {column!r}; it has {', '.join(dataset.column_names)}. "
+                    f"Name yours in task.columns.{role}"
+                )
+        self._check_ids(dataset, where)
+        return self.check_rows(dataset, where, labelled)
+
+    def _check_ids(self, dataset: Dataset, where: str) -> None:
+        column = asdict(self.config)["columns"]["id"]
+        if column is None or column not in dataset.column_names:
+            return
+        ids = np.asarray(dataset[column][:], dtype=object)
+        values, counts = np.unique(ids.astype(str), return_counts=True)
+        if (counts > 1).any():
+            value = values[counts > 1][0]
+            rows = np.flatnonzero(ids.astype(str) == value)
+            raise UserError(
+                f"{where}, rows {rows[0]} and {rows[1]}: {column} = {value!r} twice ({int((counts > 1).sum())} such ids). "
+                "Make them unique, or set task.columns.id=null where the task allows it"
+            )
+
+    def check_texts(self, dataset: Dataset, where: str, columns: Sequence[str]) -> None:
+        """Raise `UserError` where a column holds no texts, or a row lacks one; for files, also where one is blank."""
+        table = dataset.with_format("arrow")[:]
+        own = self.config.train_file is not None
+        for column in columns:
+            if str(table[column].type) not in ("string", "large_string"):
+                raise UserError(f"{where}: the column {column!r} holds {table[column].type}, not text")
+            if table[column].null_count:
+                row = table[column].is_null().index(True).as_py()
+                raise UserError(f"{where}, row {row}: {column} is missing. Mend or drop the row")
+            blank = [row for row, text in enumerate(table[column].to_pylist()) if not text.strip()] if own else []
+            if blank:
+                raise UserError(f"{where}, row {blank[0]}: {column} is empty ({len(blank)} such rows). Mend or drop them")
+
+    def columns(self, labelled: bool) -> dict[str, str]:
+        """The columns that the task needs: the data's name by role (a field of `task.columns`)."""
+        roles = {**asdict(self.config)["columns"]}
+        unneeded = {"id"} if labelled else {"id", *self.labels_in}
+        return {role: column for role, column in roles.items() if column is not None and role not in unneeded}
 
     @abstractmethod
-    def columns(self) -> list[str]:
-        """The columns that the task needs."""
-
-    @abstractmethod
-    def column_field(self, column: str) -> str:
-        """The setting that names a column, for an error."""
-
-    @abstractmethod
-    def check_rows(self, dataset: Dataset, split: str) -> None:
-        """Raise `UserError` for rows that cannot be used, naming the first."""
+    def check_rows(self, dataset: Dataset, where: str, labelled: bool) -> Dataset:
+        """The rows in the form that `features` takes; `UserError` for rows that cannot be used, naming the first."""
 
     @abstractmethod
     def model_options(self) -> dict[str, Any]:
         """What `from_pretrained` is told about the task (number of labels, ...)."""
 
+    def encode(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+        """Turn every split into features, once: cached on disk by content, tokenizer and settings."""
+        self.train_features = self.features(self.train, tokenizer, model)
+        self.validation_features = {split: self.features(rows, tokenizer, model) for split, rows in self.validation.items()}
+
     @abstractmethod
-    def encode(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Turn every split into token ids, once: cached on disk by content, tokenizer and settings."""
+    def features(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, labelled: bool = True
+    ) -> Dataset:
+        """A data set's features, with `input_ids` among their columns."""
+
+    def rows_of(self, features: Dataset) -> np.ndarray:
+        """The row that each feature comes from, (features)."""
+        return np.arange(len(features))
 
     @abstractmethod
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
-        """What makes a batch of encoded rows, padded to the longest among them."""
+        """What makes a batch of features, padded to the longest among them."""
+
+    def inputs(self, batch: Batch) -> Batch:
+        """What the model takes of a batch."""
+        return batch
 
     @abstractmethod
-    def metrics(self) -> MetricCollection:
-        """Fresh metrics for one split."""
+    def scores(self, split: str) -> nn.Module:
+        """Fresh `Scores` of a validation split."""
 
     @abstractmethod
-    def score(self, model: nn.Module, batch: Batch, metrics: MetricCollection) -> Tensor:
-        """Run the model on a batch, update the metrics, return the loss (a scalar)."""
+    def score(self, model: nn.Module, batch: Batch, scores: Any) -> Tensor:
+        """Run the model on a batch, add its predictions to the scores, return the loss (a scalar)."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """What the model says of each feature of a batch, on the CPU."""
+
+    @abstractmethod
+    def answers(self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]) -> list[dict[str, Any]]:
+        """What `predict` said of all features, as one record of plain values for each row."""
+
+    def artifacts(self, split: str, scores: Any) -> dict[str, Any]:
+        """Files that a run leaves beside its scores, as name and JSON content (for .jsonl: a list, an item a line)."""
+        return {}
 
 
-def _cache_dir(folder: Path) -> str | None:
-    """Where a local folder's data is cached: by its files, since datasets goes by the folder's last name alone.
+def cached_map(dataset: Dataset, function: Callable[..., Any], key: Sequence[Any], tokenizer: Any) -> Dataset:
+    """`dataset.map(function)` over batches with row numbers, cached on disk by content, tokenizer and `key`.
 
-    Without this, a file that was changed, or another folder of that name, silently gives the rows cached before.
+    By our own key: the tokenizer's pickle, which datasets would hash, changes with every use of it.
     """
-    if not folder.is_dir():
-        return None
     import datasets
+    from datasets.fingerprint import Hasher
 
-    files = [
-        (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()
-    ]
-    digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
-    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"dynarank-{digest}")
-
-
-def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
-    """The data set's splits by name, from wherever `locate` finds it. Raises `UserError`."""
-    if config.path.startswith(PACKAGE):
-        from dynarank.tasks.packaged import load_packaged
-
-        return load_packaged(config.path.removeprefix(PACKAGE))
-    source = locate("datasets", "task.path", config.path, hub.root, config.revision)
-    import datasets
-
-    try:
-        return datasets.load_dataset(
-            source.path, config.subset, revision=config.revision, cache_dir=_cache_dir(Path(source.path))
-        )
-    except Exception as error:  # datasets raises a dozen kinds for data that it cannot read
-        raise UserError(
-            f"task.path = {config.path}, task.subset = {config.subset}: cannot be read from {source.path}: "
-            f"{_reason(error, Path(source.path))}"
-        ) from error
-
-
-def _reason(error: Exception, folder: Path) -> str:
-    """The first line of what went wrong underneath; an empty parquet file, which datasets chokes on, by its name."""
-    from pyarrow import parquet
-
-    empty = [str(file) for file in sorted(folder.rglob("*.parquet")) if parquet.read_metadata(file).num_rows == 0]
-    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return f"{empty[0]} is empty" if empty else f"{type(cause).__name__}: {cause}".splitlines()[0]
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+    fingerprint = Hasher.hash([str(part) for part in (dataset._fingerprint, type(tokenizer).__name__, vocabulary, *key)])
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "dynarank-features"
+    folder.mkdir(parents=True, exist_ok=True)
+    return dataset.map(
+        function,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        new_fingerprint=fingerprint,
+        cache_file_name=str(folder / f"{fingerprint}.arrow"),
+    )

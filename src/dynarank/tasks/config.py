@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+ARCHITECTURES = ("encoder", "decoder", "encoder-decoder")
 METRICS = {
-    "classification": ("accuracy", "f1", "matthews"),
-    "regression": ("pearson", "spearman"),
+    "class": ("accuracy", "f1", "matthews"),
+    "number": ("pearson", "spearman"),
+    "answer": ("exact_match", "f1"),
+    "text": ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
 }
+
+
+def _at_least(config: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"task.{name} = {value}: at least {least}")
 
 
 @dataclass
@@ -18,17 +28,25 @@ class TaskConfig:
     """A short name for folders and tables."""
     family: str = "???"
     """The class that reads, encodes and scores it (dynarank.tasks.FAMILIES)."""
-    path: str = "???"
+    path: str | None = None
     """A hub id, a local folder in the hub's layout, or package:NAME for data that a package carries."""
     subset: str | None = None
-    """The data set's configuration, where it has several."""
+    """The data set's configuration; null: its only one, or the one that is called task.name."""
     revision: str | None = None
     """The hub's branch, tag or commit; null: its main branch."""
+    train_file: str | None = None
+    """Instead of task.path, a file of your own: .csv, .tsv, .jsonl or .parquet."""
+    validation_file: str | None = None
+    """null: a seeded share of train_file."""
+    validation_share: float = 0.1
+    """That share."""
     train_split: str = "train"
     validation_splits: list[str] = field(default_factory=lambda: ["validation"])
     """Splits that are scored; metrics of several carry the split's name ('matched/accuracy')."""
     select: str = "???"
     """The metric that picks the best epoch at budget; higher is better."""
+    architectures: list[str] = field(default_factory=lambda: list(ARCHITECTURES))
+    """Kinds of models that fit: encoder, decoder, encoder-decoder."""
     lr: float = 1.48e-4
     """Learning rate on RoBERTa-base; scaled by model.lr_scale, overruled by optimizer.lr."""
     epochs: int = 10
@@ -36,47 +54,198 @@ class TaskConfig:
     max_train_rows: int | None = None
     """Train on a seeded sample of that many rows; null: all."""
     max_validation_rows: int | None = None
-    """Score a seeded sample of that many rows a split; null: all."""
+    """Know only a seeded sample of that many rows a validation split; null: all."""
+    validation_sample: int | None = None
+    """Rows scored while training, a seeded sample; the selected epoch is scored on all. null: all, always."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "epochs", "batch_size", "max_train_rows", "max_validation_rows"):
+        for name in ("lr", "epochs", "batch_size", "max_train_rows", "max_validation_rows", "validation_sample"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"task.{name} = {value}: must be above 0")
         if not self.validation_splits:
             raise ValueError("task.validation_splits = []: name at least one split to score")
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"task.validation_share = {self.validation_share}: must lie between 0 and 1")
+        unknown = [kind for kind in self.architectures if kind not in ARCHITECTURES]
+        if unknown or not self.architectures:
+            raise ValueError(f"task.architectures = {self.architectures}: some of {', '.join(ARCHITECTURES)}")
+        known = [self.split_label(split) + metric for split in self.splits for metric in self.selectable()]
+        if self.select not in known:
+            raise ValueError(f"task.select = {self.select!r}: must be one of {known}")
+
+    def selectable(self) -> list[str]:
+        """Metrics that can pick an epoch: a family's; the base, which has none, checks nothing."""
+        return [self.select]
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that are scored, resolved."""
+        return self.validation_splits if self.train_file is None else ["validation"]
 
     def split_label(self, split: str) -> str:
         """The prefix of a split's metrics: none for a task's only split, else its name less 'validation_'."""
-        return "" if len(self.validation_splits) == 1 else split.removeprefix("validation_") + "/"
+        return "" if len(self.splits) == 1 else split.removeprefix("validation_") + "/"
+
+    def check_metrics(self, metrics: list[str], kind: str) -> None:
+        """Raise `ValueError` for a metric that the kind of target does not have."""
+        for metric in metrics:
+            if metric not in METRICS[kind]:
+                raise ValueError(f"task.metrics = {metrics}: {metric!r} is none of those for a {kind}: {METRICS[kind]}")
+
+
+@dataclass
+class TextColumns:
+    """The data's names for a text task's columns."""
+
+    text: str = "text"
+    text_pair: str | None = None
+    """The second text, for a task on pairs."""
+    label: str = "label"
+    id: str | None = None
+    """Must be unique; kept by predict."""
 
 
 @dataclass
 class TextClassificationConfig(TaskConfig):
     """One text or a pair of texts to a class, or to a number."""
 
-    text_columns: list[str] = field(default_factory=lambda: ["sentence"])
-    """One column, or two for a pair."""
-    label_column: str = "label"
+    columns: TextColumns = field(default_factory=TextColumns)
+    target: str = "class"
+    """class or number."""
     labels: list[str] | None = None
-    """The classes' names, in the order of their numbers; null: the label is a number (regression)."""
+    """The classes' names, in the order of their numbers; null: those found in the data."""
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
     """accuracy, f1 (of class 1 of two; macro over more), matthews; or pearson, spearman for a number."""
     max_length: int = 128
     """Tokens, special ones included; longer inputs are cut."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.text_columns) not in (1, 2):
-            raise ValueError(f"task.text_columns = {self.text_columns}: one column, or two for a pair")
+        if self.target not in ("class", "number"):
+            raise ValueError(f"task.target = {self.target!r}: must be class or number")
         if self.labels is not None and len(self.labels) < 2:
-            raise ValueError(f"task.labels = {self.labels}: at least 2 classes, or null for a number")
-        if self.max_length < 3:
-            raise ValueError(f"task.max_length = {self.max_length}: at least 3 tokens")
-        kind = "regression" if self.labels is None else "classification"
-        for metric in self.metrics:
-            if metric not in METRICS[kind]:
-                raise ValueError(f"task.metrics = {self.metrics}: {metric!r} is none of {kind}'s: {METRICS[kind]}")
-        known = [self.split_label(split) + metric for split in self.validation_splits for metric in self.metrics]
-        if self.select not in known:
-            raise ValueError(f"task.select = {self.select!r}: must be one of {known}")
+            raise ValueError(f"task.labels = {self.labels}: at least 2 classes, or null for those in the data")
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"task.labels = {self.labels}: a class is named twice")
+        _at_least(self, 3, "max_length")
+        self.check_metrics(self.metrics, self.target)
+        super().__post_init__()
+
+    def selectable(self) -> list[str]:
+        return self.metrics
+
+
+@dataclass
+class QuestionColumns:
+    """The data's names for a question answering task's columns."""
+
+    id: str | None = "id"
+    question: str = "question"
+    context: str = "context"
+    answers: str = "answers"
+    """{text: [...], answer_start: [...]} as SQuAD has it, a list of texts, or one text."""
+    answer_start: str | None = None
+    """Characters before the (first) answer, where answers are mere texts; null: its first occurrence is taken."""
+
+
+@dataclass
+class QuestionAnsweringConfig(TaskConfig):
+    """A question to a span of a context, over several windows where the context is long."""
+
+    columns: QuestionColumns = field(default_factory=QuestionColumns)
+    no_answer: bool = False
+    """Whether questions without an answer exist and count (SQuAD v2.0)."""
+    null_threshold: float = 0.0
+    """No answer where its score exceeds the best span's by more than that; the best threshold is reported beside."""
+    max_length: int = 384
+    """Tokens of a window, question and special ones included."""
+    stride: int = 128
+    """Tokens of context that a window shares with the one before."""
+    max_question: int = 64
+    """Tokens of a question; longer ones are cut."""
+    best: int = 20
+    """Starts, and ends, that are considered in a window; also the length of the n-best list."""
+    max_answer: int = 30
+    """Tokens of an answer."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_question", "best", "max_answer")
+        _at_least(self, 0, "stride")
+        room = self.max_length - self.max_question - 4  # special tokens
+        if self.stride >= room:
+            raise ValueError(
+                f"task.stride = {self.stride}: must be below task.max_length - task.max_question - 4 = {room}, "
+                "the context in a window, for windows to move on"
+            )
+        super().__post_init__()
+
+    def selectable(self) -> list[str]:
+        return list(METRICS["answer"])
+
+
+@dataclass
+class Seq2SeqColumns:
+    """The data's names for a text-to-text task's columns; a dot reaches into a nested one."""
+
+    source: str = "source"
+    target: str = "target"
+    id: str | None = None
+    """Must be unique; kept by predict."""
+
+
+@dataclass
+class GenerateConfig:
+    """How texts are generated, in validation and in predict."""
+
+    num_beams: int = 3
+    max_length: int | None = None
+    """Tokens generated at most; null: task.max_target."""
+    min_length: int = 0
+    length_penalty: float = 1.0
+    """Above 0 favours longer texts, below 0 shorter ones."""
+    no_repeat_ngram_size: int = 0
+    """No sequence of that many tokens occurs twice; 0: no limit."""
+    early_stopping: bool = True
+    """Stop once num_beams texts are complete."""
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1:
+            raise ValueError(f"task.generate.num_beams = {self.num_beams}: at least 1")
+        if self.max_length is not None and self.max_length <= max(1, self.min_length):
+            raise ValueError(
+                f"task.generate.max_length = {self.max_length}: at least 2, and above min_length = {self.min_length}"
+            )
+        if self.min_length < 0 or self.no_repeat_ngram_size < 0:
+            raise ValueError(
+                f"task.generate.min_length = {self.min_length}, no_repeat_ngram_size = {self.no_repeat_ngram_size}: "
+                "must be 0 or more"
+            )
+
+
+@dataclass
+class Seq2SeqConfig(TaskConfig):
+    """A text to a text: summarization, translation, and any other."""
+
+    columns: Seq2SeqColumns = field(default_factory=Seq2SeqColumns)
+    metrics: list[str] = field(default_factory=lambda: ["rouge1", "rouge2", "rougeL", "rougeLsum"])
+    """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed), bleu, chrf; all from 0 to 100."""
+    max_source: int = 768
+    """Tokens of a source; longer ones are cut."""
+    max_target: int = 64
+    """Tokens of a target in training; longer ones are cut."""
+    prefix: str | None = None
+    """Put before each source; null: t5_prefix for T5, nothing for others."""
+    t5_prefix: str = ""
+    """What T5 was pretrained to see before such a source."""
+    source_lang: str | None = None
+    """Two letters, for tokenizers that mark languages (mBART)."""
+    target_lang: str | None = None
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 2, "max_source", "max_target")
+        self.check_metrics(self.metrics, "text")
+        super().__post_init__()
+
+    def selectable(self) -> list[str]:
+        return self.metrics

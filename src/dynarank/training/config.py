@@ -10,7 +10,7 @@ from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError, nearest
 from dynarank.hub import HubConfig, ModelConfig
 from dynarank.methods.config import DoRAConfig, MethodConfig
-from dynarank.tasks.config import TaskConfig, TextClassificationConfig
+from dynarank.tasks.config import QuestionAnsweringConfig, Seq2SeqConfig, TaskConfig, TextClassificationConfig
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
@@ -136,6 +136,8 @@ class TrainConfig:
 
 SCHEMAS = {
     "task/text_classification": TextClassificationConfig,
+    "task/question_answering": QuestionAnsweringConfig,
+    "task/seq2seq": Seq2SeqConfig,
     "method/dora": DoRAConfig,
     "method/head": MethodConfig,
 }
@@ -185,12 +187,15 @@ def refuse_unknown(composed: Any, prefix: str = "") -> None:
 
 
 def setting_names(schema: Any = TrainConfig, prefix: str = "") -> list[str]:
-    """Every setting's dotted name, the variants' own included: what a mistyped one is compared with."""
-    names = []
-    variants = {"task": TextClassificationConfig, "method": DoRAConfig}
+    """Every setting's dotted name, those of all variants included: what a mistyped one is compared with."""
+    names: dict[str, None] = {}
     for entry in dataclasses.fields(schema):
         default = entry.default_factory if entry.default_factory is not dataclasses.MISSING else None
-        nested = variants.get(entry.name, default) if not prefix else None
-        is_schema = isinstance(nested, type) and dataclasses.is_dataclass(nested)
-        names += setting_names(nested, f"{entry.name}.") if is_schema else [prefix + entry.name]
-    return names
+        group = f"{prefix}{entry.name}/"
+        variants: list[Any] = [kind for path, kind in SCHEMAS.items() if path.startswith(group)]
+        for nested in variants or [default]:
+            if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+                names |= dict.fromkeys(setting_names(nested, f"{prefix}{entry.name}."))
+            else:
+                names[prefix + entry.name] = None
+    return list(names)

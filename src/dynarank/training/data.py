@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -62,11 +62,13 @@ def lengths(dataset: Dataset) -> np.ndarray:
 class TaskData(LightningDataModule):
     """A task's loaders: training rows grouped by length and shuffled, validation rows sorted by length."""
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int, workers: int = 0):
+    def __init__(self, task: Task[Any], tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int, workers: int = 0):
         super().__init__()
         self.task, self.batch_size, self.seed, self.workers = task, batch_size, seed, workers
         self.collate = task.collator(tokenizer)
-        self.train_lengths = lengths(task.train)
+        self.train_lengths = lengths(task.train_features)
+        self.sample = task.config.validation_sample
+        """Validation rows scored; None: all."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -74,16 +76,23 @@ class TaskData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         sampler = LengthGroupedSampler(self.train_lengths, self.batch_size, self.seed)
-        return self._loader(self.task.train, sampler)
+        return self._loader(self.task.train_features, sampler)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        return [
-            self._loader(data, np.argsort(-lengths(data), kind="stable").tolist()) for data in self.task.validation.values()
-        ]
+        return [self._validation_loader(features) for features in self.task.validation_features.values()]
 
-    def _loader(self, dataset: object, order: Sampler[int] | list[int]) -> DataLoader[Batch]:
+    def _validation_loader(self, features: Dataset) -> DataLoader[Batch]:
+        order = np.argsort(-lengths(features), kind="stable")
+        rows = self.task.rows_of(features)
+        if self.sample is not None and self.sample <= rows.max():
+            chosen = np.random.default_rng(self.seed).permutation(rows.max() + 1)[: self.sample]
+            order = order[np.isin(rows[order], chosen)]
+        return self._loader(features, order.tolist())
+
+    def _loader(self, features: Dataset, order: Sampler[int] | list[int]) -> DataLoader[Batch]:
+        unneeded = [name for name in self.task.host_columns if name in features.column_names]
         return DataLoader(
-            dataset,  # type: ignore[arg-type]
+            features.remove_columns(unneeded),
             batch_size=self.batch_size,
             sampler=order,
             collate_fn=self.collate,

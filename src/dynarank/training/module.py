@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from dynarank.methods.base import Method
-from dynarank.tasks.base import Batch, Task
+from dynarank.tasks.base import Batch, Scores, Task
 from dynarank.training.config import OptimizerConfig
 from dynarank.training.nonfinite import NonFiniteError, first_nonfinite
 from dynarank.training.optimizer import build_optimizer
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SELECTION = "selection"
 """The logged score that picks the best epoch: the task's metric at budget, NaN (which never wins) before."""
+PROGRESS_SECONDS = 30.0
 
 
 class FineTuning(LightningModule):
@@ -31,7 +32,7 @@ class FineTuning(LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, method: Method[Any], optimizer: OptimizerConfig, lr: float, total_steps: int
+        self, model: nn.Module, task: Task[Any], method: Method[Any], optimizer: OptimizerConfig, lr: float, total_steps: int
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold the trained part only
@@ -39,7 +40,7 @@ class FineTuning(LightningModule):
         self.optimizer_config, self.lr, self.total_steps = optimizer, lr, total_steps
         allocator = method.allocator(total_steps)
         self.allocation = None if allocator is None else RankAllocation(allocator)
-        self.validation_metrics = nn.ModuleList(task.metrics() for _ in task.validation)
+        self.scores = nn.ModuleList(task.scores(split) for split in task.validation)
         self.history: list[dict[str, float]] = []
 
     @property
@@ -54,8 +55,9 @@ class FineTuning(LightningModule):
         return build_optimizer(self.model, self.optimizer_config, self.lr, self.total_steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss: Tensor = self.model(**batch).loss
-        size = len(batch["labels"])
+        inputs = self.task.inputs(batch)
+        loss: Tensor = self.model(**inputs).loss
+        size = len(batch["input_ids"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         if self.allocation is not None:
@@ -64,22 +66,26 @@ class FineTuning(LightningModule):
             self.log("train/dem", 0.0 if penalty is None else penalty.detach(), batch_size=size)
             loss = loss if penalty is None else loss + penalty
         if not bool(torch.isfinite(loss)):
-            where = first_nonfinite(self.model, batch) or "the loss itself"
+            where = first_nonfinite(self.model, inputs) or "the loss itself"
             raise NonFiniteError(self.trainer.global_step + 1, f"the loss is {float(loss.detach()):g}; first at {where}")
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        metrics: Any = self.validation_metrics[dataloader_idx]
-        loss = self.task.score(self.model, batch, metrics)
+        loss = self.task.score(self.model, batch, self.scores[dataloader_idx])
         label = self._label(dataloader_idx)
-        self.log(f"val/{label}loss", loss, batch_size=len(batch["labels"]), add_dataloader_idx=False)
+        self.log(f"val/{label}loss", loss, batch_size=len(batch["input_ids"]), add_dataloader_idx=False)
+        self._say_progress(batch_idx, dataloader_idx)
+
+    def on_validation_epoch_start(self) -> None:
+        self._said = time.monotonic()
+        for collected in self.scores:  # not at the end: the last predictions are a run's to write
+            cast("Scores", collected).reset()
 
     def on_validation_epoch_end(self) -> None:
         scores: dict[str, float] = {}
-        for index, metrics in enumerate(self.validation_metrics):
-            assert isinstance(metrics, MetricCollection)
-            scores.update({self._label(index) + name: float(value) for name, value in metrics.compute().items()})
-            metrics.reset()
+        for index, collected in enumerate(self.scores):
+            found = cast("Scores", collected).compute()
+            scores.update({self._label(index) + name: float(value) for name, value in found.items()})
         chosen = scores[self.task.config.select]
         for name, value in scores.items():
             self.log(f"val/{name}", value, prog_bar=name == self.task.config.select)
@@ -89,7 +95,13 @@ class FineTuning(LightningModule):
             self._say(scores)
 
     def _label(self, index: int) -> str:
-        return self.task.config.split_label(self.task.config.validation_splits[index])
+        return self.task.config.split_label(self.task.config.splits[index])
+
+    def _say_progress(self, batch_idx: int, dataloader_idx: int) -> None:
+        """A line every half minute of a long validation, for logs; a terminal has its bar."""
+        if time.monotonic() - self._said > PROGRESS_SECONDS:
+            self._said = time.monotonic()
+            log.info("validation: batch %d of %s", batch_idx + 1, self.trainer.num_val_batches[dataloader_idx])
 
     def _say(self, scores: Mapping[str, float]) -> None:
         parts = [f"step {self.trainer.global_step}/{self.total_steps}"]

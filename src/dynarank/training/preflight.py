@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from dynarank.errors import UserError
-from dynarank.hub import PACKAGE, HubSilent, Source, hub_silent_message, locate
+from dynarank.hub import HubSilent, Source, hub_silent_message, locate
+from dynarank.tasks.sources import locate_data
 from dynarank.training.config import TrainConfig, TrainerConfig
 
 
@@ -39,6 +40,11 @@ def check_machine(config: TrainerConfig) -> None:
         raise UserError(f"trainer.precision = bf16-mixed: this machine computes no bfloat16 in hardware. {remedy}")
 
 
+def best_device() -> str:
+    """A GPU where there is one, as torch names it; else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def _cpu_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -51,8 +57,7 @@ def locate_model(config: TrainConfig) -> Source:
     """
     missing = []
     try:
-        if not config.task.path.startswith(PACKAGE):
-            locate("datasets", "task.path", config.task.path, config.hub.root, config.task.revision)
+        locate_data(config.task, config.hub)
     except HubSilent as error:
         missing.append(error)
     try:

@@ -8,9 +8,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dynarank.predict import ORIGIN
 from dynarank.report.rank_map import draw_rank_map
+
+if TYPE_CHECKING:
+    from dynarank.hub import Source
+    from dynarank.training.config import TrainConfig
+    from dynarank.training.module import FineTuning
 
 PACKAGES = ("dynarank", "torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "hydra-core")
 
@@ -75,6 +81,24 @@ def write_results(results: Results, largest_rank: int, history: list[dict[str, A
     draw_rank_map(ranks, largest_rank, f"{results.task}, {results.method}").savefig(folder / "rank_map.png", dpi=150)
 
 
+def write_artifacts(module: FineTuning, folder: Path) -> None:
+    """The task's own files (predictions), of the selected epoch's validation."""
+    task = module.task
+    for split, scores in zip(task.validation, module.scores, strict=True):
+        for name, content in task.artifacts(split, scores).items():
+            if name.endswith(".jsonl"):
+                (folder / name).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in content))
+            else:
+                _write_json(folder / name, content)
+
+
+def write_origin(folder: Path, config: TrainConfig, source: Source) -> None:
+    """Beside an adapter, what `dynarank.predict` needs to use it: the task, and where the base model came from."""
+    base = {"path": config.model.path, "revision": config.model.revision, "found": source.path}
+    origin = {"task": asdict(config.task), "model": base, "method": config.method.name, "versions": package_versions()}
+    _write_json(folder / ORIGIN, origin)
+
+
 def _write_json(path: Path, content: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_plain(content), indent=2) + "\n")
@@ -100,7 +124,10 @@ def print_summary(results: Results) -> None:
     table.add_column(overflow="fold")
     for name, text in summary_rows(results).items():
         table.add_row(name, text)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for line in places(results):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def summary_rows(results: Results) -> Mapping[str, str]:
@@ -119,16 +146,19 @@ def summary_rows(results: Results) -> Mapping[str, str]:
         f"{results.adapter_parameters:,} adapter ({share:.2f} % of the model), {results.head_parameters:,} head"
     )
     rows["steps"] = f"{results.total_steps:,} in {results.seconds:.0f} s"
-    folder = Path(results.output_dir)
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
-    rows["run"] = str(folder)
-    if (folder / "adapter").is_dir():
-        rows["adapter"] = str(folder / "adapter")
-    if results.ranks:
-        rows["rank map"] = str(folder / "rank_map.png")
-    if (folder / "wandb").is_dir():
-        rows["history"] = f"{folder / 'metrics.csv'}, or: wandb leet {folder / 'wandb'}"
-    else:
-        rows["history"] = str(folder / "metrics.csv")
     return rows
+
+
+def places(results: Results) -> list[str]:
+    """Where everything lies, a line each; relative to the working directory where it is below."""
+    folder = Path(results.output_dir)
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    kinds = {
+        "adapter": "the adapter, for PEFT and for dynarank.predict",
+        "rank_map.png": "the rank of every matrix",
+        "predictions.json": "answers",
+        "predictions.jsonl": "texts generated",
+        "metrics.csv": "history",
+        "wandb": f"the same, to browse: wandb leet {shown / 'wandb'}",
+    }
+    return [f"{shown}/", *(f"  {name:<17} {what}" for name, what in kinds.items() if (folder / name).exists())]

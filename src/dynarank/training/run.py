@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from dynarank.errors import UserError
 from dynarank.methods import build_method
 from dynarank.methods.base import Method
-from dynarank.models import Pretrained, load_pretrained, load_tokenizer, resolve_targets
+from dynarank.models import Pretrained, check_fit, load_pretrained, load_tokenizer, resolve_targets
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
 from dynarank.training.config import TrainConfig
@@ -25,7 +25,7 @@ from dynarank.training.module import SELECTION, FineTuning
 from dynarank.training.nonfinite import NonFiniteError
 from dynarank.training.optimizer import resolve_total_steps
 from dynarank.training.preflight import check_machine, check_output_dir, locate_model
-from dynarank.training.results import Results, print_summary, write_results
+from dynarank.training.results import Results, print_summary, write_artifacts, write_origin, write_results
 from dynarank.training.tracking import build_loggers
 
 log = logging.getLogger(__name__)
@@ -45,13 +45,14 @@ def run(config: TrainConfig) -> Results:
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     task = build_task(config.task)
+    check_fit(config.model, source, task)
     task.read(config.hub, config.seed)
     tokenizer = load_tokenizer(config.model, source)
     pretrained = load_pretrained(config.model, source, task, tokenizer)
     model_parameters = sum(parameter.numel() for parameter in pretrained.model.parameters())
     method = build_method(config.method, config.budget, config.dem)
     adapt(pretrained, method, config)
-    task.encode(tokenizer)
+    task.encode(tokenizer, pretrained.model)
 
     data = TaskData(task, tokenizer, config.batch_size, config.seed, config.trainer.workers)
     total_steps = resolve_total_steps(
@@ -63,12 +64,17 @@ def run(config: TrainConfig) -> Results:
     fit(trainer, module, data, folder)
 
     last = score_last(trainer, module, data)
-    selected = restore_best(trainer, module, checkpoints, last[config.task.select])
+    last_score = last[config.task.select]
+    if data.sample is not None:
+        data.sample = None
+        last = validate(trainer, module, data)
+    selected = restore_best(trainer, module, checkpoints, last_score)
     metrics = last if selected["step"] == trainer.global_step else validate(trainer, module, data)
     ranks = method.ranks()
     if module.at_budget:
         pretrained.tokenizer.save_pretrained(folder / "adapter")
         method.export(pretrained.model, folder / "adapter", source.recorded, task.peft_task_type, pretrained.head)
+        write_origin(folder / "adapter", config, source)
     else:
         log.warning("the run ended before its ranks were frozen: it is over budget, and no adapter is written")
     results = Results(
@@ -96,6 +102,7 @@ def run(config: TrainConfig) -> Results:
     )
     history = module.allocation.history if module.allocation else []
     write_results(results, config.budget.initial, history, folder)
+    write_artifacts(module, folder)
     finish_trackers(trainer, results)
     print_summary(results)
     return results
@@ -125,10 +132,12 @@ def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> N
         method.adapt(pretrained.model, targets, pretrained.head)
     except ValueError as error:
         raise UserError(f"model.targets: {error}") from None
-    log.info("adapted %d layers of %s; head: %s", len(method.ranks()), config.model.path, ", ".join(pretrained.head))
+    log.info(
+        "adapted %d layers of %s; head: %s", len(method.ranks()), config.model.path, ", ".join(pretrained.head) or "none"
+    )
 
 
-def say_plan(config: TrainConfig, module: FineTuning, method: Method[Any], task: Task) -> None:
+def say_plan(config: TrainConfig, module: FineTuning, method: Method[Any], task: Task[Any]) -> None:
     """Print T and the schedule before step 0."""
     rows = ", ".join(f"{len(data):,} {split}" for split, data in task.validation.items())
     log.info(

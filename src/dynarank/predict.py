@@ -1,0 +1,203 @@
+"""Predictions of a finished run for new rows, in their order.
+
+python -m dynarank.predict RUN_OR_ADAPTER_DIR --input FILE --output FILE
+python -m dynarank.predict RUN_OR_ADAPTER_DIR --glue-submission DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynarank.errors import UserError, nearest
+from dynarank.hub import HubConfig, ModelConfig, Source, locate
+from dynarank.tasks.config import TaskConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dynarank.tasks.base import Task
+
+ORIGIN = "dynarank.json"
+"""Written beside every adapter: the task, and where the base model came from."""
+
+
+@dataclass
+class Predictor:
+    """A finished run, ready to predict."""
+
+    task: Task[Any]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, dataset: Dataset, batch_size: int = 32) -> list[dict[str, Any]]:
+        """One record of plain values for each row, in the rows' order; batches hold rows of like length."""
+        import datasets
+        import torch
+        from rich.console import Console
+        from rich.progress import track
+
+        from dynarank.training.data import lengths
+
+        datasets.disable_progress_bars()
+        features = self.task.features(dataset, self.tokenizer, self.model, labelled=False)
+        order = sorted(range(len(features)), key=(-lengths(features)).__getitem__)
+        inputs = features.remove_columns([name for name in self.task.host_columns if name in features.column_names])
+        collate, device = self.task.collator(self.tokenizer), self.model.device
+        predicted: dict[int, Any] = {}
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        with torch.inference_mode():
+            for rows in track(batches, "predicting", console=Console(stderr=True), transient=True):
+                batch = {name: part.to(device) for name, part in collate([inputs[row] for row in rows]).items()}
+                predicted.update(zip(rows, self.task.predict(self.model, batch), strict=True))
+        return self.task.answers(dataset, features, [predicted[row] for row in range(len(features))])
+
+
+def load_predictor(folder: Path, hub: HubConfig, base: str | None = None, device: str | None = None) -> Predictor:
+    """Load a run's, or an adapter's, model and task.
+
+    Args:
+        base: the base model's hub id or folder, where it has moved since.
+        device: as torch names it; None for a GPU where there is one.
+
+    Raises:
+        UserError: the folder holds no such adapter, or its base model is nowhere.
+    """
+    import torch
+
+    from dynarank.models import load_pretrained, load_tokenizer
+    from dynarank.tasks import build_task
+    from dynarank.training.preflight import best_device
+
+    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    if not (adapter / ORIGIN).is_file():
+        raise UserError(
+            f"{folder}: holds no {ORIGIN}, neither in itself nor in adapter/. Give the folder of a finished run, "
+            "or its adapter folder"
+        )
+    origin = json.loads((adapter / ORIGIN).read_text())
+    task = build_task(task_config(origin["task"]))
+    model_config = ModelConfig(name="base", path=base or origin["model"]["path"], revision=origin["model"]["revision"])
+    source = _locate_base(model_config, origin["model"]["found"] if base is None else None, hub)
+    tokenizer = load_tokenizer(model_config, Source(str(adapter), str(adapter)))
+    model = load_pretrained(model_config, source, task, tokenizer).model
+    if (adapter / "adapter_config.json").is_file():
+        import peft
+
+        model = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    else:
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(adapter / "head.safetensors"), strict=False)
+    return Predictor(task, model.eval().to(torch.device(device or best_device())), tokenizer)
+
+
+def task_config(recorded: dict[str, Any]) -> TaskConfig:
+    """A task's configuration from what was recorded of it. Raises `UserError` for a family that is not known."""
+    from omegaconf import OmegaConf
+
+    from dynarank.training.config import SCHEMAS
+
+    name = f"task/{recorded['family']}"
+    if name not in SCHEMAS:
+        raise UserError(f"task.family = {recorded['family']}: not known to this version. {nearest(name, SCHEMAS)}")
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), recorded))
+    return config
+
+
+def _locate_base(config: ModelConfig, found: str | None, hub: HubConfig) -> Source:
+    """Where the base model is now; else where it was in training."""
+    try:
+        return locate("models", "--base", config.path, hub.root, config.revision)
+    except UserError:
+        if found is None or not Path(found).is_dir():
+            raise
+        return Source(found, config.path)
+
+
+def predict_file(predictor: Predictor, source: str, output: Path, batch_size: int) -> int:
+    """Predict a file's rows into another; returns how many. Raises `UserError`."""
+    from dynarank.tasks.files import read_file, write_file
+
+    task = predictor.task
+    dataset = task.check(read_file("--input", source), f"--input {source}", labelled=False)
+    column = task.config.columns.id
+    known = column is not None and column in dataset.column_names
+    ids = dataset[column][:] if known else list(range(len(dataset)))
+    records = predictor(dataset, batch_size)
+    name = column if known else "row"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_file(output, [{name: one, **record} for one, record in zip(ids, records, strict=True)])
+    return len(records)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m dynarank.predict", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("source", type=Path, metavar="RUN_OR_ADAPTER_DIR")
+    parser.add_argument("--input", metavar="FILE", help="rows with the task's columns: .csv, .tsv, .jsonl or .parquet")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="predictions: .csv, .tsv, .jsonl or .parquet")
+    parser.add_argument("--glue-submission", metavar="DIR", type=Path, help="write the GLUE site's file for the test set")
+    parser.add_argument("--column", metavar="ROLE=NAME", action="append", default=[], help="as task.columns.ROLE=NAME")
+    parser.add_argument("--base", help="the base model's hub id or folder, where it has moved")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--device", help="cpu, cuda, mps; by default a GPU where there is one")
+    parser.add_argument("--hub-root", default=os.environ.get("DYNARANK_HUB"), help="default: $DYNARANK_HUB")
+    options = parser.parse_args(arguments)
+    if (options.input is None) != (options.output is None) or (options.input is None and options.glue_submission is None):
+        parser.error("give --input and --output together, or --glue-submission")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command. Exits with 2 and one message for a user's mistake."""
+    options = parse(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' of one another
+    try:
+        _check_files(options)
+        predictor = load_predictor(options.source, HubConfig(options.hub_root), options.base, options.device)
+        _rename_columns(predictor.task, options.column)
+        if options.input is not None:
+            rows = predict_file(predictor, options.input, options.output, options.batch_size)
+            print(f"{rows:,} rows predicted: {options.output}")
+        if options.glue_submission is not None:
+            from dynarank.glue_submission import write_submission
+
+            for path in write_submission(
+                predictor, HubConfig(options.hub_root), options.glue_submission, options.batch_size
+            ):
+                print(f"for the GLUE site: {path}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse, before anything slow, files that cannot be read or written."""
+    from dynarank.tasks.files import READERS
+
+    if options.input is not None and not Path(options.input).is_file():
+        raise UserError(f"--input {options.input}: there is no such file")
+    if options.output is not None and options.output.suffix not in READERS:
+        raise UserError(f"--output {options.output}: the ending must be one of {', '.join(READERS)}")
+
+
+def _rename_columns(task: Task[Any], given: Sequence[str]) -> None:
+    columns = task.config.columns
+    for part in given:
+        role, _, name = part.partition("=")
+        if not hasattr(columns, role) or not name:
+            raise UserError(f"--column {part}: must be ROLE=NAME. {nearest(role, vars(columns))}")
+        setattr(columns, role, name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Where a task's rows come from: the hub or a folder in its layout, a package, or the user's own files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynarank.errors import UserError, nearest
+from dynarank.hub import PACKAGE, HubConfig, Source, locate
+from dynarank.tasks.config import TaskConfig
+from dynarank.tasks.files import read_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CONVERTED = "refs/convert/parquet"
+"""Where the hub keeps its own parquet copy of a data set that is still a script, which datasets no longer runs."""
+
+
+def check_source(config: TaskConfig) -> None:
+    """Raise `UserError` unless the task names exactly one source."""
+    if config.path is None and config.train_file is None:
+        raise UserError(
+            "task.path = null, task.train_file = null: where is the data? Give task.train_file=FILE (and "
+            "task.validation_file=FILE), or task.path= a hub id or a folder"
+        )
+    if config.path is not None and config.train_file is not None:
+        raise UserError(
+            f"task.path = {config.path}, task.train_file = {config.train_file}: two sources. With files of your own, use "
+            "task=text_classification, text_pair_classification, text_regression, question_answering or seq2seq"
+        )
+    if config.validation_file is not None and config.train_file is None:
+        raise UserError(f"task.validation_file = {config.validation_file}: needs task.train_file beside it")
+
+
+def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
+    """Where the hub's or a folder's data is; None for a package's, and for files. Raises `UserError`."""
+    check_source(config)
+    if config.path is None or config.path.startswith(PACKAGE):
+        return None
+    return locate("datasets", "task.path", config.path, hub.root, config.revision)
+
+
+def open_splits(config: TaskConfig, hub: HubConfig, seed: int) -> Mapping[str, Dataset]:
+    """The splits by name. `seed` cuts the validation rows off where there is one file. Raises `UserError`."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    source = locate_data(config, hub)
+    if source is not None:
+        return _load(config, source, config.revision)
+    if config.path is not None:
+        from dynarank.tasks.packaged import load_packaged
+
+        return load_packaged(config.path.removeprefix(PACKAGE))
+    assert config.train_file is not None
+    train = read_file("task.train_file", config.train_file)
+    if config.validation_file is not None:
+        return {config.train_split: train, "validation": read_file("task.validation_file", config.validation_file)}
+    if len(train) < 2:
+        raise UserError(f"task.train_file = {config.train_file}: one row cannot be split. Give task.validation_file")
+    rows = round(config.validation_share * len(train))
+    parts = train.train_test_split(min(max(rows, 1), len(train) - 1), seed=seed)
+    return {config.train_split: parts["train"], "validation": parts["test"]}
+
+
+def describe(config: TaskConfig, split: str) -> str:
+    """A split's source, for an error."""
+    if config.train_file is None:
+        subset = f" ({config.subset})" if config.subset else ""
+        return f"task.path = {config.path}{subset}, split {split!r}"
+    if split == config.train_split or config.validation_file is None:
+        return f"task.train_file = {config.train_file}"
+    return f"task.validation_file = {config.validation_file}"
+
+
+def _load(config: TaskConfig, source: Source, revision: str | None) -> Mapping[str, Dataset]:
+    folder = Path(source.path)
+    try:
+        return _load_dataset(config, source, revision)
+    except UserError:
+        raise
+    except Exception as error:  # datasets raises a dozen kinds for data that it cannot read
+        if revision is None and not folder.is_dir() and "script" in str(error):
+            return _load(config, source, CONVERTED)
+        raise UserError(
+            f"task.path = {config.path}, task.subset = {config.subset}: cannot be read from {source.path}: "
+            f"{_reason(error, folder)}"
+        ) from error
+
+
+def _load_dataset(config: TaskConfig, source: Source, revision: str | None) -> Mapping[str, Dataset]:
+    import datasets
+
+    options: dict[str, Any] = {"revision": revision, "cache_dir": _cache_dir(Path(source.path))}
+    subset = config.subset
+    if subset is None:
+        known = datasets.get_dataset_config_names(source.path, revision=revision)
+        if len(known) > 1:
+            if config.name not in known:
+                raise UserError(f"task.subset = null: {config.path} has several. {nearest(config.name, known)}")
+            subset = config.name
+    return datasets.load_dataset(source.path, subset, **options)
+
+
+def _cache_dir(folder: Path) -> str | None:
+    """Where a local folder's data is cached: by its files, since datasets goes by the folder's last name alone.
+
+    Without this, a file that was changed, or another folder of that name, silently gives the rows cached before.
+    """
+    if not folder.is_dir():
+        return None
+    import datasets
+
+    files = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()
+    ]
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"dynarank-{digest}")
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """The first line of what went wrong underneath; an empty parquet file, which datasets chokes on, by its name."""
+    empty = [str(file) for file in sorted(folder.rglob("*.parquet")) if _is_empty(file)]
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return f"{empty[0]} is empty" if empty else f"{type(cause).__name__}: {cause}".splitlines()[0]
+
+
+def _is_empty(file: Path) -> bool:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return bool(parquet.read_metadata(file).num_rows == 0)
+    except ArrowException:  # a damaged file, which the error itself is about
+        return False
