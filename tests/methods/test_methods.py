@@ -59,7 +59,7 @@ def test_the_penalty_is_eta_times_dem_or_nothing() -> None:
 
     net, method = Net(), dora(target=2)
     method.adapt(net, ["first"], ["head"])
-    assert float(method.penalty()) == pytest.approx(0.5 * float(dem_penalty(list(method.layers.values()))))
+    assert method.penalty().item() == pytest.approx(0.5 * dem_penalty(list(method.layers.values())).item())
     method.dem.eta = 0.0
     assert method.penalty() is None
 
@@ -76,3 +76,31 @@ def test_head_only_trains_the_head_and_wants_one() -> None:
 def test_an_unknown_method_is_named_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"method\.name = 'dorra' is not known\. Did you mean 'dora'"):
         build_method(MethodConfig(name="dorra"), BudgetConfig(), DemConfig())
+
+
+def test_alpha_null_starts_components_as_large_as_at_r8() -> None:
+    torch.manual_seed(0)
+    sizes = []
+    for target in (2, 8):
+        net = nn.ModuleDict({"first": nn.Linear(300, 400)})
+        method = build_method(DoRAConfig(name="dora", alpha=None), BudgetConfig(target=target), DemConfig())
+        method.adapt(net, ["first"], [])
+        layer = method.layers["first"]
+        sizes.append(float((layer.scaling * layer.lora_A.norm(dim=1) * layer.lora_B.norm(dim=0)).mean()))
+    assert method.layers["first"].alpha == 8
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+
+def test_c_may_have_a_learning_rate_of_its_own() -> None:
+    from dynarank.training.config import OptimizerConfig
+    from dynarank.training.optimizer import build_optimizer
+
+    net = Net()
+    method = build_method(DoRAConfig(name="dora", c_lr_ratio=5.0), BudgetConfig(), DemConfig())
+    method.adapt(net, ["first", "second"], ["head"])
+    optimizer = build_optimizer(net, OptimizerConfig(warmup=0), 0.01, 10, method.lr_ratios())["optimizer"]
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == sum(parameter.requires_grad for parameter in net.parameters())
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == pytest.approx(0.05 if name.endswith("lora_c") else 0.01)

@@ -49,7 +49,9 @@ def test_the_defaults_are_the_papers() -> None:
     assert (config.budget.target, config.budget.initial) == (2, 3)
     assert (config.budget.warmup, config.budget.final, config.budget.interval) == (0.15, 0.5, 100)
     assert (config.lr, config.epochs, config.batch_size) == (1.48e-4, 15, 16)
-    assert dataclasses.asdict(config.method) == {"name": "dora", "alpha": 8.0, "dropout": 0.1, "beta": 0.9}
+    paper = {"name": "dora", "alpha": 8.0, "dropout": 0.1, "beta": 0.9}
+    assert dataclasses.asdict(config.method) == {**paper, "score": "relative", "init": "paper", "c_lr_ratio": 1.0}
+    assert (config.budget.schedule, config.budget.unit, config.budget.min_rank) == ("cubic", "components", 0)
     assert (config.optimizer.weight_decay, config.optimizer.warmup, config.trainer.clip) == (0.01, 0.06, 1.0)
 
 
@@ -68,6 +70,12 @@ BAD_VALUES = [
     ("dem.eta=-1", ["dem.eta = -1"]),
     ("dem.eta=nan", ["dem.eta = nan"]),
     ("method.alpha=0", ["method.alpha = 0"]),
+    ("method.score=norm", ["method.score = 'norm'", "absolute"]),
+    ("method.init=zero", ["method.init = 'zero'", "lora"]),
+    ("method.c_lr_ratio=0", ["method.c_lr_ratio = 0"]),
+    ("budget.schedule=cosine", ["budget.schedule = 'cosine'", "cubic_adalora"]),
+    ("budget.unit=bytes", ["budget.unit = 'bytes'", "parameters"]),
+    ("budget.min_rank=3", ["budget.min_rank = 3", "budget.target = 2"]),
     ("method.beta=1", ["method.beta = 1"]),
     ("optimizer.lr=0", ["optimizer.lr = 0"]),
     ("optimizer.lr=nan", ["optimizer.lr = nan"]),

@@ -55,6 +55,7 @@ def inject(
     alpha: float = 8.0,
     dropout: float = 0.0,
     exclude: Sequence[str] = (),
+    start: str = "paper",
 ) -> dict[str, DoRALinear]:
     """Wrap every linear map that fits a target in a `DoRALinear`, in place; returns them by full name, in model order.
 
@@ -69,7 +70,7 @@ def inject(
     for name in find_linears(model, targets, exclude):
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)
-        layers[name] = DoRALinear(getattr(parent, child), r, alpha, dropout).train(model.training)
+        layers[name] = DoRALinear(getattr(parent, child), r, alpha, dropout, start).train(model.training)
         setattr(parent, child, layers[name])
     return layers
 

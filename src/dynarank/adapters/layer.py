@@ -10,11 +10,14 @@ Component i is the rank-one matrix c_i B[:, i] A[i, :]. It is pruned by c_i := 0
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dynarank.adapters import STARTS
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -46,14 +49,18 @@ class DoRALinear(nn.Module):
     code. A, B and c are float32 under any precision of the base map, and stay so under `.to`, `.half` and `.bfloat16`:
     in bfloat16, c would not move at usual learning rates.
 
+    Args:
+        start: paper (A and B Kaiming-uniform, c = 0), or lora (A as LoRA's, B = 0, c = 1), which also starts equal to
+            the map alone, and whose B learns from the first step.
+
     Raises:
         TypeError: `base` is not a linear map.
-        ValueError: `r` < 1, `alpha` <= 0, or `dropout` outside [0, 1).
+        ValueError: `r` < 1, `alpha` <= 0, `dropout` outside [0, 1), or an unknown `start`.
     """
 
     mask: Tensor
 
-    def __init__(self, base: nn.Module, r: int, alpha: float = 8.0, dropout: float = 0.0) -> None:
+    def __init__(self, base: nn.Module, r: int, alpha: float = 8.0, dropout: float = 0.0, start: str = "paper") -> None:
         super().__init__()
         self.in_features, self.out_features = linear_shape(base)
         if r < 1:
@@ -62,6 +69,8 @@ class DoRALinear(nn.Module):
             raise ValueError(f"alpha = {alpha}: must be above 0")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout = {dropout}: must lie in [0, 1)")
+        if start not in STARTS:
+            raise ValueError(f"start = {start!r}: must be one of {', '.join(STARTS)}")
         self.r, self.alpha = r, alpha
         self.scaling = alpha / r  # stays when components go
         self.base = base.requires_grad_(False)
@@ -72,8 +81,12 @@ class DoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.empty(self.out_features, r, device=device, dtype=torch.float32))
         self.lora_c = nn.Parameter(torch.zeros(r, device=device, dtype=torch.float32))
         self.register_buffer("mask", torch.ones(r, device=device, dtype=torch.bool))
-        nn.init.kaiming_uniform_(self.lora_A)
-        nn.init.kaiming_uniform_(self.lora_B)
+        nn.init.kaiming_uniform_(self.lora_A, a=0 if start == "paper" else math.sqrt(5))
+        if start == "paper":
+            nn.init.kaiming_uniform_(self.lora_B)
+        else:
+            nn.init.zeros_(self.lora_B)
+            nn.init.ones_(self.lora_c)
 
     @property
     def weight(self) -> Tensor:

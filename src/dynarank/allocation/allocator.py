@@ -6,6 +6,7 @@ e (n) smoothed scores in layer order, K(t) the number that may be kept after ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor
 
 from dynarank.adapters.layer import DoRALinear
-from dynarank.allocation.importance import layer_importance, smooth
+from dynarank.allocation.config import SCORES
+from dynarank.allocation.importance import layer_importance, layer_norms, smooth
 from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.allocation.selection import top_components, top_parameters, with_floors
+from dynarank.allocation.sensitivity import Sensitivity
 
 
 class RankAllocator:
@@ -28,22 +32,40 @@ class RankAllocator:
         schedule: when to prune, and to how many.
         beta: smoothing of the scores (Eq. 8).
         regrow: whether a pruned component may return by its gradient before the freeze.
+        score: relative (Eq. 7); absolute, the plain norm of s c_i b_i a_i^T; sensitivity, AdaLoRA's, which has its own
+            smoothing, and needs gradients at `step()`.
+        cost_aware: count parameters instead of components: at most b(t) times what one component of every layer takes,
+            spent on the highest scores for each parameter.
+        min_rank: components that every layer keeps at least.
 
     Raises:
-        ValueError: no layers, or beta outside [0, 1).
+        ValueError: no layers, beta outside [0, 1), an unknown score, or min_rank above the schedule's target.
         FloatingPointError: a component's score is not finite (from `update`, `step`); the message names its layer.
     """
 
     def __init__(
-        self, layers: Mapping[str, DoRALinear], schedule: BudgetSchedule, beta: float = 0.9, regrow: bool = True
+        self,
+        layers: Mapping[str, DoRALinear],
+        schedule: BudgetSchedule,
+        beta: float = 0.9,
+        regrow: bool = True,
+        score: str = "relative",
+        cost_aware: bool = False,
+        min_rank: int = 0,
     ) -> None:
         if not layers:
             raise ValueError("no adapted layers: inject adapters first")
         if not 0 <= beta < 1:
             raise ValueError(f"beta = {beta}: must lie in [0, 1)")
+        if score not in SCORES:
+            raise ValueError(f"score = {score!r}: must be one of {', '.join(SCORES)}")
+        if not 0 <= min_rank <= schedule.target:
+            raise ValueError(f"min_rank = {min_rank}: must be 0 to the schedule's target, {schedule.target:g}")
         self.names = list(layers)
         self.layers = list(layers.values())
         self.schedule, self.beta, self.regrow = schedule, beta, regrow
+        self.score, self.cost_aware, self.min_rank = score, cost_aware, min_rank
+        self.sensitivity = Sensitivity(self.layers) if score == "sensitivity" else None
         self.sizes = [layer.r for layer in self.layers]
         self.t = 0
         self.frozen = False
@@ -57,29 +79,42 @@ class RankAllocator:
         self.update()
         due = self.schedule.prunes_at(self.t)
         if due:
-            keep = self.prune(self.schedule.keep(self.t, len(self.layers)))
+            keep = self.prune(self.allowance(self.t))
             if self.t == self.schedule.freeze_step:
                 self.freeze(keep)
         return due
 
+    def allowance(self, t: int) -> int:
+        """What may be kept after step t: K(t) components, or where costs count, parameters."""
+        if not self.cost_aware:
+            return self.schedule.keep(t, len(self.layers))
+        return math.floor(self.schedule.budget(t) * sum(component_parameters(layer) for layer in self.layers) + 0.5)
+
+    def _scores(self) -> list[Tensor]:
+        if self.sensitivity is not None:
+            return self.sensitivity()
+        return layer_importance(self.layers) if self.score == "relative" else layer_norms(self.layers)
+
     def update(self) -> None:
         """Smooth the components' present scores into e (Eqs. 7 and 8)."""
-        scores = torch.cat([score.to(self.ema.device) for score in layer_importance(self.layers)])  # (n)
+        scores = torch.cat([score.to(self.ema.device) for score in self._scores()])  # (n)
         if not bool(torch.isfinite(scores).all()):
             broken = [n for n, s in zip(self.names, scores.split(self.sizes), strict=True) if not s.isfinite().all()]
             raise FloatingPointError(f"step {self.t}: the importance of a component of {broken[0]} is not finite")
-        self.ema = smooth(self.ema, scores, self.beta)
+        self.ema = smooth(self.ema, scores, self.beta) if self.sensitivity is None else scores
 
     @torch.no_grad()
     def prune(self, count: int) -> Tensor:
         """Set c := 0 in all but the `count` components with the highest smoothed scores of the model; returns (n) bool.
 
         Exactly `count` are kept (all that are left, if it asks for more): ties go to the earlier layer, then the lower
-        index. Without `regrow`, the rest are masked for good and never chosen again.
+        index. Without `regrow`, the rest are masked for good and never chosen again. Where costs count, `count` is of
+        parameters, filled up to less than one component.
         """
         alive = torch.cat([layer.mask.to(self.ema.device) for layer in self.layers])
         scores = torch.where(alive, self.ema, torch.full_like(self.ema, -1.0))  # scores are never negative
-        keep = top_components(scores, count) & alive
+        scores = with_floors(scores, self.sizes, self.min_rank)
+        keep = top_parameters(scores, self._costs(), count) if self.cost_aware else top_components(scores, count) & alive
         for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
             kept = kept.to(layer.lora_c.device)
             layer.lora_c.masked_fill_(~kept, 0)
@@ -93,6 +128,11 @@ class RankAllocator:
         for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
             layer.mask &= kept.to(layer.mask.device)
         self.frozen = True
+
+    def _costs(self) -> Tensor:
+        costs = [float(component_parameters(layer)) for layer in self.layers]
+        sizes = torch.tensor(self.sizes, device=self.ema.device)
+        return torch.tensor(costs, device=self.ema.device).repeat_interleave(sizes)  # (n)
 
     def budget(self) -> float:
         """b(t), the scheduled mean number of components a layer, now."""
@@ -115,12 +155,14 @@ class RankAllocator:
             "ema": self.ema.cpu(),
             "layers": dict(zip(self.names, self.sizes, strict=True)),
             "schedule": vars(self.schedule).copy(),
+            "choice": {"score": self.score, "cost_aware": self.cost_aware, "min_rank": self.min_rank},
+            "sensitivity": None if self.sensitivity is None else self.sensitivity.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state. Raises `ValueError` where it belongs to other layers or another schedule, saying which."""
         mine = self.state_dict()
-        for key in ("layers", "schedule"):
+        for key in ("layers", "schedule", "choice"):
             theirs, ours = state[key], mine[key]
             if list(theirs.items()) != list(ours.items()):  # their order counts: e is laid out by it
                 differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
@@ -131,11 +173,10 @@ class RankAllocator:
                 )
         self.t, self.frozen = int(state["t"]), bool(state["frozen"])
         self.ema = state["ema"].to(self.ema.device, torch.float32)
+        if self.sensitivity is not None:
+            self.sensitivity.load_state_dict(state["sensitivity"])
 
 
-def top_components(scores: Tensor, count: int) -> Tensor:
-    """The `count` highest of (n) scores as an (n) bool mask; ties to the lower index. `count` is clipped to [0, n]."""
-    order = torch.argsort(scores, descending=True, stable=True)
-    keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    keep[order[: max(count, 0)]] = True
-    return keep
+def component_parameters(layer: DoRALinear) -> int:
+    """What one component of a layer takes once folded: a row of A and a column of B."""
+    return layer.in_features + layer.out_features

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dynarank.allocation.schedule import SHAPES
+
+UNITS = ("components", "parameters")
+SCORES = ("relative", "absolute", "sensitivity")
+
 
 @dataclass
 class BudgetConfig:
@@ -22,6 +27,12 @@ class BudgetConfig:
     """Optimizer steps from one pruning to the next."""
     regrow: bool = True
     """Whether a pruned component may return before the freeze (the paper's gentle pruning)."""
+    schedule: str = "cubic"
+    """How the budget falls: cubic (the paper's, slow first), cubic_adalora (fast first), linear, step (all at once)."""
+    unit: str = "components"
+    """What is counted: components, or parameters (a wide matrix's component costs more)."""
+    min_rank: int = 0
+    """Components that every layer keeps at least."""
 
     def __post_init__(self) -> None:
         if self.target < 1:
@@ -41,6 +52,14 @@ class BudgetConfig:
             )
         if self.interval < 1:
             raise ValueError(f"budget.interval = {self.interval}: at least 1 step")
+        if self.schedule not in SHAPES:
+            raise ValueError(f"budget.schedule = {self.schedule!r}: must be one of {', '.join(SHAPES)}")
+        if self.unit not in UNITS:
+            raise ValueError(f"budget.unit = {self.unit!r}: must be one of {', '.join(UNITS)}")
+        if not 0 <= self.min_rank <= self.target:
+            raise ValueError(
+                f"budget.min_rank = {self.min_rank}: must be 0 to budget.target = {self.target}, the mean rank there is for"
+            )
 
     @property
     def initial(self) -> int:

@@ -55,6 +55,15 @@ def layer_importance(layers: Sequence[DoRALinear]) -> list[Tensor]:
     return [scores[index] for index in range(len(layers))]
 
 
+@torch.no_grad()
+def layer_norms(layers: Sequence[DoRALinear]) -> list[Tensor]:
+    """The plain norms ||s c_i b_i a_i^T||_F of every layer's components, one (r') float32 tensor a layer."""
+    return [
+        (layer.scaling * layer.coefficients().abs() * layer.lora_A.norm(dim=1) * layer.lora_B.norm(dim=0)).float()
+        for layer in layers
+    ]
+
+
 def smooth(previous: Tensor, scores: Tensor, beta: float) -> Tensor:
     """Exponential moving average e(t) = beta e(t-1) + (1 - beta) s (Eq. 8); any shape."""
     return beta * previous + (1 - beta) * scores

@@ -7,6 +7,7 @@ b0 = b(0) and bT = b(T), t_i = floor(warmup T), t_f = floor(final T), L layers, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -14,17 +15,29 @@ def _share(fraction: float, total: int) -> int:
     return math.floor(fraction * total + 1e-9)  # 0.29 * 100 is 28.999...: the share meant is 29
 
 
-def budget_schedule(t: int, init: float, target: float, total: int, warmup: float, final: float) -> float:
+SHAPES: dict[str, Callable[[float], float]] = {
+    "cubic": lambda p: 1 - p**3,
+    "cubic_adalora": lambda p: (1 - p) ** 3,
+    "linear": lambda p: 1 - p,
+    "step": lambda p: 1.0,
+}
+"""What is left of b0 - bT at the share p of the window: the paper's (slow first), AdaLoRA's (fast first), and two more."""
+
+
+def budget_schedule(
+    t: int, init: float, target: float, total: int, warmup: float, final: float, shape: str = "cubic"
+) -> float:
     """b(t) of Eq. 9, in the form that reaches bT (the paper's print does not; the authors' code does).
 
-    b = b0 until t_i;  b0 - (b0 - bT) p^3 with p = (t - t_i) / (T - t_f - t_i) until T - t_f;  then bT
+    b = b0 until t_i;  b0 - (b0 - bT) p^3 with p = (t - t_i) / (T - t_f - t_i) until T - t_f;  then bT. Other shapes
+    than cubic replace p^3; `step` falls from b0 to bT at T - t_f.
     """
     start, freeze = _share(warmup, total), total - _share(final, total)
     if t >= freeze:
         return target
     if t <= start:
         return init
-    return init - (init - target) * ((t - start) / (freeze - start)) ** 3
+    return target + (init - target) * SHAPES[shape]((t - start) / (freeze - start))
 
 
 @dataclass(frozen=True)
@@ -32,8 +45,8 @@ class BudgetSchedule:
     """When to prune, to how many components, and when to freeze.
 
     Raises:
-        ValueError: total < 1, target < 0, init < target, interval < 1, or warmup and final outside [0, 1) or with no
-            room between them.
+        ValueError: total < 1, target < 0, init < target, interval < 1, warmup and final outside [0, 1) or with no
+            room between them, or an unknown shape.
     """
 
     init: float
@@ -42,8 +55,11 @@ class BudgetSchedule:
     warmup: float = 0.15
     final: float = 0.5
     interval: int = 100
+    shape: str = "cubic"
 
     def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise ValueError(f"shape = {self.shape!r}: must be one of {', '.join(SHAPES)}")
         if self.total < 1:
             raise ValueError(f"total = {self.total}: the run's optimizer steps must be known, and at least 1")
         if self.target < 0 or self.init < self.target:
@@ -65,7 +81,7 @@ class BudgetSchedule:
 
     def budget(self, t: int) -> float:
         """b(t), the mean number of components a layer may keep after step t."""
-        return budget_schedule(t, self.init, self.target, self.total, self.warmup, self.final)
+        return budget_schedule(t, self.init, self.target, self.total, self.warmup, self.final, self.shape)
 
     def keep(self, t: int, layers: int) -> int:
         """K(t), the number of components that `layers` layers may keep together after step t; halves round up."""

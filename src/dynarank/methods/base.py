@@ -34,6 +34,10 @@ class Method(ABC, Generic[ConfigT]):
         """What distributes the ranks over a run of that many optimizer steps; None if the method does not."""
         return None
 
+    def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Parameters whose learning rate is a multiple of the run's, and that multiple."""
+        return []
+
     def penalty(self) -> Tensor | None:
         """What the method adds to the task's loss until its ranks are frozen, a scalar; None for nothing."""
         return None

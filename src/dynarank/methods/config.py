@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dynarank.adapters import STARTS
+from dynarank.allocation.config import SCORES
+
 
 @dataclass
 class MethodConfig:
@@ -17,16 +20,32 @@ class MethodConfig:
 class DoRAConfig(MethodConfig):
     """Dynamic rank distribution (Mao et al., ACL 2024)."""
 
-    alpha: float = 8.0
-    """The update's scale is alpha / budget.init, and stays when components go."""
+    alpha: float | None = 8.0
+    """The update's scale is alpha / budget.init, and stays when components go; null: 8 (init / 12)^1.5, with which a
+    component starts as large under any budget as in the published setting, r8."""
     dropout: float = 0.1
     """On the adapters' input."""
     beta: float = 0.9
     """Smoothing of the importance scores (Eq. 8)."""
+    score: str = "relative"
+    """relative (the paper's share of the layer's update), absolute (the plain norm), sensitivity (AdaLoRA's)."""
+    init: str = "paper"
+    """paper (c = 0, A and B random), or lora (c = 1, B = 0), which learns from the first step."""
+    c_lr_ratio: float = 1.0
+    """Learning rate of c, as a multiple of the others'."""
+
+    def alpha_at(self, init: int) -> float:
+        """alpha, resolved for the components that a layer starts with."""
+        return 8.0 * (init / 12) ** 1.5 if self.alpha is None else self.alpha
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
+        if self.alpha is not None and not self.alpha > 0:
             raise ValueError(f"method.alpha = {self.alpha}: must be above 0")
+        if not self.c_lr_ratio > 0:
+            raise ValueError(f"method.c_lr_ratio = {self.c_lr_ratio}: must be above 0")
+        for name, known in (("score", SCORES), ("init", STARTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"method.{name} = {getattr(self, name)!r}: must be one of {', '.join(known)}")
         for name in ("dropout", "beta"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"method.{name} = {getattr(self, name)}: must lie in [0, 1)")

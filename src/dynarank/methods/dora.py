@@ -23,13 +23,20 @@ class DoRA(Method[DoRAConfig]):
     layers: dict[str, DoRALinear]
 
     def adapt(self, model: nn.Module, targets: Sequence[str], head: Sequence[str]) -> None:
-        self.layers = inject(model, targets, self.budget.initial, self.config.alpha, self.config.dropout, exclude=head)
+        config, r = self.config, self.budget.initial
+        self.layers = inject(model, targets, r, config.alpha_at(r), config.dropout, exclude=head, start=config.init)
         mark_trainable(model, head)
 
     def allocator(self, total_steps: int) -> RankAllocator:
         budget = self.budget
-        schedule = BudgetSchedule(budget.initial, budget.target, total_steps, budget.warmup, budget.final, budget.interval)
-        return RankAllocator(self.layers, schedule, self.config.beta, budget.regrow)
+        spans = (budget.warmup, budget.final, budget.interval)
+        schedule = BudgetSchedule(budget.initial, budget.target, total_steps, *spans, budget.schedule)
+        choice = (self.config.score, budget.unit == "parameters", budget.min_rank)
+        return RankAllocator(self.layers, schedule, self.config.beta, budget.regrow, *choice)
+
+    def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
+        ratio = self.config.c_lr_ratio
+        return [] if ratio == 1 else [([layer.lora_c for layer in self.layers.values()], ratio)]
 
     def penalty(self) -> Tensor | None:
         return self.dem.eta * dem_penalty(list(self.layers.values())) if self.dem.eta else None

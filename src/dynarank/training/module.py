@@ -52,7 +52,7 @@ class FineTuning(LightningModule):
         return [] if self.allocation is None else [self.allocation]
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.model, self.optimizer_config, self.lr, self.total_steps)
+        return build_optimizer(self.model, self.optimizer_config, self.lr, self.total_steps, self.method.lr_ratios())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs = self.task.inputs(batch)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynarank.allocation.selection import top_components, top_parameters, with_floors
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=9), st.data())
+def test_parameters_are_filled_by_worth_up_to_less_than_one_component(scores: list[float], data: st.DataObject) -> None:
+    costs = data.draw(st.lists(st.sampled_from([3, 7, 10]), min_size=len(scores), max_size=len(scores)))
+    limit = data.draw(st.integers(0, sum(costs) + 2))
+    keep = top_parameters(torch.tensor(scores), torch.tensor(costs, dtype=torch.float), limit).tolist()
+    spent = sum(cost for cost, kept in zip(costs, keep, strict=True) if kept)
+    assert spent <= limit
+    assert all(cost > limit - spent for cost, kept in zip(costs, keep, strict=True) if not kept)
+    worth = sorted(range(len(scores)), key=lambda i: (-scores[i] / costs[i], i))
+    left = limit
+    for index in worth:
+        assert keep[index] == (costs[index] <= left)
+        left -= costs[index] if keep[index] else 0
+
+
+def test_equal_costs_choose_what_counting_chooses() -> None:
+    scores = torch.rand(40, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    for count in (0, 1, 17, 40):
+        assert torch.equal(top_parameters(scores, torch.full((40,), 5.0), 5 * count), top_components(scores, count))
+
+
+@pytest.mark.parametrize("floor", [0, 1, 2])
+def test_floors_come_first_and_the_rest_by_score(floor: int) -> None:
+    scores, sizes = torch.tensor([0.1, 0.2, 0.3, 5.0, 4.0, 3.0, 0.0, 0.0, 0.0]), [3, 3, 3]
+    keep = top_components(with_floors(scores, sizes, floor), 6)
+    assert keep.sum() == 6
+    counts = [int(part.sum()) for part in keep.split(sizes)]
+    assert min(counts) >= floor
+    best = max(
+        (chosen for chosen in itertools.combinations(range(9), 6)
+         if all(sum(start <= i < start + 3 for i in chosen) >= floor for start in (0, 3, 6))),
+        key=lambda chosen: sum(float(scores[i]) for i in chosen),
+    )  # fmt: skip
+    assert float(scores[keep].sum()) == pytest.approx(sum(float(scores[i]) for i in best))
+
+
+def test_what_may_not_be_taken_is_not_taken_for_a_floor() -> None:
+    scores = with_floors(torch.tensor([-1.0, -1.0, 2.0, 3.0]), [2, 2], 1)
+    assert scores.tolist() == [-1.0, -1.0, 2.0, torch.inf]
+    assert top_parameters(scores, torch.ones(4), 4).tolist() == [False, False, True, True]
