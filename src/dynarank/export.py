@@ -7,7 +7,7 @@ Legend: k components that a layer kept, A (k, d_in), B (d_out, k). `fold` and `m
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from dynarank.adapters.inject import adapter_layers
 from dynarank.adapters.layer import DoRALinear
+
+Factors = tuple[Tensor, Tensor]
+"""A (k, d_in) and B (d_out, k)."""
 
 
 @torch.no_grad()
@@ -63,18 +66,40 @@ def write_peft_adapter(
     Raises:
         ValueError: every layer has rank 0, which PEFT cannot represent; or a trained value is not finite.
     """
+    layers = adapter_layers(model)
+    transposed = not any(isinstance(layer.base, nn.Linear) for layer in layers.values())
+    return write_factors({n: fold(layer) for n, layer in layers.items()}, model, folder, base, task_type, head, transposed)
+
+
+def write_factors(
+    factors: Mapping[str, Factors],
+    model: nn.Module,
+    folder: str | Path,
+    base: str,
+    task_type: str | None,
+    head: Sequence[str],
+    transposed: bool,
+) -> dict[str, int]:
+    """Write LoRA factors of scale 1 as `write_peft_adapter` does; returns their ranks by name.
+
+    Args:
+        factors: A (k, d_in) and B (d_out, k) by module name; k may differ, and be 0.
+        transposed: whether the base weights are (d_in, d_out), as in `Conv1D`.
+
+    Raises:
+        ValueError: as `write_peft_adapter`.
+    """
     import peft
     from safetensors.torch import save_file
 
-    layers = adapter_layers(model)
-    ranks = {name: int(layer.active().sum()) for name, layer in layers.items()}
+    ranks = {name: len(lora_A) for name, (lora_A, _) in factors.items()}
     kept = {name: rank for name, rank in ranks.items() if rank}
     if not kept:
         raise ValueError("every layer has rank 0: there is no adapter to write, only the base model and its head")
 
     tensors: dict[str, Tensor] = {}
     for name in kept:
-        lora_A, lora_B = fold(layers[name])
+        lora_A, lora_B = factors[name]
         tensors[f"base_model.model.{name}.lora_A.weight"] = lora_A
         tensors[f"base_model.model.{name}.lora_B.weight"] = lora_B
     for module in head:
@@ -96,7 +121,7 @@ def write_peft_adapter(
         alpha_pattern=dict(pattern),
         target_modules=list(kept),
         modules_to_save=list(head) or None,
-        fan_in_fan_out=not any(isinstance(layers[name].base, nn.Linear) for name in kept),
+        fan_in_fan_out=transposed,
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def write_submission(predictor: Predictor, hub: HubConfig, folder: Path, batch_s
     wanted = {split: name for (subset, split), name in FILES.items() if subset == config.subset}
     if not wanted or not str(config.path).endswith("glue"):
         raise UserError(f"--glue-submission: the run's task, {config.name}, is none of GLUE's")
-    splits = open_splits(config, hub, seed=0)
+    splits = open_splits(config, hub)
     missing = [split for split in wanted if split not in splits]
     if missing:
         raise UserError(f"{describe(config, missing[0])}: there is none; it has {', '.join(splits)}")

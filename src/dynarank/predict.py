@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError, nearest
 from dynarank.hub import HubConfig, ModelConfig, Source, locate
-from dynarank.tasks.config import TaskConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dynarank.models import Pretrained
     from dynarank.tasks.base import Task
 
 ORIGIN = "dynarank.json"
@@ -84,33 +85,52 @@ def load_predictor(folder: Path, hub: HubConfig, base: str | None = None, device
             "or its adapter folder"
         )
     origin = json.loads((adapter / ORIGIN).read_text())
-    task = build_task(task_config(origin["task"]))
-    model_config = ModelConfig(name="base", path=base or origin["model"]["path"], revision=origin["model"]["revision"])
-    source = _locate_base(model_config, origin["model"]["found"] if base is None else None, hub)
-    tokenizer = load_tokenizer(model_config, Source(str(adapter), str(adapter)))
-    model = load_pretrained(model_config, source, task, tokenizer).model
-    if (adapter / "adapter_config.json").is_file():
-        import peft
-
-        model = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    task = build_task(recorded_config(origin["task"], f"task/{origin['task']['family']}"))
+    model_config = ModelConfig(**{name: value for name, value in origin["model"].items() if name != "found"})
+    here = Source(str(adapter), str(adapter))
+    tokenizer = load_tokenizer(model_config, here)
+    if (adapter / "config.json").is_file():  # a plain transformers model
+        model: Any = load_pretrained(model_config, here, task, tokenizer).model
     else:
-        from safetensors.torch import load_file
-
-        model.load_state_dict(load_file(adapter / "head.safetensors"), strict=False)
+        model_config.path = base or model_config.path
+        source = _locate_base(model_config, origin["model"]["found"] if base is None else None, hub)
+        model = _adapted(load_pretrained(model_config, source, task, tokenizer), adapter, origin)
     return Predictor(task, model.eval().to(torch.device(device or best_device())), tokenizer)
 
 
-def task_config(recorded: dict[str, Any]) -> TaskConfig:
-    """A task's configuration from what was recorded of it. Raises `UserError` for a family that is not known."""
+def _adapted(pretrained: Pretrained, adapter: Path, origin: dict[str, Any]) -> Any:
+    """The base model with what an adapter's folder holds."""
+    if (adapter / "adapter_config.json").is_file():
+        import peft
+
+        model: Any = peft.PeftModel.from_pretrained(pretrained.model, str(adapter))
+        return model if model.active_peft_config.is_prompt_learning else model.merge_and_unload()
+    from safetensors.torch import load_file
+
+    from dynarank.methods import build_method
+    from dynarank.methods.base import TRAINED
+    from dynarank.models import resolve_targets
+
+    name = origin["method"]["name"]
+    method_config = recorded_config(origin["method"], f"method/{name}", "method/plain")
+    method = build_method(method_config, BudgetConfig(**origin["budget"]), DemConfig(**origin["dem"]))
+    model_config = ModelConfig(**{key: value for key, value in origin["model"].items() if key != "found"})
+    targets = resolve_targets(model_config, pretrained.model.config.model_type) if method.takes_targets else []
+    model = method.adapt(pretrained.model, targets, pretrained.head)
+    model.load_state_dict(load_file(adapter / TRAINED), strict=False)
+    return model
+
+
+def recorded_config(recorded: dict[str, Any], *schemas: str) -> Any:
+    """A part of a configuration from what was recorded of it, by the first schema that is known; else `UserError`."""
     from omegaconf import OmegaConf
 
     from dynarank.training.config import SCHEMAS
 
-    name = f"task/{recorded['family']}"
-    if name not in SCHEMAS:
-        raise UserError(f"task.family = {recorded['family']}: not known to this version. {nearest(name, SCHEMAS)}")
-    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), recorded))
-    return config
+    name = next((one for one in schemas if one in SCHEMAS), None)
+    if name is None:
+        raise UserError(f"{schemas[0]}: not known to this version. {nearest(schemas[0], SCHEMAS)}")
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), recorded))
 
 
 def _locate_base(config: ModelConfig, found: str | None, hub: HubConfig) -> Source:

@@ -175,7 +175,7 @@ def test_head_alone_trains_no_adapter(hub_root: Path, tmp_path: Path) -> None:
     results = run(configure(tmp_path, hub_root, "method=head"))
     assert (results.adapter_parameters, results.ranks, results.components_target) == (0, {}, None)
     assert results.at_budget
-    assert set(load_file(tmp_path / "adapter/head.safetensors")) == {
+    assert set(load_file(tmp_path / "adapter/trained.safetensors")) == {
         f"classifier.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("weight", "bias")
     }
     assert not (tmp_path / "ranks.json").exists()

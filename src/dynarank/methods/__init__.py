@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 METHODS = {
     "dora": "dynarank.methods.dora:DoRA",
+    "lora": "dynarank.methods.lora:LoRA",
+    "adalora": "dynarank.methods.adalora:AdaLoRA",
+    "houlsby": "dynarank.methods.bottleneck:Houlsby",
+    "pfeiffer": "dynarank.methods.bottleneck:Pfeiffer",
+    "bitfit": "dynarank.methods.full:BitFit",
+    "full": "dynarank.methods.full:Full",
+    "prompt": "dynarank.methods.prompt:PromptTuning",
     "head": "dynarank.methods.head:HeadOnly",
 }
 

@@ -49,3 +49,56 @@ class DoRAConfig(MethodConfig):
         for name in ("dropout", "beta"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"method.{name} = {getattr(self, name)}: must lie in [0, 1)")
+
+
+@dataclass
+class LoRAConfig(MethodConfig):
+    """LoRA (Hu et al., ICLR 2022), PEFT's; its rank is budget.target."""
+
+    alpha: float = 16.0
+    """The update's scale is alpha / rank."""
+    dropout: float = 0.1
+    """On the adapters' input."""
+
+    def __post_init__(self) -> None:
+        _check_lora(self.alpha, self.dropout)
+
+
+@dataclass
+class AdaLoRAConfig(MethodConfig):
+    """AdaLoRA (Zhang et al., ICLR 2023), PEFT's; ranks, spans and interval are the budget's."""
+
+    alpha: float = 32.0
+    """The update's scale is alpha / budget.init."""
+    dropout: float = 0.1
+    """On the adapters' input."""
+    beta: float = 0.85
+    """Smoothing of sensitivity and of uncertainty."""
+    orthogonality: float = 0.5
+    """Weight of the orthogonal regularization in the loss."""
+
+    def __post_init__(self) -> None:
+        _check_lora(self.alpha, self.dropout)
+        if not 0 < self.beta < 1:
+            raise ValueError(f"method.beta = {self.beta}: must lie between 0 and 1")
+        if self.orthogonality < 0:
+            raise ValueError(f"method.orthogonality = {self.orthogonality}: must be 0 or more")
+
+
+@dataclass
+class PromptConfig(MethodConfig):
+    """Prompt tuning (Lester et al., EMNLP 2021), PEFT's."""
+
+    reserved: int = 132
+    """Positions of the model that are left to the text, where positions are limited; task.max_length and a few."""
+
+    def __post_init__(self) -> None:
+        if self.reserved < 1:
+            raise ValueError(f"method.reserved = {self.reserved}: the text needs positions too")
+
+
+def _check_lora(alpha: float, dropout: float) -> None:
+    if not alpha > 0:
+        raise ValueError(f"method.alpha = {alpha}: must be above 0")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"method.dropout = {dropout}: must lie in [0, 1)")

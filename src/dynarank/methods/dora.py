@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dynarank.adapters.inject import inject, mark_trainable
+from dynarank.adapters.inject import inject
 from dynarank.adapters.layer import DoRALinear
-from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.allocator import RankAllocator, component_parameters
 from dynarank.allocation.dem import dem_penalty
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.export import write_peft_adapter
@@ -18,14 +18,16 @@ from dynarank.methods.config import DoRAConfig
 
 
 class DoRA(Method[DoRAConfig]):
-    """Eq. 6 in every target layer, allocation by Eqs. 7 to 9, DEM (Eq. 10) in the loss."""
+    """Eq. 6 in every target layer, allocation by Eqs. 7 to 9, DEM (Eq. 10) in the loss until the freeze."""
 
+    penalty_name = "dem"
     layers: dict[str, DoRALinear]
 
-    def adapt(self, model: nn.Module, targets: Sequence[str], head: Sequence[str]) -> None:
+    def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         config, r = self.config, self.budget.initial
-        self.layers = inject(model, targets, r, config.alpha_at(r), config.dropout, exclude=head, start=config.init)
-        mark_trainable(model, head)
+        start = config.init
+        self.layers = inject(model, targets, r, config.alpha_at(r), config.dropout, exclude=self.head, start=start)
+        return model
 
     def allocator(self, total_steps: int) -> RankAllocator:
         budget = self.budget
@@ -38,16 +40,14 @@ class DoRA(Method[DoRAConfig]):
         ratio = self.config.c_lr_ratio
         return [] if ratio == 1 else [([layer.lora_c for layer in self.layers.values()], ratio)]
 
-    def penalty(self) -> Tensor | None:
-        return self.dem.eta * dem_penalty(list(self.layers.values())) if self.dem.eta else None
+    def penalty(self, frozen: bool) -> Tensor | None:
+        return self.dem.eta * dem_penalty(list(self.layers.values())) if self.dem.eta and not frozen else None
 
     def ranks(self) -> dict[str, int]:
         return {name: int(layer.active().sum()) for name, layer in self.layers.items()}
 
     def adapter_parameters(self) -> int:
-        return sum(
-            rank * (self.layers[name].in_features + self.layers[name].out_features) for name, rank in self.ranks().items()
-        )
+        return sum(rank * component_parameters(self.layers[name]) for name, rank in self.ranks().items())
 
-    def export(self, model: nn.Module, folder: Path, base: str, task_type: str, head: Sequence[str]) -> None:
-        write_peft_adapter(model, folder, base, task_type, head)
+    def export(self, folder: Path, base: str, task_type: str) -> None:
+        write_peft_adapter(self.model, folder, base, task_type, self.head)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynarank.errors import UserError
 from dynarank.hub import HubConfig
 from dynarank.tasks.config import TaskConfig
-from dynarank.tasks.sources import describe, open_splits
+from dynarank.tasks.sources import cut_validation, describe, open_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,19 +65,17 @@ class Task(ABC, Generic[ConfigT]):
             UserError: the source, a split or a column is missing, a split is empty, or a row is unusable (its number
                 is named).
         """
-        splits = open_splits(self.config, hub, seed)
-        self.train = self._take(splits, self.config.train_split, self.config.max_train_rows, seed)
-        for split in self.config.splits:
-            self.validation[split] = self._take(splits, split, self.config.max_validation_rows, seed)
+        config, splits = self.config, open_splits(self.config, hub)
+        needed = [config.train_split, *([] if config.one_file else config.splits)]
+        checked = cut_validation(config, {split: self._checked(splits, split) for split in needed}, seed)
+        self.train = _sample(checked[config.train_split], config.max_train_rows, seed)
+        for split in config.splits:
+            self.validation[split] = _sample(checked[split], config.max_validation_rows, seed)
 
-    def _take(self, splits: Mapping[str, Dataset], split: str, rows: int | None, seed: int) -> Dataset:
+    def _checked(self, splits: Mapping[str, Dataset], split: str) -> Dataset:
         if split not in splits:
             raise UserError(f"task.path = {self.config.path} has no split {split!r}: it has {', '.join(splits)}")
-        where = describe(self.config, split)
-        dataset = self.check(splits[split], where, labelled=True)
-        if rows is not None and rows < len(dataset):
-            dataset = dataset.shuffle(seed=seed).select(range(rows))
-        return dataset
+        return self.check(splits[split], describe(self.config, split), labelled=True)
 
     def check(self, dataset: Dataset, where: str, labelled: bool) -> Dataset:
         """The rows in the form that `features` takes, once they are known to be usable; else `UserError`.
@@ -108,8 +106,8 @@ class Task(ABC, Generic[ConfigT]):
             value = values[counts > 1][0]
             rows = np.flatnonzero(ids.astype(str) == value)
             raise UserError(
-                f"{where}, rows {rows[0]} and {rows[1]}: {column} = {value!r} twice ({int((counts > 1).sum())} such ids). "
-                "Make them unique, or set task.columns.id=null where the task allows it"
+                f"{where}, rows {rows[0]} and {rows[1]}: {column} = {str(value)!r} twice "
+                f"({int((counts > 1).sum())} such ids). Make them unique, or set task.columns.id=null"
             )
 
     def check_texts(self, dataset: Dataset, where: str, columns: Sequence[str]) -> None:
@@ -129,7 +127,8 @@ class Task(ABC, Generic[ConfigT]):
     def columns(self, labelled: bool) -> dict[str, str]:
         """The columns that the task needs: the data's name by role (a field of `task.columns`)."""
         roles = {**asdict(self.config)["columns"]}
-        unneeded = {"id"} if labelled else {"id", *self.labels_in}
+        own_ids = labelled and self.config.train_file is not None  # the hub's copies may lack them
+        unneeded = {*(() if own_ids else ("id",)), *(() if labelled else self.labels_in)}
         return {role: column for role, column in roles.items() if column is not None and role not in unneeded}
 
     @abstractmethod
@@ -184,6 +183,14 @@ class Task(ABC, Generic[ConfigT]):
         return {}
 
 
+ENCODING = 1
+"""Raised when features come out otherwise than before, so that older ones on disk are not taken up."""
+
+
+def _sample(dataset: Dataset, rows: int | None, seed: int) -> Dataset:
+    return dataset if rows is None or rows >= len(dataset) else dataset.shuffle(seed=seed).select(range(rows))
+
+
 def cached_map(dataset: Dataset, function: Callable[..., Any], key: Sequence[Any], tokenizer: Any) -> Dataset:
     """`dataset.map(function)` over batches with row numbers, cached on disk by content, tokenizer and `key`.
 
@@ -193,7 +200,8 @@ def cached_map(dataset: Dataset, function: Callable[..., Any], key: Sequence[Any
     from datasets.fingerprint import Hasher
 
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
-    fingerprint = Hasher.hash([str(part) for part in (dataset._fingerprint, type(tokenizer).__name__, vocabulary, *key)])
+    parts = (ENCODING, dataset._fingerprint, type(tokenizer).__name__, vocabulary, *key)
+    fingerprint = Hasher.hash([str(part) for part in parts])
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dynarank-features"
     folder.mkdir(parents=True, exist_ok=True)
     return dataset.map(

@@ -83,6 +83,11 @@ class TaskConfig:
         """Names of the splits that are scored, resolved."""
         return self.validation_splits if self.train_file is None else ["validation"]
 
+    @property
+    def one_file(self) -> bool:
+        """Whether training and validation rows come from one file."""
+        return self.train_file is not None and self.validation_file is None
+
     def split_label(self, split: str) -> str:
         """The prefix of a split's metrics: none for a task's only split, else its name less 'validation_'."""
         return "" if len(self.splits) == 1 else split.removeprefix("validation_") + "/"

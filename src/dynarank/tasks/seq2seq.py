@@ -141,7 +141,8 @@ class Seq2Seq(Task[Seq2SeqConfig]):
         """What was generated, beside its reference."""
         rows, texts = scores.gathered()
         column = self.config.columns.id
-        ids = self.validation[split].select(rows)[column][:] if column else np.asarray(rows).tolist()
+        known = column in self.validation[split].column_names
+        ids = self.validation[split].select(rows)[column][:] if known else np.asarray(rows).tolist()
         prefix = self.config.split_label(split).replace("/", "_")
         records = zip(ids, texts, self._references(split, rows), strict=True)
         lines = [{"id": one, "text": text, "reference": reference} for one, text, reference in records]

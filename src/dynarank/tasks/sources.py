@@ -43,8 +43,8 @@ def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
     return locate("datasets", "task.path", config.path, hub.root, config.revision)
 
 
-def open_splits(config: TaskConfig, hub: HubConfig, seed: int) -> Mapping[str, Dataset]:
-    """The splits by name. `seed` cuts the validation rows off where there is one file. Raises `UserError`."""
+def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
+    """The splits by name; where there is one file, it is whole (see `cut_validation`). Raises `UserError`."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -59,6 +59,14 @@ def open_splits(config: TaskConfig, hub: HubConfig, seed: int) -> Mapping[str, D
     train = read_file("task.train_file", config.train_file)
     if config.validation_file is not None:
         return {config.train_split: train, "validation": read_file("task.validation_file", config.validation_file)}
+    return {config.train_split: train}
+
+
+def cut_validation(config: TaskConfig, splits: Mapping[str, Dataset], seed: int) -> Mapping[str, Dataset]:
+    """Where there is one file, cut a seeded share of its rows off for validation. Raises `UserError`."""
+    if not config.one_file:
+        return splits
+    train = splits[config.train_split]
     if len(train) < 2:
         raise UserError(f"task.train_file = {config.train_file}: one row cannot be split. Give task.validation_file")
     rows = round(config.validation_share * len(train))

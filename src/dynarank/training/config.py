@@ -9,7 +9,7 @@ from typing import Any
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError, nearest
 from dynarank.hub import HubConfig, ModelConfig
-from dynarank.methods.config import DoRAConfig, MethodConfig
+from dynarank.methods.config import AdaLoRAConfig, DoRAConfig, LoRAConfig, MethodConfig, PromptConfig
 from dynarank.tasks.config import QuestionAnsweringConfig, Seq2SeqConfig, TaskConfig, TextClassificationConfig
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -139,7 +139,10 @@ SCHEMAS = {
     "task/question_answering": QuestionAnsweringConfig,
     "task/seq2seq": Seq2SeqConfig,
     "method/dora": DoRAConfig,
-    "method/head": MethodConfig,
+    "method/lora": LoRAConfig,
+    "method/adalora": AdaLoRAConfig,
+    "method/prompt": PromptConfig,
+    "method/plain": MethodConfig,
 }
 """Schemas that a group's files choose from, for `defaults: [/schema/...@_here_]`."""
 

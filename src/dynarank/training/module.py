@@ -61,9 +61,9 @@ class FineTuning(LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         if self.allocation is not None:
-            penalty = None if self.at_budget else self.method.penalty()
+            penalty = self.method.penalty(self.at_budget)
             # Also when there is none: Lightning repeats a value no longer logged until the epoch's end.
-            self.log("train/dem", 0.0 if penalty is None else penalty.detach(), batch_size=size)
+            self.log(f"train/{self.method.penalty_name}", 0.0 if penalty is None else penalty.detach(), batch_size=size)
             loss = loss if penalty is None else loss + penalty
         if not bool(torch.isfinite(loss)):
             where = first_nonfinite(self.model, inputs) or "the loss itself"

@@ -49,6 +49,11 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def find_model(config: TrainConfig) -> Source:
+    """Where the model is. Raises `UserError`."""
+    return locate("models", "model.path", config.model.path, config.hub.root, config.model.revision)
+
+
 def locate_model(config: TrainConfig) -> Source:
     """Where the model is, once the data is known to be somewhere too, so that one error names all that is missing.
 
@@ -61,7 +66,7 @@ def locate_model(config: TrainConfig) -> Source:
     except HubSilent as error:
         missing.append(error)
     try:
-        source = locate("models", "model.path", config.model.path, config.hub.root, config.model.revision)
+        source = find_model(config)
     except HubSilent as error:
         missing.append(error)
     if missing:

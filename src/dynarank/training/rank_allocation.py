@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.hooks import RemovableHandle
 
-from dynarank.allocation.allocator import RankAllocator
+from dynarank.methods.base import Allocator
 from dynarank.report.rank_map import draw_rank_map
 from dynarank.training.nonfinite import NonFiniteError
 
@@ -16,13 +16,13 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class RankAllocation(Callback):
-    """Drives a `RankAllocator` from a Lightning training loop.
+    """Drives an allocator from a Lightning training loop.
 
     A hook behind the optimizer's own step raises a flag: it stays down for batches that only accumulate, and for steps
     that a loss scaler skips. `on_train_batch_end` acts on it, before validation and checkpoints see the model.
     """
 
-    def __init__(self, allocator: RankAllocator) -> None:
+    def __init__(self, allocator: Allocator) -> None:
         self.allocator = allocator
         self.history: list[dict[str, Any]] = []
         self._stepped = False

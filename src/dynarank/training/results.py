@@ -94,8 +94,9 @@ def write_artifacts(module: FineTuning, folder: Path) -> None:
 
 def write_origin(folder: Path, config: TrainConfig, source: Source) -> None:
     """Beside an adapter, what `dynarank.predict` needs to use it: the task, and where the base model came from."""
-    base = {"path": config.model.path, "revision": config.model.revision, "found": source.path}
-    origin = {"task": asdict(config.task), "model": base, "method": config.method.name, "versions": package_versions()}
+    model = {**asdict(config.model), "found": source.path}
+    parts: dict[str, Any] = {"task": config.task, "method": config.method, "budget": config.budget, "dem": config.dem}
+    origin = {"model": model, **{name: asdict(part) for name, part in parts.items()}, "versions": package_versions()}
     _write_json(folder / ORIGIN, origin)
 
 

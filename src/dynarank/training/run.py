@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from torch import nn
 
 from dynarank.errors import UserError
 from dynarank.methods import build_method
@@ -50,15 +51,16 @@ def run(config: TrainConfig) -> Results:
     tokenizer = load_tokenizer(config.model, source)
     pretrained = load_pretrained(config.model, source, task, tokenizer)
     model_parameters = sum(parameter.numel() for parameter in pretrained.model.parameters())
+    head_parameters = sum(p.numel() for name in pretrained.head for p in pretrained.model.get_submodule(name).parameters())
     method = build_method(config.method, config.budget, config.dem)
-    adapt(pretrained, method, config)
     task.encode(tokenizer, pretrained.model)
+    model = adapt(pretrained, method, config)
 
     data = TaskData(task, tokenizer, config.batch_size, config.seed, config.trainer.workers)
     total_steps = resolve_total_steps(
         data.batches_per_epoch, config.epochs, config.trainer.accumulate, config.trainer.max_steps
     )
-    module = FineTuning(pretrained.model, task, method, config.optimizer, config.lr, total_steps)
+    module = FineTuning(model, task, method, config.optimizer, config.lr, total_steps)
     say_plan(config, module, method, task)
     trainer, checkpoints = build_trainer(config, folder)
     fit(trainer, module, data, folder)
@@ -73,7 +75,7 @@ def run(config: TrainConfig) -> Results:
     ranks = method.ranks()
     if module.at_budget:
         pretrained.tokenizer.save_pretrained(folder / "adapter")
-        method.export(pretrained.model, folder / "adapter", source.recorded, task.peft_task_type, pretrained.head)
+        method.export(folder / "adapter", source.recorded, task.peft_task_type)
         write_origin(folder / "adapter", config, source)
     else:
         log.warning("the run ended before its ranks were frozen: it is over budget, and no adapter is written")
@@ -87,10 +89,10 @@ def run(config: TrainConfig) -> Results:
         last=last,
         at_budget=module.at_budget,
         budget_target=config.budget.target if ranks else None,
-        components_target=config.budget.target * len(ranks) if ranks else None,
+        components_target=config.budget.target * len(ranks) if ranks and config.budget.unit == "components" else None,
         components_kept=sum(ranks.values()),
         adapter_parameters=method.adapter_parameters(),
-        head_parameters=sum(p.numel() for name in pretrained.head for p in _parameters(pretrained, name)),
+        head_parameters=head_parameters,
         model_parameters=model_parameters,
         total_steps=total_steps,
         lr=config.lr,
@@ -108,10 +110,6 @@ def run(config: TrainConfig) -> Results:
     return results
 
 
-def _parameters(pretrained: Pretrained, name: str) -> Any:
-    return pretrained.model.get_submodule(name).parameters()
-
-
 def quiet_libraries() -> None:
     """Keep advice that does not fit, and other libraries' deprecations of one another, off the user's screen."""
     for advice in (
@@ -125,16 +123,20 @@ def quiet_libraries() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
-def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> None:
-    """Let the method change the model. Raises `UserError` where the targets do not fit it."""
-    targets = resolve_targets(config.model, pretrained.model.config.model_type)
+def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> nn.Module:
+    """Let the method change the model; returns what is trained. Raises `UserError` where they do not fit."""
+    targets = resolve_targets(config.model, pretrained.model.config.model_type) if method.takes_targets else []
     try:
-        method.adapt(pretrained.model, targets, pretrained.head)
+        model = method.adapt(pretrained.model, targets, pretrained.head)
     except ValueError as error:
-        raise UserError(f"model.targets: {error}") from None
+        field = "model.targets" if method.takes_targets else "method.name"
+        raise UserError(f"{field}, method={config.method.name}: {error}") from None
     log.info(
-        "adapted %d layers of %s; head: %s", len(method.ranks()), config.model.path, ", ".join(pretrained.head) or "none"
+        "%s: %d layers of %s adapted, %s parameters train; head: %s",
+        *(config.method.name, len(method.ranks()), config.model.path),
+        *(f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}", ", ".join(pretrained.head) or "none"),
     )
+    return model
 
 
 def say_plan(config: TrainConfig, module: FineTuning, method: Method[Any], task: Task[Any]) -> None:
@@ -148,12 +150,12 @@ def say_plan(config: TrainConfig, module: FineTuning, method: Method[Any], task:
     if module.allocation is None:
         return
     allocator = module.allocation.allocator
-    schedule, layers = allocator.schedule, len(allocator.layers)
+    schedule = allocator.schedule
     log.info(
         "budget: %g components a layer until step %d, then down every %d steps to %g at step %d, where ranks freeze "
-        "(%d of %d components)",
+        "(%s %s; %d components now)",
         *(schedule.init, schedule.start_step, schedule.interval, schedule.target, schedule.freeze_step),
-        *(schedule.keep(schedule.total, layers), sum(allocator.sizes)),
+        *(f"{allocator.allowance(schedule.total):,}", config.budget.unit, sum(allocator.sizes)),
     )
 
 

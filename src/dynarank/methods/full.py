@@ -1,0 +1,39 @@
+"""Fine-tuning of the model's own parameters: all of them, or the biases alone (BitFit)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dynarank.methods.base import Method
+from dynarank.methods.config import MethodConfig
+
+
+class Full(Method[MethodConfig]):
+    """Every parameter is trained. Exports a plain transformers model."""
+
+    takes_targets = False
+
+    def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        return model.requires_grad_(True)
+
+    def export(self, folder: Path, base: str, task_type: str) -> None:
+        model: Any = self.model
+        model.save_pretrained(folder)
+
+
+class BitFit(Method[MethodConfig]):
+    """The biases and the head (Ben Zaken et al., ACL 2022)."""
+
+    takes_targets = False
+
+    def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        biases = [p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"]
+        if not biases:
+            raise ValueError("the model has no biases, so that method=bitfit would train nothing but the head")
+        for bias in biases:
+            bias.requires_grad_(True)
+        return model

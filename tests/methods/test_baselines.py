@@ -1,0 +1,213 @@
+"""The baselines: what they train, what they count, and that PEFT's are driven as PEFT means them to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import configure, tiny_roberta
+from torch import nn
+
+from dynarank.adapters.targets import KNOWN_TARGETS
+from dynarank.allocation.config import BudgetConfig, DemConfig
+from dynarank.hub import HubConfig
+from dynarank.methods import build_method
+from dynarank.methods.bottleneck import BottleneckLinear, bottleneck_parameters
+from dynarank.methods.config import AdaLoRAConfig, LoRAConfig, MethodConfig, PromptConfig
+from dynarank.predict import load_predictor
+from dynarank.training.run import run
+
+CONFIGS = {"lora": LoRAConfig, "adalora": AdaLoRAConfig, "prompt": PromptConfig}
+
+
+def roberta(config: Any, device: str = "cpu") -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def adapted(name: str, model: Any, **budget: Any) -> Any:
+    method = build_method(CONFIGS.get(name, MethodConfig)(name=name), BudgetConfig(**budget), DemConfig())
+    method.adapt(model, KNOWN_TARGETS["roberta"], ["classifier"])
+    return method
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora", "houlsby", "pfeiffer", "bitfit", "full", "prompt"])
+def test_a_whole_run_predicts_what_it_scored(name: str, hub_root: Path, tmp_path: Path) -> None:
+    reserved = ["method.reserved=40"] if name == "prompt" else []
+    settings = ["trainer.epochs=3", "budget.interval=1", "optimizer.lr=0.01", "task=mrpc", *reserved]
+    results = run(configure(tmp_path, hub_root, f"method={name}", *settings))
+    if name in ("lora", "adalora"):
+        assert results.components_kept == results.components_target == 24
+    predictor = load_predictor(tmp_path, HubConfig(str(hub_root)), device="cpu")
+    predictor.task.read(HubConfig(str(hub_root)))
+    rows = predictor.task.validation["validation"]
+    names = predictor.task.config.labels
+    right = [names.index(r["label"]) == label for r, label in zip(predictor(rows), rows["label"][:], strict=True)]
+    assert sum(right) / len(right) == pytest.approx(results.metrics["accuracy"])
+
+
+@pytest.mark.parametrize(("target", "within"), [(2, 0.06), (8, 0.02)])
+def test_budgets_are_matched_as_far_as_sizes_are_whole(target: int, within: float) -> None:
+    from transformers import RobertaConfig
+
+    config = RobertaConfig(max_position_embeddings=514)
+    nominal = target * 12 * (4 * (768 + 768) + 2 * (768 + 3072))
+    for name in ("lora", "houlsby", "pfeiffer"):
+        method = adapted(name, roberta(config, "meta"), target=target)
+        assert method.adapter_parameters() == pytest.approx(nominal, rel=0 if name == "lora" else within)
+
+
+@pytest.mark.parametrize(("name", "places"), [("houlsby", 2), ("pfeiffer", 1)])
+def test_bottlenecks_stand_behind_the_sublayers_and_count_as_in_the_papers(name: str, places: int) -> None:
+    model = roberta(tiny_roberta())
+    method = adapted(name, model, target=4)
+    found = {key: module for key, module in model.named_modules() if isinstance(module, BottleneckLinear)}
+    ends = (
+        ["attention.output.dense", "output.dense"][-places:] if places == 1 else ["attention.output.dense", "output.dense"]
+    )
+    assert list(found) == [f"roberta.encoder.layer.{layer}.{end}" for layer in (0, 1) for end in ends]
+    m = next(iter(found.values())).down.out_features
+    assert method.adapter_parameters() == len(found) * (2 * 16 * m + m + 16) == len(found) * bottleneck_parameters(16, m)
+
+
+def test_a_bottleneck_adds_its_network_to_the_sublayers_output() -> None:
+    torch.manual_seed(0)
+    base, x = nn.Linear(5, 7), torch.randn(3, 5)
+    layer = BottleneckLinear(base, 2)
+    torch.testing.assert_close(layer(x), base(x))
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    h = base(x)
+    inner = torch.nn.functional.gelu(h @ layer.down.weight.T + layer.down.bias)
+    torch.testing.assert_close(layer(x), h + inner @ layer.up.weight.T + layer.up.bias)
+
+
+def test_bitfit_trains_the_biases_and_the_head() -> None:
+    model = roberta(tiny_roberta())
+    method = adapted("bitfit", model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if n.endswith(".bias") or n.startswith("classifier.")}
+    assert method.adapter_parameters() == sum(
+        p.numel() for n, p in model.named_parameters() if n.endswith(".bias") and not n.startswith("classifier.")
+    )
+
+
+def test_prompts_do_not_fit_question_answering() -> None:
+    from transformers import AutoModelForQuestionAnswering
+
+    method = build_method(PromptConfig(name="prompt"), BudgetConfig(), DemConfig())
+    with pytest.raises(ValueError, match="does not fit a RobertaForQuestionAnswering"):
+        method.adapt(AutoModelForQuestionAnswering.from_config(tiny_roberta()), ["query"], ["qa_outputs"])
+
+
+def steps(model: Any, count: int, after: Any) -> None:
+    """Optimizer steps on fixed batches; `after(t)` is called with the gradients in place."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    draw = torch.Generator().manual_seed(0)
+    model.eval()  # no dropout: two ways of driving see the same
+    for t in range(1, count + 1):
+        ids = torch.randint(3, 30, (4, 9), generator=draw)
+        optimizer.zero_grad()
+        after_loss = model(input_ids=ids, labels=torch.randint(0, 2, (4,), generator=draw)).loss
+        after(t, after_loss)
+        optimizer.step()
+        after(t, None)
+
+
+def test_adalora_does_what_pefts_own_loop_does() -> None:
+    """Against `get_peft_model` driven as PEFT's documentation says: same losses, masks and weights.
+
+    Without a task type PEFT would silently leave its regularization out.
+    """
+    from peft import AdaLoraConfig, get_peft_model
+
+    method = adapted("adalora", roberta(tiny_roberta()), target=2, init=4, interval=2, warmup=0.2, final=0.3)
+    allocator = method.allocator(20)
+    for layer in method.layers.values():
+        torch.manual_seed(layer.in_features)
+        nn.init.normal_(layer.lora_E["default"])
+    theirs = roberta(tiny_roberta())
+    names = list(method.layers)
+    config = AdaLoraConfig(init_r=4, target_r=2, tinit=4, tfinal=6, deltaT=2, total_step=20, lora_alpha=32, lora_dropout=0.1,
+                           target_modules=names, modules_to_save=["classifier"], task_type="SEQ_CLS")  # fmt: skip
+    peft_model = get_peft_model(theirs, config)
+    ours_state = {n: p for n, p in method.model.named_parameters() if "lora_" in n}
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(ours_state[name].data)
+
+    def ours_after(t: int, loss: Any) -> None:
+        (loss + method.penalty(False)).backward() if loss is not None else allocator.step()
+
+    def theirs_after(t: int, loss: Any) -> None:
+        loss.backward() if loss is not None else peft_model.base_model.update_and_allocate(t)
+
+    steps(method.model, 20, ours_after)
+    steps(peft_model, 20, theirs_after)
+    assert allocator.frozen
+    assert sum(method.ranks().values()) == 2 * 12
+    other = dict(theirs.named_parameters())
+    for name, parameter in method.model.named_parameters():
+        if "lora_" in name:
+            torch.testing.assert_close(parameter, other[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("init", [2, 4])
+def test_adaloras_ranks_are_exact_under_ties_and_without_pruning(init: int) -> None:
+    method = adapted("adalora", roberta(tiny_roberta()), target=2, init=init, interval=1)
+    allocator = method.allocator(10)
+
+    def after(t: int, loss: Any) -> None:
+        if loss is not None:
+            (0 * loss + method.penalty(False)).backward()  # no task gradient: every E scores zero
+            for layer in method.layers.values():
+                layer.lora_A["default"].grad.zero_()
+                layer.lora_B["default"].grad.zero_()
+                layer.lora_E["default"].grad = torch.zeros_like(layer.lora_E["default"])
+                layer.lora_E["default"].data.fill_(1.0)
+        else:
+            allocator.step()
+
+    steps(method.model, 10, after)
+    assert sum(method.ranks().values()) == 2 * 12
+
+
+def test_adalora_resumes_where_it_stopped() -> None:
+    def make() -> tuple[Any, Any]:
+        method = adapted("adalora", roberta(tiny_roberta()), target=2, init=4, interval=2)
+        return method, method.allocator(20)
+
+    def driven(method: Any, allocator: Any, count: int) -> None:
+        def after(t: int, loss: Any) -> None:
+            (loss + method.penalty(False)).backward() if loss is not None else allocator.step()
+
+        steps(method.model, count, after)
+
+    first, allocator = make()
+    driven(first, allocator, 6)
+    again, other = make()
+    again.model.load_state_dict(first.model.state_dict())
+    other.load_state_dict(allocator.state_dict())
+    for method, one in ((first, allocator), (again, other)):
+        driven(method, one, 8)
+    assert first.ranks() == again.ranks()
+    state = again.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in first.model.state_dict().items())
+
+
+def test_adalora_as_plain_lora_computes_the_same() -> None:
+    method = adapted("adalora", roberta(tiny_roberta()), target=2, init=4)
+    for layer in method.layers.values():
+        nn.init.normal_(layer.lora_E["default"])
+        layer.lora_E["default"].data[1] = 0
+        layer.eval()
+        x = torch.randn(3, layer.in_features)
+        name = next(n for n, one in method.layers.items() if one is layer)
+        A, B = method.factors()[name]
+        assert A.shape[0] == 3
+        torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ A.T @ B.T, atol=1e-5, rtol=1e-4)
