@@ -34,15 +34,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--against", metavar="KEY=VALUE", help="the setting that others are compared with (default: the first)"
     )
     parser.add_argument("--last", action="store_true", help="score the last epoch instead of the best at budget")
+    parser.add_argument("--status", action="store_true", help="of a sweep: which runs are done, running, failed, missing")
     parser.add_argument("--output", type=Path, help="where to write (default: DIR/report)")
     options = parser.parse_args(arguments)
     try:
+        if options.status:
+            print("\n".join(line for folder in options.folders for line in status(folder)))
+            return
         text, folder = report(options.folders, options.against, options.last, options.output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(text)
     print(f"written: {folder}/")
+
+
+def status(folder: Path) -> list[str]:
+    """A line for each run of a sweep, and one that counts them. Raises `UserError` where the folder is no sweep's."""
+    from dynarank.training.sweep import read_sweep
+
+    points = read_sweep(folder)
+    states = [point.status() for point in points]
+    lines = [f"{state:<8} #{point.number} {' '.join(point.overrides)}" for point, state in zip(points, states, strict=True)]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "running", "failed", "missing"))
+    return [*lines, f"{folder}: {counts}"]
 
 
 def report(

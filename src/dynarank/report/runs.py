@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FIRST = ("model.name", "method.name", "budget.target", "budget.init", "dem.eta")
 """Settings that name a row before any others do."""
-IGNORED = ("seed", "output_dir", "hub.", "logger.", "hydra.", "trainer.log_every", "trainer.workers")
+IGNORED = ("seed", "output_dir", "sweep.", "hub.", "logger.", "hydra.", "trainer.log_every", "trainer.workers")
 """Settings that do not make runs different."""
 OPEN = "(none)"
 

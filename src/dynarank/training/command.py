@@ -10,6 +10,9 @@ from pathlib import Path
 
 from dynarank.errors import UserError, nearest
 
+SHORT = "DYNARANK_SHORT_ERRORS"
+"""Tells a sweep's processes that HYDRA_FULL_ERROR was set here, not by the user."""
+
 
 @contextmanager
 def user_errors(conf: Path) -> Iterator[None]:
@@ -18,8 +21,10 @@ def user_errors(conf: Path) -> Iterator[None]:
     Hydra's own handler would cut every trace short, our bugs' too, so it is switched off, and its messages are
     printed here, with the nearest known names. HYDRA_FULL_ERROR=1, set by the user, shows all traces.
     """
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1" and SHORT not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if not full:
+        os.environ[SHORT] = "1"
     try:
         yield
     except Exception as error:
@@ -31,6 +36,7 @@ def user_errors(conf: Path) -> Iterator[None]:
     finally:
         if not full:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+            os.environ.pop(SHORT, None)
 
 
 def _message(error: Exception, conf: Path) -> str | None:

@@ -98,6 +98,14 @@ class LoggerConfig:
 
 
 @dataclass
+class SweepConfig:
+    """A sweep (`-m`): many runs, a process each."""
+
+    resume: bool = False
+    """Leave out the runs that hydra.sweep.dir holds already, finished."""
+
+
+@dataclass
 class TrainConfig:
     """A run: what to adapt, to what, by what method, under what budget."""
 
@@ -110,6 +118,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     hub: HubConfig = field(default_factory=HubConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 1
     output_dir: str = "???"
     """The run's folder."""
