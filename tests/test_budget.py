@@ -7,6 +7,7 @@ import pytest
 from tiny import compose
 
 from dynarank import budget
+from dynarank.errors import UserError
 from dynarank.training.config import to_config
 
 
@@ -47,3 +48,9 @@ def test_what_does_not_fit_says_why(base_hub: Path) -> None:
     config = to_config(compose(["output_dir=x", f"hub.root={base_hub}", "task=squad"]))
     found = {one.method: one for one in budget.costs(config)}
     assert "does not fit a RobertaForQuestionAnswering" in found["prompt"].note
+
+
+def test_a_target_that_matches_nothing_is_a_users_mistake(base_hub: Path) -> None:
+    config = to_config(compose(["output_dir=x", f"hub.root={base_hub}", "model.targets=[foo]"]))
+    with pytest.raises(UserError, match=r"model\.targets: target 'foo' matches no linear layer"):
+        budget.costs(config)

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import compose, tiny_roberta, write_model
+import torch
+from tiny import compose, tiny_bart, tiny_roberta, tiny_t5, write_model
 
 from dynarank.errors import UserError
 from dynarank.hub import ModelConfig, Source
-from dynarank.models import Pretrained, load_pretrained, load_tokenizer, resolve_targets
+from dynarank.models import Pretrained, check_length, load_pretrained, load_tokenizer, positions, resolve_targets
 from dynarank.tasks import build_task
 from dynarank.training.config import to_config
 
@@ -44,7 +45,6 @@ def test_gpt2_gets_a_padding_token(tmp_path: Path) -> None:
 
 
 def test_fresh_weights_inside_the_body_are_part_of_the_head(tmp_path: Path) -> None:
-    import torch
     from safetensors.torch import load_file, save_file
     from transformers import BertConfig
 
@@ -69,3 +69,49 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     config = ModelConfig(path=str(tmp_path))
     with pytest.raises(UserError, match=r"model\.path = .*no tokenizer can be loaded"):
         load_tokenizer(config, Source(str(tmp_path), str(tmp_path)))
+
+
+def test_a_head_of_another_size_is_begun_anew(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    three = load(tmp_path, tiny_roberta(), "mnli").model
+    three.save_pretrained(tmp_path)
+    source, config = Source(str(tmp_path), str(tmp_path)), ModelConfig(path=str(tmp_path))
+    task = build_task(to_config(compose(["output_dir=x"])).task)
+    two = load_pretrained(config, source, task, load_tokenizer(config, source))
+    assert two.head == ["classifier"]
+    assert two.model.classifier.out_proj.weight.shape == (2, 16)
+    assert two.model.roberta.embeddings.word_embeddings.weight.equal(three.roberta.embeddings.word_embeddings.weight)
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config.num_labels == 3
+
+
+def test_a_body_of_another_size_than_configured_is_refused(tmp_path: Path) -> None:
+    load(tmp_path, tiny_roberta()).model.save_pretrained(tmp_path)
+    tiny_roberta(vocab_size=40).save_pretrained(tmp_path)
+    source, config = Source(str(tmp_path), str(tmp_path)), ModelConfig(path=str(tmp_path))
+    task = build_task(to_config(compose(["output_dir=x"])).task)
+    with pytest.raises(UserError, match=r"word_embeddings\.weight has not the shape that its config.json gives it"):
+        load_pretrained(config, source, task, load_tokenizer(config, source))
+
+
+def test_a_body_that_does_not_stand_apart_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="in a T5ForQuestionAnswering does not stand apart from its task head"):
+        load(tmp_path, tiny_t5(), "squad")
+
+
+def test_positions_are_what_a_text_may_take() -> None:
+    from transformers import AutoModel, GPT2Config
+
+    gpt2 = GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    found = [positions(AutoModel.from_config(config)) for config in (tiny_roberta(), tiny_bart(), gpt2, tiny_t5())]
+    assert found == [63, 64, 64, None]  # RoBERTa counts from behind its padding
+
+
+def test_a_text_longer_than_the_positions_is_refused() -> None:
+    from transformers import AutoModel
+
+    model = AutoModel.from_config(tiny_roberta())
+    check_length(model, 63, "task.max_length")
+    with pytest.raises(UserError, match=r"task\.max_length: a text has 64 tokens, and the model 63 positions\. Set .*=63$"):
+        check_length(model, 64, "task.max_length")
+    model(input_ids=torch.full((1, 63), 5))

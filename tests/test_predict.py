@@ -11,7 +11,9 @@ import pytest
 import torch
 from tiny import configure, glue_rows, sentences, write_dataset
 
-from dynarank.predict import main
+from dynarank.errors import UserError
+from dynarank.hub import HubConfig
+from dynarank.predict import load_predictor, main
 from dynarank.training.run import run
 
 
@@ -133,6 +135,12 @@ MISTAKES = [
     (["RUN", "--input", "in.csv", "--output", "o.csv"], "--input in.csv has no column 'sentence'; it has words"),
     (["RUN", "--input", "in.csv", "--output", "o.csv", "--column", "txt=words"], "--column txt=words"),
     (["RUN", "--input", "in.csv", "--output", "o.csv", "--base", "./gone"], "--base = ./gone: no such folder"),
+    (["RUN", "--input", "in.csv", "--output", "in.csv/o.csv"], "--output: in.csv cannot be made (File exists)"),
+    (["RUN", "--input", "in.csv", "--output", "o.csv", "--device", "gpu0"], "--device gpu0: "),
+    (
+        ["RUN", "--input", "long.csv", "--output", "o.csv"],
+        "task.max_length: a text has 92 tokens, and the model 63 positions",
+    ),
 ]
 
 
@@ -143,7 +151,61 @@ def test_mistakes_are_named(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("in.csv").write_text("words\nthe cat\n")
+    Path("long.csv").write_text("sentence\n" + "cat " * 90 + "\n")
     with pytest.raises(SystemExit) as stopped:
         main([str(cola) if part == "RUN" else part for part in arguments] + ["--hub-root", str(hub_root)])
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_classes_of_any_name_come_back(hub_root: Path, tmp_path: Path) -> None:
+    """Names that a configuration language would read as missing values or references, and that csv must quote."""
+    names = ["???", "${x}", 'a,"b"']
+    given = "".join(json.dumps({"text": text, "label": names[i % 3]}) + "\n" for i, text in enumerate(sentences(30, 1)))
+    (tmp_path / "rows.jsonl").write_text(given)
+    own = ["task=text_classification", f"task.train_file={tmp_path / 'rows.jsonl'}"]
+    folder, output = trained(tmp_path / "run", hub_root, *own), tmp_path / "o.csv"
+    main([str(folder), "--input", str(tmp_path / "rows.jsonl"), "--output", str(output), "--hub-root", str(hub_root)])
+    found = predictions(output)
+    assert set(found[0]) == {"row", "label", *(f"probability_{name}" for name in names)}
+    assert {record["label"] for record in found} <= set(names)
+
+
+def test_a_full_model_is_not_held_to_its_bases_hash(hub_root: Path, rows: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    digest = hashlib.sha256((hub_root / "models/FacebookAI/roberta-base/model.safetensors").read_bytes()).hexdigest()
+    folder = trained(tmp_path / "run", hub_root, "method=full", f"model.sha256={digest}")
+    main([str(folder), "--input", str(rows), "--output", str(tmp_path / "o.csv"), "--hub-root", str(hub_root)])
+    assert len(predictions(tmp_path / "o.csv")) == 13
+
+
+@pytest.mark.parametrize("method", ["dora", "houlsby"])
+def test_another_models_adapter_is_refused(
+    method: str, hub_root: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained(tmp_path / "run", hub_root, f"method={method}")
+    with pytest.raises(SystemExit):
+        main([str(folder), "--input", str(rows), "--output", str(tmp_path / "o.csv"), "--base", "facebook/bart-base",
+              "--hub-root", str(hub_root)])  # fmt: skip
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {folder / 'adapter'} does not belong to ")
+    assert "bart-base" in said
+
+
+def test_a_folder_of_another_version_is_refused(cola: Path, rows: Path, hub_root: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(cola / "adapter", tmp_path / "adapter")
+    record = json.loads((tmp_path / "adapter/dynarank.json").read_text())
+    record["task"]["columns"]["newer"] = 1
+    (tmp_path / "adapter/dynarank.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"task/text_classification\.columns\.newer: recorded by another version"):
+        load_predictor(tmp_path, HubConfig(str(hub_root)))
+
+
+def test_a_batch_holds_a_row_at_least(cola: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for size in ("0", "-3"):
+        with pytest.raises(SystemExit):
+            main([str(cola), "--input", "in.csv", "--output", "o.csv", "--batch-size", size])
+        assert f"--batch-size {size}: at least 1" in capsys.readouterr().err

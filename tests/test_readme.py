@@ -41,7 +41,7 @@ def test_the_example_runs_and_peft_loads_what_it_writes(
         torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("group", ["model", "task", "method", "budget", "dem", "trainer", "logger", "experiment"])
+@pytest.mark.parametrize("group", ["model", "task", "method", "budget", "dem", "trainer", "logger", "experiment", "scale"])
 def test_every_choice_is_in_the_table(group: str) -> None:
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}="))
     for file in (CONF / group).glob("*.yaml"):

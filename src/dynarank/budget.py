@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynarank.errors import UserError
+
 if TYPE_CHECKING:
     from dynarank.training.config import TrainConfig
 
@@ -64,7 +66,11 @@ def cost(config: TrainConfig, name: str) -> Cost:
     model, head = _empty_model(config)
     total = sum(p.numel() for p in model.parameters())
     targets = resolve_targets(config.model, model.config.model_type)
-    matrices = len(find_linears(model, targets, head)) if name in RANKED else 0
+    try:
+        matrices = len(find_linears(model, targets, head))
+    except ValueError as error:
+        raise UserError(f"model.targets: {error}") from None
+    matrices = matrices if name in RANKED else 0
     nominal = nominal_parameters(model, targets, head, config.budget.target)
     default = recorded_config({"name": name}, f"method/{name}", "method/plain")
     method = build_method(config.method if config.method.name == name else default, config.budget, config.dem)

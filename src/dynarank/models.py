@@ -100,23 +100,63 @@ def load_pretrained(config: ModelConfig, source: Source, task: Task[Any], tokeni
     check_sha256(config, source)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # else a table of the head's missing weights, which are meant
-    auto_class = getattr(transformers, task.auto_class)
-    model, info = _load(
-        auto_class, "model", config, source, dtype=torch.float32, output_loading_info=True, **task.model_options()
-    )
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True, **task.model_options()}
+    model, info = _load(getattr(transformers, task.auto_class), "model", config, source, **options)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's and LLaMA's heads look for the last real token
     model.train()  # from_pretrained gives evaluation mode, and Lightning leaves modes as they are
+    body = f"{model.base_model_prefix}."
+    misshapen = [key for key, *_ in info["mismatched_keys"] if key.startswith(body) or not task.has_head]
+    if misshapen:  # a head of another task's size is begun anew; nothing else may be
+        raise UserError(f"model.path = {config.path}: {misshapen[0]} has not the shape that its config.json gives it")
     head = head_modules(model, info["missing_keys"]) if task.has_head else []
     return Pretrained(model, tokenizer, head, source)
 
 
 def head_modules(model: PreTrainedModel, fresh: set[str]) -> list[str]:
-    """Modules to train in full: those beside the pretrained body, and any with freshly initialised weights."""
+    """Modules to train in full: those beside the pretrained body, and any with freshly initialised weights.
+
+    Raises:
+        UserError: the model's body is not a module of its own, so that all would count as its head.
+    """
     body = model.base_model_prefix
+    if body not in dict(model.named_children()):
+        raise UserError(
+            f"model.path: what is pretrained in a {type(model).__name__} does not stand apart from its task head. "
+            "Choose another model"
+        )
     beside = [name for name, child in model.named_children() if name != body and _has_parameters(child)]
     inside = dict.fromkeys(key.rpartition(".")[0] for key in sorted(fresh) if key.startswith(body + "."))
     return beside + list(inside)
+
+
+POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
+"""Names of the embeddings of absolute positions."""
+
+
+def positions(model: nn.Module) -> int | None:
+    """How many tokens the model has positions for; None where these are relative, and do not end."""
+    found = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES
+    ]
+    config: Any = model.config
+    return min(config.max_position_embeddings, *found) if found else None
+
+
+def check_length(model: Any, tokens: int, setting: str) -> None:
+    """Raise `UserError` where a text of so many tokens, behind the prompt vectors if there are any, has no positions."""
+    vectors = getattr(getattr(model, "peft_config", {}).get("default"), "num_virtual_tokens", 0)
+    room = positions(model)
+    if room is None or tokens + vectors <= room:
+        return
+    taken = f", of which prompt vectors take {vectors}" if vectors else ""
+    remedy = f", or method.reserved={tokens}" if vectors and tokens < room else ""
+    raise UserError(
+        f"{setting}: a text has {tokens} tokens, and the model {room} positions{taken}. "
+        f"Set {setting}={room - vectors}{remedy}"
+    )
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -12,9 +12,9 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError, nearest
@@ -46,11 +46,14 @@ class Predictor:
         from rich.console import Console
         from rich.progress import track
 
+        from dynarank.models import check_length
         from dynarank.training.data import lengths
 
         datasets.disable_progress_bars()
         features = self.task.features(dataset, self.tokenizer, self.model, labelled=False)
-        order = sorted(range(len(features)), key=(-lengths(features)).__getitem__)
+        tokens = lengths(features)
+        check_length(self.model, int(tokens.max()), self.task.length_setting)
+        order = sorted(range(len(features)), key=(-tokens).__getitem__)
         inputs = features.remove_columns([name for name in self.task.host_columns if name in features.column_names])
         collate, device = self.task.collator(self.tokenizer), self.model.device
         predicted: dict[int, Any] = {}
@@ -70,13 +73,11 @@ def load_predictor(folder: Path, hub: HubConfig, base: str | None = None, device
         device: as torch names it; None for a GPU where there is one.
 
     Raises:
-        UserError: the folder holds no such adapter, or its base model is nowhere.
+        UserError: the folder holds no such adapter, its base model is nowhere or not the one it belongs to, or there is
+            no such device.
     """
-    import torch
-
     from dynarank.models import load_pretrained, load_tokenizer
     from dynarank.tasks import build_task
-    from dynarank.training.preflight import best_device
 
     adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
     if not (adapter / ORIGIN).is_file():
@@ -84,18 +85,37 @@ def load_predictor(folder: Path, hub: HubConfig, base: str | None = None, device
             f"{folder}: holds no {ORIGIN}, neither in itself nor in adapter/. Give the folder of a finished run, "
             "or its adapter folder"
         )
+    place = _device(device)
     origin = json.loads((adapter / ORIGIN).read_text())
     task = build_task(recorded_config(origin["task"], f"task/{origin['task']['family']}"))
     model_config = ModelConfig(**{name: value for name, value in origin["model"].items() if name != "found"})
     here = Source(str(adapter), str(adapter))
     tokenizer = load_tokenizer(model_config, here)
     if (adapter / "config.json").is_file():  # a plain transformers model
+        model_config.sha256 = None  # the base model's
         model: Any = load_pretrained(model_config, here, task, tokenizer).model
     else:
         model_config.path = base or model_config.path
         source = _locate_base(model_config, origin["model"]["found"] if base is None else None, hub)
-        model = _adapted(load_pretrained(model_config, source, task, tokenizer), adapter, origin)
-    return Predictor(task, model.eval().to(torch.device(device or best_device())), tokenizer)
+        pretrained = load_pretrained(model_config, source, task, tokenizer)
+        try:
+            model = _adapted(pretrained, adapter, origin)
+        except (ValueError, RuntimeError) as error:  # of PEFT's, of torch's and of ours: names or shapes differ
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"{adapter} does not belong to {source.path}: {reason}. Name its base by --base") from error
+    return Predictor(task, model.eval().to(place), tokenizer)
+
+
+def _device(name: str | None) -> Any:
+    """The device of that name, or the best; `UserError` where this machine has none such."""
+    import torch
+
+    from dynarank.training.preflight import best_device
+
+    try:
+        return torch.empty(0, device=name or best_device()).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
 
 def _adapted(pretrained: Pretrained, adapter: Path, origin: dict[str, Any]) -> Any:
@@ -117,20 +137,29 @@ def _adapted(pretrained: Pretrained, adapter: Path, origin: dict[str, Any]) -> A
     model_config = ModelConfig(**{key: value for key, value in origin["model"].items() if key != "found"})
     targets = resolve_targets(model_config, pretrained.model.config.model_type) if method.takes_targets else []
     model = method.adapt(pretrained.model, targets, pretrained.head)
-    model.load_state_dict(load_file(adapter / TRAINED), strict=False)
+    unknown = model.load_state_dict(load_file(adapter / TRAINED), strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{TRAINED} holds {unknown[0]}, which the model lacks")
     return model
 
 
 def recorded_config(recorded: dict[str, Any], *schemas: str) -> Any:
     """A part of a configuration from what was recorded of it, by the first schema that is known; else `UserError`."""
-    from omegaconf import OmegaConf
-
     from dynarank.training.config import SCHEMAS
 
     name = next((one for one in schemas if one in SCHEMAS), None)
     if name is None:
         raise UserError(f"{schemas[0]}: not known to this version. {nearest(schemas[0], SCHEMAS)}")
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), recorded))
+    return _from_record(SCHEMAS[name], recorded, name)
+
+
+def _from_record(schema: Any, recorded: dict[str, Any], where: str) -> Any:
+    """A dataclass of recorded values, which are taken as they are: to OmegaConf, a class called '???' would be missing."""
+    kinds = get_type_hints(schema)
+    if unknown := recorded.keys() - kinds.keys():
+        raise UserError(f"{where}.{min(unknown)}: recorded by another version of dynarank, and not known to this one")
+    nested = {key: kinds[key] for key in recorded if is_dataclass(kinds[key])}
+    return schema(**{k: _from_record(nested[k], v, f"{where}.{k}") if k in nested else v for k, v in recorded.items()})
 
 
 def _locate_base(config: ModelConfig, found: str | None, hub: HubConfig) -> Source:
@@ -172,6 +201,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda, mps; by default a GPU where there is one")
     parser.add_argument("--hub-root", default=os.environ.get("DYNARANK_HUB"), help="default: $DYNARANK_HUB")
     options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        parser.error(f"--batch-size {options.batch_size}: at least 1")
     if (options.input is None) != (options.output is None) or (options.input is None and options.glue_submission is None):
         parser.error("give --input and --output together, or --glue-submission")
     return options
@@ -208,6 +239,12 @@ def _check_files(options: argparse.Namespace) -> None:
         raise UserError(f"--input {options.input}: there is no such file")
     if options.output is not None and options.output.suffix not in READERS:
         raise UserError(f"--output {options.output}: the ending must be one of {', '.join(READERS)}")
+    for name, folder in (("output", options.output and options.output.parent), ("glue-submission", options.glue_submission)):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--{name}: {folder} cannot be made ({error.strerror})") from None
 
 
 def _rename_columns(task: Task[Any], given: Sequence[str]) -> None:

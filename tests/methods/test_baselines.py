@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import configure, tiny_roberta
+from tiny import configure, tiny_bart, tiny_roberta, tiny_t5
 from torch import nn
+from transformers import GPT2Config
 
 from dynarank.adapters.targets import KNOWN_TARGETS
 from dynarank.allocation.config import BudgetConfig, DemConfig
@@ -211,3 +212,51 @@ def test_adalora_as_plain_lora_computes_the_same() -> None:
         A, B = method.factors()[name]
         assert A.shape[0] == 3
         torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ A.T @ B.T, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", [tiny_bart(), tiny_t5(), GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2)])
+def test_prompts_do_not_fit_classification_by_a_decoder(config: Any) -> None:
+    """PEFT gives embeddings for tokens: BART and T5 raise, and GPT-2 reads the class at a padding."""
+    method = build_method(PromptConfig(name="prompt"), BudgetConfig(), DemConfig())
+    with pytest.raises(ValueError, match="it fits encoders for classification"):
+        method.adapt(roberta(config), KNOWN_TARGETS[config.model_type], [])
+
+
+@pytest.mark.parametrize("config", [tiny_bart(), tiny_t5()])
+def test_every_prompt_vector_of_a_generator_trains(config: Any) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    method = build_method(PromptConfig(name="prompt", reserved=40), BudgetConfig(), DemConfig())
+    adapted = method.adapt(model, KNOWN_TARGETS[config.model_type], [])
+    adapted(
+        input_ids=torch.tensor([[5, 6, 2]]), attention_mask=torch.ones(1, 3), labels=torch.tensor([[5, 2]])
+    ).loss.backward()
+    vectors = adapted.get_parameter("prompt_encoder.default.embedding.weight")
+    assert (vectors.grad.abs().sum(dim=1) > 0).all()
+    assert method.adapter_parameters() == vectors.numel() == 16 * (24 if config.model_type == "bart" else 72)
+
+
+def test_prompts_take_the_width_of_the_token_embeddings() -> None:
+    from transformers import DistilBertConfig, ElectraConfig
+
+    sizes = dict(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    for config in (DistilBertConfig(vocab_size=32, dim=16, hidden_dim=32, n_layers=1, n_heads=2),
+                   ElectraConfig(**sizes, embedding_size=8)):  # fmt: skip
+        method = build_method(PromptConfig(name="prompt"), BudgetConfig(), DemConfig())
+        model = method.adapt(roberta(config), KNOWN_TARGETS[config.model_type], ["classifier"])
+        assert model(input_ids=torch.tensor([[5, 6]]), attention_mask=torch.ones(1, 2)).logits.shape == (1, 2)
+
+
+def test_bitfit_finds_debertas_own_biases_and_needs_some_outside_the_head() -> None:
+    from transformers import DebertaConfig
+
+    sizes = dict(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    model = roberta(DebertaConfig(**sizes))
+    build_method(MethodConfig(name="bitfit"), BudgetConfig(), DemConfig()).adapt(model, [], ["pooler", "classifier"])
+    trained = {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
+    assert {"bias", "q_bias", "v_bias"} <= trained
+    with pytest.raises(ValueError, match="has no biases"):
+        build_method(MethodConfig(name="bitfit"), BudgetConfig(), DemConfig()).adapt(
+            roberta(tiny_t5()), [], ["classification_head"]
+        )

@@ -199,3 +199,25 @@ def test_wandb_offline_needs_no_account_and_gets_the_rank_map(
     assert len(offline) == 1
     assert list(offline[0].glob("files/media/images/rank_map*.png"))
     assert (tmp_path / "metrics.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [("cat " * 90, [], r"task\.max_length: a text has 92 tokens, and the model 63 positions\. Set task\.max_length=63"),
+     ("cat " * 50, ["method=prompt", "method.reserved=20"], r"prompt vectors take 43\. Set .*=20, or method\.reserved=52")],
+)  # fmt: skip
+def test_texts_too_long_for_the_model_are_refused_before_training(
+    text: str, overrides: list[str], said: str, hub_root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{text},{'ab'[i % 2]}\n" for i in range(8)))
+    given = ["task=text_classification", f"task.train_file={tmp_path / 'rows.csv'}"]
+    with pytest.raises(UserError, match=said):
+        run(configure(tmp_path / "run", hub_root, *given, *overrides))
+
+
+def test_a_folder_used_again_holds_the_last_runs_adapter_alone(hub_root: Path, tmp_path: Path) -> None:
+    for method in ("full", "dora", "head"):
+        run(configure(tmp_path, hub_root, f"method={method}", "trainer.epochs=1"))
+    found = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert "trained.safetensors" in found
+    assert not {"config.json", "adapter_config.json"} & found

@@ -23,6 +23,7 @@ SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
 given = dict(one.split("=", 1) for one in sys.argv[1:])
+assert given.pop("hydra.mode") == "RUN"
 folder = Path(given.pop("hydra.run.dir").strip("'"))
 if given.get("x") == "2":
     print("error: x = 2: no such thing"); sys.exit(2)
@@ -100,6 +101,12 @@ def test_resumed_it_runs_what_is_missing_or_failed(launched: Any, tmp_path: Path
     launched([5, 4, 3], resume=True)  # other overrides: that one is not finished
     assert said(tmp_path / "s" / "p0")["pid"] != before[0]
     assert said(tmp_path / "s" / "p2")["pid"] == before[1]
+
+
+def test_a_point_never_sweeps(launched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(sweep.POINT, "1")
+    with pytest.raises(UserError, match="would start a sweep of its own"):
+        launched([1])
 
 
 def test_side_by_side_they_share_threads_and_devices(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,15 @@ from torch import nn
 
 from dynarank.methods.base import Method, nominal_parameters
 from dynarank.methods.config import PromptConfig
+from dynarank.models import architecture, positions
 
-FITS = {"ForSequenceClassification": "SEQ_CLS", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
-"""PEFT's task type by the model class's ending. Not question answering: there PEFT leaves the answers' positions where
-they were, though its vectors move every token."""
+FITS = {("encoder", "ForSequenceClassification"): "SEQ_CLS", ("encoder-decoder", "ForConditionalGeneration"): "SEQ_2_SEQ_LM"}
+"""PEFT's task type by architecture and by the model class's ending.
+
+Not question answering: there PEFT leaves the answers' positions where they were, though its vectors move every token. Not
+other models' classification: given embeddings for tokens, decoders take the last padding for the text's end, and
+encoder-decoders refuse. Not Marian, which scales the embeddings that it looks up, but none that it is given.
+"""
 
 
 class PromptTuning(Method[PromptConfig]):
@@ -23,17 +28,26 @@ class PromptTuning(Method[PromptConfig]):
         import peft
 
         inner: Any = model
-        kind = next((task for ending, task in FITS.items() if type(model).__name__.endswith(ending)), None)
-        if kind is None:
-            raise ValueError(f"method=prompt does not fit a {type(model).__name__}: it fits classification and text to text")
+        fits = (task for (kind, ending), task in FITS.items()
+                if kind == architecture(inner.config) and type(model).__name__.endswith(ending))  # fmt: skip
+        if (task_type := next(fits, None)) is None:
+            raise ValueError(
+                f"method=prompt does not fit a {type(model).__name__}: it fits encoders for classification, and BART, mBART "
+                "and T5 for text to text"
+            )
         width = inner.get_input_embeddings().weight.shape[1]
         wanted = round(nominal_parameters(model, targets, self.head, self.budget.target) / width)
-        positions = getattr(inner.config, "max_position_embeddings", None)
-        room = wanted if positions is None else positions - self.config.reserved
+        places = positions(model)
+        room = wanted if places is None else places - self.config.reserved
         if room < 1:
-            raise ValueError(f"method.reserved = {self.config.reserved}: the model has {positions} positions in all")
+            raise ValueError(f"method.reserved = {self.config.reserved}: the model has {places} positions in all")
         settings = peft.PromptTuningConfig(
-            task_type=kind, num_virtual_tokens=min(wanted, room), modules_to_save=list(self.head) or None
+            task_type=task_type,
+            num_virtual_tokens=min(wanted, room),
+            token_dim=width,
+            num_attention_heads=inner.config.num_attention_heads,
+            num_transformer_submodules=1,  # PEFT's 2 for text to text would be vectors that no forward pass uses
+            modules_to_save=list(self.head) or None,
         )
         peft_model = peft.get_peft_model(inner, settings)
         self.head = [f"base_model.{name}" for name in self.head]

@@ -48,6 +48,8 @@ class Task(ABC, Generic[ConfigT]):
     """Whether the auto class brings a task head of its own, to be trained in full."""
     labels_in: ClassVar[Sequence[str]]
     """Roles of the columns to be predicted."""
+    length_setting: ClassVar[str] = "task.max_length"
+    """What bounds the tokens of a feature, for errors."""
     host_columns: ClassVar[Sequence[str]] = ()
     """Columns of the features that batches do without."""
 

@@ -28,6 +28,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
     auto_class = "AutoModelForSeq2SeqLM"
     peft_task_type = "SEQ_2_SEQ_LM"
     has_head = False  # the pretrained output layer stays
+    length_setting = "task.max_source"
     labels_in = ("target",)
 
     def __init__(self, config: Seq2SeqConfig) -> None:

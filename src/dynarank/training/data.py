@@ -74,6 +74,11 @@ class TaskData(LightningDataModule):
     def batches_per_epoch(self) -> int:
         return -(-len(self.train_lengths) // self.batch_size)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest feature of any split."""
+        return int(max(*self.train_lengths, *(lengths(rows).max() for rows in self.task.validation_features.values())))
+
     def train_dataloader(self) -> DataLoader[Batch]:
         sampler = LengthGroupedSampler(self.train_lengths, self.batch_size, self.seed)
         return self._loader(self.task.train_features, sampler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 from dynarank.errors import UserError
 from dynarank.methods import build_method
 from dynarank.methods.base import Method
-from dynarank.models import Pretrained, check_fit, load_pretrained, load_tokenizer, resolve_targets
+from dynarank.models import Pretrained, check_fit, check_length, load_pretrained, load_tokenizer, resolve_targets
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
 from dynarank.training.config import TrainConfig
@@ -57,6 +58,7 @@ def run(config: TrainConfig) -> Results:
     model = adapt(pretrained, method, config)
 
     data = TaskData(task, tokenizer, config.batch_size, config.seed, config.trainer.workers)
+    check_length(model, data.longest, task.length_setting)
     total_steps = resolve_total_steps(
         data.batches_per_epoch, config.epochs, config.trainer.accumulate, config.trainer.max_steps
     )
@@ -73,6 +75,7 @@ def run(config: TrainConfig) -> Results:
     selected = restore_best(trainer, module, checkpoints, last_score)
     metrics = last if selected["step"] == trainer.global_step else validate(trainer, module, data)
     ranks = method.ranks()
+    shutil.rmtree(folder / "adapter", ignore_errors=True)  # an earlier run's, of another method, would be mixed in
     if module.at_budget:
         pretrained.tokenizer.save_pretrained(folder / "adapter")
         method.export(folder / "adapter", source.recorded, task.peft_task_type)

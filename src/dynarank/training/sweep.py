@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 OWN = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper", "hydra.mode", "hydra.run.dir")
 """Hydra's settings that are the sweep's, not a point's."""
 ERROR_LINES = 40
+POINT = "DYNARANK_SWEEP_POINT"
+"""Set in the processes of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def launch(
     context: Any, config: Any, job_overrides: Sequence[Sequence[str]], first: int, n_jobs: int, devices: Sequence[int]
 ) -> list[Any]:
     """Run all points; returns Hydra's job returns, of which a failed one raises when it is looked at."""
+    if POINT in os.environ:
+        raise UserError("a point of a sweep would start a sweep of its own: take -m or hydra.mode out of its overrides")
     if n_jobs < 1:
         raise UserError(f"hydra.launcher.n_jobs = {n_jobs}: at least 1")
     composed = [_compose(context, config, overrides, first + index) for index, overrides in enumerate(job_overrides)]
@@ -157,7 +161,9 @@ def _run(point: Point, common: Sequence[str], n_jobs: int, free: queue.Queue[int
     for stale in ("error.txt", "metrics.json"):
         (point.folder / stale).unlink(missing_ok=True)
     path = str(point.folder).replace("\\", "\\\\").replace("'", "\\'")
-    command = [sys.executable, str(Path(sys.argv[0]).resolve()), *point.overrides, *common, f"hydra.run.dir='{path}'"]
+    script = str(Path(sys.argv[0]).resolve())
+    # An experiment may say hydra.mode=MULTIRUN, which must not reach its points: each would sweep again.
+    command = [sys.executable, script, *point.overrides, *common, "hydra.mode=RUN", f"hydra.run.dir='{path}'"]
     device = free.get() if free is not None else None
     output = point.folder / "output.txt"
     try:
@@ -181,7 +187,7 @@ def _run(point: Point, common: Sequence[str], n_jobs: int, free: queue.Queue[int
 
 
 def _environment(n_jobs: int, device: int | None) -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = {**os.environ, POINT: "1"}
     if n_jobs > 1:  # or their threads spin at each other's barriers
         threads = max(1, (os.cpu_count() or 1) // n_jobs)
         for name, value in (("OMP_NUM_THREADS", threads), ("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", 0)):
