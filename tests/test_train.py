@@ -100,11 +100,12 @@ def test_help_answers_without_importing_torch(tmp_path: Path) -> None:
     assert "python train.py experiment=quickstart" in done.stdout
 
 
-EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+SINGLE = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if "sweeper" not in file.read_text())
+"""Experiments of one run; the sweeps are in test_experiments.py."""
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_in_a_fast_mode(experiment: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("experiment", SINGLE)
+def test_every_single_experiment_runs_in_a_fast_mode(experiment: str, tmp_path: Path) -> None:
     fast = ["trainer.epochs=1", "trainer.max_steps=4", "task.max_train_rows=32", "task.max_validation_rows=32"]
     config = to_config(compose([f"experiment={experiment}", f"output_dir={tmp_path}", "logger=none", *fast]))
     try:
