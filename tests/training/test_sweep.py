@@ -103,6 +103,21 @@ def test_resumed_it_runs_what_is_missing_or_failed(launched: Any, tmp_path: Path
     assert said(tmp_path / "s" / "p2")["pid"] == before[1]
 
 
+def test_interrupted_it_starts_no_other_point(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def interrupted(point: sweep.Point, *rest: Any) -> None:
+        started.append(point.number)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(sweep, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launched([1, 3, 4])
+    assert started == [0]
+    assert [point.status() for point in read_sweep(tmp_path / "s")] == ["missing"] * 3
+
+
 def test_a_point_never_sweeps(launched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(sweep.POINT, "1")
     with pytest.raises(UserError, match="would start a sweep of its own"):

@@ -110,8 +110,11 @@ def launch(
         log.info("#%d of %d starts: %s", point.number, len(points), shown)
         _run(point, common, n_jobs, free if devices else None)
 
-    with ThreadPoolExecutor(n_jobs) as pool:
+    pool = ThreadPoolExecutor(n_jobs)
+    try:
         list(pool.map(run, todo))
+    finally:  # after Ctrl-C no other point starts; those at work have had it too, and end
+        pool.shutdown(wait=True, cancel_futures=True)
     return [_job_return(point, sweep) for point in points]
 
 
