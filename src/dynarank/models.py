@@ -145,9 +145,13 @@ def positions(model: nn.Module) -> int | None:
     return min(config.max_position_embeddings, *found) if found else None
 
 
-def check_length(model: Any, tokens: int, setting: str) -> None:
-    """Raise `UserError` where a text of so many tokens, behind the prompt vectors if there are any, has no positions."""
-    vectors = getattr(getattr(model, "peft_config", {}).get("default"), "num_virtual_tokens", 0)
+def check_length(model: Any, tokens: int, setting: str, generated: bool = False) -> None:
+    """Raise `UserError` where a text of so many tokens, behind the prompt vectors if there are any, has no positions.
+
+    `generated`: it is the decoder's text, before which no prompt vectors stand.
+    """
+    prompts = getattr(getattr(model, "peft_config", {}).get("default"), "num_virtual_tokens", 0)
+    vectors = 0 if generated else prompts
     room = positions(model)
     if room is None or tokens + vectors <= room:
         return

@@ -135,6 +135,12 @@ def test_a_model_that_does_not_fit_is_refused_before_it_loads(
         run(configure(tmp_path / "run", hub_root, *overrides))
 
 
+@pytest.mark.parametrize("setting", ["task.max_target", "task.generate.max_length"])
+def test_a_text_to_generate_that_has_no_positions_is_refused(setting: str, hub_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{setting}: a text has 65 tokens, and the model 64 positions\. Set {setting}=64"):
+        run(configure(tmp_path, hub_root, "task=xsum", "model=bart_base", f"{setting}=65"))
+
+
 def test_any_hub_data_set_by_path_and_name(hub_root: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "mine", "first", {"train": {"text": ["a", "b"], "label": [0, 1]}})
     rows = {"text": ["the cat", "a dog"] * 10, "label": [0, 1] * 10}

@@ -133,6 +133,10 @@ class Task(ABC, Generic[ConfigT]):
         unneeded = {*(() if own_ids else ("id",)), *(() if labelled else self.labels_in)}
         return {role: column for role, column in roles.items() if column is not None and role not in unneeded}
 
+    def generated_lengths(self) -> dict[str, int]:
+        """Tokens that are written at most, by the setting that says so; none where nothing is generated."""
+        return {}
+
     @abstractmethod
     def check_rows(self, dataset: Dataset, where: str, labelled: bool) -> Dataset:
         """The rows in the form that `features` takes; `UserError` for rows that cannot be used, naming the first."""

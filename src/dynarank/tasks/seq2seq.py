@@ -41,6 +41,11 @@ class Seq2Seq(Task[Seq2SeqConfig]):
         self.check_texts(dataset, where, [columns.source, columns.target] if labelled else [columns.source])
         return dataset
 
+    def generated_lengths(self) -> dict[str, int]:
+        how = self.config.generate
+        written = {} if how.max_length is None else {"task.generate.max_length": how.max_length}
+        return {"task.max_target": self.config.max_target, **written}
+
     def model_options(self) -> dict[str, Any]:
         return {}
 

@@ -59,6 +59,8 @@ def run(config: TrainConfig) -> Results:
 
     data = TaskData(task, tokenizer, config.batch_size, config.seed, config.trainer.workers)
     check_length(model, data.longest, task.length_setting)
+    for setting, tokens in task.generated_lengths().items():
+        check_length(model, tokens, setting, generated=True)
     total_steps = resolve_total_steps(
         data.batches_per_epoch, config.epochs, config.trainer.accumulate, config.trainer.max_steps
     )
