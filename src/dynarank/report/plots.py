@@ -13,6 +13,7 @@ from dynarank.report.runs import Run
 from dynarank.report.tables import Table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
@@ -68,10 +69,22 @@ def draw_budget_against_quality(table: Table, task: str) -> Figure:
     axes.set(
         xlabel="adapter parameters", ylabel=f"{table.metrics[task]} (mean over seeds)", title=f"{task}: budget, quality"
     )
-    axes.set_xscale("symlog", linthresh=1000)
     axes.margins(0.15)
+    _plain_scales(axes, [p[0] for p in points], [p[1] for p in points])
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _plain_scales(axes: Axes, parameters: Sequence[float], scores: Sequence[float]) -> None:
+    """Numbers as they are; a logarithmic axis where sizes span it; no zoom into differences that are nothing."""
+    if min(parameters) > 0 and max(parameters) > 5 * min(parameters):
+        axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    least = 0.02 * max(1e-9, *(abs(score) for score in scores))
+    middle, span = (max(scores) + min(scores)) / 2, max(scores) - min(scores)
+    if span < least:
+        axes.set_ylim(middle - least, middle + least)
+    axes.yaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
 
 
 def undominated(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
