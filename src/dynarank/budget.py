@@ -20,7 +20,6 @@ FLOAT_BYTES = 4
 PRUNED = ("dora", "adalora")
 RANKED = (*PRUNED, "lora")
 MATCHED = ("lora", "houlsby", "pfeiffer", "prompt")
-METHODS = ("dora", "lora", "adalora", "houlsby", "pfeiffer", "prompt", "bitfit", "head", "full")
 
 
 @dataclass
@@ -52,6 +51,8 @@ class Cost:
 
 def costs(config: TrainConfig) -> list[Cost]:
     """Every method's cost on the configured model and budget. Raises `UserError`."""
+    from dynarank.methods import METHODS
+
     return [cost(config, name) for name in METHODS]
 
 

@@ -110,11 +110,8 @@ def launch(
         log.info("#%d of %d starts: %s", point.number, len(points), shown)
         _run(point, common, n_jobs, free if devices else None)
 
-    pool = ThreadPoolExecutor(n_jobs)
-    try:
-        list(pool.map(run, todo))
-    finally:  # after Ctrl-C no other point starts; those at work have had it too, and end
-        pool.shutdown(wait=True, cancel_futures=True)
+    with ThreadPoolExecutor(n_jobs) as pool:
+        list(pool.map(run, todo))  # after Ctrl-C, map cancels what has not started; those at work have had it too, and end
     return [_job_return(point, sweep) for point in points]
 
 
