@@ -1,9 +1,12 @@
-"""Batches of rows of like length, in an order that is a pure function of seed and epoch."""
+"""Batches of rows of like length, in an order that is a pure function of seed and epoch, from any batch of it on.
+
+Every rank takes its share of each global batch, so that any number of devices trains on the same batches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,12 +26,14 @@ MEGABATCH = 50
 class LengthGroupedSampler(Sampler[int]):
     """Shuffled rows such that each batch of consecutive ones holds rows of like length, in random batch order.
 
-    The last, partial batch stays last, so that batches do not shift. Lightning calls `set_epoch`.
+    The last, partial batch stays last, so that batches do not shift. Lightning calls `set_epoch`; the first `skip`
+    batches are left out of the next pass, once.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
         self.lengths = lengths
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+        self.skip = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -49,7 +54,21 @@ class LengthGroupedSampler(Sampler[int]):
         order = np.concatenate(sorted_parts)
         whole = len(order) // self.batch_size * self.batch_size
         batches = rng.permutation(order[:whole].reshape(-1, self.batch_size))
-        return iter([*batches.ravel().tolist(), *order[whole:].tolist()])
+        skipped, self.skip = self.skip * self.batch_size, 0
+        return iter([*batches.ravel().tolist(), *order[whole:].tolist()][skipped:])
+
+
+class TrainLoader(DataLoader[Batch]):
+    """A loader whose pass depends on nothing but its sampler.
+
+    Its `len` stays the whole epoch's when the sampler skips. The pass begins with the first batch that is asked for,
+    after Lightning's `set_epoch`; seeds of worker processes come from a generator of its own.
+    """
+
+    def __iter__(self) -> Any:
+        sampler = cast("LengthGroupedSampler", self.sampler)
+        self.generator.manual_seed(sampler.seed * 7919 + sampler.epoch)
+        yield from super().__iter__()
 
 
 def lengths(dataset: Dataset) -> np.ndarray:
@@ -69,6 +88,7 @@ class TaskData(LightningDataModule):
         self.train_lengths = lengths(task.train_features)
         self.sample = task.config.validation_sample
         """Validation rows scored; None: all."""
+        self._position = 0
 
     @property
     def batches_per_epoch(self) -> int:
@@ -79,9 +99,18 @@ class TaskData(LightningDataModule):
         """Tokens of the longest feature of any split."""
         return int(max(*self.train_lengths, *(lengths(rows).max() for rows in self.task.validation_features.values())))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Batches of the present epoch that are done with."""
+        assert self.trainer is not None
+        return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.current.completed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = int(state_dict["position"])
+
     def train_dataloader(self) -> DataLoader[Batch]:
         sampler = LengthGroupedSampler(self.train_lengths, self.batch_size, self.seed)
-        return self._loader(self.task.train_features, sampler)
+        sampler.skip, self._position = self._position % self.batches_per_epoch, 0
+        return self._loader(self.task.train_features, sampler, TrainLoader, generator=torch.Generator())
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         return [self._validation_loader(features) for features in self.task.validation_features.values()]
@@ -94,9 +123,11 @@ class TaskData(LightningDataModule):
             order = order[np.isin(rows[order], chosen)]
         return self._loader(features, order.tolist())
 
-    def _loader(self, features: Dataset, order: Sampler[int] | list[int]) -> DataLoader[Batch]:
+    def _loader(
+        self, features: Dataset, order: Sampler[int] | list[int], kind: type[DataLoader[Batch]] = DataLoader, **more: Any
+    ) -> DataLoader[Batch]:
         unneeded = [name for name in self.task.host_columns if name in features.column_names]
-        return DataLoader(
+        return kind(
             features.remove_columns(unneeded),
             batch_size=self.batch_size,
             sampler=order,
@@ -104,4 +135,5 @@ class TaskData(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
+            **more,
         )

@@ -50,6 +50,10 @@ class Results:
     seconds: float
     output_dir: str
     ranks: dict[str, int] = field(repr=False)
+    resumed_at: list[int] = field(default_factory=list)
+    """Steps at which the run went on from a checkpoint."""
+    inexact_resume: list[str] = field(default_factory=list)
+    """What differed then, where resume.allow_inexact let it."""
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
 
     @property
@@ -67,6 +71,13 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def read_results(folder: Path) -> Results:
+    """The results of a finished run's folder."""
+    record = json.loads((folder / "metrics.json").read_text())
+    ranks = folder / "ranks.json"
+    return Results(**record, ranks=json.loads(ranks.read_text()) if ranks.is_file() else {})
 
 
 def write_results(results: Results, largest_rank: int, history: list[dict[str, Any]], folder: Path) -> None:
