@@ -56,11 +56,11 @@ def unbroken(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Outcomes of unbroken runs, by their settings."""
     known: dict[tuple[str, ...], dict[str, Any]] = {}
 
-    def find(settings: list[str]) -> dict[str, Any]:
-        key = tuple(settings)
+    def find(settings: list[str], world: int) -> dict[str, Any]:
+        key = (*settings, str(world))
         if key not in known:
             folder = tmp_path_factory.mktemp("unbroken")
-            assert start(folder, hub_root, [*LONG, *settings]) == 0
+            assert start(folder, hub_root, [*LONG, *settings], world=world) == [0] * world
             known[key] = outcome(folder)
         return known[key]
 
@@ -70,6 +70,8 @@ def unbroken(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 SETTINGS: dict[str, list[str]] = {
     "plain": [],
     "accumulation": ["trainer.accumulate=3"],
+    "ddp": ["trainer=ddp"],
+    "fsdp": ["trainer=fsdp"],
     "workers, half epochs": ["trainer.workers=2", "trainer.validations_per_epoch=2"],
 }
 DEATHS: list[tuple[str, list[tuple[str, int]]]] = [
@@ -81,6 +83,8 @@ DEATHS: list[tuple[str, list[tuple[str, int]]]] = [
     ("plain", [("the end", 1)]),
     ("accumulation", [("a step", 9)]),
     ("workers, half epochs", [("a step", 17)]),
+    ("ddp", [("a step", 14)]),
+    ("fsdp", [("a step", 14)]),
 ]
 
 
@@ -88,9 +92,9 @@ DEATHS: list[tuple[str, list[tuple[str, int]]]] = [
 def test_a_killed_run_ends_like_an_unbroken_one(
     kind: str, deaths: list[tuple[str, int]], unbroken: Any, hub_root: Path, tmp_path: Path
 ) -> None:
-    settings = [*LONG, *SETTINGS[kind], "resume.path=auto"]
+    settings, world = [*LONG, *SETTINGS[kind], "resume.path=auto"], 2 if kind in ("ddp", "fsdp") else 1
     for death in deaths:
-        assert start(tmp_path, hub_root, settings, death) == -9
-    assert start(tmp_path, hub_root, settings) == 0
+        assert -9 in start(tmp_path, hub_root, settings, death, world)
+    assert start(tmp_path, hub_root, settings, world=world) == [0] * world
     assert json.loads((tmp_path / "metrics.json").read_text())["resumed_at"]
-    assert same(unbroken(SETTINGS[kind]), outcome(tmp_path)) == []
+    assert same(unbroken(SETTINGS[kind], world), outcome(tmp_path)) == []

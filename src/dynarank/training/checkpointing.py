@@ -7,6 +7,8 @@ validation, every so many steps or minutes, and when a signal came; they wait fo
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import time
@@ -21,6 +23,7 @@ from lightning.pytorch.loggers import CSVLogger
 from dynarank.errors import Interrupted
 from dynarank.training.checkpoints import Manifest, checkpoint_path, remove_all_but, seal
 from dynarank.training.config import CheckpointConfig
+from dynarank.training.distributed import check_alike
 from dynarank.training.interruption import Signals
 from dynarank.training.module import SELECTION
 from dynarank.training.resume import Resumption, random_state, restore_random_state
@@ -65,6 +68,9 @@ class Checkpoints(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.install()
         self.signals.deferred = True
+        if trainer.world_size > 1:
+            known = json.dumps({**self.identity, "threads": None}, sort_keys=True)
+            check_alike(int(hashlib.sha256(known.encode()).hexdigest()[:15], 16), "settings, data and versions")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if self._pending is not None:

@@ -14,6 +14,7 @@ from dynarank.tasks.config import QuestionAnsweringConfig, Seq2SeqConfig, TaskCo
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
+STRATEGIES = ("ddp", "fsdp")
 TRACKERS = ("wandb", "none")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
@@ -58,7 +59,7 @@ class TrainerConfig:
     max_steps: int | None = None
     """Stop after that many optimizer steps, if the epochs are not over before; null: run all epochs."""
     batch_size: int | None = None
-    """Rows a batch; null: task.batch_size."""
+    """Rows a batch, over all devices together; null: task.batch_size."""
     accumulate: int = 1
     """Batches to an optimizer step."""
     clip: float = 1.0
@@ -67,6 +68,8 @@ class TrainerConfig:
     """32-true, bf16-mixed or 16-mixed; adapters, scores and DEM are float32 in all."""
     accelerator: str = "auto"
     """auto, cpu, gpu or mps."""
+    strategy: str = "ddp"
+    """With several devices: ddp, the model on each; or fsdp, its frozen part sharded over all (FSDP2)."""
     devices: int = 1
     """Devices (processes) of each node."""
     nodes: int = 1
@@ -94,6 +97,7 @@ class TrainerConfig:
             raise ValueError(f"trainer.clip = {self.clip}, trainer.workers = {self.workers}: must be 0 or more")
         _one_of("trainer.precision", self.precision, PRECISIONS)
         _one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
+        _one_of("trainer.strategy", self.strategy, STRATEGIES)
 
     @property
     def world_size(self) -> int:

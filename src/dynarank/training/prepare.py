@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import nn
 
 from dynarank.errors import UserError
@@ -19,6 +20,7 @@ from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
 from dynarank.training.config import TrainConfig
 from dynarank.training.data import TaskData
+from dynarank.training.distributed import check_devices, this_rank
 from dynarank.training.module import FineTuning
 from dynarank.training.optimizer import resolve_total_steps
 from dynarank.training.preflight import check_machine, locate_model
@@ -50,6 +52,9 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
         UserError: anything that the user can mend.
     """
     check_machine(config.trainer)
+    check_devices(config.trainer, config.batch_size)
+    if config.trainer.strategy == "fsdp" and config.method.name == "full":
+        raise UserError("trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. Use ddp")
     source = locate_model(config)
     resumption = find_resumption(config.resume.path, folder)
     same_run(resumption, config)
@@ -69,7 +74,9 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     task.encode(tokenizer, pretrained.model)
     model = adapt(pretrained, method, config)
 
-    data = TaskData(task, tokenizer, config.batch_size, config.seed, config.trainer.workers)
+    world = config.trainer.world_size
+    data = TaskData(task, tokenizer, config.batch_size, config.seed, config.trainer.workers, world)
+    check_shares(task, world)
     check_length(model, data.longest, task.length_setting)
     for setting, tokens in task.generated_lengths().items():
         check_length(model, tokens, setting, generated=True)
@@ -80,10 +87,19 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     same_run(resumption, config, **found)
     module = FineTuning(model, task, method, config.optimizer, config.lr, total_steps)
     say_plan(config, module, method, task)
+    if this_rank():
+        torch.manual_seed(config.seed + this_rank())  # ranks share the weights, not the dropout
     return Prepared(
         *(source, task, pretrained, method, module, data, model_parameters, head_parameters),
         *(identity(config, **found), resumption),
     )
+
+
+def check_shares(task: Task[Any], world: int) -> None:
+    """Raise `UserError` where a split has fewer features than there are devices."""
+    for split, features in {"train": task.train_features, **task.validation_features}.items():
+        if len(features) < world:
+            raise UserError(f"{split} has {len(features)} rows for {world} devices. Use fewer: trainer.devices")
 
 
 def same_run(resumption: Resumption | None, config: TrainConfig, **found: Any) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from dynarank.errors import UserError
 from dynarank.training.checkpoints import DamagedCheckpoint, Manifest, newest_valid, verify
 from dynarank.training.config import TrainConfig
+from dynarank.training.distributed import is_first
 from dynarank.training.results import package_versions
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def identity(config: TrainConfig, **found: Any) -> dict[str, Any]:
     flat = _flatten(asdict(config))
     kept = {name: value for name, value in flat.items() if not any(_below(name, free) for free in FREE)}
     place = {
-        "world_size": config.trainer.world_size,
-        "threads": torch.get_num_threads(),
+        **({"threads": torch.get_num_threads()} if is_first() else {}),  # launchers give other ranks fewer
         "device": _device_name(config.trainer.accelerator),
         **{f"versions.{name}": version for name, version in package_versions().items()},
     }

@@ -17,11 +17,20 @@ from dynarank.training.checkpointing import Checkpoints
 from dynarank.training.checkpoints import DamagedCheckpoint, checkpoint_path, verify
 from dynarank.training.config import TrainConfig
 from dynarank.training.data import TaskData
+from dynarank.training.distributed import is_first
 from dynarank.training.interruption import Signals
 from dynarank.training.module import SELECTION, FineTuning
 from dynarank.training.preflight import check_output_dir
 from dynarank.training.prepare import Prepared, prepare
-from dynarank.training.results import Results, print_summary, read_results, write_artifacts, write_origin, write_results
+from dynarank.training.results import (
+    Results,
+    gather_artifacts,
+    print_summary,
+    read_results,
+    write_artifacts,
+    write_origin,
+    write_results,
+)
 from dynarank.training.run_lock import locked
 from dynarank.training.trainer import build_trainer, fit, quiet_libraries
 
@@ -37,6 +46,8 @@ def run(config: TrainConfig) -> Results:
     """
     start = time.monotonic()
     quiet_libraries()
+    if not is_first():
+        logging.getLogger("dynarank").setLevel(logging.ERROR)  # one rank speaks for all
     folder = check_output_dir(config.output_dir)
     with locked(folder), Signals() as signals:
         try:
@@ -50,7 +61,8 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
     """`run`, in a folder that is ours alone. `start` is when it began, on `time.monotonic`'s clock."""
     prepared = prepare(config, folder)
     if prepared.resumption is None:
-        start_over(folder)
+        if is_first():
+            start_over(folder)
     elif (folder / "metrics.json").is_file():
         log.info("the run is finished already")
         return read_results(folder)
@@ -80,12 +92,14 @@ def finish(config: TrainConfig, folder: Path, prepared: Prepared, trainer: pl.Tr
     selected = restore_best(trainer, module, checkpoints, last_score)
     metrics = last if selected["step"] == trainer.global_step else validate(trainer, module, data)
     ranks = method.ranks()
-    shutil.rmtree(folder / "adapter", ignore_errors=True)  # a killed finish may have left part of one
-    if module.at_budget:
+    first = trainer.is_global_zero
+    if first:
+        shutil.rmtree(folder / "adapter", ignore_errors=True)  # a killed finish may have left part of one
+    if module.at_budget and first:
         prepared.pretrained.tokenizer.save_pretrained(folder / "adapter")
         method.export(folder / "adapter", prepared.source.recorded, task.peft_task_type)
         write_origin(folder / "adapter", config, prepared.source)
-    else:
+    elif first:
         log.warning("the run ended before its ranks were frozen: it is over budget, and no adapter is written")
     results = Results(
         task=config.task.name,
@@ -113,10 +127,13 @@ def finish(config: TrainConfig, folder: Path, prepared: Prepared, trainer: pl.Tr
         inexact_resume=checkpoints.inexact,
     )
     history = module.allocation.history if module.allocation else []
-    write_artifacts(module, folder)
-    write_results(results, config.budget.initial, history, folder)
-    finish_trackers(trainer, results)
-    print_summary(results)
+    artifacts = gather_artifacts(module)
+    if first:
+        write_artifacts(artifacts, folder)
+        write_results(results, config.budget.initial, history, folder)
+        finish_trackers(trainer, results)
+        print_summary(results)
+    trainer.strategy.barrier()
     return results
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dynarank.errors import UserError
+from dynarank.training.distributed import is_first
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def locked(folder: Path) -> Iterator[None]:
     By a record lock: the system drops it with the process, however that ends, and worker processes do not inherit it.
     Of a run's several processes only the first takes it.
     """
-    if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0))):
+    if not is_first():
         yield
         return
     with (folder / "run.lock").open("a+") as file:

@@ -11,12 +11,13 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from dynarank.training.config import TrainConfig
+from dynarank.training.distributed import is_first
 
 
 def build_loggers(config: TrainConfig, folder: Path, rows: int = 0) -> list[Logger]:
     """metrics.csv in the run's folder, and W&B unless logger.tracker=none. A resumed run keeps the first `rows` rows."""
     loggers: list[Logger] = [_csv(folder, rows)]
-    if config.logger.tracker == "wandb":
+    if config.logger.tracker == "wandb" and is_first():
         loggers.append(_wandb(config, folder))
     return loggers
 

@@ -13,6 +13,7 @@ from dynarank.errors import UserError
 from dynarank.training.checkpointing import Checkpoints
 from dynarank.training.checkpoints import DurableIO, newest_valid
 from dynarank.training.config import TrainConfig
+from dynarank.training.distributed import build_strategy
 from dynarank.training.nonfinite import NonFiniteError
 from dynarank.training.prepare import Prepared
 from dynarank.training.tracking import build_loggers
@@ -26,10 +27,12 @@ def quiet_libraries() -> None:
         ".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",
         ".*will save all targets and predictions.*",
         ".*LeafSpec.*is deprecated.*",
+        ".*recommended to use .*sync_dist=True.*",  # scores are computed from all ranks' predictions
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # TaskData knows its position
     ):
         warnings.filterwarnings("ignore", advice)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def build_trainer(config: TrainConfig, folder: Path, prepared: Prepared, checkpoints: Checkpoints) -> pl.Trainer:
@@ -42,6 +45,7 @@ def build_trainer(config: TrainConfig, folder: Path, prepared: Prepared, checkpo
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
+        strategy=build_strategy(config.trainer),
         precision=config.trainer.precision,  # type: ignore[arg-type]
         max_epochs=config.epochs,
         max_steps=config.trainer.max_steps or -1,
