@@ -65,8 +65,8 @@ class Checkpoints(Callback):
         """Of work, over all starts."""
         return time.monotonic() - self._origin
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.signals.install()
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.signals.install()  # Lightning has taken SIGTERM since, and would end the run, unsaved, with exit code 0
         self.signals.deferred = True
         if trainer.world_size > 1:
             known = json.dumps({**self.identity, "threads": None}, sort_keys=True)

@@ -29,7 +29,8 @@ def user_errors(conf: Path) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        print(f"{error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)
         sys.exit(error.code)
     except Exception as error:
         message = _message(error, conf)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from dynarank.errors import UserError
+from dynarank.errors import Interrupted, UserError
 from dynarank.training.checkpointing import Checkpoints
 from dynarank.training.checkpoints import DurableIO, newest_valid
 from dynarank.training.config import TrainConfig
@@ -94,6 +96,10 @@ def fit(trainer: pl.Trainer, prepared: Prepared, folder: Path) -> None:
         trainer.fit(
             prepared.module, prepared.data, ckpt_path=str(resumption.path) if resumption else None, weights_only=True
         )
+    except Interrupted:
+        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGTERM)  # ranks that still wait for this one
+        raise
     except NonFiniteError as error:
         kept = newest_valid(folder / "checkpoints")[0] or "none yet"
         raise UserError(
