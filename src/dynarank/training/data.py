@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
 from dynarank.tasks.base import Batch, Task
+from dynarank.training.interruption import leave_signals_to_training
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -164,6 +165,7 @@ class TaskData(LightningDataModule):
             collate_fn=self.collate,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            worker_init_fn=leave_signals_to_training,
             pin_memory=torch.cuda.is_available(),
             **more,
         )
