@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIXED = ("model", "task", "method", "budget", "dem", "data", "base_weights", "total_steps")
+LENGTH = ("trainer.batch_size", "trainer.accumulate", "trainer.epochs", "trainer.max_steps", "total_steps")
+FIXED = ("model", "task", "method", "budget", "dem", "data", "base_weights", *LENGTH)
 """What a run cannot change and stay itself. Anything else that differs makes a resume inexact."""
-FREE = ("output_dir", "logger", "hub", "sweep", "resume", "checkpoint", "trainer.workers")
+FREE = ("output_dir", "logger", "hub", "sweep", "resume", "checkpoint", "trainer.workers", "trainer.max_time")
 """What does not enter a run's numbers."""
 
 
@@ -50,7 +51,14 @@ def identity(config: TrainConfig, **found: Any) -> dict[str, Any]:
         "device": _device_name(config.trainer.accelerator),
         **{f"versions.{name}": version for name, version in package_versions().items()},
     }
-    plain: dict[str, Any] = json.loads(json.dumps({**kept, "optimizer.lr": config.lr, **place, **found}))
+    if kept.get("task.labels") is None:  # the data says them, once it is read
+        kept.pop("task.labels", None)
+    resolved = {
+        "optimizer.lr": config.lr,
+        "trainer.batch_size": config.batch_size,
+        "trainer.epochs": config.epochs,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps({**kept, **resolved, **place, **found}))
     return plain
 
 
