@@ -31,6 +31,7 @@ from dynarank.training.results import (
     write_origin,
     write_results,
 )
+from dynarank.training.resume import bring
 from dynarank.training.run_lock import locked
 from dynarank.training.trainer import build_trainer, fit, quiet_libraries
 
@@ -60,9 +61,12 @@ def run(config: TrainConfig) -> Results:
 def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> Results:
     """`run`, in a folder that is ours alone. `start` is when it began, on `time.monotonic`'s clock."""
     prepared = prepare(config, folder)
-    if prepared.resumption is None:
+    elsewhere = prepared.resumption and prepared.resumption.path.parent.resolve() != (folder / "checkpoints").resolve()
+    if prepared.resumption is None or elsewhere:
         if is_first():
             start_over(folder)
+            if prepared.resumption:
+                bring(prepared.resumption, folder)
     elif (folder / "metrics.json").is_file():
         log.info("the run is finished already")
         return read_results(folder)
