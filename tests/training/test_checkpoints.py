@@ -208,16 +208,12 @@ def fill(folder: Path) -> None:
 def test_a_disk_that_is_full_in_the_middle_keeps_what_is_there(small_disk: Path) -> None:
     for step in (10, 20):
         save(small_disk, step, values=20_000)
-    with pytest.raises(
-        UserError, match=r"checkpoint .*step-00000030\.ckpt could not be written: .*\. The earlier ones are whole"
-    ):
+    with pytest.raises(UserError, match=r"step-00000030\.ckpt could not be written: .*\. The earlier ones"):
         save(small_disk, 30, values=60_000)
     path = checkpoint_path(small_disk / "checkpoints", 30)
     DurableIO().save_checkpoint({"values": torch.zeros(50)}, path)
     fill(small_disk)
-    with pytest.raises(
-        UserError, match=r"step-00000030\.json could not be written: .*No space left.*Make room.*resume=auto"
-    ):
+    with pytest.raises(UserError, match=r"step-00000030\.json could not be written: .*No space left.*resume=auto"):
         seal(path, Manifest(30, 1, False, 0, 1.0, None, {}, [], []))
     assert not list(small_disk.rglob("*.tmp"))
     newest, _, skipped = newest_valid(path.parent)

@@ -79,7 +79,7 @@ class TrainLoader(DataLoader[Batch]):
     """A loader whose pass depends on nothing but its sampler.
 
     Its `len` stays the whole epoch's when the sampler skips. The pass begins with the first batch that is asked for,
-    after Lightning's `set_epoch`; seeds of worker processes come from a generator of its own.
+    after Lightning's `set_epoch`, of which the seeds of worker processes are a function too.
     """
 
     def __iter__(self) -> Any:
@@ -136,7 +136,7 @@ class TaskData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         sampler = self._sampler(self._rank)
         sampler.skip, self._position = self._position % self.batches_per_epoch, 0
-        more = {"batch_size": self.batch_size // self.world_size, "sampler": sampler, "generator": torch.Generator()}
+        more = {"batch_size": self.batch_size // self.world_size, "sampler": sampler}
         return self._loader(self.task.train_features, TrainLoader, **more)
 
     @property
@@ -166,6 +166,7 @@ class TaskData(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             worker_init_fn=leave_signals_to_training,
+            generator=torch.Generator(),  # or each pass draws from dropout's, and how often depends on the workers
             pin_memory=torch.cuda.is_available(),
             **more,
         )
