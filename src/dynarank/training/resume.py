@@ -91,7 +91,7 @@ def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> tuple[list[str]
         if theirs[name] != mine[name]:
             said = f"{name} was {theirs[name]}, is {mine[name]}"
             (fixed if any(_below(name, one) for one in FIXED) else rest).append(said)
-    return sorted(fixed), sorted(rest)
+    return sorted(fixed, key=lambda said: (".name was " not in said, said)), sorted(rest)  # a name says most
 
 
 def check_identity(resumption: Resumption, mine: dict[str, Any], allow_inexact: bool) -> None:
