@@ -123,7 +123,7 @@ def test_after_a_signal_the_printed_command_ends_the_run_like_an_unbroken_one(
     said, folder, settings = tmp_path / "said.txt", tmp_path / "run", [*LONG, *SETTINGS[kind]]
     assert start(folder, hub_root, settings, death, said=said) == [code]
     lines = said.read_text().splitlines()
-    assert lines[-2].startswith(message)
+    assert lines[-2].startswith(f"error: {message}")
     assert lines[-2].endswith(". Go on with:")
     assert "Traceback" not in said.read_text()
     python, script, *arguments = shlex.split(lines[-1])

@@ -32,12 +32,12 @@ def user_errors(conf: Path) -> Iterator[None]:
         yield
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)
+            print(f"error: {error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)
         sys.exit(error.code)
     except KeyboardInterrupt:  # before a run begins, and in a sweep
         sweeps = any(one in ("-m", "--multirun") or one.startswith("experiment=") for one in sys.argv[1:])
         again = ". A sweep goes on with the same command, sweep.resume=true and hydra.sweep.dir=DIR" if sweeps else ""
-        print(f"stopped by SIGINT{again}", file=sys.stderr)
+        print(f"error: stopped by SIGINT{again}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         message = _message(error, conf)
