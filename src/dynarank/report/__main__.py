@@ -7,10 +7,11 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dynarank.errors import UserError
-from dynarank.report.runs import Run, read_runs
+from dynarank.report.agreement import rank_agreement
+from dynarank.report.pictures import draw_pictures, save
+from dynarank.report.runs import LeftOut, read_runs
 from dynarank.report.tables import (
     Table,
     as_csv,
@@ -21,9 +22,6 @@ from dynarank.report.tables import (
     latex,
     markdown,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,13 +71,13 @@ def report(
     (output / "report.md").write_text(text)
     (output / "table.csv").write_text(as_csv(table))
     (output / "table.tex").write_text(latex(table))
-    for name, figure in pictures(table, runs).items():
-        for ending in ("png", "svg"):
-            figure.savefig(output / f"{name}.{ending}", dpi=150)
+    pictures = draw_pictures(table, runs)
+    for picture in pictures:
+        save(picture, output)
     return text, output
 
 
-def report_text(table: Table, compared: str, unfinished: Sequence[str]) -> str:
+def report_text(table: Table, compared: str, unfinished: Sequence[LeftOut]) -> str:
     """The report as markdown."""
     which = "of the last epoch" if table.last else "of the best epoch at budget"
     parts = [f"Scores {which}: mean ± standard deviation over seeds.\n\n{markdown(table)}"]
@@ -95,8 +93,6 @@ def report_text(table: Table, compared: str, unfinished: Sequence[str]) -> str:
 
 
 def _agreements(table: Table) -> str:
-    from dynarank.report.plots import rank_agreement
-
     lines = []
     for setting in table.settings:
         for task in table.tasks:
@@ -104,18 +100,6 @@ def _agreements(table: Table) -> str:
             if not math.isnan(agreement):
                 lines.append(f"- {table.label(setting)}, {task}: {agreement:.2f}\n")
     return "".join(lines)
-
-
-def pictures(table: Table, runs: Sequence[Run]) -> dict[str, Figure]:
-    """Figures by file name; a run's own where there is one alone."""
-    from dynarank.report.plots import draw_allocation, draw_budget_against_quality, draw_curves
-
-    found = {f"curves_{task}": draw_curves(table, task) for task in table.tasks}
-    if len(table.settings) > 1:
-        found |= {f"budget_quality_{task}": draw_budget_against_quality(table, task) for task in table.tasks}
-    if len(runs) == 1 and "budget/scheduled" in runs[0].history:
-        found["allocation"] = draw_allocation(runs[0])
-    return found
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from dynarank.errors import UserError, nearest
 from dynarank.report.runs import OPEN, Run, implied, varied
-from dynarank.report.statistics import EXACT_LIMIT, Comparison, Summary, compare, holm, summarize
+from dynarank.report.statistics import Comparison, Summary, compare, holm, summarize
 
 Setting = tuple[Any, ...]
 ALPHA = 0.05
@@ -84,7 +84,7 @@ class Difference:
     def verdict(self) -> str:
         """What may be said: higher, lower, or not told apart."""
         if math.isnan(self.p_holm):
-            return "one seed tells nothing"
+            return "one seed tells nothing" if self.found.n < 2 else "a score is missing"
         if self.p_holm > ALPHA:
             return "not told apart"
         return "higher" if self.found.difference > 0 else "lower"
@@ -97,7 +97,7 @@ def differences(table: Table, against: Setting) -> list[Difference]:
         for task in table.tasks:
             mine, theirs = table.scores(setting, task), table.scores(against, task)
             seeds = sorted(mine.keys() & theirs.keys())
-            if setting != against and seeds and len(seeds) <= EXACT_LIMIT:
+            if setting != against and seeds:
                 found.append((setting, task, compare([mine[s] for s in seeds], [theirs[s] for s in seeds])))
     adjusted = holm([one.p_t for _, _, one in found])
     return [Difference(*parts, p) for parts, p in zip(found, adjusted, strict=True)]
