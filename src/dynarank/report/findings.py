@@ -83,34 +83,35 @@ def _p_value(first: Sequence[float], second: Sequence[float]) -> float:
 def headline(table: Table, found: Sequence[Standing]) -> str:
     """The one sentence that matters."""
     if len(found) == 1:
-        return sentence(table, found[0])
+        return f"{found[0].task}: {sentence(table, found[0])}"
     compared = [one for one in found if len(one.order) > 1]
     if not compared:
         return f"One setting on {len(found)} tasks: there is nothing to compare."
+    rest = "every other" if max(len(one.order) for one in compared) > 2 else "the other"
     apart = [one for one in compared if one.verdict == "told apart"]
     if apart:
         names = "; ".join(f"{one.task}: {table.label(one.order[0])}" for one in apart)
-        return f"On {len(apart)} of {len(compared)} tasks the highest setting is told apart from every other. {names}."
+        return f"On {len(apart)} of {len(compared)} tasks the highest setting is told apart from {rest}. {names}."
     if all(one.verdict == "one seed" for one in compared):
         return f"One seed each on {len(compared)} tasks: which setting is best cannot be told from chance."
-    return f"On none of {len(compared)} tasks is the highest setting told apart from every other."
+    return f"On none of {len(compared)} tasks is the highest setting told apart from {rest}."
 
 
 def sentence(table: Table, one: Standing) -> str:
     """A task's result: the best setting, its lead, and whether it is more than chance."""
     if not one.order:
-        return f"{one.task}: no run has a score."
+        return "no run has a score."
     best = one.order[0]
     summary = table.summary(best, one.task)
     assert summary is not None
     over = f" on average over {summary.n} seeds" if summary.n > 1 else ""
     reached = f"{number(summary.mean)} {table.metrics[one.task]}{over}"
     if len(one.order) == 1:
-        return f"{one.task}: {reached}."
+        return f"{reached}."
     second = table.label(one.order[1])
     if one.tied:
-        return f"{one.task}: {table.label(best)} and {second} score alike, {reached}."
-    return f"{one.task}: {table.label(best)} is highest, {reached}, {_lead(one, second)}."
+        return f"{table.label(best)} and {second} score alike, {reached}."
+    return f"{table.label(best)} is highest, {reached}, {_lead(one, second)}."
 
 
 def _lead(one: Standing, second: str) -> str:

@@ -100,7 +100,7 @@ def draw_rank_agreement(table: Table, task: str) -> Figure | None:
         return None
     matrix = agreement_matrix([runs for _, runs in groups])
     labels, count = [label for label, _ in groups], len(groups)
-    figure = Figure(figsize=(3.5 + 0.62 * count, 2 + 0.45 * count), layout="constrained")
+    figure = Figure(figsize=(max(5.5, 3.5 + 0.62 * count), 1.6 + 0.42 * count), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
     axes.set_yticks(range(count), labels, fontsize=8)
@@ -108,7 +108,9 @@ def draw_rank_agreement(table: Table, task: str) -> Figure | None:
     axes.set_yticklabels([f"{label}   {1 + index}" for index, label in enumerate(labels)])
     for (row, column), value in np.ndenumerate(matrix):
         text = "-" if math.isnan(value) else f"{value:+.2f}"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if abs(value) > 0.65 else "black")
+        axes.text(
+            column, row, text, ha="center", va="center", fontsize=8, color="#fefefe" if abs(value) > 0.65 else "#111111"
+        )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     figure.colorbar(image, ax=axes, label=f"mean rank correlation {RHO}")

@@ -34,6 +34,15 @@ class Table:
     implied: list[str] = field(default_factory=list)
     """Settings that differ along with the keys."""
 
+    def setting(self, run: Run) -> Setting:
+        """A run's values of the keys."""
+        return tuple(run.settings.get(key, OPEN) for key in self.keys)
+
+    def runs(self) -> list[Run]:
+        """All runs, by task, setting and seed."""
+        cells = [self.cells.get((setting, task), {}) for task in self.tasks for setting in self.settings]
+        return [run for cell in cells for _, run in sorted(cell.items())]
+
     def scores(self, setting: Setting, task: str) -> dict[int, float]:
         """By seed; empty where there is no run."""
         return {seed: run.score(self.last) for seed, run in self.cells.get((setting, task), {}).items()}
