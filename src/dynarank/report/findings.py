@@ -83,7 +83,7 @@ def _p_value(first: Sequence[float], second: Sequence[float]) -> float:
 def headline(table: Table, found: Sequence[Standing]) -> str:
     """The one sentence that matters."""
     if len(found) == 1:
-        return f"{found[0].task}: {sentence(table, found[0])}"
+        return f"{found[0].task}: {in_short(table, found[0])}"
     compared = [one for one in found if len(one.order) > 1]
     if not compared:
         return f"One setting on {len(found)} tasks: there is nothing to compare."
@@ -97,6 +97,23 @@ def headline(table: Table, found: Sequence[Standing]) -> str:
     return f"On none of {len(compared)} tasks is the highest setting told apart from {rest}."
 
 
+def in_short(table: Table, one: Standing) -> str:
+    """A task's result without the numbers behind the verdict."""
+    if len(one.order) < 2 or one.tied:
+        return sentence(table, one)
+    others = len(one.order) - 1
+    apart = {
+        "one seed": "but without two seeds in common with the next, nothing can be said of chance",
+        "not told apart": f"but not told apart from {'any other' if others > 1 else 'the other'}",
+        "in part": f"and told apart from {len(one.beaten)} of {others} others",
+        "told apart": f"and told apart from {'every other' if others > 1 else 'the other'}",
+    }
+    summary = table.summary(one.order[0], one.task)
+    assert summary is not None
+    reached = f"{number(summary.mean)} {table.metrics[one.task]}"
+    return f"{table.label(one.order[0])} is highest, {reached}, {apart[one.verdict]}."
+
+
 def sentence(table: Table, one: Standing) -> str:
     """A task's result: the best setting, its lead, and whether it is more than chance."""
     if not one.order:
@@ -107,7 +124,8 @@ def sentence(table: Table, one: Standing) -> str:
     over = f" on average over {summary.n} seeds" if summary.n > 1 else ""
     reached = f"{number(summary.mean)} {table.metrics[one.task]}{over}"
     if len(one.order) == 1:
-        return f"{reached}."
+        parameters = sizes_and_scores(table, one.task)[0].parameters
+        return f"{table.label(best)} reaches {reached}, with {parameters:,.0f} adapter parameters."
     second = table.label(one.order[1])
     if one.tied:
         return f"{table.label(best)} and {second} score alike, {reached}."

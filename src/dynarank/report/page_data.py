@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dynarank.report.findings import standing_order
 from dynarank.report.rank_map import place
 from dynarank.report.runs import OPEN, Run
 from dynarank.report.tables import Table
@@ -37,7 +38,16 @@ def embedded(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
                 "results": _results(run),
             }
         )
-    return _plain({"layouts": [layout(names) for names in layouts], "shared": shared, "runs": entries})
+    best = standing_order(table, table.tasks[0])
+    start = next(iter(table.cells[best[0], table.tasks[0]].values())) if best else runs[0]
+    return _plain(
+        {
+            "layouts": [layout(names) for names in layouts],
+            "shared": shared,
+            "runs": entries,
+            "start": list(runs).index(start),
+        }
+    )
 
 
 def _plain(content: Any) -> Any:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,15 @@ class Picture:
     task: str
     caption: str
     figure: Figure
+
+    @cached_property
+    def svg(self) -> str:
+        """The figure as an SVG file's text."""
+        text = io.StringIO()
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        with styled():
+            self.figure.savefig(text, format="svg", metadata=metadata)
+        return text.getvalue()
 
 
 def styled() -> AbstractContextManager[None]:
@@ -77,17 +87,13 @@ def file_name(task: str) -> str:
 def save(picture: Picture, folder: Path) -> None:
     """NAME.png and NAME.svg."""
     with styled():
-        for ending in ("png", "svg"):
-            picture.figure.savefig(folder / f"{picture.name}.{ending}", dpi=150)
+        picture.figure.savefig(folder / f"{picture.name}.png", dpi=150)
+    (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
 
 
 def inline_svg(picture: Picture) -> str:
     """The picture as an <svg> to stand in a page: black takes the page's ink, white its paper, and no style leaks out."""
-    text = io.StringIO()
-    with styled():
-        picture.figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = picture.svg[picture.svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
     for drawn, taken in (("#000000", "currentColor"), ("#ffffff", "none"), ("#666666", "var(--quiet)")):

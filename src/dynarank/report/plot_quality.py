@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynarank.report.findings import Point, number, sizes_and_scores, undominated
-from dynarank.report.plots import COLOURS, GREY
+from dynarank.report.plots import COLOURS, GREY, brief
 from dynarank.report.tables import Table
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def draw_budget_against_quality(table: Table, task: str) -> Figure | None:
     _plain_scales(axes, [p.parameters for p in points], [p.score for p in points])
     _label(axes, table, points, best)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{task}: budget and quality; ◆ is the best with so few parameters", fontsize=11)
+    figure.suptitle(f"{brief(task, 30)}: budget and quality; ◆ is the best with so few parameters", fontsize=11)
     return figure
 
 
@@ -93,7 +93,7 @@ def _label(axes: Axes, table: Table, points: Sequence[Point], best: Sequence[Poi
     for point, height in zip(ordered, heights, strict=True):
         chosen = point in best
         axes.annotate(
-            f"{'◆ ' if chosen else ''}{table.label(point.setting)}  {number(point.score)}, {short(point.parameters)}",
+            f"{'◆ ' if chosen else ''}{brief(table.label(point.setting))}  {number(point.score)}, {short(point.parameters)}",
             (point.parameters, point.score), xytext=(1.03, height), textcoords="axes fraction", va="center", fontsize=8,
             color="#000000" if chosen else "#666666", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},

@@ -10,6 +10,7 @@ import numpy as np
 
 from dynarank.report.agreement import agreement_matrix, rank_agreement
 from dynarank.report.findings import standing_order
+from dynarank.report.plots import brief
 from dynarank.report.rank_map import rank_grid
 from dynarank.report.runs import Run
 from dynarank.report.tables import Table
@@ -29,7 +30,7 @@ def ranked_groups(table: Table, task: str) -> list[tuple[str, list[Run]]]:
     for setting in standing_order(table, task):
         runs = [run for _, run in sorted(table.cells[setting, task].items()) if len(set(run.ranks.values())) > 1]
         if runs:
-            found.append((table.label(setting), runs))
+            found.append((brief(table.label(setting), 44), runs))
     return found
 
 
@@ -56,7 +57,7 @@ def draw_rank_maps(table: Table, task: str) -> Figure | None:
         title.set_in_layout(False)  # or it would widen its column
     figure.colorbar(image, ax=rows.ravel().tolist(), label="rank over the run's mean rank", shrink=min(1, 2 / len(groups)))
     figure.supxlabel("layer", fontsize=9)
-    figure.suptitle(f"{task}: ranks of the same matrices in other runs ({RHO}: rank correlation)", fontsize=10)
+    figure.suptitle(f"{brief(task, 30)}: ranks of the same matrices in other runs ({RHO}: rank correlation)", fontsize=10)
     return figure
 
 
@@ -114,5 +115,5 @@ def draw_rank_agreement(table: Table, task: str) -> Figure | None:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     figure.colorbar(image, ax=axes, label=f"mean rank correlation {RHO}")
-    figure.suptitle(f"{task}: do ranks fall alike under another seed?", fontsize=10)
+    figure.suptitle(f"{brief(task, 30)}: do ranks fall alike under another seed?", fontsize=10)
     return figure

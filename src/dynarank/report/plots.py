@@ -26,6 +26,11 @@ POINTS = 60
 QUANTILES = tuple(f"score/q{q:02d}" for q in (5, 25, 50, 75, 95))
 
 
+def brief(name: str, most: int = 60) -> str:
+    """A name as pictures have room for."""
+    return name if len(name) <= most else f"{name[: most - 3]}..."
+
+
 class Look(NamedTuple):
     """How a setting is drawn."""
 
@@ -43,7 +48,7 @@ def looks(table: Table, task: str) -> dict[Setting, Look]:
     for setting in table.settings:
         if setting in chosen:
             index = chosen.index(setting)
-            found[setting] = Look(COLOURS[index], DASHES[index], table.label(setting))
+            found[setting] = Look(COLOURS[index], DASHES[index], brief(table.label(setting)))
         else:
             found[setting] = Look(GREY, "-", None)
     return found
@@ -96,7 +101,7 @@ def draw_curves(table: Table, task: str) -> Figure:
         draw_band(axes, runs, f"val/{metric}", looks(table, task)[setting])
     axes.set(ylabel=f"{metric} (validation)", xlabel="share of training")
     mark_freeze(axes, table, task)
-    return titled(figure, axes, table, f"{task}: score", task)
+    return titled(figure, axes, table, f"{brief(task, 30)}: score", task)
 
 
 def draw_losses(table: Table, task: str) -> Figure | None:
@@ -111,7 +116,7 @@ def draw_losses(table: Table, task: str) -> Figure | None:
         axes.set_ylabel("training loss" if column == "train/loss" else "validation loss")
         mark_freeze(axes, table, task)
     rows[-1].set_xlabel("share of training")
-    return titled(figure, rows[0], table, f"{task}: loss", task)
+    return titled(figure, rows[0], table, f"{brief(task, 30)}: loss", task)
 
 
 def draw_budgets(table: Table, task: str) -> Figure | None:
@@ -129,7 +134,7 @@ def draw_budgets(table: Table, task: str) -> Figure | None:
         axes.set_ylim(bottom=0)
         mark_freeze(axes, table, task)
     bottom.set_xlabel("share of training")
-    return titled(figure, top, table, f"{task}: budget, and components that are not zero", task)
+    return titled(figure, top, table, f"{brief(task, 30)}: budget, and components that are not zero", task)
 
 
 def draw_score_spread(table: Table, task: str) -> Figure | None:
@@ -146,7 +151,7 @@ def draw_score_spread(table: Table, task: str) -> Figure | None:
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, setting in zip(grid.flat, shown, strict=False):
         draw_quantiles(axes, settings[setting])
-        axes.set_title(table.label(setting), fontsize=8, loc="left")
+        axes.set_title(brief(table.label(setting), 44), fontsize=8, loc="left")
         mark_freeze(axes, table, task)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
@@ -155,7 +160,7 @@ def draw_score_spread(table: Table, task: str) -> Figure | None:
     figure.supylabel("smoothed score of a component", fontsize=9)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.suptitle(f"{task}: scores of components, mean of each quantile over seeds", fontsize=10)
+    figure.suptitle(f"{brief(task, 30)}: scores of components, mean of each quantile over seeds", fontsize=10)
     return figure
 
 
@@ -175,7 +180,7 @@ def draw_allocation(run: Run) -> Figure:
     figure, (top, bottom) = panels(2, legend=0)
     draw_band(top, [run], "budget/scheduled", Look(COLOURS[0], "-", "scheduled"))
     draw_band(top, [run], "budget/nonzero", Look(COLOURS[1], "--", "nonzero"), 1 / max(1, len(run.ranks)))
-    top.set(ylabel="components a matrix", title=f"{run.results['task']}, seed {run.seed}: allocation")
+    top.set(ylabel="components a matrix", title=f"{brief(run.results['task'], 30)}, seed {run.seed}: allocation")
     top.set_ylim(bottom=0)
     draw_quantiles(bottom, [run])
     bottom.set(xlabel="share of training", ylabel="smoothed score")
@@ -207,7 +212,7 @@ def titled(figure: Figure, axes: Axes, table: Table, title: str, task: str) -> F
 
         handles.append(Line2D([], [], color=GREY, linewidth=0.8))
         labels.append(f"{len(background)} others")
-    if handles:
+    if len(handles) > 1:
         figure.legend(handles, labels, loc="outside lower center", fontsize=8, frameon=False, handlelength=3.5)
     return figure
 

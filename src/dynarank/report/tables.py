@@ -52,9 +52,10 @@ class Table:
         return summarize(scores) if scores else None
 
     def label(self, setting: Setting) -> str:
-        """The setting in words."""
+        """The setting in words; the method's name where nothing varies."""
         pairs = zip(self.keys, setting, strict=True)
-        return ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs if value != OPEN) or "all"
+        words = ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs if value != OPEN)
+        return words or str(self.runs()[0].results["method"])
 
 
 def build_table(runs: Sequence[Run], last: bool = False) -> Table:

@@ -127,7 +127,9 @@ class Scrubber {
       }
       select.addEventListener("change", () => this.choose());
     }
-    const twin = RANKED.find((run, place) => place > 0 && run.task === RANKED[0].task && run.group === RANKED[0].group);
+    const first = RANKED.find((run) => run.index === data.start) ?? RANKED[0];
+    const twin = RANKED.find((run) => run.index !== first.index && run.task === first.task && run.group === first.group);
+    get("run").value = String(first.index);
     get("beside").value = twin ? String(twin.index) : "";
     get("beside").closest("label").hidden = RANKED.length < 2;
     get("pruning").addEventListener("input", () => this.show());
