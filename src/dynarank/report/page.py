@@ -93,7 +93,7 @@ def page(report: Report) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files("dynarank.report").joinpath("assets", name).read_text()
+    return resources.files("dynarank.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def shown(folder: Path, places: Sequence[Path]) -> str:

@@ -66,7 +66,7 @@ def _logarithmic(axes: Axes, positive: Sequence[float], zero: bool) -> None:
     """Powers of ten, with 2 and 5 between them where they are few; zero, where it occurs, left of the smallest."""
     decades = range(int(np.floor(np.log10(min(positive)))), 1 + int(np.ceil(np.log10(max(positive)))))
     ticks = [step * 10.0**decade for decade in decades for step in ((1, 2, 5) if len(decades) < 4 else (1,))]
-    ticks = [tick for tick in ticks if min(positive) / 1.5 <= tick <= max(positive) * 1.5]
+    ticks = [tick for tick in ticks if min(positive) / 1.1 <= tick <= max(positive) * 1.1]
     if zero:
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
     else:
@@ -94,7 +94,7 @@ def _label(axes: Axes, table: Table, points: Sequence[Point], best: Sequence[Poi
         chosen = point in best
         axes.annotate(
             f"{'◆ ' if chosen else ''}{brief(table.label(point.setting))}  {number(point.score)}, {short(point.parameters)}",
-            (point.parameters, point.score), xytext=(1.03, height), textcoords="axes fraction", va="center", fontsize=8,
+            (point.parameters, point.score), xytext=(1.06, height), textcoords="axes fraction", va="center", fontsize=8,
             color="#000000" if chosen else "#666666", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
         )  # fmt: skip

@@ -30,7 +30,7 @@ def ranked_groups(table: Table, task: str) -> list[tuple[str, list[Run]]]:
     for setting in standing_order(table, task):
         runs = [run for _, run in sorted(table.cells[setting, task].items()) if len(set(run.ranks.values())) > 1]
         if runs:
-            found.append((brief(table.label(setting), 44), runs))
+            found.append((brief(table.label(setting)), runs))
     return found
 
 
@@ -43,7 +43,7 @@ def draw_rank_maps(table: Table, task: str) -> Figure | None:
         return None
     columns = max(len(runs) for _, runs in groups)
     tall, wide = _shape(groups[0][1][0])
-    size = (2.1 + columns * max(1.3, 0.15 * wide), 1.5 + len(groups) * (0.65 + max(0.9, 0.15 * tall)))
+    size = (max(6.5, 2.1 + columns * max(1.3, 0.15 * wide)), 1.5 + len(groups) * (0.65 + max(0.9, 0.15 * tall)))
     figure = Figure(figsize=size, layout="constrained")
     rows = figure.subplots(len(groups), columns, squeeze=False)
     most = max(_shares(run).max(initial=0, where=~np.isnan(_shares(run))) for _, runs in groups for run in runs)
@@ -57,7 +57,7 @@ def draw_rank_maps(table: Table, task: str) -> Figure | None:
         title.set_in_layout(False)  # or it would widen its column
     figure.colorbar(image, ax=rows.ravel().tolist(), label="rank over the run's mean rank", shrink=min(1, 2 / len(groups)))
     figure.supxlabel("layer", fontsize=9)
-    figure.suptitle(f"{brief(task, 30)}: ranks of the same matrices in other runs ({RHO}: rank correlation)", fontsize=10)
+    figure.suptitle(f"{brief(task, 30)}: ranks side by side ({RHO}: rank correlation over matrices)", fontsize=10)
     return figure
 
 

@@ -148,7 +148,7 @@ def draw_score_spread(table: Table, task: str) -> Figure | None:
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(7, 1.2 + 2.1 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
     for axes, setting in zip(grid.flat, shown, strict=False):
         draw_quantiles(axes, settings[setting])
         axes.set_title(brief(table.label(setting), 44), fontsize=8, loc="left")
