@@ -64,6 +64,13 @@ def test_settings_that_follow_from_others_do_not_name_rows(tmp_path: Path) -> No
     assert varied(read_runs([tmp_path])[0]) == ["method.name", "method.alpha"]
 
 
+def test_a_model_that_its_path_names_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "cola", "dora", 0, 0.5)
+    config = folder / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("name: tiny", "name: ${basename:${.path}}"))
+    assert read_runs([tmp_path])[0][0].settings["model.name"] == "tiny"
+
+
 def test_what_is_not_finished_or_over_budget_is_listed_and_left_out(sweep: Path) -> None:
     write_run(sweep / "over", "cola", "dora", 9, 0.99, at_budget=False)
     (sweep / "dead" / ".hydra").mkdir(parents=True)

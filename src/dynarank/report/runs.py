@@ -114,7 +114,10 @@ def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
         if not results["at_budget"]:
             left_out.append(LeftOut(folder, "ended before its ranks were frozen, so it is over budget and left out"))
             continue
-        runs.append(Run(folder, _settings(folder), results))
+        settings = _settings(folder)
+        if "model.name" in settings:
+            settings["model.name"] = results["model"]  # in the configuration it may follow from the model's path
+        runs.append(Run(folder, settings, results))
     if not runs:
         raise UserError(f"no finished run in {', '.join(map(str, places))}{_listed(left_out)}")
     return runs, left_out
