@@ -96,7 +96,8 @@ def inline_svg(picture: Picture) -> str:
     svg = picture.svg[picture.svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
-    for drawn, taken in (("#000000", "currentColor"), ("#ffffff", "none"), ("#666666", "var(--quiet)")):
+    taken_colours = {"#000000": "currentColor", "#ffffff": "none", "#666666": "var(--quiet)", "#0072b2": "var(--dot)"}
+    for drawn, taken in taken_colours.items():
         svg = svg.replace(f": {drawn}", f": {taken}")
     return re.sub(
         r'(<svg[^>]*?) width="[^"]*pt"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", svg, count=1), count=1
