@@ -22,6 +22,12 @@ POLL = 1.0
 """Seconds between two looks at jobs that are elsewhere."""
 
 
+SUBMITTED = "submitit.json"
+"""Names a point's job."""
+SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
+"""Parameters that submitit has for all clusters; Slurm's alone take a prefix."""
+
+
 class Executor(Protocol):
     """Runs jobs to their ends. What fails is in its folder, and no exception."""
 
@@ -66,7 +72,7 @@ class Processes:
             device = free.get() if self.devices else None
             try:
                 visible = {} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)}
-                job.run(**_shared_threads(self.n_jobs), **visible)
+                job.run({**_shared_threads(self.n_jobs), **visible})
             finally:
                 if device is not None:
                     free.put(device)
@@ -96,7 +102,7 @@ class SubmittedRun:
         from submitit import JobEnvironment
 
         # Slurm signals every process of a job, and submitit's local executor its own alone; `stop` reaches the run in both.
-        return job.run(JobEnvironment().global_rank, (JobEnvironment._usr_sig(),), **_ranks())
+        return job.run(_ranks(), JobEnvironment().global_rank, (JobEnvironment._usr_sig(),))
 
     def checkpoint(self, job: Job) -> Any:
         from submitit.helpers import DelayedSubmission
@@ -105,13 +111,31 @@ class SubmittedRun:
         return DelayedSubmission(self, job)
 
 
+def _refuse_queued(jobs: Sequence[Job], folder: Path) -> None:
+    """Raise `UserError` where Slurm still has jobs of an earlier command for the same runs."""
+    from submitit import SlurmJob
+
+    queued = []
+    for record in (job.point.folder / SUBMITTED for job in jobs):
+        known = json.loads(record.read_text()) if record.is_file() else {}
+        if known.get("cluster") == "slurm":
+            earlier: SlurmJob[int] = SlurmJob(folder, known["id"])
+            if earlier.state != "UNKNOWN" and not earlier.done(force_check=True):
+                queued.append(known["id"])
+    if queued:
+        raise UserError(
+            f"jobs of this sweep are still in the queue or at work: {' '.join(queued)}. Wait for them, or scancel them, "
+            "and give the same command again"
+        )
+
+
 @dataclass
 class Submitit:
     """Jobs of submitit, on `slurm` all in one array, or `local`, at most `n_jobs` at a time. Its files: SWEEP/submitit."""
 
     cluster: str
     parameters: Mapping[str, Any]
-    """submitit's."""
+    """submitit's, as Hydra's launchers for it name them."""
     n_jobs: int | None = None
     """At once; None: submitted all together."""
     max_num_timeout: int = 0
@@ -133,9 +157,12 @@ class Submitit:
             )
 
     def run(self, jobs: Sequence[Job], sweep: Path) -> None:
-        executor = self._executor(sweep.resolve() / "submitit" / "%j")
-        self._refuse_queued(jobs, executor)
-        waiting, active = list(jobs), {}
+        folder = sweep.resolve() / "submitit" / "%j"
+        executor = self._executor(folder)
+        if self.cluster == "slurm":
+            _refuse_queued(jobs, folder)
+        waiting = list(jobs)
+        active: dict[int, tuple[Job, Any]] = {}
         try:
             while waiting or active:
                 batch = waiting if self.n_jobs is None else waiting[: self.n_jobs - len(active)]
@@ -152,28 +179,18 @@ class Submitit:
     def _executor(self, folder: Path) -> Any:
         import submitit
 
-        kind = {"slurm": submitit.SlurmExecutor, "local": submitit.LocalExecutor}[self.cluster]
+        prefixed = {name if name in SHARED else f"slurm_{name}": value for name, value in self.parameters.items()}
+        executor: Any
         try:
-            executor = kind(folder, max_num_timeout=self.max_num_timeout)
-            executor.update_parameters(name="dynarank", **self.parameters)
+            if self.cluster == "local":
+                executor = submitit.LocalExecutor(folder, max_num_timeout=self.max_num_timeout)
+                executor.update_parameters(**self.parameters)
+            else:
+                executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self.max_num_timeout)
+                executor.update_parameters(name="dynarank", **prefixed)
         except (ValueError, TypeError, NameError) as error:
             raise UserError(f"hydra.launcher: submitit does not take that: {error}") from None
         return executor
-
-    def _refuse_queued(self, jobs: Sequence[Job], executor: Any) -> None:
-        """Raise `UserError` where the queue still holds jobs of an earlier command for the same runs."""
-        queued = []
-        for record in (job.point.folder / "submitit.json" for job in jobs):
-            known = json.loads(record.read_text()) if record.is_file() else {}
-            if known.get("cluster") == self.cluster:
-                earlier = executor.job_class(executor.folder, known["id"])
-                if earlier.state != "UNKNOWN" and not earlier.done(force_check=True):
-                    queued.append(known["id"])
-        if queued:
-            raise UserError(
-                f"jobs of this sweep are still in the queue or at work: {' '.join(queued)}. Wait for them, or scancel them, "
-                "and give the same command again"
-            )
 
     def _submit(self, executor: Any, batch: Sequence[Job]) -> dict[int, tuple[Job, Any]]:
         if not batch:
@@ -184,7 +201,7 @@ class Submitit:
         for job, one in zip(batch, submitted, strict=True):
             log.info("#%d is job %s: %s", job.point.number, one.job_id, job.shown)
             job.point.folder.mkdir(parents=True, exist_ok=True)
-            record = job.point.folder / "submitit.json"
+            record = job.point.folder / SUBMITTED
             record.write_text(json.dumps({"cluster": self.cluster, "id": one.job_id}) + "\n")
         return {job.point.number: (job, one) for job, one in zip(batch, submitted, strict=True)}
 
@@ -193,7 +210,7 @@ class Submitit:
         error = submitted.exception()  # what happened to the job; what happened to the run is in its folder already
         if error is not None and not point.finished and not (point.folder / "error.txt").is_file():
             lines = str(error).splitlines()
-            point.fail(f"job {submitted.job_id} ended without a result, state {submitted.state}", lines)
+            point.fail(f"error: job {submitted.job_id} ended without a result, state {submitted.state}", lines)
             (point.folder / "running.json").unlink(missing_ok=True)
         point.log_outcome()
 
@@ -235,7 +252,7 @@ class RayTasks:
                     try:
                         ray.get(done)
                     except ray.exceptions.RayError as error:
-                        point.fail(f"Ray ended it: {type(error).__name__}", str(error).splitlines())
+                        point.fail(f"error: Ray ended it: {type(error).__name__}", str(error).splitlines())
                     point.log_outcome()
         except BaseException:
             for one in waiting:

@@ -111,10 +111,12 @@ class Job:
     shown: str = ""
     """The overrides by which it differs from the others."""
 
-    def run(self, rank: int = 0, ignored: Collection[signal.Signals] = (), **environment: str) -> int:
+    def run(
+        self, environment: Mapping[str, str] | None = None, rank: int = 0, ignored: Collection[signal.Signals] = ()
+    ) -> int:
         """Run the command to its end; its output and what becomes of it go to the folder. Returns the exit code.
 
-        Of several processes of one run, only rank 0 records. `ignored` signals do not reach the command, so that each can
+        `environment` is added to the job's. Of several processes of one run, only rank 0 records. `ignored` signals do not reach the command, so that each can
         be forwarded once.
         """
         folder = self.point.folder
@@ -134,7 +136,7 @@ class Job:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
-                env={**os.environ, **self.environment, **environment, POINT: "1"},
+                env={**os.environ, **self.environment, **(environment or {}), POINT: "1"},
                 preexec_fn=ignore if ignored else None,
             )
         code = _attend(process, folder / "running.json" if rank == 0 else None)

@@ -38,7 +38,7 @@ def launch(
 ) -> list[Any]:
     """Run all points; returns Hydra's job returns, of which a failed one raises when it is looked at.
 
-    With `resume`, as with sweep.resume=true, those that are finished are left out.
+    With `resume`, as with sweep.resume=true, those that are finished are left out; it is a sampling sweeper's.
     """
     if POINT in os.environ:
         raise UserError("a point of a sweep would start a sweep of its own: take -m or hydra.mode out of its overrides")
@@ -50,7 +50,8 @@ def launch(
     todo = [point for point in points if not ((resume or config.sweep.resume) and point.finished)]
     refuse_running(todo)
     _record(sweep, points)
-    log.info("%d runs in %s%s", len(points), sweep, "" if len(todo) == len(points) else f", {len(todo)} to go")
+    if not resume:
+        log.info("sweep of %d runs in %s%s", len(points), sweep, "" if todo == points else f", {len(todo)} to go")
     executor.run(_jobs(todo, points, config, sweep), sweep)
     return [_job_return(point, sweep) for point in points]
 
