@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,62 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweeps import launcher, said
 from tiny import REPOSITORY, tiny_roberta, write_dataset, write_model
 
 from dynarank.errors import UserError
 from dynarank.report.__main__ import main as report_main
 from dynarank.training import sweep
+from dynarank.training.executors import Processes
+from dynarank.training.point import Job
 from dynarank.training.sweep import read_sweep
-
-SCRIPT = """
-import json, os, sys, time
-from pathlib import Path
-given = dict(one.split("=", 1) for one in sys.argv[1:])
-assert given.pop("hydra.mode") == "RUN"
-folder = Path(given.pop("hydra.run.dir").strip("'"))
-if given.get("x") == "2":
-    print("error: x = 2: no such thing"); sys.exit(2)
-(folder / ".hydra").mkdir(exist_ok=True)
-(folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {k}={v}\\n" for k, v in given.items()))
-said = {"pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS"), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
-(folder / "said.json").write_text(json.dumps(said))
-record = {"metrics": {"m": float(given["x"])}, "selected": {"metric": "m"}}
-(folder / "metrics.json").write_text(json.dumps(record))
-"""
-
-
-class Composed(dict):  # type: ignore[type-arg]
-    """Hydra's composed configuration, as far as a sweep looks at it."""
-
-    __getattr__ = dict.__getitem__
-    __setattr__ = dict.__setitem__
-
-
-def node(**values: Any) -> Composed:
-    return Composed(values)
 
 
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """launch(x values, resume, n_jobs, devices) on the small script; returns the job returns."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
-    monkeypatch.setattr(sweep, "check_sources", lambda composed: None)
-    monkeypatch.setattr(
-        sweep, "_point", lambda number, overrides: sweep.Point(number, tmp_path / "s" / f"p{number}", list(overrides))
-    )
-    monkeypatch.setattr(sweep, "_compose", lambda context, config, overrides, number: number)
-
-    def launch(values: list[int], resume: bool = False, n_jobs: int = 1, devices: list[int] | None = None) -> list[Any]:
-        hydra = node(sweep=node(dir=str(tmp_path / "s")), overrides=node(hydra=["hydra.sweep.dir=x"]))
-        config = node(hydra=hydra, sweep=node(resume=resume))
-        return sweep.launch(None, config, [[f"x={value}"] for value in values], 0, n_jobs, devices or [])
-
-    return launch
-
-
-def said(folder: Path) -> Any:
-    return json.loads((folder / "said.json").read_text())
+    return launcher(tmp_path, monkeypatch)
 
 
 def test_every_point_is_a_process_of_its_own(launched: Any, tmp_path: Path) -> None:
@@ -106,12 +65,12 @@ def test_resumed_it_runs_what_is_missing_or_failed(launched: Any, tmp_path: Path
 def test_interrupted_it_starts_no_other_point(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    def interrupted(point: sweep.Point, *rest: Any) -> None:
-        started.append(point.number)
+    def interrupted(job: Job, *rest: Any) -> None:
+        started.append(job.point.number)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.5)
 
-    monkeypatch.setattr(sweep, "_run", interrupted)
+    monkeypatch.setattr(Job, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         launched([1, 3, 4])
     assert started == [0]
@@ -124,12 +83,37 @@ def test_a_point_never_sweeps(launched: Any, monkeypatch: pytest.MonkeyPatch) ->
         launched([1])
 
 
+def test_what_is_at_work_is_not_started_twice(launched: Any, tmp_path: Path) -> None:
+    launched([1, 3])
+    record = tmp_path / "s" / "p1" / "running.json"
+    (tmp_path / "s" / "p1" / "metrics.json").unlink()
+    record.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    with pytest.raises(UserError, match=r"1 of these runs are at work still, the first being #1"):
+        launched([1, 3], resume=True)
+    record.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    assert read_sweep(tmp_path / "s")[1].status() == "running"  # its heartbeat is fresh
+    os.utime(record, (time.time() - 3600,) * 2)
+    assert read_sweep(tmp_path / "s")[1].status() == "missing"  # its machine is gone
+    assert launched([1, 3], resume=True)[1].return_value == 3.0
+
+
+def test_the_runs_of_a_sweep_share_a_group_and_tags(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_TAGS", "mine")
+    launched([1, 3])
+    found = [said(tmp_path / "s" / f"p{index}") for index in range(2)]
+    assert {one["WANDB_RUN_GROUP"] for one in found} == {"s"}
+    assert {one["WANDB_TAGS"] for one in found} == {"mine,table5_dem,x"}
+    monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
+    launched([1])
+    assert said(tmp_path / "s" / "p0")["WANDB_RUN_GROUP"] == "ours"
+
+
 def test_side_by_side_they_share_threads_and_devices(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    launched([1, 3, 4, 5], n_jobs=2, devices=[6, 7])
+    launched([1, 3, 4, 5], executor=Processes(n_jobs=2, devices=[6, 7]))
     found = [said(tmp_path / "s" / f"p{index}") for index in range(4)]
-    assert {one["threads"] for one in found} == {str(max(1, (os.cpu_count() or 1) // 2))}
-    assert {one["gpu"] for one in found} <= {"6", "7"}
+    assert {one["OMP_NUM_THREADS"] for one in found} == {str(max(1, (os.cpu_count() or 1) // 2))}
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in found} <= {"6", "7"}
 
 
 def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:

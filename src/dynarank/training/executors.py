@@ -147,9 +147,7 @@ class Submitit:
         try:
             import submitit
         except ImportError:
-            raise UserError(
-                f"hydra/launcher=submitit_{self.cluster} needs submitit: pip install 'dynarank[slurm]'"
-            ) from None
+            raise UserError(f"hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e '.[slurm]'") from None
         if self.cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
             raise UserError(
                 "hydra/launcher=submitit_slurm: there is no Slurm on this machine (no srun). Start the sweep on a login "

@@ -87,9 +87,10 @@ def _alive(record: Path) -> bool:
         if known.get("host", socket.gethostname()) != socket.gethostname():
             return time.time() - record.stat().st_mtime < 4 * HEARTBEAT
         os.kill(int(known["pid"]), 0)
+        stat = Path(f"/proc/{int(known['pid'])}/stat")  # an orphan that has ended may stay as a zombie, in containers
+        return not (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
     except (OSError, ValueError, KeyError):
         return False
-    return True
 
 
 def reason(lines: Sequence[str]) -> str:
@@ -116,8 +117,8 @@ class Job:
     ) -> int:
         """Run the command to its end; its output and what becomes of it go to the folder. Returns the exit code.
 
-        `environment` is added to the job's. Of several processes of one run, only rank 0 records. `ignored` signals do not reach the command, so that each can
-        be forwarded once.
+        `environment` is added to the job's. Of several processes of one run, only rank 0 records. `ignored` signals do not
+        reach the command, so that each can be forwarded once.
         """
         folder = self.point.folder
         folder.mkdir(parents=True, exist_ok=True)

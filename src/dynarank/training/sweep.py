@@ -62,7 +62,8 @@ def refuse_running(points: Sequence[Point]) -> None:
     if running:
         raise UserError(
             f"{len(running)} of these runs are at work still, the first being #{running[0].number} "
-            f"({running[0].folder / 'running.json'} says where). Wait for them, or end them, and give the same command again"
+            f"({running[0].folder / 'running.json'} says where; remove it if that is not so). Wait for them, or end them, "
+            "and give the same command again"
         )
 
 

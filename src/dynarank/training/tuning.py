@@ -64,19 +64,26 @@ class Tuning:
 
     def check_values(self) -> None:
         """Raise `UserError` for an end of a range, or a choice, that no run could have: now, and not trial by trial."""
+        from hydra.errors import ConfigCompositionException
         from omegaconf import open_dict
 
         from dynarank.training.config import to_config
 
         for name, value, overrides in self.space.extremes():
-            composed = self.context.config_loader.load_sweep_config(self.config, overrides)
+            try:
+                composed = self.context.config_loader.load_sweep_config(self.config, overrides)
+            except ConfigCompositionException as error:
+                if "could not be converted to Integer" not in str(error.__cause__):
+                    raise
+                whole = next((one for one in self.space.distributions if f" {one}=" in str(error)), name)
+                raise UserError(f"{whole} takes whole numbers: '{whole}=int(interval(LOW,HIGH))'") from None
             with open_dict(composed):
                 del composed["hydra"]
             composed.output_dir = str(self.folder)
             try:
                 to_config(composed)
             except UserError as error:
-                raise UserError(f"{name} would be searched up to {value}, which is out of range: {error}") from None
+                raise UserError(f"{name} = {value} would be tried, and is out of range: {error}") from None
 
     def open_study(self) -> Study:
         """The folder's study, or a new one. Raises `UserError` where it is another search's, or sweep.resume is not set."""
