@@ -36,9 +36,7 @@ def local(**changes: Any) -> Submitit:
     return Submitit("local", parameters, n_jobs=2, max_num_timeout=2)
 
 
-def test_submitit_runs_the_plain_command_in_jobs(
-    launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_submitit_runs_the_plain_command_in_jobs(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynarank.training.executors.POLL", 0.1)
     found = launched([1, 2, 3], executor=local())
     assert (found[0].return_value, found[2].return_value) == (1.0, 3.0)
@@ -136,6 +134,15 @@ def test_jobs_that_are_still_queued_are_not_submitted_again(
     (tmp_path / "s" / "p0" / "submitit.json").write_text(json.dumps({"cluster": "slurm", "id": "7_0"}))
     with pytest.raises(UserError, match="still in the queue or at work: 7_0"):
         launched([1], resume=True, executor=Submitit("slurm", {}))
+
+
+def test_what_sbatch_refuses_is_an_error(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("sbatch", "echo invalid partition >&2; exit 1"), ("srun", "")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match=r"hydra\.launcher: invalid partition"):
+        launched([1, 3], executor=Submitit("slurm", {}))
 
 
 def test_where_something_is_missing_it_says_what(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

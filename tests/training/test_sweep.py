@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -14,13 +15,14 @@ from typing import Any
 
 import pytest
 from sweeps import launcher, said
-from tiny import REPOSITORY, tiny_roberta, write_dataset, write_model
+from tiny import REPOSITORY, configure, tiny_roberta, write_dataset, write_model
 
 from dynarank.errors import UserError
 from dynarank.report.__main__ import main as report_main
 from dynarank.training import sweep
 from dynarank.training.executors import Processes
 from dynarank.training.point import Job
+from dynarank.training.run import run
 from dynarank.training.sweep import read_sweep
 
 
@@ -71,7 +73,7 @@ def test_interrupted_it_starts_no_other_point(launched: Any, tmp_path: Path, mon
         time.sleep(0.5)
 
     monkeypatch.setattr(Job, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"Go on: the same command with sweep\.resume=true"):
         launched([1, 3, 4])
     assert started == [0]
     assert [point.status() for point in read_sweep(tmp_path / "s")] == ["missing"] * 3
@@ -141,3 +143,41 @@ def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert first.stat().st_mtime_ns == stamp
     assert [point.status() for point in read_sweep(folder)] == ["done", "done"]
+
+
+def test_the_tracker_gets_group_and_tags_and_the_report(
+    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Offline, from a point's environment to what W&B keeps; the report is a run of the same group."""
+    monkeypatch.setenv("WANDB_RUN_GROUP", "table5_dem")
+    monkeypatch.setenv("WANDB_TAGS", "table5_dem,dem.eta")
+    run(configure(tmp_path / "s" / "0", hub_root, "logger=wandb", "method=head", "trainer.epochs=1"))
+    kept = wandb_run(tmp_path / "s" / "0")
+    assert (kept.run_group, list(kept.tags)) == ("table5_dem", ["cola", "head", "roberta-base", "table5_dem", "dem.eta"])
+    (tmp_path / "s" / "0" / ".hydra").mkdir()
+    (tmp_path / "s" / "0" / ".hydra" / "config.yaml").write_text("logger: {project: mine, mode: offline}\nseed: 1\n")
+    report_main([str(tmp_path / "s"), "--wandb"])
+    assert "logged to W&B: " in capsys.readouterr().out
+    logged = wandb_run(tmp_path / "s" / "report")
+    assert (logged.run_group, logged.project, logged.job_type) == ("table5_dem", "mine", "report")
+    assert list((tmp_path / "s" / "report").glob("wandb/offline-run-*/files/media/table/*.json"))
+
+
+def wandb_run(folder: Path) -> Any:
+    """The record of its run that W&B keeps offline: among protobuf messages, in pieces with a header, in 32 KiB blocks."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes()
+    place, message = 7, b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:  # no header fits in the rest of a block
+            place += 32768 - place % 32768
+        length, piece = struct.unpack_from("<HB", content, place + 4)
+        message += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if piece in (1, 4):  # whole, or the last
+            record = Record.FromString(message)
+            if record.WhichOneof("record_type") == "run":
+                return record.run
+            message = b""
+    raise AssertionError(f"no run in {folder}")

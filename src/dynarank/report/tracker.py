@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def log_report(folders: Sequence[Path], report: Path) -> str:
     from dynarank.training.tracking import wandb_mode
 
     settings = read_runs(folders)[0][0].settings
-    group = folders[0].resolve().name
+    group = os.environ.get("WANDB_RUN_GROUP") or folders[0].resolve().name
     run = wandb.init(
         dir=report,
         project=str(settings["logger.project"]) if "logger.project" in settings else "dynarank",

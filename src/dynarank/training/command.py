@@ -27,6 +27,9 @@ def user_errors(conf: Path) -> Iterator[None]:
         os.environ[SHORT] = "1"
     try:
         yield
+    except KeyboardInterrupt as error:
+        print(f"stopped. {error}".strip(), file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         message = _message(error, conf)
         if message is None or full:

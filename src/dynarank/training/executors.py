@@ -177,6 +177,7 @@ class Submitit:
     def _executor(self, folder: Path) -> Any:
         import submitit
 
+        logging.getLogger("submitit").propagate = False  # it prints by itself
         prefixed = {name if name in SHARED else f"slurm_{name}": value for name, value in self.parameters.items()}
         executor: Any
         try:
@@ -191,11 +192,16 @@ class Submitit:
         return executor
 
     def _submit(self, executor: Any, batch: Sequence[Job]) -> dict[int, tuple[Job, Any]]:
+        from submitit.core.utils import FailedJobError
+
         if not batch:
             return {}
         environment = {name: value for name, value in self.environment.items() if name not in os.environ}
         told = [replace(job, environment={**environment, **job.environment}) for job in batch]
-        submitted = executor.map_array(SubmittedRun(), told)
+        try:
+            submitted = executor.map_array(SubmittedRun(), told)
+        except FailedJobError as error:
+            raise UserError(f"hydra.launcher: {str(error).strip()}") from None
         for job, one in zip(batch, submitted, strict=True):
             log.info("#%d is job %s: %s", job.point.number, one.job_id, job.shown)
             job.point.folder.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,10 @@ def launch(
     _record(sweep, points)
     if not resume:
         log.info("sweep of %d runs in %s%s", len(points), sweep, "" if todo == points else f", {len(todo)} to go")
-    executor.run(_jobs(todo, points, config, sweep), sweep)
+    try:
+        executor.run(_jobs(todo, points, config, sweep), sweep)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Go on: the same command with sweep.resume=true hydra.sweep.dir={sweep}") from None
     return [_job_return(point, sweep) for point in points]
 
 

@@ -39,6 +39,7 @@ class Tuning:
 
         Raises:
             UserError: a value out of range, a study that is another search's, or no trial has a score.
+            KeyboardInterrupt: with the remedy, after Ctrl-C.
         """
         for name, value in (("n_trials", n_trials), ("n_jobs", n_jobs), ("n_startup_trials", n_startup_trials)):
             if value < 1:
@@ -58,8 +59,8 @@ class Tuning:
                 self.try_out(study, batch)
                 left -= len(batch)
         except KeyboardInterrupt:
-            log.error("stopped: %d of %d trials have a score. %s", len(_scored(study)), n_trials, self.how_to_go_on())
-            sys.exit(130)
+            scored = len(_scored(study))
+            raise KeyboardInterrupt(f"{scored} of {n_trials} trials have a score. {self.how_to_go_on()}") from None
         self.report(study)
 
     def check_values(self) -> None:
