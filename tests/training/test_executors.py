@@ -13,11 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 from sweeps import launcher, said
+from tiny import CONF
 
 from dynarank.errors import UserError
-from dynarank.training.executors import RayTasks, Submitit
+from dynarank.training.config import register_schemas
+from dynarank.training.executors import Processes, RayTasks, Submitit
 from dynarank.training.sweep import read_sweep
 
 if importlib.util.find_spec("submitit") is None:
@@ -34,6 +37,30 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def local(**changes: Any) -> Submitit:
     parameters = {"timeout_min": 5, "gpus_per_node": 0, "signal_delay_s": 10, **changes}
     return Submitit("local", parameters, n_jobs=2, max_num_timeout=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "executor"),
+    [
+        (["n_jobs=2", "devices=[0,1]"], Processes(2, [0, 1])),
+        (["n_jobs=2", "timeout_min=9", "setup=[date]"],
+         Submitit("local", {"timeout_min": 9, "gpus_per_node": 0, "signal_delay_s": 120, "setup": ["date"]}, 2, 20)),
+        (["cpus_per_task=4", "additional_parameters.qos=high", "partition=gpu"],
+         Submitit("slurm", {"partition": "gpu", "timeout_min": 1440, "signal_delay_s": 120, "nodes": 1, "tasks_per_node": 1,
+                            "cpus_per_task": 4, "array_parallelism": 256, "additional_parameters": {"qos": "high"}},
+                  None, 20, {"OMP_NUM_THREADS": "4"})),
+        (["num_gpus=0.5"], RayTasks(None, 1, 0.5)),
+    ],
+    ids=["fresh", "submitit_local", "submitit_slurm", "ray"],
+)  # fmt: skip
+def test_hydra_makes_each_launcher(overrides: list[str], executor: Any, request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.id
+    settings = [f"++hydra.launcher.{one}" for one in overrides]
+    register_schemas()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose("train", [f"hydra/launcher={name}", *settings], return_hydra_config=True)
+    launcher = hydra.utils.instantiate(composed.hydra.launcher)
+    assert launcher.executor == executor
 
 
 def test_submitit_runs_the_plain_command_in_jobs(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

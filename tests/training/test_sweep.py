@@ -167,7 +167,9 @@ def wandb_run(folder: Path) -> Any:
     """The record of its run that W&B keeps offline: among protobuf messages, in pieces with a header, in 32 KiB blocks."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    content = next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes()
+    deadline = time.monotonic() + 60
+    while not (content := next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes())[7:] and time.monotonic() < deadline:
+        time.sleep(0.1)  # its service writes in a process of its own
     place, message = 7, b""
     while place + 7 <= len(content):
         if 32768 - place % 32768 < 7:  # no header fits in the rest of a block

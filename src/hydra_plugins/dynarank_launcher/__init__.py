@@ -70,7 +70,7 @@ class SubmititSlurmConf:
     setup: list[str] = field(default_factory=list)
     """Shell commands before each job: module load ..., export ..."""
     additional_parameters: dict[str, Any] = field(default_factory=dict)
-    """Anything else of sbatch: {qos: high, constraint: a100}."""
+    """Anything else of sbatch: +hydra.launcher.additional_parameters.qos=high."""
 
 
 @dataclass
