@@ -1,5 +1,6 @@
 # make quickstart   set up, then train a real model on real text without a hub: about four minutes on two cores
 # make test         set up, then run the tests
+# make matrix       set up, then kill and resume runs in all combinations: about half an hour
 # make check        set up, then lint, type check and test, as CI does
 
 PYTHON ?= python3
@@ -9,13 +10,16 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: quickstart test check lint clean
+.PHONY: quickstart test matrix check lint clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python train.py experiment=quickstart
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+matrix: $(VENV)/ready
+	$(BIN)/python -m pytest -m large
 
 check: lint test
 

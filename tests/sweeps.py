@@ -18,6 +18,7 @@ import json, os, sys, time
 from pathlib import Path
 given = dict(one.split("=", 1) for one in sys.argv[1:])
 assert given.pop("hydra.mode") == "RUN"
+resumed = given["resume.path"]
 folder = Path(given.pop("hydra.run.dir").strip("'"))
 if given.get("x") == "2":
     print("error: x = 2: no such thing"); sys.exit(2)
@@ -33,7 +34,7 @@ if given.get("x") == "0":  # runs until it is told to save, and once more is don
         (folder / "ready").write_text("x")
         time.sleep(120)
 names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", "WANDB_TAGS")
-said = {"pid": os.getpid(), "parent": os.getppid(), **{name: os.environ.get(name) for name in names}}
+said = {"resume": resumed, "pid": os.getpid(), "parent": os.getppid(), **{name: os.environ.get(name) for name in names}}
 (folder / "said.json").write_text(json.dumps(said))
 record = {"metrics": {"m": float(given["x"])}, "selected": {"metric": "m"}}
 (folder / "metrics.json").write_text(json.dumps(record))

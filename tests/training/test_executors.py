@@ -97,6 +97,7 @@ def test_a_job_that_is_told_to_go_saves_and_goes_on(launched: Any, tmp_path: Pat
     thread.start()
     assert launched([0], executor=local())[0].return_value == 0.0
     assert (folder / "saved").is_file()
+    assert said(folder)["resume"] == "auto"
     assert not (folder / "error.txt").exists()
 
 

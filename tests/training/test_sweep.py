@@ -64,6 +64,18 @@ def test_resumed_it_runs_what_is_missing_or_failed(launched: Any, tmp_path: Path
     assert said(tmp_path / "s" / "p2")["pid"] == before[1]
 
 
+def test_resumed_a_run_goes_on_where_it_was_begun(launched: Any, tmp_path: Path) -> None:
+    launched([1, 3])
+    assert said(tmp_path / "s" / "p0")["resume"] == "never"
+    for name in ("p0", "p1"):
+        (tmp_path / "s" / name / "metrics.json").unlink()
+    launched([1, 4], resume=True)
+    assert said(tmp_path / "s" / "p0")["resume"] == "auto"
+    assert said(tmp_path / "s" / "p1")["resume"] == "never"  # its folder holds a run of other overrides
+    launched([1, 4])
+    assert said(tmp_path / "s" / "p0")["resume"] == "never"
+
+
 def test_interrupted_it_starts_no_other_point(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 

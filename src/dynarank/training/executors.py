@@ -108,7 +108,7 @@ class SubmittedRun:
         from submitit.helpers import DelayedSubmission
 
         job.stop()
-        return DelayedSubmission(self, job)
+        return DelayedSubmission(self, job.going_on())
 
 
 def _refuse_queued(jobs: Sequence[Job], folder: Path) -> None:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 ERROR_LINES = 40
 POINT = "DYNARANK_SWEEP_POINT"
 """Set in the processes of a sweep."""
+RESUME, START_OVER = "resume.path=auto", "resume.path=never"
 HEARTBEAT = 30.0
 """Seconds between two touches of running.json, by which other machines know that the run is alive."""
 
@@ -34,15 +35,20 @@ class Point:
     overrides: list[str]
 
     @property
-    def finished(self) -> bool:
-        """Whether its folder holds a finished run of these very overrides."""
+    def begun(self) -> bool:
+        """Whether its folder holds a run of these very overrides, finished or not."""
         record = self.folder / ".hydra" / "overrides.yaml"
-        if not ((self.folder / "metrics.json").is_file() and record.is_file()):
+        if not record.is_file():
             return False
         from omegaconf import OmegaConf
 
         theirs = [str(one) for one in OmegaConf.load(record)]
         return _essential(theirs) == _essential(self.overrides)
+
+    @property
+    def finished(self) -> bool:
+        """Whether that run has come to its end."""
+        return (self.folder / "metrics.json").is_file() and self.begun
 
     @property
     def score(self) -> float:
@@ -78,7 +84,7 @@ class Point:
 
 
 def _essential(overrides: Sequence[str]) -> list[str]:
-    return sorted(one for one in overrides if not one.lstrip("+").startswith("sweep."))
+    return sorted(one for one in overrides if not one.lstrip("+").startswith(("sweep.", "resume.")))
 
 
 def _alive(record: Path) -> bool:
@@ -144,6 +150,10 @@ class Job:
         if rank == 0 and (code or not self.point.finished):
             self.point.fail(f"exit code {code}", output.read_text(errors="replace").splitlines())
         return code
+
+    def going_on(self) -> Job:
+        """The same, from its newest checkpoint on."""
+        return replace(self, command=[*(one for one in self.command if not one.startswith("resume.path=")), RESUME])
 
     def stop(self) -> None:
         """Have the command save and end, by SIGUSR1, and wait for that. In the process that is in `run`."""

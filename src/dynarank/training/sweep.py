@@ -17,7 +17,7 @@ from typing import Any
 
 from dynarank.errors import UserError
 from dynarank.training.executors import Executor
-from dynarank.training.point import POINT, Job, Point
+from dynarank.training.point import POINT, START_OVER, Job, Point
 
 log = logging.getLogger(__name__)
 
@@ -38,22 +38,25 @@ def launch(
 ) -> list[Any]:
     """Run all points; returns Hydra's job returns, of which a failed one raises when it is looked at.
 
-    With `resume`, as with sweep.resume=true, those that are finished are left out; it is a sampling sweeper's.
+    With `resume`, as with sweep.resume=true, those that are finished are left out, and those that were begun go on; a
+    sampling sweeper sets it.
     """
     if POINT in os.environ:
         raise UserError("a point of a sweep would start a sweep of its own: take -m or hydra.mode out of its overrides")
     executor.check()
+    resume, sampled = resume or bool(config.sweep.resume), resume
     composed = [_compose(context, config, overrides, first + index) for index, overrides in enumerate(job_overrides)]
     check_sources(composed)
     points = [_point(one, overrides) for one, overrides in zip(composed, job_overrides, strict=True)]
     sweep = Path(str(config.hydra.sweep.dir))
-    todo = [point for point in points if not ((resume or config.sweep.resume) and point.finished)]
+    todo = [point for point in points if not (resume and point.finished)]
     refuse_running(todo)
     _record(sweep, points)
-    if not resume:
+    if not sampled:
         log.info("sweep of %d runs in %s%s", len(points), sweep, "" if todo == points else f", {len(todo)} to go")
     try:
-        executor.run(_jobs(todo, points, config, sweep), sweep)
+        jobs = _jobs(todo, points, config, sweep)
+        executor.run([job.going_on() if resume and job.point.begun else job for job in jobs], sweep)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Go on: the same command with sweep.resume=true hydra.sweep.dir={sweep}") from None
     return [_job_return(point, sweep) for point in points]
@@ -81,7 +84,15 @@ def _jobs(todo: Sequence[Point], points: Sequence[Point], config: Any, sweep: Pa
         placed = replace(point, folder=point.folder.resolve())
         path = str(placed.folder).replace("\\", "\\\\").replace("'", "\\'")
         # An experiment may say hydra.mode=MULTIRUN, which must not reach its points: each would sweep again.
-        command = [sys.executable, script, *point.overrides, *common, "hydra.mode=RUN", f"hydra.run.dir='{path}'"]
+        command = [
+            sys.executable,
+            script,
+            *point.overrides,
+            *common,
+            START_OVER,
+            "hydra.mode=RUN",
+            f"hydra.run.dir='{path}'",
+        ]
         shown = " ".join(one for one in point.overrides if one not in shared) or "(defaults)"
         jobs.append(Job(placed, command, Path.cwd(), environment, shown))
     return jobs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import netrc
 import os
 from dataclasses import asdict
@@ -10,14 +11,29 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from dynarank.training.config import TrainConfig
+from dynarank.training.distributed import is_first
 
 
-def build_loggers(config: TrainConfig, folder: Path) -> list[Logger]:
-    """metrics.csv in the run's folder, and W&B unless logger.tracker=none."""
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)]
-    if config.logger.tracker == "wandb":
+def build_loggers(config: TrainConfig, folder: Path, rows: int = 0) -> list[Logger]:
+    """metrics.csv in the run's folder, and W&B unless logger.tracker=none. A resumed run keeps the first `rows` rows."""
+    loggers: list[Logger] = [_csv(folder, rows)]
+    if config.logger.tracker == "wandb" and is_first():
         loggers.append(_wandb(config, folder))
     return loggers
+
+
+def _csv(folder: Path, rows: int) -> CSVLogger:
+    """Lightning's removes an earlier file; the rows to be kept are handed to it as if they had just been logged."""
+    path = folder / "metrics.csv"
+    kept = []
+    if rows and path.is_file():
+        with path.open(newline="") as file:
+            kept = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)][:rows]
+    logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
+    if kept:
+        logger.experiment.metrics = kept
+        logger.save()
+    return logger
 
 
 def wandb_mode(stated: str) -> str:
