@@ -25,6 +25,7 @@ from dynarank.report.tables import (
     latex,
     markdown,
 )
+from dynarank.report.tracker import log_report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,17 +39,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--status", action="store_true", help="of a sweep: which runs are done, running, failed, missing")
     parser.add_argument("--under", type=int, metavar="N", help="name the best setting with at most N adapter parameters")
     parser.add_argument("--output", type=Path, help="where to write (default: DIR/report)")
+    parser.add_argument("--wandb", action="store_true", help="log the table and the pictures to W&B, in the runs' project")
     options = parser.parse_args(arguments)
     try:
         if options.status:
             print("\n".join(line for folder in options.folders for line in status(folder)))
             return
         text, folder = report(options.folders, options.against, options.last, options.output, options.under)
+        logged = log_report(options.folders, folder) if options.wandb else None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(text)
     print(f"written: {folder}/, to look at: {folder / 'report.html'}")
+    if logged:
+        print(f"logged to W&B: {logged}")
 
 
 def status(folder: Path) -> list[str]:

@@ -28,6 +28,9 @@ def user_errors(conf: Path) -> Iterator[None]:
         os.environ[SHORT] = "1"
     try:
         yield
+    except KeyboardInterrupt as error:
+        print(f"stopped. {error}".strip(), file=sys.stderr)
+        sys.exit(130)
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)

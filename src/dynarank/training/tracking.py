@@ -45,6 +45,13 @@ def wandb_mode(stated: str) -> str:
     return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
 
 
+def run_tags(config: TrainConfig) -> list[str]:
+    """Task, method and model, and those that WANDB_TAGS names: a sweep's, and the user's own."""
+    named = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
+    tags = [config.task.name, config.method.name, config.model.name, *named]
+    return list(dict.fromkeys(tag[:64] for tag in tags if tag))  # W&B takes no longer ones
+
+
 def _has_login() -> bool:
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
     try:
@@ -62,7 +69,7 @@ def _wandb(config: TrainConfig, folder: Path) -> WandbLogger:
         dir=folder,
         name=name,
         project=config.logger.project,
-        tags=[config.task.name, config.method.name, config.model.name],
+        tags=run_tags(config),
         config=asdict(config),
         settings=settings,
         reinit="finish_previous",  # a failed run of a sweep leaves its own open
