@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dynarank.errors import UserError, nearest
+from dynarank.training.guard import guarded, refuse_pickle
 
 SHORT = "DYNARANK_SHORT_ERRORS"
 """Tells a sweep's processes that HYDRA_FULL_ERROR was set here, not by the user."""
@@ -26,7 +27,9 @@ def user_errors(conf: Path) -> Iterator[None]:
     if not full:
         os.environ[SHORT] = "1"
     try:
-        yield
+        refuse_pickle(sys.argv[1:])
+        with guarded():
+            yield
     except Exception as error:
         message = _message(error, conf)
         if message is None or full:

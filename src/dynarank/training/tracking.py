@@ -41,12 +41,14 @@ def _wandb(config: TrainConfig, folder: Path) -> WandbLogger:
     import wandb
 
     name = f"{config.task.name}-{config.method.name}-r{config.budget.target}-{config.model.name}-seed{config.seed}"
-    settings = wandb.Settings(mode=wandb_mode(config.logger.mode), console="off", silent=True)
+    # Else W&B keeps the command line, the program, the account's mail address and git's remote, which can hold a password.
+    private = {"x_disable_meta": True, "save_code": False, "disable_git": True, "console": "off"}
+    settings = wandb.Settings(mode=wandb_mode(config.logger.mode), silent=True, **private)
     experiment = wandb.init(
         dir=folder,
         name=name,
         project=config.logger.project,
-        tags=[config.task.name, config.method.name, config.model.name],
+        tags=[tag[:64] for tag in (config.task.name, config.method.name, config.model.name)],  # W&B takes no longer ones
         config=asdict(config),
         settings=settings,
         reinit="finish_previous",  # a failed run of a sweep leaves its own open
