@@ -19,6 +19,7 @@ from dynarank.adapter_files import check_peft_adapter, check_weights, read_json
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError, nearest
 from dynarank.hub import HubConfig, ModelConfig, Source, locate, warn_of_remote_code
+from dynarank.redaction import redact
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,7 +94,9 @@ def load_predictor(
     try:
         task = build_task(recorded_config(origin["task"], f"task/{origin['task'].get('family')}"))
         model_config = _recorded_model(origin)
-    except (TypeError, AttributeError) as error:  # of a wrong type, in a schema's own check
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:  # a schema's own check, and what it raises for wrong types
         raise UserError(f"{adapter / ORIGIN}: {error}") from None
     model_config.trust_remote_code = trust_remote_code
     here = Source(str(adapter), str(adapter))
@@ -255,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for path in write_submission(predictor, hub, options.glue_submission, options.batch_size):
                 print(f"for the GLUE site: {path}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

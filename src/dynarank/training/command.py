@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dynarank.errors import UserError, nearest
+from dynarank.redaction import redact
 from dynarank.training.guard import guarded, refuse_pickle
 
 SHORT = "DYNARANK_SHORT_ERRORS"
@@ -34,7 +35,7 @@ def user_errors(conf: Path) -> Iterator[None]:
         message = _message(error, conf)
         if message is None or full:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {redact(message)}", file=sys.stderr)
         sys.exit(2)
     finally:
         if not full:

@@ -7,13 +7,12 @@ included, before the run begins. So every composition is checked as Hydra makes 
 from __future__ import annotations
 
 import importlib
-import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from dynarank.errors import UserError
+from dynarank.redaction import SECRET_FORMS, SECRET_NAME, secret_environment
 
 BUILDERS = ("_target_", "()", "class", "factory")
 """Keys by which Hydra, and Python's logging, name what to build."""
@@ -25,17 +24,9 @@ LOGGING = (
 )
 MAKERS = ("oc.create", "oc.decode")
 """Resolvers that make a mapping of a text."""
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+"""What a log handler may refer to: `ext://` imports any module."""
 DEEPEST = 30
-
-SECRET_NAME = re.compile(r"(^|[._-])(token|(api)?key|secret|pass(word|wd|phrase)|credentials?)$", re.IGNORECASE)
-SECRET_FORMS = (
-    re.compile(r"\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-|wandb_v1_)[\w-]{16,}|\bAKIA[0-9A-Z]{16}\b"),
-    re.compile(r"://[^/\s@:]*:[^/\s@]+@|\bhttps?://[^/\s@]+@"),
-    re.compile(r"[?&](x-(amz|goog)-(signature|credential)|sig|signature|(access_?)?token|(api_?)?key)=", re.IGNORECASE),
-)
-"""Tokens, a password in a URL, a signed URL."""
-SHORTEST = 8
-"""Characters from which on an environment variable's value counts as a secret."""
 REMEDY = "Give secrets by environment variables alone (HF_TOKEN, WANDB_API_KEY), which the libraries read themselves"
 
 
@@ -69,30 +60,25 @@ def refuse_pickle(arguments: Sequence[str]) -> None:
 
 def check(composed: Any) -> None:
     """Raise `UserError` for what a configuration may not hold. The message never shows a secret's value."""
+    from omegaconf import OmegaConf
+
     known = secret_environment()
-    for name, key, raw, value in sorted(leaves(composed), key=lambda leaf: leaf[0].startswith("hydra.")):  # settings first
+    for name, key, raw, value in sorted(entries(composed), key=lambda one: one[0].startswith("hydra.")):  # settings first
         if key in BUILDERS:
             check_target(name, value)
-        if value not in (None, "") and SECRET_NAME.search(key):
+        if str(value).startswith("ext://") and value not in STREAMS:
+            raise UserError(f"{name} = {value}: must be one of {', '.join(STREAMS)}")
+        if value not in (None, "", {}, []) and SECRET_NAME.search(key):
             raise UserError(f"{name} looks like a secret, and a configuration is saved with its run. {REMEDY}")
-        for text in (key, raw, str(value)):
+        for text in (key, raw, "" if OmegaConf.is_config(value) else str(value)):
             if any(form.search(text) for form in SECRET_FORMS):
                 raise UserError(f"{name} holds a token, or a URL with one, and is saved with its run. {REMEDY}")
             if leaked := [variable for variable, secret in known.items() if secret in text]:
                 raise UserError(f"{name} holds the value of ${leaked[0]}, and is saved with its run. {REMEDY}")
 
 
-def secret_environment() -> dict[str, str]:
-    """Environment variables that are secret by their names; not paths, which say where a secret lies."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if SECRET_NAME.search(name) and len(value) >= SHORTEST and not os.path.exists(value)
-    }
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
-    """Dotted name, last key, text as written, and value with its references followed, of all that holds nothing itself.
+def entries(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
+    """Dotted name, last key, text of a reference, and value with its references followed, of all in a configuration.
 
     A reference that only a running job can follow stays as it is written.
     """
@@ -112,11 +98,9 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
             if any(maker in raw for maker in MAKERS):
                 raise UserError(f"{name} = {raw}: makes settings of a text that is not known yet. Write them out") from None
             value = raw
-        if OmegaConf.is_config(value):
-            if not reference or any(maker in raw for maker in MAKERS):
-                yield from leaves(value, f"{name}.")
-        else:
-            yield name, str(key), raw, value
+        yield name, str(key), raw, value
+        if OmegaConf.is_config(value) and (not reference or any(maker in raw for maker in MAKERS)):
+            yield from entries(value, f"{name}.")
 
 
 def check_target(name: str, target: Any) -> None:
