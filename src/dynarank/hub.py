@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 5.0
 PACKAGE = "package:"
 WEIGHTS = "model.safetensors"
+WELL_KNOWN = "FacebookAI/roberta-base"
+"""A model that the hub has for certain."""
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -188,6 +190,23 @@ def _ask_hub(kind: str, field: str, path: str, root: str | None, revision: str |
             _go_offline(failure)
     if not _cached(kind, path, revision):
         raise HubSilent(kind, field, path, root, failure)
+
+
+def why_silent() -> str | None:
+    """Why the hub does not answer, which it is asked once and briefly; None where it does."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    reason = _offline_reason()
+    if reason is None:
+        try:
+            HfApi().model_info(WELL_KNOWN, timeout=PROBE_SECONDS)
+        except HfHubHTTPError:  # it answers, if only to refuse
+            return None
+        except Exception as error:  # every client and proxy has its own way of not connecting
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            _go_offline(reason)
+    return reason
 
 
 _offline_because: list[str] = []

@@ -6,14 +6,18 @@ import netrc
 import os
 from dataclasses import asdict
 from pathlib import Path
-
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from typing import TYPE_CHECKING
 
 from dynarank.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger, WandbLogger
 
 
 def build_loggers(config: TrainConfig, folder: Path) -> list[Logger]:
     """metrics.csv in the run's folder, and W&B unless logger.tracker=none."""
+    from lightning.pytorch.loggers import CSVLogger
+
     loggers: list[Logger] = [CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)]
     if config.logger.tracker == "wandb":
         loggers.append(_wandb(config, folder))
@@ -22,11 +26,18 @@ def build_loggers(config: TrainConfig, folder: Path) -> list[Logger]:
 
 def wandb_mode(stated: str) -> str:
     """The mode that needs no prompt: as stated, else WANDB_MODE, else online when a key is at hand, else offline."""
+    return mode_and_reason(stated)[0]
+
+
+def mode_and_reason(stated: str) -> tuple[str, str]:
+    """W&B's mode, and what decided it."""
     if stated != "auto":
-        return stated
+        return stated, f"logger.mode={stated}"
     if mode := os.environ.get("WANDB_MODE"):
-        return mode
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
+        return mode, "WANDB_MODE"
+    if os.environ.get("WANDB_API_KEY"):
+        return "online", "WANDB_API_KEY is set"
+    return ("online", "logged in") if _has_login() else ("offline", "not logged in")
 
 
 def _has_login() -> bool:
@@ -39,6 +50,7 @@ def _has_login() -> bool:
 
 def _wandb(config: TrainConfig, folder: Path) -> WandbLogger:
     import wandb
+    from lightning.pytorch.loggers import WandbLogger
 
     name = f"{config.task.name}-{config.method.name}-r{config.budget.target}-{config.model.name}-seed{config.seed}"
     # Else W&B keeps the command line, the program, the account's mail address and git's remote, which can hold a password.
