@@ -170,8 +170,13 @@ def _fetch(path: str, name: str, revision: str | None) -> Path | None:
 def _ask_hub(kind: str, field: str, path: str, root: str | None, revision: str | None) -> None:
     """Return if the hub, or its cache, has it; `UserError` otherwise."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import validate_repo_id
 
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        raise UserError(f"{field} = {path}: there is no such folder, and no id on the hub is of that form") from None
     failure = _offline_reason()
     if failure is None:
         api = HfApi()

@@ -46,9 +46,12 @@ def user_errors(conf: Path) -> Iterator[None]:
 def _message(error: Exception, conf: Path) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, YAMLError):
+        return f"a configuration file is no YAML: {error}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = error.__cause__
         reason = f" {cause}" if isinstance(cause, OmegaConfBaseException) else ""
