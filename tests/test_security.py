@@ -306,7 +306,11 @@ def test_names_stay_in_their_folder(tmp_path: Path, hub_root: Path) -> None:
     assert command("task.name=../../../x", f"hub.root={hub_root}", folder=inside).returncode == 2
     assert command("method.name=../../../x", f"hub.root={hub_root}", folder=inside).returncode == 2
     sweep = ["-m", "task.subset=../../../x,../y", "logger=none", f"hub.root={hub_root}", "hydra.sweep.dir=s"]
-    assert command(*sweep, folder=inside).returncode == 2
+    done = command(*sweep, folder=inside)
+    assert (done.returncode, "leaves" in done.stderr) == (2, False)
+    points = [path.name for path in (inside / "s").iterdir() if path.is_dir()]
+    assert len(points) == 2
+    assert all("task.subset=.._" in name for name in points)  # no folders of its own for each slash
     done = command("-m", "seed=1,2", "hydra.sweep.subdir='../../${hydra.job.num}'", f"hub.root={hub_root}", folder=inside)
     assert "leaves the sweep's folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

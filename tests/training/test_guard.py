@@ -111,6 +111,7 @@ SECRETS = [
     "logger.project='x-${oc.env:CANARY_TOKEN}-y'",
     "logger.project='${oc.decode:${oc.env:CANARY_TOKEN}}'",
     "logger.project=not-so-secret-canary",
+    "logger.project='${oc.env:HOME,hf_canarycanarycanarycanary}'",
     "hydra.run.dir='/tmp/${oc.env:CANARY_TOKEN}'",
     "+hydra.job.env_set.X='${oc.env:CANARY_TOKEN}'",
 ]
