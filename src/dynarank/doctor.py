@@ -245,7 +245,7 @@ def _within(seconds: float, check: Callable[[], Iterator[Check]]) -> list[Check]
         try:
             findings.extend(check())
         except ImportError as error:
-            findings.append(Check(name, NOTE, f"not looked at, for {error.name or error} is missing", INSTALL))
+            findings.append(Check(name, FAIL, f"not looked at, for {error.name or error} is missing", INSTALL))
         except Exception as error:  # a finding too: whatever broke here would break a run
             findings.append(Check(name, FAIL, f"{type(error).__name__}: {error}".splitlines()[0]))
 
