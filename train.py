@@ -5,12 +5,13 @@ python train.py -m dem.eta=0,0.1 budget.init=2,4,8
 python train.py experiment=quickstart
 """
 
+import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from dynarank.training.command import user_errors
+from dynarank.training.command import expand_resume, user_errors
 from dynarank.training.config import register_schemas, to_config
 
 CONF = Path(__file__).parent / "conf"
@@ -28,4 +29,5 @@ def main(composed: DictConfig) -> float:
 
 if __name__ == "__main__":
     with user_errors(CONF):
+        sys.argv[1:] = expand_resume(sys.argv[1:])
         main()

@@ -186,3 +186,11 @@ def configure(folder: Path, hub: Path, *overrides: str) -> Any:
 
     small = [f"output_dir={folder}", f"hub.root={hub}", "logger=none", "trainer.epochs=2", "trainer.log_every=1"]
     return to_config(compose([*small, "trainer.accelerator=cpu", *overrides]))
+
+
+def newest_checkpoint(folder: Path) -> dict[str, Any]:
+    """The content of a run's last checkpoint."""
+    import torch
+
+    content: dict[str, Any] = torch.load(max((folder / "checkpoints").glob("step-*.ckpt")), weights_only=True)
+    return content

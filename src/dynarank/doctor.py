@@ -145,7 +145,7 @@ def packaged_model() -> Check:
 
 def tracker() -> Iterator[Check]:
     from dynarank.training.config import WANDB_MODES
-    from dynarank.training.tracking import mode_and_reason
+    from dynarank.training.wandb_mode import mode_and_reason
 
     mode, reason = mode_and_reason("auto")
     if mode not in (*WANDB_MODES, "shared", "dryrun", "run"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -26,3 +28,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Known: {', '.join(known)}"
+
+
+class Interrupted(Exception):
+    """A signal ended the run. `code` is the process's exit code: 130 after Ctrl-C, 143 after SIGTERM and SIGUSR1."""
+
+    def __init__(self, number: signal.Signals, saved: str | None = None) -> None:
+        super().__init__(f"stopped by {number.name}" + (f"; saved: {saved}" if saved else ""))
+        self.folder: Path | None = None
+        """The run's, where it goes on."""
+        self.code = 130 if number is signal.SIGINT else 143

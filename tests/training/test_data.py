@@ -63,7 +63,7 @@ def test_a_seeded_sample_of_whole_rows_is_scored_until_all_are_wanted(name: str,
     def scored(seed: int, sample: int | None) -> list[int]:
         data = TaskData(task, tokenizer, 4, seed)
         data.sample = sample
-        return sorted(int(index) for index in data.val_dataloader()[0].sampler)
+        return sorted(int(index) for batch in data.val_dataloader()[0].batch_sampler for index in batch)
 
     rows = task.rows_of(features)
     chosen = scored(0, 5)

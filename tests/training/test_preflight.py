@@ -51,7 +51,7 @@ def test_nothing_is_loaded_before_both_are_found(hub_root: Path, tmp_path: Path,
 
 
 def test_bad_data_is_found_before_the_model_loads(hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dynarank.training.run as module
+    import dynarank.training.prepare as module
 
     monkeypatch.setattr(module, "load_pretrained", lambda *args: pytest.fail("loaded the model"))
     with pytest.raises(UserError, match=r"no column 'text'"):

@@ -24,7 +24,7 @@ class Setting:
         self.callback = RankAllocation(RankAllocator(layers, BudgetSchedule(3, 1, total=8, interval=1)))
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(trainable, lr=0.1)
-        self.trainer: Any = SimpleNamespace(optimizers=[self.optimizer], loggers=[])
+        self.trainer: Any = SimpleNamespace(world_size=1, optimizers=[self.optimizer], loggers=[])
         self.logged: dict[str, Any] = {}
         self.module: Any = SimpleNamespace(log=self.log, log_dict=self.logged.update)
         self.callback.on_train_start(self.trainer, self.module)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tiny import configure
+from tiny import configure, newest_checkpoint
 
 from dynarank.errors import UserError
 from dynarank.training.results import Results
@@ -42,8 +42,9 @@ def test_ranks_are_in_model_order(finished: Results) -> None:
 
 def test_the_folder_is_complete(finished: Results) -> None:
     folder = Path(finished.output_dir)
-    wanted = ["metrics.json", "metrics.csv", "ranks.json", "rank_history.json", "rank_map.png", "checkpoints/best.ckpt",
-              "checkpoints/last.ckpt", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+    wanted = ["metrics.json", "metrics.csv", "ranks.json", "rank_history.json", "rank_map.png",
+              "checkpoints/step-00000015.ckpt", "checkpoints/step-00000015.json",
+              "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
               "adapter/tokenizer.json"]  # fmt: skip
     assert [name for name in wanted if not (folder / name).is_file()] == []
 
@@ -111,7 +112,7 @@ def test_peft_alone_loads_the_adapter_to_the_scores_reported(finished: Results, 
 
 
 def test_checkpoints_hold_the_trained_part_only(finished: Results) -> None:
-    checkpoint = torch.load(Path(finished.output_dir) / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint = newest_checkpoint(Path(finished.output_dir))
     assert all(".lora_" in key or ".mask" in key or ".classifier." in key for key in checkpoint["state_dict"])
     allocation = next(state for state in checkpoint["callbacks"].values() if "allocator" in state)
     assert allocation["allocator"]["frozen"]
@@ -121,7 +122,7 @@ def test_checkpoints_hold_the_trained_part_only(finished: Results) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_every_optimizer_step_counts_once(accumulate: int, hub_root: Path, tmp_path: Path) -> None:
     results = run(configure(tmp_path, hub_root, f"trainer.accumulate={accumulate}"))
-    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint = newest_checkpoint(tmp_path)
     allocation = next(state for state in checkpoint["callbacks"].values() if "allocator" in state)
     assert results.total_steps == {1: 6, 2: 4}[accumulate]  # an epoch of 3 batches ends with a partial window
     assert allocation["allocator"]["t"] == results.total_steps == checkpoint["global_step"]
@@ -130,7 +131,7 @@ def test_every_optimizer_step_counts_once(accumulate: int, hub_root: Path, tmp_p
 def test_the_same_seed_gives_the_same_run(hub_root: Path, tmp_path: Path) -> None:
     def weights(folder: Path, seed: int) -> dict[str, torch.Tensor]:
         run(configure(folder, hub_root, f"seed={seed}"))
-        return dict(torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"])
+        return dict(newest_checkpoint(folder)["state_dict"])
 
     first, again, other = (weights(tmp_path / name, seed) for name, seed in (("a", 5), ("b", 5), ("c", 6)))
     assert all(torch.equal(first[key], again[key]) for key in first)

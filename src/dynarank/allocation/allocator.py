@@ -7,7 +7,7 @@ e (n) smoothed scores in layer order, K(t) the number that may be kept after ste
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +69,9 @@ class RankAllocator:
         self.sizes = [layer.r for layer in self.layers]
         self.t = 0
         self.frozen = False
+        self.agree: Callable[[Tensor], Tensor] = lambda keep: keep
+        """What is kept of the components that this process would keep, (n) bool to (n) bool: where several processes train
+        one model, the choice of the first."""
         self.ema = torch.zeros(sum(self.sizes), device=self.layers[0].lora_c.device)  # e, (n) float32
 
     def step(self) -> bool:
@@ -115,6 +118,7 @@ class RankAllocator:
         scores = torch.where(alive, self.ema, torch.full_like(self.ema, -1.0))  # scores are never negative
         scores = with_floors(scores, self.sizes, self.min_rank)
         keep = top_parameters(scores, self._costs(), count) if self.cost_aware else top_components(scores, count) & alive
+        keep = self.agree(keep)
         for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
             kept = kept.to(layer.lora_c.device)
             layer.lora_c.masked_fill_(~kept, 0)

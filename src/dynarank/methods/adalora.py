@@ -7,7 +7,7 @@ nothing is to be pruned, and a threshold prunes too many on ties. So the triplet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from dynarank.methods.lora import ADAPTER
 class ExactAllocator(PeftAllocator):  # type: ignore[misc]
     """PEFT's, keeping exactly the best `budget` triplets; ties go to the earlier layer, then the lower index."""
 
+    agree: Callable[[Tensor], Tensor] = staticmethod(lambda keep: keep)
+
     def scores(self, model: nn.Module) -> dict[str, Tensor]:
         """A score a triplet, by the name of its layer's E, in model order; zeros before the first update."""
         found = {}
@@ -45,7 +47,8 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
     @torch.no_grad()
     def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
         scores = self.scores(model)
-        keep = top_components(torch.cat(list(scores.values())), budget).split([len(s) for s in scores.values()])
+        kept_of_all = self.agree(top_components(torch.cat(list(scores.values())), budget))
+        keep = kept_of_all.split([len(s) for s in scores.values()])
         for name, kept in zip(scores, keep, strict=True):
             model.get_parameter(name).masked_fill_(~kept[:, None], 0.0)
         return {name: kept.tolist() for name, kept in zip(scores, keep, strict=True)}
@@ -62,6 +65,15 @@ class AdaLoRAAllocation:
         config.total_step, config.deltaT = schedule.total, schedule.interval
         config.tinit, config.tfinal = schedule.start_step, schedule.total - schedule.freeze_step
         tuner.rankallocator = ExactAllocator(tuner.model, config, ADAPTER)
+
+    @property
+    def agree(self) -> Callable[[Tensor], Tensor]:
+        """See `dynarank.methods.base.Allocator`."""
+        return self.tuner.rankallocator.agree
+
+    @agree.setter
+    def agree(self, choose: Callable[[Tensor], Tensor]) -> None:
+        self.tuner.rankallocator.agree = choose
 
     @property
     def ema(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -29,6 +29,8 @@ class Allocator(Protocol):
     sizes: list[int]
     """Components that each layer starts with."""
     schedule: BudgetSchedule
+    agree: Callable[[Tensor], Tensor]
+    """From the components that this process would keep, (n) bool, to those that all processes keep."""
 
     @property
     def ema(self) -> Tensor:

@@ -168,6 +168,10 @@ class Task(ABC, Generic[ConfigT]):
         """What the model takes of a batch."""
         return batch
 
+    def loss_terms(self, batch: Batch) -> Tensor:
+        """Number of terms that the batch's loss is the mean of, a scalar; so losses of shares of a batch add up."""
+        return batch["input_ids"].new_tensor(len(batch["input_ids"]))
+
     @abstractmethod
     def scores(self, split: str) -> nn.Module:
         """Fresh `Scores` of a validation split."""

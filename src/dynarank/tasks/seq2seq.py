@@ -109,6 +109,9 @@ class Seq2Seq(Task[Seq2SeqConfig]):
     def inputs(self, batch: Batch) -> Batch:
         return {name: value for name, value in batch.items() if name != "feature"}
 
+    def loss_terms(self, batch: Batch) -> Tensor:
+        return (batch["labels"] != IGNORED).sum()
+
     def scores(self, split: str) -> RowScores:
         def evaluate(features: list[int], texts: list[Any]) -> dict[str, float]:
             return text_scores(self.config.metrics, texts, self._references(split, features))
@@ -125,6 +128,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
 
     def predict(self, model: Any, batch: Batch) -> list[Any]:
         how = self.config.generate
+        sharded = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
         tokens = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -135,6 +139,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
             no_repeat_ngram_size=how.no_repeat_ngram_size,
             early_stopping=how.early_stopping and how.num_beams > 1,
             do_sample=False,
+            synced_gpus=sharded,  # all ranks gather the parameters of every step, the longest text's
             **self.forced,
         )
         texts = self.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)

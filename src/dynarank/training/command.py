@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dynarank.errors import UserError, nearest
+from dynarank.errors import Interrupted, UserError, nearest
 from dynarank.redaction import redact
 from dynarank.training.guard import guarded, refuse_pickle
 
@@ -31,6 +32,10 @@ def user_errors(conf: Path) -> Iterator[None]:
         refuse_pickle(sys.argv[1:])
         with guarded():
             yield
+    except Interrupted as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)
+        sys.exit(error.code)
     except Exception as error:
         message = _message(error, conf)
         if message is None or full:
@@ -41,6 +46,36 @@ def user_errors(conf: Path) -> Iterator[None]:
         if not full:
             os.environ.pop("HYDRA_FULL_ERROR", None)
             os.environ.pop(SHORT, None)
+
+
+def expand_resume(arguments: list[str]) -> list[str]:
+    """Spell `resume=X` out as `resume.path=X`; where X is a run's folder, or in one, the run goes on there.
+
+    Raises:
+        UserError: `resume=auto` without a folder, in which nothing could ever be found.
+    """
+    expanded = [f"resume.path={one.partition('=')[2]}" if one.startswith("resume=") else one for one in arguments]
+    named = [one.partition("=")[2].strip("'\"") for one in expanded if one.startswith("resume.path=")]
+    placed = any(one.startswith(("hydra.run.dir=", "hydra.sweep.dir=", "experiment=")) for one in expanded)
+    if not named or placed or {"-m", "--multirun"} & set(expanded):
+        return expanded
+    if named[-1] == "auto":
+        raise UserError(
+            "resume=auto goes on in the run's folder, and by default that is a new one: name it, hydra.run.dir=DIR"
+        )
+    path = Path(named[-1])
+    folder = path.parent.parent if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path
+    if (folder / "checkpoints").is_dir():
+        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        expanded.append(f"hydra.run.dir='{quoted}'")
+    return expanded
+
+
+def go_on(command: list[str], folder: Path | None) -> str:
+    """The command line that continues what `command` began in `folder`."""
+    kept = [one for one in command[1:] if not one.startswith(("resume=", "resume.path=", "hydra.run.dir="))]
+    where = [f"hydra.run.dir={folder}"] if folder else []
+    return shlex.join(["python", command[0], *kept, *where, "resume=auto"])
 
 
 def _message(error: Exception, conf: Path) -> str | None:

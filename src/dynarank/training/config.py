@@ -16,6 +16,7 @@ from dynarank.tasks.config import QuestionAnsweringConfig, Seq2SeqConfig, TaskCo
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
+STRATEGIES = ("ddp", "fsdp")
 TRACKERS = ("wandb", "none")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
@@ -60,7 +61,7 @@ class TrainerConfig:
     max_steps: int | None = None
     """Stop after that many optimizer steps, if the epochs are not over before; null: run all epochs."""
     batch_size: int | None = None
-    """Rows a batch; null: task.batch_size."""
+    """Rows a batch, over all devices together; null: task.batch_size."""
     accumulate: int = 1
     """Batches to an optimizer step."""
     clip: float = 1.0
@@ -69,6 +70,11 @@ class TrainerConfig:
     """32-true, bf16-mixed or 16-mixed; adapters, scores and DEM are float32 in all."""
     accelerator: str = "auto"
     """auto, cpu, gpu or mps."""
+    strategy: str = "ddp"
+    """With several devices: ddp, the model on each; or fsdp, its frozen part sharded over all (FSDP2)."""
+    devices: int = 1
+    """Devices (processes) of each node."""
+    nodes: int = 1
     validations_per_epoch: int = 1
     """How often to score the validation splits."""
     log_every: int = 10
@@ -77,11 +83,53 @@ class TrainerConfig:
     """Processes that collate batches; 0: the training process does."""
 
     def __post_init__(self) -> None:
-        _above_zero("trainer", self, "epochs", "max_steps", "batch_size", "accumulate", "log_every", "validations_per_epoch")
+        _above_zero(
+            "trainer",
+            self,
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "validations_per_epoch",
+            "devices",
+            "nodes",
+        )
         if self.clip < 0 or self.workers < 0:
             raise ValueError(f"trainer.clip = {self.clip}, trainer.workers = {self.workers}: must be 0 or more")
         _one_of("trainer.precision", self.precision, PRECISIONS)
         _one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
+        _one_of("trainer.strategy", self.strategy, STRATEGIES)
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.devices * self.nodes
+
+
+@dataclass
+class CheckpointConfig:
+    """When a run is saved, beside every validation and every signal."""
+
+    every_minutes: float = 5.0
+    every_steps: int | None = None
+    """Optimizer steps between two checkpoints, too; null: minutes alone decide."""
+    keep: int = 2
+    """The last so many are kept, and the best at budget."""
+
+    def __post_init__(self) -> None:
+        _above_zero("checkpoint", self, "every_minutes", "every_steps", "keep")
+
+
+@dataclass
+class ResumeConfig:
+    """Going on where a run stopped. `resume=X` on the command line is short for `resume.path=X`."""
+
+    path: str | None = None
+    """auto: the newest whole checkpoint of the run's folder, if there is one; a run's folder; a .ckpt; never: start over,
+    and remove what an unfinished run left there; null: refuse to start where one did."""
+    allow_inexact: bool = False
+    """Go on although settings, devices or versions differ from those it began with; the run's record says which."""
 
 
 @dataclass
@@ -120,6 +168,8 @@ class TrainConfig:
     dem: DemConfig = field(default_factory=DemConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     hub: HubConfig = field(default_factory=HubConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

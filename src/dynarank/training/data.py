@@ -1,9 +1,12 @@
-"""Batches of rows of like length, in an order that is a pure function of seed and epoch."""
+"""Batches of rows of like length, in an order that is a pure function of seed and epoch, from any batch of it on.
+
+Every rank takes its share of each global batch, so that any number of devices trains on the same batches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,15 +26,32 @@ MEGABATCH = 50
 class LengthGroupedSampler(Sampler[int]):
     """Shuffled rows such that each batch of consecutive ones holds rows of like length, in random batch order.
 
-    The last, partial batch stays last, so that batches do not shift. Lightning calls `set_epoch`.
+    The last, partial batch stays last, so that batches do not shift. Lightning calls `set_epoch`; the first `skip`
+    batches are left out of the next pass, once.
+
+    Of `world` ranks, each takes its share of every batch of `batch_size` rows. A last batch of fewer rows than ranks is
+    left out.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        assert batch_size % world == 0
         self.lengths = lengths
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+        self.rank, self.world = rank, world
+        self.skip = 0
+
+    @property
+    def batches(self) -> int:
+        """Batches of a whole pass."""
+        whole, rest = divmod(len(self.lengths), self.batch_size)
+        return whole + (rest >= self.world)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        whole, rest = divmod(len(self.lengths), self.batch_size)
+        return whole * (self.batch_size // self.world) + (len(self._share(np.arange(rest))) if rest >= self.world else 0)
+
+    def _share(self, batch: np.ndarray) -> np.ndarray:
+        return np.array_split(batch, self.world)[self.rank]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order."""
@@ -49,7 +69,22 @@ class LengthGroupedSampler(Sampler[int]):
         order = np.concatenate(sorted_parts)
         whole = len(order) // self.batch_size * self.batch_size
         batches = rng.permutation(order[:whole].reshape(-1, self.batch_size))
-        return iter([*batches.ravel().tolist(), *order[whole:].tolist()])
+        parts = [self._share(batch) for batch in (*batches, order[whole:])][self.skip : self.batches]
+        self.skip = 0
+        return iter(np.concatenate(parts).tolist() if parts else [])
+
+
+class TrainLoader(DataLoader[Batch]):
+    """A loader whose pass depends on nothing but its sampler.
+
+    Its `len` stays the whole epoch's when the sampler skips. The pass begins with the first batch that is asked for,
+    after Lightning's `set_epoch`; seeds of worker processes come from a generator of its own.
+    """
+
+    def __iter__(self) -> Any:
+        sampler = cast("LengthGroupedSampler", self.sampler)
+        self.generator.manual_seed(sampler.seed * 7919 + sampler.epoch)
+        yield from super().__iter__()
 
 
 def lengths(dataset: Dataset) -> np.ndarray:
@@ -62,26 +97,53 @@ def lengths(dataset: Dataset) -> np.ndarray:
 class TaskData(LightningDataModule):
     """A task's loaders: training rows grouped by length and shuffled, validation rows sorted by length."""
 
-    def __init__(self, task: Task[Any], tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int, workers: int = 0):
+    def __init__(
+        self,
+        task: Task[Any],
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        world_size: int = 1,
+    ) -> None:
         super().__init__()
         self.task, self.batch_size, self.seed, self.workers = task, batch_size, seed, workers
+        self.world_size = world_size
         self.collate = task.collator(tokenizer)
         self.train_lengths = lengths(task.train_features)
         self.sample = task.config.validation_sample
         """Validation rows scored; None: all."""
+        self._position = 0
 
     @property
     def batches_per_epoch(self) -> int:
-        return -(-len(self.train_lengths) // self.batch_size)
+        return self._sampler(0).batches
 
     @property
     def longest(self) -> int:
         """Tokens of the longest feature of any split."""
         return int(max(*self.train_lengths, *(lengths(rows).max() for rows in self.task.validation_features.values())))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Batches of the present epoch that are done with."""
+        assert self.trainer is not None
+        return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.current.completed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = int(state_dict["position"])
+
     def train_dataloader(self) -> DataLoader[Batch]:
-        sampler = LengthGroupedSampler(self.train_lengths, self.batch_size, self.seed)
-        return self._loader(self.task.train_features, sampler)
+        sampler = self._sampler(self._rank)
+        sampler.skip, self._position = self._position % self.batches_per_epoch, 0
+        more = {"batch_size": self.batch_size // self.world_size, "sampler": sampler, "generator": torch.Generator()}
+        return self._loader(self.task.train_features, TrainLoader, **more)
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    def _sampler(self, rank: int) -> LengthGroupedSampler:
+        return LengthGroupedSampler(self.train_lengths, self.batch_size, self.seed, rank, self.world_size)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         return [self._validation_loader(features) for features in self.task.validation_features.values()]
@@ -92,16 +154,27 @@ class TaskData(LightningDataModule):
         if self.sample is not None and self.sample <= rows.max():
             chosen = np.random.default_rng(self.seed).permutation(rows.max() + 1)[: self.sample]
             order = order[np.isin(rows[order], chosen)]
-        return self._loader(features, order.tolist())
+        batches = even_batches(order, self.batch_size, self.world_size)
+        return self._loader(features, batch_sampler=[batch[self._rank :: self.world_size].tolist() for batch in batches])
 
-    def _loader(self, features: Dataset, order: Sampler[int] | list[int]) -> DataLoader[Batch]:
+    def _loader(self, features: Dataset, kind: type[DataLoader[Batch]] = DataLoader, **more: Any) -> DataLoader[Batch]:
         unneeded = [name for name in self.task.host_columns if name in features.column_names]
-        return DataLoader(
+        return kind(
             features.remove_columns(unneeded),
-            batch_size=self.batch_size,
-            sampler=order,
             collate_fn=self.collate,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
+            **more,
         )
+
+
+def even_batches(order: np.ndarray, batch_size: int, world: int) -> list[np.ndarray]:
+    """Rows in batches of at most `batch_size`, or a little more where else a rank would have no row of one.
+
+    All ranks must take part in every batch: sharded models wait for one another.
+    """
+    if world == 1:
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    count = max(1, min(-(-len(order) // batch_size), len(order) // world))
+    return np.array_split(order, count)

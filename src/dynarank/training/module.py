@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dynarank.methods.base import Method
 from dynarank.tasks.base import Batch, Scores, Task
 from dynarank.training.config import OptimizerConfig
+from dynarank.training.distributed import ShardFrozen, average_gradients, shard_frozen, weighted_mean
 from dynarank.training.nonfinite import NonFiniteError, first_nonfinite
 from dynarank.training.optimizer import build_optimizer
 from dynarank.training.rank_allocation import RankAllocation
@@ -42,6 +43,8 @@ class FineTuning(LightningModule):
         self.allocation = None if allocator is None else RankAllocation(allocator)
         self.scores = nn.ModuleList(task.scores(split) for split in task.validation)
         self.history: list[dict[str, float]] = []
+        self.blocks: Sequence[str] = getattr(method.model, "_no_split_modules", None) or ()
+        self._sharded = False
 
     @property
     def at_budget(self) -> bool:
@@ -57,23 +60,37 @@ class FineTuning(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs = self.task.inputs(batch)
         loss: Tensor = self.model(**inputs).loss
+        mean = loss.detach()
+        if self.trainer.world_size > 1:
+            loss, mean = weighted_mean(loss, self.task.loss_terms(batch))
         size = len(batch["input_ids"])
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        self.log("train/loss", mean, prog_bar=True, batch_size=size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         if self.allocation is not None:
             penalty = self.method.penalty(self.at_budget)
             # Also when there is none: Lightning repeats a value no longer logged until the epoch's end.
             self.log(f"train/{self.method.penalty_name}", 0.0 if penalty is None else penalty.detach(), batch_size=size)
-            loss = loss if penalty is None else loss + penalty
-        if not bool(torch.isfinite(loss)):
+            loss, mean = (loss, mean) if penalty is None else (loss + penalty, mean + penalty.detach())
+        if not bool(torch.isfinite(mean)):  # the same on all ranks, so that all stop
             where = first_nonfinite(self.model, inputs) or "the loss itself"
-            raise NonFiniteError(self.trainer.global_step + 1, f"the loss is {float(loss.detach()):g}; first at {where}")
+            raise NonFiniteError(self.trainer.global_step + 1, f"the loss is {float(mean):g}; first at {where}")
         return loss
+
+    def configure_model(self) -> None:
+        """Under FSDP2, shard the frozen parameters, once."""
+        if isinstance(self.trainer.strategy, ShardFrozen) and not self._sharded:
+            shard_frozen(self.model, self.blocks, self.trainer.strategy.device_mesh["data_parallel"])
+            self._sharded = True
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self._sharded:
+            average_gradients([parameter for parameter in self.model.parameters() if parameter.requires_grad])
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         loss = self.task.score(self.model, batch, self.scores[dataloader_idx])
         label = self._label(dataloader_idx)
-        self.log(f"val/{label}loss", loss, batch_size=len(batch["input_ids"]), add_dataloader_idx=False)
+        size = len(batch["input_ids"])
+        self.log(f"val/{label}loss", loss, batch_size=size, add_dataloader_idx=False, sync_dist=True)
         self._say_progress(batch_idx, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:

@@ -19,7 +19,7 @@ def check_output_dir(folder: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another rank's may be gone
     except OSError as error:
         raise UserError(
             f"output_dir = {folder}: cannot be written ({error.strerror}). Choose another: hydra.run.dir=DIR"

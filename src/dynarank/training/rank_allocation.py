@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dynarank.methods.base import Allocator
 from dynarank.report.rank_map import draw_rank_map
+from dynarank.training.distributed import agree, check_alike
 from dynarank.training.nonfinite import NonFiniteError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -36,6 +37,8 @@ class RankAllocation(Callback):
         return f"{state}, {count} of {size} components"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            self.allocator.agree = agree
         self._hooks = [optimizer.register_step_post_hook(self._flag) for optimizer in trainer.optimizers]
 
     def _flag(self, *_: Any) -> None:
@@ -49,6 +52,8 @@ class RankAllocation(Callback):
             pruned = self.allocator.step()
         except FloatingPointError as error:
             raise NonFiniteError(self.allocator.t, str(error)) from error
+        if pruned and trainer.world_size > 1:
+            check_alike(hash(tuple(self.allocator.ranks().values())), f"ranks at step {self.allocator.t}")
         if pruned:
             self.history.append({"step": self.allocator.t, "ranks": self.allocator.ranks()})
         pl_module.log("budget/scheduled", self.allocator.budget(), prog_bar=True)

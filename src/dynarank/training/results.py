@@ -50,6 +50,10 @@ class Results:
     seconds: float
     output_dir: str
     ranks: dict[str, int] = field(repr=False)
+    resumed_at: list[int] = field(default_factory=list)
+    """Steps at which the run went on from a checkpoint."""
+    inexact_resume: list[str] = field(default_factory=list)
+    """What differed then, where resume.allow_inexact let it."""
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
 
     @property
@@ -69,6 +73,13 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def read_results(folder: Path) -> Results:
+    """The results of a finished run's folder."""
+    record = json.loads((folder / "metrics.json").read_text())
+    ranks = folder / "ranks.json"
+    return Results(**record, ranks=json.loads(ranks.read_text()) if ranks.is_file() else {})
+
+
 def write_results(results: Results, largest_rank: int, history: list[dict[str, Any]], folder: Path) -> None:
     """metrics.json; for a method with ranks also ranks.json, rank_history.json and rank_map.png."""
     record = asdict(results)
@@ -81,15 +92,19 @@ def write_results(results: Results, largest_rank: int, history: list[dict[str, A
     draw_rank_map(ranks, largest_rank, f"{results.task}, {results.method}").savefig(folder / "rank_map.png", dpi=150)
 
 
-def write_artifacts(module: FineTuning, folder: Path) -> None:
-    """The task's own files (predictions), of the selected epoch's validation."""
-    task = module.task
-    for split, scores in zip(task.validation, module.scores, strict=True):
-        for name, content in task.artifacts(split, scores).items():
-            if name.endswith(".jsonl"):
-                (folder / name).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in content))
-            else:
-                _write_json(folder / name, content)
+def gather_artifacts(module: FineTuning) -> dict[str, Any]:
+    """The task's own files (predictions), by name, of the last validation; all ranks must ask, for it is all ranks' rows."""
+    pairs = zip(module.task.validation, module.scores, strict=True)
+    return {name: one for split, scores in pairs for name, one in module.task.artifacts(split, scores).items()}
+
+
+def write_artifacts(artifacts: Mapping[str, Any], folder: Path) -> None:
+    """The task's own files: JSON, or for .jsonl a line an item."""
+    for name, content in artifacts.items():
+        if name.endswith(".jsonl"):
+            (folder / name).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in content))
+        else:
+            _write_json(folder / name, content)
 
 
 def write_origin(folder: Path, config: TrainConfig, source: Source) -> None:

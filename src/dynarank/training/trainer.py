@@ -1,0 +1,108 @@
+"""Lightning's trainer, set up for a run, and the fit."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from dynarank.errors import Interrupted, UserError
+from dynarank.training.checkpointing import Checkpoints
+from dynarank.training.checkpoints import DurableIO, newest_valid
+from dynarank.training.config import TrainConfig
+from dynarank.training.distributed import build_strategy
+from dynarank.training.nonfinite import NonFiniteError
+from dynarank.training.prepare import Prepared
+from dynarank.training.tracking import build_loggers
+
+
+def quiet_libraries() -> None:
+    """Keep advice that does not fit, and other libraries' deprecations of one another, off the user's screen."""
+    for advice in (
+        ".*does not have many workers.*",  # batches are collated in a millisecond
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",
+        ".*will save all targets and predictions.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*recommended to use .*sync_dist=True.*",  # scores are computed from all ranks' predictions
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # TaskData knows its position
+    ):
+        warnings.filterwarnings("ignore", advice)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def build_trainer(config: TrainConfig, folder: Path, prepared: Prepared, checkpoints: Checkpoints) -> pl.Trainer:
+    """Lightning's trainer for a run."""
+    callbacks: list[Callback] = [checkpoints]
+    if _on_terminal():
+        callbacks.append(RichProgressBar(leave=False))
+    rows = prepared.resumption.manifest.metrics_rows if prepared.resumption else 0
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.nodes,
+        strategy=build_strategy(config.trainer),
+        precision=config.trainer.precision,  # type: ignore[arg-type]
+        max_epochs=config.epochs,
+        max_steps=config.trainer.max_steps or -1,
+        accumulate_grad_batches=config.trainer.accumulate,
+        gradient_clip_val=config.trainer.clip or None,
+        val_check_interval=validation_interval(
+            prepared.data.batches_per_epoch, config.trainer.validations_per_epoch, config.trainer.accumulate
+        ),
+        log_every_n_steps=config.trainer.log_every,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        enable_progress_bar=any(isinstance(callback, RichProgressBar) for callback in callbacks),
+        logger=build_loggers(config, folder, rows),
+        callbacks=callbacks,
+        plugins=[DurableIO()],
+        default_root_dir=folder,
+    )
+
+
+def validation_interval(batches: int, per_epoch: int, accumulate: int) -> int | float:
+    """Batches between validations, at ends of accumulation windows, where the weights are those a checkpoint holds.
+
+    1.0, Lightning's word for the epoch's end, where that is the only one.
+    """
+    every = batches // (per_epoch * accumulate) * accumulate
+    return 1.0 if per_epoch == 1 or every == 0 else every
+
+
+def _on_terminal() -> bool:
+    from rich.console import Console
+
+    return Console().is_terminal
+
+
+def fit(trainer: pl.Trainer, prepared: Prepared, folder: Path) -> None:
+    """Train, from the checkpoint on where there is one.
+
+    Raises:
+        UserError: the loss or a score stopped being finite; the last checkpoint stays.
+        Interrupted: a signal came; the run is saved.
+    """
+    resumption = prepared.resumption
+    try:
+        trainer.fit(
+            prepared.module, prepared.data, ckpt_path=str(resumption.path) if resumption else None, weights_only=True
+        )
+    except Interrupted:
+        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGTERM)  # ranks that still wait for this one
+        raise
+    except NonFiniteError as error:
+        kept = newest_valid(folder / "checkpoints")[0] or "none yet"
+        raise UserError(
+            f"training stopped before the update, at {error}. Lower optimizer.lr = {prepared.module.lr:g}, or look at that "
+            f"layer and batch. Last good checkpoint: {kept}"
+        ) from None

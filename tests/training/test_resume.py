@@ -1,0 +1,100 @@
+"""A run that is killed and goes on ends as one that was not, to the bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from killing import start
+from tiny import newest_checkpoint
+
+LONG = [
+    "task=stsb",
+    "trainer.epochs=4",
+    "trainer.batch_size=4",
+    "budget.interval=2",
+    "optimizer.lr=0.01",
+    "checkpoint.every_steps=3",
+]
+"""Ten steps an epoch, dropout in base and adapters, batches grouped by length; T = 40, frozen after step 20."""
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, but for its times and the record of resumptions."""
+    record = json.loads((folder / "metrics.json").read_text())
+    for name in ("seconds", "output_dir", "resumed_at"):
+        record.pop(name)
+    files = ("metrics.csv", "rank_history.json", "ranks.json", "adapter/adapter_model.safetensors")
+    found = {name: (folder / name).read_bytes() for name in files if (folder / name).is_file()}
+    manifest = json.loads(max((folder / "checkpoints").glob("step-*.json")).read_text())
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    return {"record": record, "files": found, "best": manifest["best"], "kept": kept, "last": newest_checkpoint(folder)}
+
+
+def same(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two nested values differ, tensors compared bit by bit."""
+    if type(a) is not type(b):
+        return [f"{where}: {type(a)} {type(b)}"]
+    if isinstance(a, dict):
+        if list(a) != list(b):
+            return [f"{where}: keys {set(a) ^ set(b)}"]
+        return [found for key in a for found in same(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{where}: lengths {len(a)} {len(b)}"]
+        return [found for index, (x, y) in enumerate(zip(a, b, strict=True)) for found in same(x, y, f"{where}/{index}")]
+    if isinstance(a, torch.Tensor):
+        return [] if torch.equal(torch.nan_to_num(a.float()), torch.nan_to_num(b.float())) else [f"{where}: tensors"]
+    return [] if a == b or (a != a and b != b) else [f"{where}: {str(a)[:60]} {str(b)[:60]}"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Outcomes of unbroken runs, by their settings."""
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def find(settings: list[str], world: int) -> dict[str, Any]:
+        key = (*settings, str(world))
+        if key not in known:
+            folder = tmp_path_factory.mktemp("unbroken")
+            assert start(folder, hub_root, [*LONG, *settings], world=world) == [0] * world
+            known[key] = outcome(folder)
+        return known[key]
+
+    return find
+
+
+SETTINGS: dict[str, list[str]] = {
+    "plain": [],
+    "accumulation": ["trainer.accumulate=3"],
+    "ddp": ["trainer=ddp"],
+    "fsdp": ["trainer=fsdp"],
+    "workers, half epochs": ["trainer.workers=2", "trainer.validations_per_epoch=2"],
+}
+DEATHS: list[tuple[str, list[tuple[str, int]]]] = [
+    ("plain", [("a step", 14)]),
+    ("plain", [("a step", 11), ("a step", 9)]),
+    ("plain", [("validation", 12)]),
+    ("plain", [("writing a checkpoint", 5)]),
+    ("plain", [("before a manifest", 4)]),
+    ("plain", [("the end", 1)]),
+    ("accumulation", [("a step", 9)]),
+    ("workers, half epochs", [("a step", 17)]),
+    ("ddp", [("a step", 14)]),
+    ("fsdp", [("a step", 14)]),
+]
+
+
+@pytest.mark.parametrize(("kind", "deaths"), DEATHS, ids=lambda value: str(value))
+def test_a_killed_run_ends_like_an_unbroken_one(
+    kind: str, deaths: list[tuple[str, int]], unbroken: Any, hub_root: Path, tmp_path: Path
+) -> None:
+    settings, world = [*LONG, *SETTINGS[kind], "resume.path=auto"], 2 if kind in ("ddp", "fsdp") else 1
+    for death in deaths:
+        assert -9 in start(tmp_path, hub_root, settings, death, world)
+    assert start(tmp_path, hub_root, settings, world=world) == [0] * world
+    assert json.loads((tmp_path / "metrics.json").read_text())["resumed_at"]
+    assert same(unbroken(SETTINGS[kind], world), outcome(tmp_path)) == []
