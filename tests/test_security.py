@@ -217,6 +217,21 @@ def test_a_data_sets_script_does_not_run(beside: str, tmp_path: Path, canary: Pa
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("write", [as_archive, as_pickle])
+def test_a_pickle_in_place_of_a_checkpoint_does_not_run(
+    write: Callable[..., None], tmp_path: Path, canary: Path, hub_root: Path
+) -> None:
+    write(Bomb(canary), tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"last\.ckpt"):
+        run(configure(tmp_path / "run", hub_root, f"resume.path={tmp_path / 'last.ckpt'}"))
+    assert not canary.exists()
+
+
+def test_a_checkpoint_is_not_fetched(tmp_path: Path, hub_root: Path) -> None:
+    with pytest.raises(UserError, match=r"resume"):
+        run(configure(tmp_path / "run", hub_root, "resume.path=http://localhost:9/last.ckpt"))
+
+
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "load_from_checkpoint", "instantiate", "unsafe_load", "full_load", "read_pickle"}
 
