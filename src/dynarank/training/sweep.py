@@ -131,7 +131,10 @@ def check_sources(composed: Sequence[Any]) -> None:
 
 
 def _point(composed: Any, overrides: Sequence[str]) -> Point:
-    folder = Path(str(composed.hydra.sweep.dir)) / str(composed.hydra.sweep.subdir)
+    sweep, subdir = Path(str(composed.hydra.sweep.dir)), str(composed.hydra.sweep.subdir)
+    folder = sweep / subdir
+    if not folder.resolve().is_relative_to(sweep.resolve()):
+        raise UserError(f"hydra.sweep.subdir = {subdir}: leaves the sweep's folder, {sweep}. Name one inside it")
     return Point(int(composed.hydra.job.num), folder, list(overrides))
 
 
