@@ -17,7 +17,7 @@ def log_report(folders: Sequence[Path], report: Path) -> str:
     import pandas as pd
     import wandb
 
-    from dynarank.training.tracking import wandb_mode
+    from dynarank.training.wandb_mode import wandb_mode
 
     settings = read_runs(folders)[0][0].settings
     group = os.environ.get("WANDB_RUN_GROUP") or folders[0].resolve().name
