@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dynarank.errors import Interrupted, UserError, nearest
+from dynarank.redaction import redact
+from dynarank.training.guard import guarded, refuse_pickle
 
 SHORT = "DYNARANK_SHORT_ERRORS"
 """Tells a sweep's processes that HYDRA_FULL_ERROR was set here, not by the user."""
@@ -29,21 +31,21 @@ def user_errors(conf: Path) -> Iterator[None]:
     if not full:
         os.environ[SHORT] = "1"
     try:
-        yield
+        refuse_pickle(sys.argv[1:])
+        with guarded():
+            yield
+    except KeyboardInterrupt as error:
+        print(f"stopped. {error}".strip(), file=sys.stderr)
+        sys.exit(130)
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)
         sys.exit(error.code)
-    except KeyboardInterrupt:  # before a run begins, and in a sweep
-        sweeps = any(one in ("-m", "--multirun") or one.startswith("experiment=") for one in sys.argv[1:])
-        again = ". A sweep goes on with the same command, sweep.resume=true and hydra.sweep.dir=DIR" if sweeps else ""
-        print(f"error: stopped by SIGINT{again}", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
         message = _message(error, conf)
         if message is None or full:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {redact(message)}", file=sys.stderr)
         sys.exit(2)
     finally:
         if not full:
@@ -89,12 +91,15 @@ def go_on(command: list[str], folder: Path | None) -> str:
 def _message(error: Exception, conf: Path) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if isinstance(error, UserError):
         return str(error)
     if (full := _full_disk(error)) is not None:
         where = f" ({full.filename})" if full.filename else ""
         return f"{full.strerror}{where}. Checkpoints that were written are whole: make room, and go on with resume=auto"
+    if isinstance(error, YAMLError):
+        return f"a configuration file is no YAML: {error}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = error.__cause__
         reason = f" {cause}" if isinstance(cause, OmegaConfBaseException) else ""

@@ -166,8 +166,8 @@ class TaskData(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             worker_init_fn=leave_signals_to_training,
-            generator=torch.Generator(),  # or each pass draws from dropout's, and how often depends on the workers
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or starting worker processes would draw on the training's, once a process
             **more,
         )
 
