@@ -41,8 +41,9 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
     """Set the moment of death: its name, at which of its kind, and the signals, which worker processes get as well."""
     import torch
 
+    from dynarank.tasks import sources
     from dynarank.tasks.text_classification import TextClassification
-    from dynarank.training import checkpoints, prepare, results
+    from dynarank.training import checkpoints, results
 
     def receive() -> None:
         for one in signals:
@@ -51,7 +52,7 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
             os.kill(os.getpid(), one)
 
     moments: dict[str, tuple[Any, str]] = {
-        "loading": (prepare, "load_pretrained"),
+        "reading data": (sources, "_load_dataset"),
         "a step": (torch.optim.AdamW, "step"),
         "validation": (TextClassification, "score"),
         "writing a checkpoint": (checkpoints.os, "fsync"),

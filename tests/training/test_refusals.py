@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,8 +16,8 @@ from tiny import configure, glue_rows, write_dataset
 
 from dynarank.errors import Interrupted, UserError
 from dynarank.training import prepare, resume
+from dynarank.training.checkpointing import Checkpoints
 from dynarank.training.checkpoints import DurableIO, Manifest, checkpoint_path, newest_valid, read_checkpoint, seal
-from dynarank.training.interruption import Signals
 from dynarank.training.module import FineTuning
 from dynarank.training.run import run
 
@@ -39,9 +41,6 @@ def break_off(folder: Path, hub: Path, *overrides: str) -> None:
 
 
 def signal_now() -> None:
-    import os
-    import signal
-
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -180,6 +179,27 @@ def test_a_checkpoint_that_lacks_something_is_never_filled_up(
     assert not (folder / "metrics.json").exists()
 
 
+def test_a_run_stopped_before_its_first_step_leaves_the_checkpoint_it_came_from_alone(
+    folder: Path, hub_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written anew, it would not be whole for a moment, and it may be the only one."""
+    path = checkpoint_path(folder / "checkpoints", 4)
+    before = path.stat().st_ino, path.stat().st_mtime_ns
+    original = Checkpoints._restore
+
+    def restore(self: Checkpoints, trainer: Any) -> None:
+        original(self, trainer)
+        signal_now()
+
+    monkeypatch.setattr(Checkpoints, "_restore", restore)
+    with pytest.raises(Interrupted, match="saved: step 4"):
+        go_on(folder, hub_root, "checkpoint.keep=1")
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+    assert newest_valid(folder / "checkpoints")[0] == path
+    monkeypatch.undo()
+    assert go_on(folder, hub_root).resumed_at == [4]
+
+
 def test_a_run_goes_on_in_another_folder_with_its_best_checkpoint(folder: Path, hub_root: Path, tmp_path: Path) -> None:
     go_on(folder, hub_root)
     step, last = 9, newest_valid(folder / "checkpoints")[1]
@@ -203,4 +223,3 @@ def test_a_run_on_files_of_ones_own_goes_on(hub_root: Path, tmp_path: Path) -> N
     own = ["task=text_classification", f"task.train_file={tmp_path / 'own.csv'}"]
     break_off(tmp_path / "run", hub_root, *own)
     assert go_on(tmp_path / "run", hub_root, *own).resumed_at == [4]
-    assert Signals().received is None

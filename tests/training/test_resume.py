@@ -127,7 +127,7 @@ def test_the_large_matrix(
 
 TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
 SIGNALS: list[tuple[str, tuple[Any, ...], int, str]] = [
-    ("plain", ("loading", 1, INT), 130, "stopped by SIGINT"),
+    ("plain", ("reading data", 1, INT), 130, "stopped by SIGINT"),
     ("plain", ("a step", 14, TERM), 143, "stopped by SIGTERM; saved: step 14"),
     ("plain", ("a step", 14, USR1, USR1), 143, "stopped by SIGUSR1"),
     ("plain", ("writing a checkpoint", 5, INT), 130, "stopped by SIGINT; saved: step "),

@@ -159,7 +159,7 @@ class SweepConfig:
     """A sweep (`-m`): many runs, a process each."""
 
     resume: bool = False
-    """Leave out the runs that hydra.sweep.dir holds already, finished; those that were broken off go on."""
+    """Leave out the runs that hydra.sweep.dir holds already, finished."""
 
 
 @dataclass

@@ -56,7 +56,7 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     if config.trainer.strategy == "fsdp" and config.method.name == "full":
         raise UserError("trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. Use ddp")
     source = locate_model(config)
-    resumption = find_resumption(config.resume.path or ("auto" if config.sweep.resume else None), folder)
+    resumption = find_resumption(config.resume.path, folder)
     same_run(resumption, config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
