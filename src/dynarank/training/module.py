@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dynarank.methods.base import Method
 from dynarank.tasks.base import Batch, Scores, Task
+from dynarank.training.compact import compact, expand
 from dynarank.training.config import OptimizerConfig
 from dynarank.training.distributed import ShardFrozen, average_gradients, shard_frozen, weighted_mean
 from dynarank.training.nonfinite import NonFiniteError, first_nonfinite
@@ -137,6 +138,11 @@ class FineTuning(LightningModule):
         checkpoint["state_dict"] = self.trained_state()
         checkpoint["total_steps"] = self.total_steps
         checkpoint["history"] = self.history
+        if self.at_budget:
+            names = {parameter: name for name, parameter in self.named_parameters()}
+            groups = self.trainer.optimizers[0].param_groups
+            compact(checkpoint, [names[parameter] for group in groups for parameter in group["params"]])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = checkpoint["history"]
+        expand(checkpoint)

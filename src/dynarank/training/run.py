@@ -15,6 +15,7 @@ import torch
 from dynarank.errors import Interrupted
 from dynarank.training.checkpointing import Checkpoints
 from dynarank.training.checkpoints import DamagedCheckpoint, checkpoint_path, verify
+from dynarank.training.compact import expand
 from dynarank.training.config import TrainConfig
 from dynarank.training.data import TaskData
 from dynarank.training.distributed import is_first
@@ -157,6 +158,7 @@ def restore_best(trainer: pl.Trainer, module: FineTuning, checkpoints: Checkpoin
         log.warning("the best checkpoint is damaged, and the last weights are taken: %s", error)
         return last
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    expand(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     return {"epoch": best["epoch"], "step": best["step"]}
 
