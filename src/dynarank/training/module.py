@@ -16,7 +16,7 @@ from dynarank.tasks.base import Batch, Scores, Task
 from dynarank.training.compact import compact, expand
 from dynarank.training.config import OptimizerConfig
 from dynarank.training.distributed import ShardFrozen, average_gradients, shard_frozen, weighted_mean
-from dynarank.training.nonfinite import NonFiniteError, first_nonfinite
+from dynarank.training.nonfinite import Watch
 from dynarank.training.optimizer import build_optimizer
 from dynarank.training.rank_allocation import RankAllocation
 
@@ -46,6 +46,9 @@ class FineTuning(LightningModule):
         self.history: list[dict[str, float]] = []
         self.blocks: Sequence[str] = getattr(method.model, "_no_split_modules", None) or ()
         self._sharded = False
+        self.watch = Watch()
+        self.updated = False
+        """Whether the present batch ended in an update: not where it only accumulates, or a loss scaler skips the step."""
 
     @property
     def at_budget(self) -> bool:
@@ -59,6 +62,7 @@ class FineTuning(LightningModule):
         return build_optimizer(self.model, self.optimizer_config, self.lr, self.total_steps, self.method.lr_ratios())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.updated = False
         inputs = self.task.inputs(batch)
         loss: Tensor = self.model(**inputs).loss
         mean = loss.detach()
@@ -72,10 +76,41 @@ class FineTuning(LightningModule):
             # Also when there is none: Lightning repeats a value no longer logged until the epoch's end.
             self.log(f"train/{self.method.penalty_name}", 0.0 if penalty is None else penalty.detach(), batch_size=size)
             loss, mean = (loss, mean) if penalty is None else (loss + penalty, mean + penalty.detach())
-        if not bool(torch.isfinite(mean)):  # the same on all ranks, so that all stop
-            where = first_nonfinite(self.model, inputs) or "the loss itself"
-            raise NonFiniteError(self.trainer.global_step + 1, f"the loss is {float(mean):g}; first at {where}")
-        return loss
+        self.watch.see(mean, inputs)
+        return loss * self._window_scale(batch_idx)
+
+    def _window_scale(self, batch_idx: int) -> float:
+        """What makes the loss of a short last window the mean of its batches: Lightning divides it as a full one's."""
+        full, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
+        return 1.0 if batch_idx < batches - batches % full else full / (batches % full)
+
+    def on_train_start(self) -> None:
+        self.trainer.optimizers[0].register_step_post_hook(self._note_update)
+
+    def _note_update(self, *_: Any) -> None:
+        self.updated = True
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip, and stop where the loss or the gradient is not finite: the norm says, which is the same on all ranks."""
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_val is None:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # which skips such steps itself
+        with self.trainer.precision_plugin.forward_context():
+            self.watch.check(self.trainer.global_step + 1, self.model, None if scaled else norm)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """A step that a loss scaler skipped is none: not for the rate, and not for `global_step`."""
+        if self.updated:
+            scheduler.step()
+            return
+        progress = self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        for count in (progress.total, progress.current):
+            count.ready, count.completed = count.ready - 1, count.completed - 1
 
     def configure_model(self) -> None:
         """Under FSDP2, shard the frozen parameters, once."""
