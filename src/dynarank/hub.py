@@ -19,6 +19,7 @@ from dynarank.errors import UserError
 
 PROBE_SECONDS = 5.0
 PACKAGE = "package:"
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass
@@ -45,12 +46,16 @@ class ModelConfig:
     """Linear layers to adapt: name suffixes or regular expressions; null: those known for the architecture."""
     lr_scale: float = 1.0
     """Factor on the task's learning rate (the tasks' are for RoBERTa-base)."""
+    dtype: str = "float32"
+    """Of the frozen base weights: float32, or bfloat16 at half the memory. What trains is float32 in either."""
 
     def __post_init__(self) -> None:
         if self.targets is not None and not self.targets:
             raise ValueError("model.targets = []: name at least one linear layer, or null for the known ones")
         if not self.lr_scale > 0:
             raise ValueError(f"model.lr_scale = {self.lr_scale}: must be above 0")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"model.dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
 
 
 class HubSilent(UserError):

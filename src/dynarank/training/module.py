@@ -72,7 +72,8 @@ class FineTuning(LightningModule):
         self.log("train/loss", mean, prog_bar=True, batch_size=size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         if self.allocation is not None:
-            penalty = self.method.penalty(self.at_budget)
+            with torch.autocast(self.device.type, enabled=False):
+                penalty = self.method.penalty(self.at_budget)
             # Also when there is none: Lightning repeats a value no longer logged until the epoch's end.
             self.log(f"train/{self.method.penalty_name}", 0.0 if penalty is None else penalty.detach(), batch_size=size)
             loss, mean = (loss, mean) if penalty is None else (loss + penalty, mean + penalty.detach())
