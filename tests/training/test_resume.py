@@ -72,6 +72,7 @@ SETTINGS: dict[str, list[str]] = {
     "accumulation": ["trainer.accumulate=3"],
     "ddp": ["trainer=ddp"],
     "fsdp": ["trainer=fsdp"],
+    "averaged": ["trainer.ema=0.9"],
     "workers, half epochs": ["trainer.workers=2", "trainer.validations_per_epoch=2"],
 }
 DEATHS: list[tuple[str, list[tuple[str, int]]]] = [
@@ -83,6 +84,7 @@ DEATHS: list[tuple[str, list[tuple[str, int]]]] = [
     ("plain", [("the end", 1)]),
     ("accumulation", [("a step", 9)]),
     ("workers, half epochs", [("a step", 17)]),
+    ("averaged", [("a step", 14), ("a step", 15)]),
     ("ddp", [("a step", 14)]),
     ("fsdp", [("a step", 14)]),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dynarank.methods.base import Method
 from dynarank.tasks.base import Batch, Scores, Task
+from dynarank.training.averaging import WeightAverage
 from dynarank.training.compact import compact, expand
 from dynarank.training.config import OptimizerConfig
 from dynarank.training.distributed import ShardFrozen, average_gradients, shard_frozen, weighted_mean
@@ -34,7 +35,14 @@ class FineTuning(LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, task: Task[Any], method: Method[Any], optimizer: OptimizerConfig, lr: float, total_steps: int
+        self,
+        model: nn.Module,
+        task: Task[Any],
+        method: Method[Any],
+        optimizer: OptimizerConfig,
+        lr: float,
+        total_steps: int,
+        ema: float | None = None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold the trained part only
@@ -42,6 +50,8 @@ class FineTuning(LightningModule):
         self.optimizer_config, self.lr, self.total_steps = optimizer, lr, total_steps
         allocator = method.allocator(total_steps)
         self.allocation = None if allocator is None else RankAllocation(allocator)
+        self.average = None if ema is None else WeightAverage(ema)
+        self.training_pass: Callable[..., Any] = model.__call__
         self.scores = nn.ModuleList(task.scores(split) for split in task.validation)
         self.history: list[dict[str, float]] = []
         self.blocks: Sequence[str] = getattr(method.model, "_no_split_modules", None) or ()
@@ -56,7 +66,15 @@ class FineTuning(LightningModule):
         return self.allocation is None or self.allocation.allocator.frozen
 
     def configure_callbacks(self) -> list[Callback]:
-        return [] if self.allocation is None else [self.allocation]
+        return [callback for callback in (self.allocation, self.average) if callback is not None]
+
+    def compile_training_pass(self) -> None:
+        """Compile the pass and not the model, whose parts and names stay as they are; for any batch and length at once."""
+        from torch.fx.experimental import _config
+
+        model = self.model
+        _config.use_duck_shape = False  # else a first batch as long as it has rows would be taken for square for good
+        self.training_pass = torch.compile(lambda **inputs: model(**inputs), dynamic=True)
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self.model, self.optimizer_config, self.lr, self.total_steps, self.method.lr_ratios())
@@ -64,7 +82,7 @@ class FineTuning(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.updated = False
         inputs = self.task.inputs(batch)
-        loss: Tensor = self.model(**inputs).loss
+        loss: Tensor = self.training_pass(**inputs).loss
         mean = loss.detach()
         if self.trainer.world_size > 1:
             loss, mean = weighted_mean(loss, self.task.loss_terms(batch))

@@ -85,6 +85,8 @@ def start_over(folder: Path) -> None:
 def finish(config: TrainConfig, folder: Path, prepared: Prepared, trainer: pl.Trainer, checkpoints: Checkpoints) -> Results:
     """Score, select, export and record what was trained."""
     module, data, method, task = prepared.module, prepared.data, prepared.method, prepared.task
+    if module.average is not None:
+        module.average.apply(module)
     last = score_last(trainer, module, data)
     last_score = last[config.task.select]
     if data.sample is not None:
@@ -159,7 +161,7 @@ def restore_best(trainer: pl.Trainer, module: FineTuning, checkpoints: Checkpoin
         return last
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     expand(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    module.load_state_dict({**checkpoint["state_dict"], **checkpoint.get("average", {})}, strict=False)
     return {"epoch": best["epoch"], "step": best["step"]}
 
 
