@@ -77,18 +77,36 @@ class Recorded(pl.Callback):
         })  # fmt: skip
 
 
-def test_steps_that_the_scaler_of_half_precision_skips_do_not_count(
-    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """Of runs in half precision on the CPU, with a real loss scaler whose first scales overflow."""
     recorded = Recorded()
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=4)
 
     class HalfOnCPU(pl.Trainer):
         def __init__(self, *, plugins: list[Any], precision: str, callbacks: list[Any], **options: Any) -> None:
-            half = MixedPrecision("16-mixed", "cpu", scaler)
+            half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=4))
             super().__init__(plugins=[*plugins, half], callbacks=[*callbacks, recorded], **options)
 
     monkeypatch.setattr(trainer.pl, "Trainer", HalfOnCPU)
+    return recorded
+
+
+def test_a_gradient_that_no_scale_makes_finite_stops_too(
+    recorded: Recorded, hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynarank.training.module.SKIPS", 3)
+
+    def spoil(module: FineTuning) -> None:
+        module.get_parameter("model.classifier.out_proj.bias").grad[0] = torch.nan
+
+    monkeypatch.setattr(FineTuning, "on_after_backward", spoil)
+    with pytest.raises(UserError, match=r"skipped 3 steps in a row.*classifier\.out_proj\.bias"):
+        run(configure(tmp_path, hub_root, *PLAIN))
+
+
+def test_steps_that_the_scaler_of_half_precision_skips_do_not_count(
+    recorded: Recorded, hub_root: Path, tmp_path: Path
+) -> None:
     results = run(configure(tmp_path, hub_root, *PLAIN, "trainer.epochs=4", "budget.interval=1"))
     assert results.total_steps == 20 == len(recorded.seen)
     assert all(len(set(seen.values())) == 1 for seen in recorded.seen), recorded.seen

@@ -86,7 +86,9 @@ class Method(ABC, Generic[ConfigT]):
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 if parameter in base:
-                    raise ValueError("it trains the base model's own weights, for which these must be model.dtype=float32")
+                    raise ValueError(
+                        "it trains the base model's own weights, which must be float32: set model.dtype=float32"
+                    )
                 parameter.data = parameter.data.float()  # in bfloat16 a weight does not move at usual rates
         return self.model
 

@@ -17,7 +17,7 @@ from dynarank.training.averaging import WeightAverage
 from dynarank.training.compact import compact, expand
 from dynarank.training.config import OptimizerConfig
 from dynarank.training.distributed import ShardFrozen, average_gradients, shard_frozen, weighted_mean
-from dynarank.training.nonfinite import Watch
+from dynarank.training.nonfinite import NonFiniteError, Watch, first_in_backward
 from dynarank.training.optimizer import build_optimizer
 from dynarank.training.rank_allocation import RankAllocation
 
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 SELECTION = "selection"
 """The logged score that picks the best epoch: the task's metric at budget, NaN (which never wins) before."""
 PROGRESS_SECONDS = 30.0
+SKIPS = 50
+"""Steps that a loss scaler may skip one after another: scaled down 2^50 times, no gradient overflows any more."""
 
 
 class FineTuning(LightningModule):
@@ -57,6 +59,7 @@ class FineTuning(LightningModule):
         self.blocks: Sequence[str] = getattr(method.model, "_no_split_modules", None) or ()
         self._sharded = False
         self.watch = Watch()
+        self.skipped = 0
         self.updated = False
         """Whether the present batch ended in an update: not where it only accumulates, or a loss scaler skips the step."""
 
@@ -125,8 +128,14 @@ class FineTuning(LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """A step that a loss scaler skipped is none: not for the rate, and not for `global_step`."""
         if self.updated:
+            self.skipped = 0
             scheduler.step()
             return
+        self.skipped += 1
+        if self.skipped == SKIPS:
+            where = first_in_backward(self.model) or "no parameter"
+            what = f"the loss scaler skipped {SKIPS} steps in a row, and halved its scale each time; not finite: {where}"
+            raise NonFiniteError(self.trainer.global_step, what)
         progress = self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
         for count in (progress.total, progress.current):
             count.ready, count.completed = count.ready - 1, count.completed - 1

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 FIXED = ("model", "task", "method", "budget", "dem", "data", "base_weights", "total_steps")
 """What a run cannot change and stay itself. Anything else that differs makes a resume inexact."""
-FREE = ("output_dir", "logger", "hub", "sweep", "resume", "checkpoint", "trainer.workers")
+FREE = ("output_dir", "logger", "hub", "sweep", "resume", "checkpoint", "trainer.workers", "trainer.gradient_checkpointing")
 """What does not enter a run's numbers."""
 
 
