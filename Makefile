@@ -1,6 +1,9 @@
 # make quickstart   set up, then train a real model on real text without a hub: about four minutes on two cores
 # make test         set up, then run the tests
+# make matrix       set up, then kill and resume runs in all combinations: about half an hour
 # make check        set up, then lint, type check and test, as CI does
+# make lock         write requirements.lock: constraints.txt's versions with their hashes
+# make fuzz         feed damaged configurations and adapters for a few minutes (Linux)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +12,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: quickstart test check lint clean
+.PHONY: quickstart test matrix check lint lock fuzz clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python train.py experiment=quickstart
@@ -17,12 +20,24 @@ quickstart: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
 
+matrix: $(VENV)/ready
+	$(BIN)/python -m pytest -m large
+
 check: lint test
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	for target in config adapter; do $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=150 || exit 1; done
+
+lock: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+		--custom-compile-command "make lock" --extra train --extra dev -c constraints.txt pyproject.toml -o requirements.lock
 
 # torch comes first: later it could be pulled in at another version. The model package goes without its dependencies,
 # for only its files are used.

@@ -14,7 +14,11 @@ from dynarank.report.runs import read_runs
 from dynarank.report.tables import build_table
 from dynarank.training.config import register_schemas, to_config
 
-SWEEPS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if "sweeper" in file.read_text())
+SWEEPS = sorted(
+    file.stem
+    for file in (CONF / "experiment").glob("*.yaml")
+    if "sweeper" in file.read_text() and file.stem != "tune"  # which searches instead
+)
 
 
 def sweep_of(name: str, scale: str) -> dict[str, list[str]]:

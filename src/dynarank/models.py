@@ -46,7 +46,7 @@ def check_fit(config: ModelConfig, source: Source, task: Task[Any]) -> None:
     """Raise `UserError` where the task cannot be done with such a model, from its configuration alone."""
     import transformers
 
-    settings = _load(transformers.AutoConfig, "configuration", config, source)
+    settings = load_settings(config, source)
     fitting = task.config.architectures
     kind = architecture(settings)
     known = "; ".join(KNOWN_MODELS[one] for one in fitting)
@@ -55,7 +55,8 @@ def check_fit(config: ModelConfig, source: Source, task: Task[Any]) -> None:
             f"model.path = {config.path}: {task.config.name} fits {' and '.join(fitting)} models, and {settings.model_type} "
             f"is {'a' if kind == 'decoder' else 'an'} {kind}. Ones that fit: {known}"
         )
-    if type(settings) not in getattr(transformers, task.auto_class)._model_mapping:
+    own = config.trust_remote_code and task.auto_class in (getattr(settings, "auto_map", None) or {})
+    if not own and type(settings) not in getattr(transformers, task.auto_class)._model_mapping:
         raise UserError(
             f"model.path = {config.path}: transformers has no {settings.model_type} for {task.config.family} "
             f"({task.auto_class}), which {task.config.name} needs. Ones that fit: {known}"
@@ -80,6 +81,27 @@ def architecture(settings: Any) -> str:
     return "decoder" if settings.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked else "encoder"
 
 
+def load_settings(config: ModelConfig, source: Source) -> Any:
+    """The model's config.json. Raises `UserError` where there is none, or where it asks for code that is not trusted."""
+    import transformers
+
+    settings = _load(transformers.AutoConfig, "configuration", config, source)
+    recorded, _ = settings.get_config_dict(source.path, revision=config.revision)
+    if not config.trust_remote_code and (kernel := _hub_kernel(recorded)):
+        raise UserError(f"model.path = {config.path}: its config.json names {kernel}, code from the hub. {ASKED}")
+    return settings
+
+
+def _hub_kernel(recorded: Any) -> str | None:
+    """Where a config.json names an implementation as ORG/NAME, a kernel that transformers would fetch and run."""
+    for name, value in recorded.items():
+        if "implementation" in name and "/" in str(value):
+            return f"{name} = {value}"
+        if isinstance(value, dict) and (found := _hub_kernel(value)):
+            return found
+    return None
+
+
 def load_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token. Raises `UserError` if it cannot be loaded."""
     from transformers import AutoTokenizer
@@ -99,11 +121,14 @@ def load_pretrained(config: ModelConfig, source: Source, task: Task[Any], tokeni
     import transformers
 
     check_sha256(config, source)
+    load_settings(config, source)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # else a table of the head's missing weights, which are meant
     dtype: torch.dtype = getattr(torch, config.dtype)
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **task.model_options()}
     model, info = _load(getattr(transformers, task.auto_class), "model", config, source, **options)
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers follows an adapter to whatever base it names
+        raise UserError(f"model.path = {config.path}: is an adapter, not a model. Give the model that it adapts")
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's and LLaMA's heads look for the last real token
     model.train()  # from_pretrained gives evaluation mode, and Lightning leaves modes as they are
@@ -189,9 +214,18 @@ def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
+ASKED = (
+    "Code that comes with a model is not run unless asked for: model.trust_remote_code=true (--trust-remote-code in "
+    "dynarank.predict); read it first, and pin it by model.revision=COMMIT"
+)
+
+
 def _load(auto_class: Any, what: str, config: ModelConfig, source: Source, **options: Any) -> Any:
+    trust = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
-        return auto_class.from_pretrained(source.path, revision=config.revision, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return auto_class.from_pretrained(source.path, **trust, **options)
+    except Exception as error:  # a damaged or hostile folder raises any kind: safetensors', pickle's, TypeError
+        if "custom code" in str(error) and not config.trust_remote_code:
+            raise UserError(f"model.path = {config.path}: its {what} needs code of its own. {ASKED}") from None
         first_line = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"model.path = {config.path}: no {what} can be loaded from {source.path}: {first_line}") from error

@@ -7,7 +7,6 @@ python -m dynarank.predict RUN_OR_ADAPTER_DIR --glue-submission DIR
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import warnings
@@ -16,9 +15,11 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from dynarank.adapter_files import check_peft_adapter, check_weights, read_json
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError, nearest
-from dynarank.hub import HubConfig, ModelConfig, Source, locate
+from dynarank.hub import HubConfig, ModelConfig, Source, locate, warn_of_remote_code
+from dynarank.redaction import redact
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,12 +66,15 @@ class Predictor:
         return self.task.answers(dataset, features, [predicted[row] for row in range(len(features))])
 
 
-def load_predictor(folder: Path, hub: HubConfig, base: str | None = None, device: str | None = None) -> Predictor:
+def load_predictor(
+    folder: Path, hub: HubConfig, base: str | None = None, device: str | None = None, trust_remote_code: bool = False
+) -> Predictor:
     """Load a run's, or an adapter's, model and task.
 
     Args:
         base: the base model's hub id or folder, where it has moved since.
         device: as torch names it; None for a GPU where there is one.
+        trust_remote_code: whether to run code that comes with the model; what the adapter's folder says does not count.
 
     Raises:
         UserError: the folder holds no such adapter, its base model is nowhere or not the one it belongs to, or there is
@@ -86,22 +90,32 @@ def load_predictor(folder: Path, hub: HubConfig, base: str | None = None, device
             "or its adapter folder"
         )
     place = _device(device)
-    origin = json.loads((adapter / ORIGIN).read_text())
-    task = build_task(recorded_config(origin["task"], f"task/{origin['task']['family']}"))
-    model_config = ModelConfig(**{name: value for name, value in origin["model"].items() if name != "found"})
+    origin = read_origin(adapter / ORIGIN)
+    try:
+        task = build_task(recorded_config(origin["task"], f"task/{origin['task'].get('family')}"))
+        model_config = _recorded_model(origin)
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:  # a schema's own check, and what it raises for wrong types
+        raise UserError(f"{adapter / ORIGIN}: {error}") from None
+    model_config.trust_remote_code = trust_remote_code
     here = Source(str(adapter), str(adapter))
+    warn_of_remote_code(model_config, here)
     tokenizer = load_tokenizer(model_config, here)
     if (adapter / "config.json").is_file():  # a plain transformers model
         model_config.sha256 = None  # the base model's
         model: Any = load_pretrained(model_config, here, task, tokenizer).model
     else:
         model_config.path = base or model_config.path
-        source = _locate_base(model_config, origin["model"]["found"] if base is None else None, hub)
+        source = _locate_base(model_config, origin["model"].get("found") if base is None else None, hub)
+        warn_of_remote_code(model_config, source)
         pretrained = load_pretrained(model_config, source, task, tokenizer)
         try:
             model = _adapted(pretrained, adapter, origin)
-        except (ValueError, RuntimeError) as error:  # of PEFT's, of torch's and of ours: names or shapes differ
-            reason = str(error).strip().splitlines()[0][:200]
+        except UserError:
+            raise
+        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:  # names, shapes or types differ
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(f"{adapter} does not belong to {source.path}: {reason}. Name its base by --base") from error
     return Predictor(task, model.eval().to(place), tokenizer)
 
@@ -125,6 +139,7 @@ def _adapted(pretrained: Pretrained, adapter: Path, origin: dict[str, Any]) -> A
     if (adapter / "adapter_config.json").is_file():
         import peft
 
+        check_peft_adapter(adapter)
         model: Any = peft.PeftModel.from_pretrained(pretrained.model, str(adapter))
         if model.active_peft_config.is_prompt_learning:
             return model
@@ -136,16 +151,32 @@ def _adapted(pretrained: Pretrained, adapter: Path, origin: dict[str, Any]) -> A
     from dynarank.methods.base import TRAINED
     from dynarank.models import resolve_targets
 
+    check_weights(adapter / TRAINED)
     name = origin["method"]["name"]
     method_config = recorded_config(origin["method"], f"method/{name}", "method/plain")
     method = build_method(method_config, BudgetConfig(**origin["budget"]), DemConfig(**origin["dem"]))
-    model_config = ModelConfig(**{key: value for key, value in origin["model"].items() if key != "found"})
-    targets = resolve_targets(model_config, pretrained.model.config.model_type) if method.takes_targets else []
+    targets = resolve_targets(_recorded_model(origin), pretrained.model.config.model_type) if method.takes_targets else []
     model = method.adapt(pretrained.model, targets, pretrained.head)
     unknown = model.load_state_dict(load_file(adapter / TRAINED), strict=False).unexpected_keys
     if unknown:
         raise ValueError(f"{TRAINED} holds {unknown[0]}, which the model lacks")
     return model
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """What was recorded beside an adapter, part by part. Raises `UserError` where it is not that."""
+    origin = read_json(path)
+    if missing := [part for part in ("task", "model", "method", "budget", "dem") if not isinstance(origin.get(part), dict)]:
+        raise UserError(f"{path}: holds no {missing[0]}")
+    return origin
+
+
+def _recorded_model(origin: dict[str, Any]) -> ModelConfig:
+    recorded = {name: value for name, value in origin["model"].items() if name != "found"}
+    config: ModelConfig = _from_record(ModelConfig, recorded, "model")
+    if not isinstance(config.path, str):
+        raise UserError(f"{ORIGIN}: model.path = {config.path!r}: must be a text")
+    return config
 
 
 def recorded_config(recorded: dict[str, Any], *schemas: str) -> Any:
@@ -202,6 +233,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--glue-submission", metavar="DIR", type=Path, help="write the GLUE site's file for the test set")
     parser.add_argument("--column", metavar="ROLE=NAME", action="append", default=[], help="as task.columns.ROLE=NAME")
     parser.add_argument("--base", help="the base model's hub id or folder, where it has moved")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the base model")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", help="cpu, cuda, mps; by default a GPU where there is one")
     parser.add_argument("--hub-root", default=os.environ.get("DYNARANK_HUB"), help="default: $DYNARANK_HUB")
@@ -219,7 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' of one another
     try:
         _check_files(options)
-        predictor = load_predictor(options.source, HubConfig(options.hub_root), options.base, options.device)
+        hub = HubConfig(options.hub_root)
+        predictor = load_predictor(options.source, hub, options.base, options.device, options.trust_remote_code)
         _rename_columns(predictor.task, options.column)
         if options.input is not None:
             rows = predict_file(predictor, options.input, options.output, options.batch_size)
@@ -227,12 +260,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.glue_submission is not None:
             from dynarank.glue_submission import write_submission
 
-            for path in write_submission(
-                predictor, HubConfig(options.hub_root), options.glue_submission, options.batch_size
-            ):
+            for path in write_submission(predictor, hub, options.glue_submission, options.batch_size):
                 print(f"for the GLUE site: {path}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

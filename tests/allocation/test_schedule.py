@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dynarank.allocation.schedule import BudgetSchedule, budget_schedule
+from dynarank.allocation.schedule import SHAPES, BudgetSchedule, budget_schedule
 
 PLAIN = {"init": 12, "target": 8, "total": 100, "warmup": 0.15, "final": 0.5, "interval": 10}
 
@@ -40,10 +41,12 @@ def test_budget_is_equation_9(case: tuple[BudgetSchedule, int, int]) -> None:
             assert schedule.budget(t) == pytest.approx(float(expected), rel=1e-12)
 
 
-@settings(deadline=None, max_examples=50, database=None)
-@given(schedules(), st.integers(1, 80))
-def test_what_may_be_kept_only_falls_and_ends_at_the_target(case: tuple[BudgetSchedule, int, int], layers: int) -> None:
-    schedule, _, _ = case
+@settings(deadline=None, max_examples=80, database=None)
+@given(schedules(), st.sampled_from(list(SHAPES)), st.integers(1, 80))
+def test_what_may_be_kept_only_falls_and_ends_at_the_target(
+    case: tuple[BudgetSchedule, int, int], shape: str, layers: int
+) -> None:
+    schedule = dataclasses.replace(case[0], shape=shape)
     counts = [schedule.keep(t, layers) for t in range(schedule.total + 1)]
     assert counts == sorted(counts, reverse=True)
     assert set(counts[schedule.freeze_step :]) == {schedule.target * layers}
@@ -120,6 +123,9 @@ def test_function_and_object_agree() -> None:
         ({"total": 0}, "total = 0"),
         ({"target": -1}, "target = -1"),
         ({"init": 7}, "init = 7, target = 8"),
+        ({"init": float("nan")}, "init = nan, target = 8"),
+        ({"init": float("inf")}, "init = inf, target = 8"),
+        ({"target": float("nan")}, "init = 12, target = nan"),
         ({"interval": 0}, "interval = 0"),
         ({"warmup": -0.1}, "warmup = -0.1"),
         ({"warmup": 1.0, "final": 0.0}, "warmup = 1"),

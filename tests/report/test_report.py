@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
+import math
+import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
+from run_folders import write_overrides, write_run
 from tiny import configure
 
-from dynarank.report.__main__ import main, report
-from dynarank.report.plots import rank_agreement, undominated
+from dynarank.report.__main__ import main, report, report_text
+from dynarank.report.agreement import agreement_matrix, rank_agreement
 from dynarank.report.runs import read_runs, varied
 from dynarank.report.tables import build_table, differences, find_setting, latex, markdown
-
-
-def write_run(folder: Path, task: str, method: str, seed: int, score: float, **more: Any) -> Path:
-    """What the report reads of a run."""
-    (folder / ".hydra").mkdir(parents=True)
-    alpha = f"  alpha: {more.get('alpha', 8)}\n" if method == "dora" else ""
-    lines = f"seed: {seed}\nmethod:\n  name: {method}\n{alpha}model:\n  name: tiny\n"
-    lines += f"task:\n  name: {task}\n  labels: [a, b]\noutput_dir: {folder}\n"
-    (folder / ".hydra" / "config.yaml").write_text(lines)
-    results = {"task": task, "method": method, "model": "tiny", "seed": seed, "metrics": {"accuracy": score},
-               "last": {"accuracy": score - 0.1}, "selected": {"metric": "accuracy"}, "adapter_parameters": 100,
-               "at_budget": more.get("at_budget", True)}  # fmt: skip
-    (folder / "metrics.json").write_text(json.dumps(results))
-    (folder / "metrics.csv").write_text(f"step,val/accuracy\n1,0.4\n2,{score}\n")
-    (folder / "ranks.json").write_text(json.dumps(more.get("ranks", {"layer.0.a": 1, "layer.0.b": 2, "layer.0.c": 3})))
-    return folder
 
 
 @pytest.fixture
@@ -79,31 +64,43 @@ def test_settings_that_follow_from_others_do_not_name_rows(tmp_path: Path) -> No
     assert varied(read_runs([tmp_path])[0]) == ["method.name", "method.alpha"]
 
 
+def test_a_model_that_its_path_names_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "cola", "dora", 0, 0.5)
+    config = folder / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("name: tiny", "name: ${basename:${.path}}"))
+    assert read_runs([tmp_path])[0][0].settings["model.name"] == "tiny"
+
+
 def test_what_is_not_finished_or_over_budget_is_listed_and_left_out(sweep: Path) -> None:
     write_run(sweep / "over", "cola", "dora", 9, 0.99, at_budget=False)
     (sweep / "dead" / ".hydra").mkdir(parents=True)
     (sweep / "dead" / ".hydra" / "config.yaml").write_text("seed: 3\n")
     runs, unfinished = read_runs([sweep])
     assert len(runs) == 16
-    assert [line.split(": ")[0].rpartition("/")[2] for line in unfinished] == ["dead", "over"]
+    assert [one.folder.name for one in unfinished] == ["dead", "over"]
+    (sweep / "dead" / "error.txt").write_text("exit code 2\nTraceback\nerror: budget.init = 1 is below budget.target = 2\n")
+    failed = read_runs([sweep])[1][0]
+    assert str(failed) == f"{sweep / 'dead'}: failed: budget.init = 1 is below budget.target = 2"
+    assert "Traceback" in failed.output
 
 
 def test_files_and_pictures_are_written(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(sweep), "--against", "method=lora"])
     folder = sweep / "report"
-    wanted = {"report.md", "table.csv", "table.tex", "curves_cola.png", "curves_cola.svg", "budget_quality_rte.png"}
+    wanted = {"report.md", "table.csv", "table.tex", "curves_cola.png", "curves_cola.svg", "budget_quality_rte.png",
+              "report.html", "rank_agreement_cola.png", "rank_maps_cola.svg"}  # fmt: skip
     assert wanted <= {path.name for path in folder.iterdir()}
     with (folder / "table.csv").open(newline="") as file:
         rows = {(row["method.name"], row["task"]): row for row in csv.DictReader(file)}
     assert [float(score) for score in rows["lora", "rte"]["scores"].split()] == pytest.approx([0.5, 0.52, 0.49, 0.51])
     assert "| method=dora | cola | +0.1015 |" in capsys.readouterr().out
-    main([str(sweep)])  # its own folder is not taken for a run
-    assert len(read_runs([sweep])[0]) == 16
+    assert len(read_runs([sweep])[0]) == 16  # its own folder is not taken for a run
 
 
 MISTAKES = [
     (["nowhere"], "nowhere: there is no such folder"),
     (["SWEEP", "--against", "budget=r2"], "--against budget=r2: budget does not vary here"),
+    (["SWEEP", "--under", "-1"], "--under -1: a number of adapter parameters"),
     (["SWEEP", "--against", "method=lorra"], "--against method=lorra: there is dora, lora"),
     (["EMPTY"], "no finished run in"),
 ]
@@ -135,11 +132,6 @@ def test_the_same_run_twice_and_a_damaged_one_are_refused(sweep: Path, capsys: p
     assert "again/metrics.json: is damaged" in capsys.readouterr().err
 
 
-def test_none_beats_an_undominated_point() -> None:
-    points = [(1.0, 0.5, "a"), (1.0, 0.6, "b"), (2.0, 0.6, "c"), (3.0, 0.7, "d"), (4.0, 0.1, "e")]
-    assert [label for _, _, label in undominated(points)] == ["b", "d"]
-
-
 def test_ranks_agree_as_spearman_says(tmp_path: Path) -> None:
     ranks = [{"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 2, "c": 3}, {"a": 3, "b": 2, "c": 1}]
     for seed, one in enumerate(ranks):
@@ -147,6 +139,33 @@ def test_ranks_agree_as_spearman_says(tmp_path: Path) -> None:
     runs = read_runs([tmp_path])[0]
     assert rank_agreement(runs) == pytest.approx((1 - 1 - 1) / 3)
     assert rank_agreement(runs[:2]) == pytest.approx(1)
+    matrix = agreement_matrix([runs[:2], runs[1:]])  # of seeds 0, 1 and 1, 2: only different ones are compared
+    assert matrix[0, 0] == pytest.approx(1)
+    assert matrix[0, 1] == matrix[1, 0] == pytest.approx((1 - 1 - 1) / 3)
+    assert math.isnan(agreement_matrix([runs[:1]])[0, 0])
+
+
+def test_the_command_repeats_the_run_alone(tmp_path: Path) -> None:
+    given = ["task=cola", "task.train_file=my file's.csv", "experiment=table5_dem", "sweep.resume=True"]
+    write_run(tmp_path / "a", "cola", "dora", 0, 0.5)
+    write_run(tmp_path / "b", "cola", "dora", 1, 0.5)
+    write_overrides(tmp_path / "b", *given)
+    first, second = read_runs([tmp_path])[0]
+    assert first.command is None
+    assert second.command is not None
+    assert shlex.split(second.command) == ["python", "train.py", *given[:3], "hydra.mode=RUN"]
+
+
+def test_the_best_of_a_size_is_named(tmp_path: Path) -> None:
+    for method, size, score in (("dora", 100, 0.7), ("lora", 200, 0.6), ("head", 0, 0.4)):
+        write_run(tmp_path / method, "cola", method, 0, score, parameters=size)
+    runs, left_out = read_runs([tmp_path])
+    text = report_text(build_table(runs), "", left_out)
+    assert "- cola, 0: method=head, 0.4000\n- cola, 100: method=dora, 0.7000\n" in text
+    assert "lora, 0.6000" not in text.split("no more adapter parameters")[1]
+    text, folder = report([tmp_path], under=99)
+    assert "at most 99 adapter parameters:\n\n- cola, 0: method=head" in text
+    assert 'value="99"' in (folder / "report.html").read_text()
 
 
 def test_a_real_runs_folder_is_read(hub_root: Path, tmp_path: Path) -> None:

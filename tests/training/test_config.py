@@ -131,6 +131,14 @@ def test_the_command_guesses_what_was_meant(
     assert "Traceback" not in said
 
 
+def test_a_file_that_is_no_yaml_is_one_error(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    with pytest.raises(SystemExit), user_errors(CONF):
+        yaml.safe_load("a: [")
+    assert capsys.readouterr().err.startswith("error: a configuration file is no YAML: while parsing")
+
+
 def test_a_bug_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError), user_errors(CONF):
         _ = 1 / 0

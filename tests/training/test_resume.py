@@ -70,33 +70,54 @@ def unbroken(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 SETTINGS: dict[str, list[str]] = {
     "plain": [],
     "accumulation": ["trainer.accumulate=3"],
-    "ddp": ["trainer=ddp"],
-    "fsdp": ["trainer=fsdp"],
-    "averaged": ["trainer.ema=0.9"],
     "workers, half epochs": ["trainer.workers=2", "trainer.validations_per_epoch=2"],
+    "max_steps": ["trainer.max_steps=33"],
+    "no regrowth": ["budget.regrow=false", "budget.unit=parameters"],
+    "sensitivity": ["method.score=sensitivity"],
+    "adalora": ["method=adalora"],
+    "houlsby": ["method=houlsby"],
+    "averaged": ["trainer.ema=0.9"],
+    "bf16": ["trainer.precision=bf16-mixed"],
 }
-DEATHS: list[tuple[str, list[tuple[str, int]]]] = [
-    ("plain", [("a step", 14)]),
-    ("plain", [("a step", 11), ("a step", 9)]),
-    ("plain", [("validation", 12)]),
-    ("plain", [("writing a checkpoint", 5)]),
-    ("plain", [("before a manifest", 4)]),
-    ("plain", [("the end", 1)]),
-    ("accumulation", [("a step", 9)]),
-    ("workers, half epochs", [("a step", 17)]),
-    ("averaged", [("a step", 14), ("a step", 15)]),
-    ("ddp", [("a step", 14)]),
-    ("fsdp", [("a step", 14)]),
+STRATEGIES: dict[str, list[str]] = {"one": [], "ddp": ["trainer=ddp"], "fsdp": ["trainer=fsdp"]}
+CASES: list[tuple[str, str, list[tuple[str, int]]]] = [
+    ("one", "plain", [("a step", 14)]),
+    ("one", "plain", [("a step", 11), ("a step", 9)]),
+    ("one", "plain", [("validation", 12)]),
+    ("one", "plain", [("writing a checkpoint", 5)]),
+    ("one", "plain", [("before a manifest", 4)]),
+    ("one", "plain", [("the end", 1)]),
+    ("one", "accumulation", [("a step", 13)]),
+    ("one", "workers, half epochs", [("a step", 7)]),
+    ("one", "averaged", [("a step", 14), ("a step", 15)]),
+    ("ddp", "plain", [("a step", 14)]),
+    ("fsdp", "plain", [("a step", 14)]),
 ]
+MOMENTS = [("a step", 7), ("a step", 13), ("validation", 13), ("writing a checkpoint", 9), ("before a manifest", 6)]
 
 
-@pytest.mark.parametrize(("kind", "deaths"), DEATHS, ids=lambda value: str(value))
-def test_a_killed_run_ends_like_an_unbroken_one(
-    kind: str, deaths: list[tuple[str, int]], unbroken: Any, hub_root: Path, tmp_path: Path
-) -> None:
-    settings, world = [*LONG, *SETTINGS[kind], "resume.path=auto"], 2 if kind in ("ddp", "fsdp") else 1
+def check(strategy: str, kind: str, deaths: list[tuple[str, int]], unbroken: Any, hub: Path, folder: Path) -> None:
+    world, settings = (1 if strategy == "one" else 2), [*STRATEGIES[strategy], *SETTINGS[kind]]
+    again = [*LONG, *settings, "resume.path=auto"]
     for death in deaths:
-        assert -9 in start(tmp_path, hub_root, settings, death, world)
-    assert start(tmp_path, hub_root, settings, world=world) == [0] * world
-    assert json.loads((tmp_path / "metrics.json").read_text())["resumed_at"]
-    assert same(unbroken(SETTINGS[kind], world), outcome(tmp_path)) == []
+        assert -9 in start(folder, hub, again, death, world)
+    assert start(folder, hub, again, world=world) == [0] * world
+    assert json.loads((folder / "metrics.json").read_text())["resumed_at"]
+    assert same(unbroken(settings, world), outcome(folder)) == []
+
+
+@pytest.mark.parametrize(("strategy", "kind", "deaths"), CASES, ids=lambda value: str(value))
+def test_a_killed_run_ends_like_an_unbroken_one(
+    strategy: str, kind: str, deaths: list[tuple[str, int]], unbroken: Any, hub_root: Path, tmp_path: Path
+) -> None:
+    check(strategy, kind, deaths, unbroken, hub_root, tmp_path)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("death", MOMENTS, ids=lambda value: str(value))
+@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_large_matrix(
+    strategy: str, kind: str, death: tuple[str, int], unbroken: Any, hub_root: Path, tmp_path: Path
+) -> None:
+    check(strategy, kind, [death], unbroken, hub_root, tmp_path)

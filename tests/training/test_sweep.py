@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -12,62 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import REPOSITORY, tiny_roberta, write_dataset, write_model
+from sweeps import launcher, said
+from tiny import REPOSITORY, configure, tiny_roberta, write_dataset, write_model
 
 from dynarank.errors import UserError
 from dynarank.report.__main__ import main as report_main
 from dynarank.training import sweep
+from dynarank.training.executors import Processes
+from dynarank.training.point import Job
+from dynarank.training.run import run
 from dynarank.training.sweep import read_sweep
-
-SCRIPT = """
-import json, os, sys, time
-from pathlib import Path
-given = dict(one.split("=", 1) for one in sys.argv[1:])
-assert given.pop("hydra.mode") == "RUN"
-folder = Path(given.pop("hydra.run.dir").strip("'"))
-if given.get("x") == "2":
-    print("error: x = 2: no such thing"); sys.exit(2)
-(folder / ".hydra").mkdir(exist_ok=True)
-(folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {k}={v}\\n" for k, v in given.items()))
-said = {"pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS"), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
-(folder / "said.json").write_text(json.dumps(said))
-record = {"metrics": {"m": float(given["x"])}, "selected": {"metric": "m"}}
-(folder / "metrics.json").write_text(json.dumps(record))
-"""
-
-
-class Composed(dict):  # type: ignore[type-arg]
-    """Hydra's composed configuration, as far as a sweep looks at it."""
-
-    __getattr__ = dict.__getitem__
-    __setattr__ = dict.__setitem__
-
-
-def node(**values: Any) -> Composed:
-    return Composed(values)
 
 
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """launch(x values, resume, n_jobs, devices) on the small script; returns the job returns."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
-    monkeypatch.setattr(sweep, "check_sources", lambda composed: None)
-    monkeypatch.setattr(
-        sweep, "_point", lambda number, overrides: sweep.Point(number, tmp_path / "s" / f"p{number}", list(overrides))
-    )
-    monkeypatch.setattr(sweep, "_compose", lambda context, config, overrides, number: number)
-
-    def launch(values: list[int], resume: bool = False, n_jobs: int = 1, devices: list[int] | None = None) -> list[Any]:
-        hydra = node(sweep=node(dir=str(tmp_path / "s")), overrides=node(hydra=["hydra.sweep.dir=x"]))
-        config = node(hydra=hydra, sweep=node(resume=resume))
-        return sweep.launch(None, config, [[f"x={value}"] for value in values], 0, n_jobs, devices or [])
-
-    return launch
-
-
-def said(folder: Path) -> Any:
-    return json.loads((folder / "said.json").read_text())
+    return launcher(tmp_path, monkeypatch)
 
 
 def test_every_point_is_a_process_of_its_own(launched: Any, tmp_path: Path) -> None:
@@ -103,16 +64,28 @@ def test_resumed_it_runs_what_is_missing_or_failed(launched: Any, tmp_path: Path
     assert said(tmp_path / "s" / "p2")["pid"] == before[1]
 
 
+def test_resumed_a_run_goes_on_where_it_was_begun(launched: Any, tmp_path: Path) -> None:
+    launched([1, 3])
+    assert said(tmp_path / "s" / "p0")["resume"] == "never"
+    for name in ("p0", "p1"):
+        (tmp_path / "s" / name / "metrics.json").unlink()
+    launched([1, 4], resume=True)
+    assert said(tmp_path / "s" / "p0")["resume"] == "auto"
+    assert said(tmp_path / "s" / "p1")["resume"] == "never"  # its folder holds a run of other overrides
+    launched([1, 4])
+    assert said(tmp_path / "s" / "p0")["resume"] == "never"
+
+
 def test_interrupted_it_starts_no_other_point(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    def interrupted(point: sweep.Point, *rest: Any) -> None:
-        started.append(point.number)
+    def interrupted(job: Job, *rest: Any) -> None:
+        started.append(job.point.number)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.5)
 
-    monkeypatch.setattr(sweep, "_run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(Job, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"Go on: the same command with sweep\.resume=true"):
         launched([1, 3, 4])
     assert started == [0]
     assert [point.status() for point in read_sweep(tmp_path / "s")] == ["missing"] * 3
@@ -124,12 +97,37 @@ def test_a_point_never_sweeps(launched: Any, monkeypatch: pytest.MonkeyPatch) ->
         launched([1])
 
 
+def test_what_is_at_work_is_not_started_twice(launched: Any, tmp_path: Path) -> None:
+    launched([1, 3])
+    record = tmp_path / "s" / "p1" / "running.json"
+    (tmp_path / "s" / "p1" / "metrics.json").unlink()
+    record.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    with pytest.raises(UserError, match=r"1 of these runs are at work still, the first being #1"):
+        launched([1, 3], resume=True)
+    record.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    assert read_sweep(tmp_path / "s")[1].status() == "running"  # its heartbeat is fresh
+    os.utime(record, (time.time() - 3600,) * 2)
+    assert read_sweep(tmp_path / "s")[1].status() == "missing"  # its machine is gone
+    assert launched([1, 3], resume=True)[1].return_value == 3.0
+
+
+def test_the_runs_of_a_sweep_share_a_group_and_tags(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_TAGS", "mine")
+    launched([1, 3])
+    found = [said(tmp_path / "s" / f"p{index}") for index in range(2)]
+    assert {one["WANDB_RUN_GROUP"] for one in found} == {"s"}
+    assert {one["WANDB_TAGS"] for one in found} == {"mine,table5_dem,x"}
+    monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
+    launched([1])
+    assert said(tmp_path / "s" / "p0")["WANDB_RUN_GROUP"] == "ours"
+
+
 def test_side_by_side_they_share_threads_and_devices(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    launched([1, 3, 4, 5], n_jobs=2, devices=[6, 7])
+    launched([1, 3, 4, 5], executor=Processes(n_jobs=2, devices=[6, 7]))
     found = [said(tmp_path / "s" / f"p{index}") for index in range(4)]
-    assert {one["threads"] for one in found} == {str(max(1, (os.cpu_count() or 1) // 2))}
-    assert {one["gpu"] for one in found} <= {"6", "7"}
+    assert {one["OMP_NUM_THREADS"] for one in found} == {str(max(1, (os.cpu_count() or 1) // 2))}
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in found} <= {"6", "7"}
 
 
 def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:
@@ -157,3 +155,43 @@ def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert first.stat().st_mtime_ns == stamp
     assert [point.status() for point in read_sweep(folder)] == ["done", "done"]
+
+
+def test_the_tracker_gets_group_and_tags_and_the_report(
+    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Offline, from a point's environment to what W&B keeps; the report is a run of the same group."""
+    monkeypatch.setenv("WANDB_RUN_GROUP", "table5_dem")
+    monkeypatch.setenv("WANDB_TAGS", "table5_dem,dem.eta")
+    run(configure(tmp_path / "s" / "0", hub_root, "logger=wandb", "method=head", "trainer.epochs=1"))
+    kept = wandb_run(tmp_path / "s" / "0")
+    assert (kept.run_group, list(kept.tags)) == ("table5_dem", ["cola", "head", "roberta-base", "table5_dem", "dem.eta"])
+    (tmp_path / "s" / "0" / ".hydra").mkdir()
+    (tmp_path / "s" / "0" / ".hydra" / "config.yaml").write_text("logger: {project: mine, mode: offline}\nseed: 1\n")
+    report_main([str(tmp_path / "s"), "--wandb"])
+    assert "logged to W&B: " in capsys.readouterr().out
+    logged = wandb_run(tmp_path / "s" / "report")
+    assert (logged.run_group, logged.project, logged.job_type) == ("table5_dem", "mine", "report")
+    assert list((tmp_path / "s" / "report").glob("wandb/offline-run-*/files/media/table/*.json"))
+
+
+def wandb_run(folder: Path) -> Any:
+    """The record of its run that W&B keeps offline: among protobuf messages, in pieces with a header, in 32 KiB blocks."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    deadline = time.monotonic() + 60
+    while not (content := next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes())[7:] and time.monotonic() < deadline:
+        time.sleep(0.1)  # its service writes in a process of its own
+    place, message = 7, b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:  # no header fits in the rest of a block
+            place += 32768 - place % 32768
+        length, piece = struct.unpack_from("<HB", content, place + 4)
+        message += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if piece in (1, 4):  # whole, or the last
+            record = Record.FromString(message)
+            if record.WhichOneof("record_type") == "run":
+                return record.run
+            message = b""
+    raise AssertionError(f"no run in {folder}")

@@ -62,7 +62,7 @@ class BudgetSchedule:
             raise ValueError(f"shape = {self.shape!r}: must be one of {', '.join(SHAPES)}")
         if self.total < 1:
             raise ValueError(f"total = {self.total}: the run's optimizer steps must be known, and at least 1")
-        if self.target < 0 or self.init < self.target:
+        if not 0 <= self.target <= self.init < math.inf:  # nor NaN, which compares with nothing
             raise ValueError(f"init = {self.init}, target = {self.target}: wanted init >= target >= 0")
         if not (0 <= self.warmup < 1 and 0 <= self.final < 1 and self.warmup + self.final < 1):
             raise ValueError(f"warmup = {self.warmup}, final = {self.final}: shares of the run whose sum is below 1")

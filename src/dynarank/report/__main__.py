@@ -6,11 +6,15 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dynarank.errors import UserError
-from dynarank.report.runs import Run, read_runs
+from dynarank.report.agreement import rank_agreement
+from dynarank.report.findings import best_under, headline, number, sizes_and_scores, standings, undominated
+from dynarank.report.page import Report, page
+from dynarank.report.pictures import draw_pictures, save
+from dynarank.report.runs import LeftOut, read_runs
 from dynarank.report.tables import (
     Table,
     as_csv,
@@ -21,9 +25,7 @@ from dynarank.report.tables import (
     latex,
     markdown,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from dynarank.report.tracker import log_report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,18 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--last", action="store_true", help="score the last epoch instead of the best at budget")
     parser.add_argument("--status", action="store_true", help="of a sweep: which runs are done, running, failed, missing")
+    parser.add_argument("--under", type=int, metavar="N", help="name the best setting with at most N adapter parameters")
     parser.add_argument("--output", type=Path, help="where to write (default: DIR/report)")
+    parser.add_argument("--wandb", action="store_true", help="log the table and the pictures to W&B, in the runs' project")
     options = parser.parse_args(arguments)
     try:
         if options.status:
             print("\n".join(line for folder in options.folders for line in status(folder)))
             return
-        text, folder = report(options.folders, options.against, options.last, options.output)
+        text, folder = report(options.folders, options.against, options.last, options.output, options.under)
+        logged = log_report(options.folders, folder) if options.wandb else None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(text)
-    print(f"written: {folder}/")
+    print(f"written: {folder}/, to look at: {folder / 'report.html'}")
+    if logged:
+        print(f"logged to W&B: {logged}")
 
 
 def status(folder: Path) -> list[str]:
@@ -61,42 +68,74 @@ def status(folder: Path) -> list[str]:
 
 
 def report(
-    folders: Sequence[Path], against: str | None = None, last: bool = False, output: Path | None = None
+    folders: Sequence[Path],
+    against: str | None = None,
+    last: bool = False,
+    output: Path | None = None,
+    under: int | None = None,
 ) -> tuple[str, Path]:
-    """Write report.md, table.csv, table.tex and pictures; returns the report's text and its folder. Raises `UserError`."""
-    runs, unfinished = read_runs(folders)
+    """Write report.html, report.md, the tables and pictures; returns the text and the folder. Raises `UserError`."""
+    if under is not None and under < 0:
+        raise UserError(f"--under {under}: a number of adapter parameters, 0 or more")
+    runs, left_out = read_runs(folders)
     table = build_table(runs, last)
     reference = find_setting(table, against)
     output = output or folders[0] / "report"
     output.mkdir(parents=True, exist_ok=True)
-    text = report_text(table, differences_markdown(table, reference, differences(table, reference)), unfinished)
+    text = report_text(table, differences_markdown(table, reference, differences(table, reference)), left_out, under)
     (output / "report.md").write_text(text)
     (output / "table.csv").write_text(as_csv(table))
     (output / "table.tex").write_text(latex(table))
-    for name, figure in pictures(table, runs).items():
-        for ending in ("png", "svg"):
-            figure.savefig(output / f"{name}.{ending}", dpi=150)
+    pictures = draw_pictures(table, runs)
+    for picture in pictures:
+        save(picture, output)
+    title = ", ".join(folder.resolve().name for folder in folders)
+    tables = (table, replace(table, last=not last))
+    content = Report(title, folders, tables, reference, table.runs(), left_out, pictures, under)
+    (output / "report.html").write_text(page(content), encoding="utf-8")
     return text, output
 
 
-def report_text(table: Table, compared: str, unfinished: Sequence[str]) -> str:
+def report_text(table: Table, compared: str, left_out: Sequence[LeftOut], under: int | None = None) -> str:
     """The report as markdown."""
     which = "of the last epoch" if table.last else "of the best epoch at budget"
-    parts = [f"Scores {which}: mean ± standard deviation over seeds.\n\n{markdown(table)}"]
+    parts = [
+        f"{headline(table, standings(table))}\n",
+        f"Scores {which}: mean ± standard deviation over seeds.\n\n{markdown(table)}",
+    ]
     if table.implied:
         parts.append(f"Along with these settings, others differ: {', '.join(table.implied)}.\n")
     if len(table.settings) > 1:
         parts.append(compared)
     if agreements := _agreements(table):
         parts.append(f"Do ranks fall alike under other seeds? Mean rank correlation over matrices:\n\n{agreements}")
-    if unfinished:
-        parts.append("Left out:\n\n" + "".join(f"- {line}\n" for line in unfinished))
+    if sizes := _sizes(table, under):
+        parts.append(sizes)
+    if left_out:
+        parts.append("Left out:\n\n" + "".join(f"- {one}\n" for one in left_out))
     return "\n".join(parts)
 
 
-def _agreements(table: Table) -> str:
-    from dynarank.report.plots import rank_agreement
+def _sizes(table: Table, under: int | None) -> str:
+    """The best setting for any number of adapter parameters; with at most `under` of them where that is given."""
+    lines = []
+    for task in table.tasks if len(table.settings) > 1 else []:
+        points = sizes_and_scores(table, task)
+        chosen = undominated(points)
+        if under is not None:
+            best = best_under(points, under)
+            chosen = [best] if best else []
+            lines += [] if best else [f"- {task}: no setting is so small\n"]
+        lines += [f"- {task}, {p.parameters:,.0f}: {table.label(p.setting)}, {number(p.score)}\n" for p in chosen]
+    head = (
+        "Best mean score with no more adapter parameters"
+        if under is None
+        else f"Best with at most {under:,} adapter parameters"
+    )
+    return f"{head}:\n\n{''.join(lines)}" if lines else ""
 
+
+def _agreements(table: Table) -> str:
     lines = []
     for setting in table.settings:
         for task in table.tasks:
@@ -104,18 +143,6 @@ def _agreements(table: Table) -> str:
             if not math.isnan(agreement):
                 lines.append(f"- {table.label(setting)}, {task}: {agreement:.2f}\n")
     return "".join(lines)
-
-
-def pictures(table: Table, runs: Sequence[Run]) -> dict[str, Figure]:
-    """Figures by file name; a run's own where there is one alone."""
-    from dynarank.report.plots import draw_allocation, draw_budget_against_quality, draw_curves
-
-    found = {f"curves_{task}": draw_curves(table, task) for task in table.tasks}
-    if len(table.settings) > 1:
-        found |= {f"budget_quality_{task}": draw_budget_against_quality(table, task) for task in table.tasks}
-    if len(runs) == 1 and "budget/scheduled" in runs[0].history:
-        found["allocation"] = draw_allocation(runs[0])
-    return found
 
 
 if __name__ == "__main__":

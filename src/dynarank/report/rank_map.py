@@ -68,6 +68,19 @@ def _grid(places: Mapping[Place, int], stack: str) -> tuple[list[str], np.ndarra
     return matrices, values
 
 
+def rank_grid(ranks: Mapping[str, int]) -> tuple[list[str], np.ndarray]:
+    """All stacks above each other: matrix names, after their stack's if there are several, and ranks (matrices, layers)."""
+    places = {place(name): rank for name, rank in ranks.items()}
+    stacks = list(dict.fromkeys(spot.stack for spot in places))
+    grids = [_grid(places, stack) for stack in stacks]
+    columns = max(values.shape[1] for _, values in grids)
+    wide = [np.pad(values, ((0, 0), (0, columns - values.shape[1])), constant_values=np.nan) for _, values in grids]
+    common = set.intersection(*(set(stack.split(".")) for stack in stacks))
+    own = [".".join(part for part in stack.split(".") if part not in common) for stack in stacks]
+    names = [f"{stack} {matrix}".strip() for stack, (matrices, _) in zip(own, grids, strict=True) for matrix in matrices]
+    return names, np.concatenate(wide)
+
+
 def _panel(axes: Axes, matrices: list[str], values: np.ndarray, largest: int) -> AxesImage:
     image = axes.imshow(values, vmin=0, vmax=largest, cmap="cividis", aspect="auto")
     axes.set_yticks(range(len(matrices)), matrices, fontsize=8)

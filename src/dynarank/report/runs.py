@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,36 +52,87 @@ class Run:
         return dict(_json(self.folder / "ranks.json")) if (self.folder / "ranks.json").is_file() else {}
 
     @cached_property
+    def prunings(self) -> list[tuple[int, dict[str, int]]]:
+        """Optimizer step and rank by matrix after every pruning; the final ranks alone where no history was kept."""
+        if (self.folder / "rank_history.json").is_file() and (history := _json(self.folder / "rank_history.json")):
+            return [(int(one["step"]), dict(one["ranks"])) for one in history]
+        return [(int(self.results.get("total_steps", 0)), self.ranks)] if self.ranks else []
+
+    @cached_property
     def history(self) -> pd.DataFrame:
         """metrics.csv."""
         import pandas as pd
 
         return pd.read_csv(self.folder / "metrics.csv")
 
+    @cached_property
+    def overrides(self) -> list[str] | None:
+        """What was given on the command line; None where it is not recorded."""
+        record = self.folder / ".hydra" / "overrides.yaml"
+        if not record.is_file():
+            return None
+        from omegaconf import OmegaConf
 
-def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """All finished runs in or below the folders, and a line for each that is not: those that are over budget, too.
+        return [str(one) for one in OmegaConf.load(record)]
+
+    @property
+    def command(self) -> str | None:
+        """The command that repeats this run alone, for a shell; None where its overrides are not recorded."""
+        if self.overrides is None:
+            return None
+        given = [one for one in self.overrides if not one.lstrip("+").startswith("sweep.")]
+        if any(one.lstrip("+").startswith("experiment=") for one in given):
+            given.append("hydra.mode=RUN")  # the experiment may be a sweep
+        return shlex.join(["python", "train.py", *given])
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run's folder that is not reported on."""
+
+    folder: Path
+    reason: str
+    output: str = ""
+    """What a failed run said last."""
+
+    def __str__(self) -> str:
+        return f"{self.folder}: {self.reason}"
+
+
+def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+    """All finished runs in or below the folders, and those that are left out: unfinished, failed, over budget.
 
     Raises:
         UserError: a folder does not exist, or none holds a finished run.
     """
-    runs, unfinished = [], []
+    runs, left_out = [], []
     for folder in _folders(places):
         if not (folder / "metrics.json").is_file():
-            unfinished.append(f"{folder}: not finished (no metrics.json)")
+            left_out.append(_unfinished(folder))
             continue
         results = _json(folder / "metrics.json")
         if not results["at_budget"]:
-            unfinished.append(f"{folder}: ended before its ranks were frozen, so it is over budget and left out")
+            left_out.append(LeftOut(folder, "ended before its ranks were frozen, so it is over budget and left out"))
             continue
-        runs.append(Run(folder, _settings(folder), results))
+        settings = _settings(folder)
+        if "model.name" in settings:
+            settings["model.name"] = results["model"]  # in the configuration it may follow from the model's path
+        runs.append(Run(folder, settings, results))
     if not runs:
-        raise UserError(f"no finished run in {', '.join(map(str, places))}{_listed(unfinished)}")
-    return runs, unfinished
+        raise UserError(f"no finished run in {', '.join(map(str, places))}{_listed(left_out)}")
+    return runs, left_out
 
 
-def _listed(lines: Sequence[str]) -> str:
-    return "".join(f"\n  {line}" for line in lines)
+def _unfinished(folder: Path) -> LeftOut:
+    if not (folder / "error.txt").is_file():
+        return LeftOut(folder, "not finished (no metrics.json)")
+    lines = (folder / "error.txt").read_text(errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return LeftOut(folder, f"failed: {(errors or lines or ['it said nothing'])[-1]}", "\n".join(lines))
+
+
+def _listed(left_out: Sequence[LeftOut]) -> str:
+    return "".join(f"\n  {one}" for one in left_out)
 
 
 def _folders(places: Sequence[Path]) -> Iterator[Path]:

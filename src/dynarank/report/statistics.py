@@ -54,7 +54,7 @@ class Comparison:
     p_t: float
     """Paired t test."""
     p_permutation: float
-    """Exact sign-flip test; cannot fall below 2 / 2^n: 0.0625 with 5 seeds."""
+    """Exact sign-flip test; cannot fall below 2 / 2^n: 0.0625 with 5 seeds. NaN beyond `EXACT_LIMIT` seeds."""
 
 
 def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Comparison:
@@ -64,7 +64,8 @@ def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> C
     if n < 2:
         return Comparison(mean, n, math.nan, math.nan, math.nan, math.nan)
     low, high = _bootstrap(differences, seed)
-    return Comparison(mean, n, low, high, paired_t(differences), permutation(differences))
+    exact = permutation(differences) if n <= EXACT_LIMIT else math.nan
+    return Comparison(mean, n, low, high, paired_t(differences), exact)
 
 
 def paired_t(differences: np.ndarray) -> float:
@@ -77,9 +78,11 @@ def paired_t(differences: np.ndarray) -> float:
 
 
 def permutation(differences: np.ndarray) -> float:
-    """p of the exact sign-flip test of the mean. Raises `ValueError` beyond `EXACT_LIMIT` seeds."""
+    """p of the exact sign-flip test of the mean; NaN if a difference is. Raises `ValueError` beyond `EXACT_LIMIT` seeds."""
     if len(differences) > EXACT_LIMIT:
         raise ValueError(f"{len(differences)} seeds: the exact test counts 2^n flips, and stops at n = {EXACT_LIMIT}")
+    if np.isnan(differences).any():
+        return math.nan
     flips = np.asarray(list(itertools.product((1, -1), repeat=len(differences))))
     means = np.abs((flips * differences).mean(axis=1))
     return float((means >= abs(float(differences.mean())) - 1e-12).mean())
@@ -100,3 +103,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(known) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def chance_correlation(n: int) -> float:
+    """The rank correlation over n things that unrelated orders exceed, either way, one time in twenty; 1 for n < 3."""
+    if n < 3:
+        return 1.0
+    t = float(stats.t.ppf((1 + LEVEL) / 2, n - 2))
+    return t / math.sqrt(n - 2 + t * t)

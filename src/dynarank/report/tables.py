@@ -11,7 +11,7 @@ from typing import Any
 
 from dynarank.errors import UserError, nearest
 from dynarank.report.runs import OPEN, Run, implied, varied
-from dynarank.report.statistics import EXACT_LIMIT, Comparison, Summary, compare, holm, summarize
+from dynarank.report.statistics import Comparison, Summary, compare, holm, summarize
 
 Setting = tuple[Any, ...]
 ALPHA = 0.05
@@ -34,6 +34,15 @@ class Table:
     implied: list[str] = field(default_factory=list)
     """Settings that differ along with the keys."""
 
+    def setting(self, run: Run) -> Setting:
+        """A run's values of the keys."""
+        return tuple(run.settings.get(key, OPEN) for key in self.keys)
+
+    def runs(self) -> list[Run]:
+        """All runs, by task, setting and seed."""
+        cells = [self.cells.get((setting, task), {}) for task in self.tasks for setting in self.settings]
+        return [run for cell in cells for _, run in sorted(cell.items())]
+
     def scores(self, setting: Setting, task: str) -> dict[int, float]:
         """By seed; empty where there is no run."""
         return {seed: run.score(self.last) for seed, run in self.cells.get((setting, task), {}).items()}
@@ -43,9 +52,10 @@ class Table:
         return summarize(scores) if scores else None
 
     def label(self, setting: Setting) -> str:
-        """The setting in words."""
+        """The setting in words; the method's name where nothing varies."""
         pairs = zip(self.keys, setting, strict=True)
-        return ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs if value != OPEN) or "all"
+        words = ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs if value != OPEN)
+        return words or str(self.runs()[0].results["method"])
 
 
 def build_table(runs: Sequence[Run], last: bool = False) -> Table:
@@ -84,7 +94,7 @@ class Difference:
     def verdict(self) -> str:
         """What may be said: higher, lower, or not told apart."""
         if math.isnan(self.p_holm):
-            return "one seed tells nothing"
+            return "one seed tells nothing" if self.found.n < 2 else "a score is missing"
         if self.p_holm > ALPHA:
             return "not told apart"
         return "higher" if self.found.difference > 0 else "lower"
@@ -97,7 +107,7 @@ def differences(table: Table, against: Setting) -> list[Difference]:
         for task in table.tasks:
             mine, theirs = table.scores(setting, task), table.scores(against, task)
             seeds = sorted(mine.keys() & theirs.keys())
-            if setting != against and seeds and len(seeds) <= EXACT_LIMIT:
+            if setting != against and seeds:
                 found.append((setting, task, compare([mine[s] for s in seeds], [theirs[s] for s in seeds])))
     adjusted = holm([one.p_t for _, _, one in found])
     return [Difference(*parts, p) for parts, p in zip(found, adjusted, strict=True)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dynarank.errors import check_name
+
 ARCHITECTURES = ("encoder", "decoder", "encoder-decoder")
 METRICS = {
     "class": ("accuracy", "f1", "matthews"),
@@ -59,6 +61,7 @@ class TaskConfig:
     """Rows scored while training, a seeded sample; the selected epoch is scored on all. null: all, always."""
 
     def __post_init__(self) -> None:
+        check_name("task.name", self.name)
         for name in ("lr", "epochs", "batch_size", "max_train_rows", "max_validation_rows", "validation_sample"):
             value = getattr(self, name)
             if value is not None and not value > 0:

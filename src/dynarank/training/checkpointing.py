@@ -86,10 +86,11 @@ class Checkpoints(Callback):
     def _restore(self, trainer: pl.Trainer) -> None:
         assert self._pending is not None
         restore_random_state(self._pending["random"][trainer.global_rank])
-        # Lightning takes a checkpoint for one saved inside a batch, and counts that batch again.
+        # Lightning takes a checkpoint for one saved inside a batch, and counts that batch, or a validation, again.
         loop = trainer.fit_loop.epoch_loop
         loop._batches_that_stepped = self._pending["batches_that_stepped"]
         loop.batch_progress.total.ready = loop.batch_progress.total.completed + 1
+        loop.val_loop.batch_progress.load_state_dict(self._pending["validation_progress"])
         self._pending = None
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
@@ -156,6 +157,7 @@ class Checkpoints(Callback):
         checkpoint["rest"] = {
             "random": states,
             "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "validation_progress": trainer.fit_loop.epoch_loop.val_loop.batch_progress.state_dict(),
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

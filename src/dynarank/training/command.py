@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dynarank.errors import Interrupted, UserError, nearest
+from dynarank.redaction import redact
+from dynarank.training.guard import guarded, refuse_pickle
 
 SHORT = "DYNARANK_SHORT_ERRORS"
 """Tells a sweep's processes that HYDRA_FULL_ERROR was set here, not by the user."""
@@ -27,7 +29,12 @@ def user_errors(conf: Path) -> Iterator[None]:
     if not full:
         os.environ[SHORT] = "1"
     try:
-        yield
+        refuse_pickle(sys.argv[1:])
+        with guarded():
+            yield
+    except KeyboardInterrupt as error:
+        print(f"stopped. {error}".strip(), file=sys.stderr)
+        sys.exit(130)
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)
@@ -36,7 +43,7 @@ def user_errors(conf: Path) -> Iterator[None]:
         message = _message(error, conf)
         if message is None or full:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {redact(message)}", file=sys.stderr)
         sys.exit(2)
     finally:
         if not full:
@@ -77,9 +84,12 @@ def go_on(command: list[str], folder: Path | None) -> str:
 def _message(error: Exception, conf: Path) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, YAMLError):
+        return f"a configuration file is no YAML: {error}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = error.__cause__
         reason = f" {cause}" if isinstance(cause, OmegaConfBaseException) else ""

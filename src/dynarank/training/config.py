@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,6 +155,8 @@ class LoggerConfig:
     def __post_init__(self) -> None:
         _one_of("logger.tracker", self.tracker, TRACKERS)
         _one_of("logger.mode", self.mode, WANDB_MODES)
+        if not 0 < len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
+            raise ValueError(f"logger.project = {self.project!r}: 1 to 128 characters, and none of / \\ # ? % :")
 
 
 @dataclass
@@ -221,12 +225,27 @@ def register_schemas() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: path.rstrip("/").rpartition("/")[2], replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainConfig)
     for path, schema in SCHEMAS.items():
         group, _, name = path.rpartition("/")
         store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems take 255, of which a sweep's number needs some."""
+
+
+def folder_name(text: str) -> str:
+    """A text as the name of one folder: no way out of its parent, and never too long."""
+    name = re.sub(r"[/\\\x00-\x1f\x7f]", "_", str(text))
+    name = f"_{name[1:]}" if name.startswith(".") else name
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name.encode()[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
 
 
 def to_config(composed: Any) -> TrainConfig:

@@ -135,7 +135,7 @@ class TaskData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         sampler = self._sampler(self._rank)
         sampler.skip, self._position = self._position % self.batches_per_epoch, 0
-        more = {"batch_size": self.batch_size // self.world_size, "sampler": sampler, "generator": torch.Generator()}
+        more = {"batch_size": self.batch_size // self.world_size, "sampler": sampler}
         return self._loader(self.task.train_features, TrainLoader, **more)
 
     @property
@@ -165,6 +165,7 @@ class TaskData(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or starting worker processes would draw on the training's, once a process
             **more,
         )
 

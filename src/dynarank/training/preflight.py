@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dynarank.errors import UserError
-from dynarank.hub import HubSilent, Source, hub_silent_message, locate
+from dynarank.hub import HubSilent, Source, hub_silent_message, locate, warn_of_remote_code
 from dynarank.tasks.sources import locate_data
 from dynarank.training.config import TrainConfig, TrainerConfig
 
@@ -64,7 +64,9 @@ def _cpu_has_bf16() -> bool:
 
 def find_model(config: TrainConfig) -> Source:
     """Where the model is. Raises `UserError`."""
-    return locate("models", "model.path", config.model.path, config.hub.root, config.model.revision)
+    source = locate("models", "model.path", config.model.path, config.hub.root, config.model.revision)
+    warn_of_remote_code(config.model, source)
+    return source
 
 
 def locate_model(config: TrainConfig) -> Source:

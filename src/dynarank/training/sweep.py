@@ -9,71 +9,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dynarank.errors import UserError
+from dynarank.training.executors import Executor
+from dynarank.training.point import POINT, START_OVER, Job, Point
 
 log = logging.getLogger(__name__)
 
 OWN = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper", "hydra.mode", "hydra.run.dir")
 """Hydra's settings that are the sweep's, not a point's."""
-ERROR_LINES = 40
-POINT = "DYNARANK_SWEEP_POINT"
-"""Set in the processes of a sweep."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A run of a sweep."""
-
-    number: int
-    folder: Path
-    overrides: list[str]
-
-    @property
-    def finished(self) -> bool:
-        """Whether its folder holds a finished run of these very overrides."""
-        record = self.folder / ".hydra" / "overrides.yaml"
-        if not ((self.folder / "metrics.json").is_file() and record.is_file()):
-            return False
-        from omegaconf import OmegaConf
-
-        theirs = [str(one) for one in OmegaConf.load(record)]
-        return _essential(theirs) == _essential(self.overrides)
-
-    @property
-    def score(self) -> float:
-        """The selecting metric. Of a finished run."""
-        results = json.loads((self.folder / "metrics.json").read_text())
-        value = results["metrics"][results["selected"]["metric"]]
-        return float("nan") if value is None else float(value)
-
-    def status(self) -> str:
-        """done, running, failed or missing."""
-        if self.finished:
-            return "done"
-        if _alive(self.folder / "running.json"):
-            return "running"
-        return "failed" if (self.folder / "error.txt").is_file() else "missing"
-
-
-def _essential(overrides: Sequence[str]) -> list[str]:
-    return sorted(one for one in overrides if not one.lstrip("+").startswith("sweep."))
-
-
-def _alive(record: Path) -> bool:
-    try:
-        os.kill(int(json.loads(record.read_text())["pid"]), 0)
-    except (OSError, ValueError, KeyError):
-        return False
-    return True
 
 
 def read_sweep(folder: Path) -> list[Point]:
@@ -85,34 +34,79 @@ def read_sweep(folder: Path) -> list[Point]:
 
 
 def launch(
-    context: Any, config: Any, job_overrides: Sequence[Sequence[str]], first: int, n_jobs: int, devices: Sequence[int]
+    context: Any, config: Any, job_overrides: Sequence[Sequence[str]], first: int, executor: Executor, resume: bool = False
 ) -> list[Any]:
-    """Run all points; returns Hydra's job returns, of which a failed one raises when it is looked at."""
+    """Run all points; returns Hydra's job returns, of which a failed one raises when it is looked at.
+
+    With `resume`, as with sweep.resume=true, those that are finished are left out, and those that were begun go on; a
+    sampling sweeper sets it.
+    """
     if POINT in os.environ:
         raise UserError("a point of a sweep would start a sweep of its own: take -m or hydra.mode out of its overrides")
-    if n_jobs < 1:
-        raise UserError(f"hydra.launcher.n_jobs = {n_jobs}: at least 1")
+    executor.check()
+    resume, sampled = resume or bool(config.sweep.resume), resume
     composed = [_compose(context, config, overrides, first + index) for index, overrides in enumerate(job_overrides)]
     check_sources(composed)
     points = [_point(one, overrides) for one, overrides in zip(composed, job_overrides, strict=True)]
     sweep = Path(str(config.hydra.sweep.dir))
+    todo = [point for point in points if not (resume and point.finished)]
+    refuse_running(todo)
     _record(sweep, points)
-    todo = [point for point in points if not (config.sweep.resume and point.finished)]
-    log.info("sweep of %d runs in %s%s", len(points), sweep, "" if len(todo) == len(points) else f", {len(todo)} to go")
-    free: queue.Queue[int] = queue.Queue()
-    for device in devices:
-        free.put(device)
+    if not sampled:
+        log.info("sweep of %d runs in %s%s", len(points), sweep, "" if todo == points else f", {len(todo)} to go")
+    try:
+        jobs = _jobs(todo, points, config, sweep)
+        executor.run([job.going_on() if resume and job.point.begun else job for job in jobs], sweep)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Go on: the same command with sweep.resume=true hydra.sweep.dir={sweep}") from None
+    return [_job_return(point, sweep) for point in points]
+
+
+def refuse_running(points: Sequence[Point]) -> None:
+    """Raise `UserError` where a run is at work still, started by an earlier command: two would mix in one folder."""
+    running = [point for point in points if point.status() == "running"]
+    if running:
+        raise UserError(
+            f"{len(running)} of these runs are at work still, the first being #{running[0].number} "
+            f"({running[0].folder / 'running.json'} says where; remove it if that is not so). Wait for them, or end them, "
+            "and give the same command again"
+        )
+
+
+def _jobs(todo: Sequence[Point], points: Sequence[Point], config: Any, sweep: Path) -> list[Job]:
+    """The plain command of each point that is to be run."""
     common = [one for one in config.hydra.overrides.hydra if not one.lstrip("+~").startswith(OWN)]
     shared = set.intersection(*(set(point.overrides) for point in points)) if len(points) > 1 else set()
-
-    def run(point: Point) -> None:
+    environment = tracker_environment(config, sweep, points[0])
+    script = str(Path(sys.argv[0]).resolve())
+    jobs = []
+    for point in todo:
+        placed = replace(point, folder=point.folder.resolve())
+        path = str(placed.folder).replace("\\", "\\\\").replace("'", "\\'")
+        # An experiment may say hydra.mode=MULTIRUN, which must not reach its points: each would sweep again.
+        command = [
+            sys.executable,
+            script,
+            *point.overrides,
+            *common,
+            START_OVER,
+            "hydra.mode=RUN",
+            f"hydra.run.dir='{path}'",
+        ]
         shown = " ".join(one for one in point.overrides if one not in shared) or "(defaults)"
-        log.info("#%d of %d starts: %s", point.number, len(points), shown)
-        _run(point, common, n_jobs, free if devices else None)
+        jobs.append(Job(placed, command, Path.cwd(), environment, shown))
+    return jobs
 
-    with ThreadPoolExecutor(n_jobs) as pool:
-        list(pool.map(run, todo))  # after Ctrl-C, map cancels what has not started; those at work have had it too, and end
-    return [_job_return(point, sweep) for point in points]
+
+def tracker_environment(config: Any, sweep: Path, point: Point) -> dict[str, str]:
+    """W&B's own variables, by which the runs of a sweep share a group and tags: its experiment, and what varies."""
+    fixed = set(config.hydra.overrides.task)
+    axes = [one.partition("=")[0].lstrip("+") for one in point.overrides if one not in fixed]
+    given = [os.environ["WANDB_TAGS"]] if os.environ.get("WANDB_TAGS") else []
+    experiment = config.hydra.runtime.choices.get("experiment")
+    tags = [*given, *([str(experiment)] if experiment else []), *(axis for axis in axes if axis != "seed")]
+    group = os.environ.get("WANDB_RUN_GROUP") or sweep.resolve().name
+    return {"WANDB_RUN_GROUP": group, "WANDB_TAGS": ",".join(tags)}
 
 
 def _compose(context: Any, config: Any, overrides: Sequence[str], number: int) -> Any:
@@ -137,7 +131,10 @@ def check_sources(composed: Sequence[Any]) -> None:
 
 
 def _point(composed: Any, overrides: Sequence[str]) -> Point:
-    folder = Path(str(composed.hydra.sweep.dir)) / str(composed.hydra.sweep.subdir)
+    sweep, subdir = Path(str(composed.hydra.sweep.dir)), str(composed.hydra.sweep.subdir)
+    folder = sweep / subdir
+    if not folder.resolve().is_relative_to(sweep.resolve()):
+        raise UserError(f"hydra.sweep.subdir = {subdir}: leaves the sweep's folder, {sweep}. Name one inside it")
     return Point(int(composed.hydra.job.num), folder, list(overrides))
 
 
@@ -155,53 +152,6 @@ def _record(sweep: Path, points: Sequence[Point]) -> None:
     temporary.replace(sweep / "sweep.json")
 
 
-def _run(point: Point, common: Sequence[str], n_jobs: int, free: queue.Queue[int] | None) -> None:
-    """One point in a process of its own; its output goes to its folder."""
-    point.folder.mkdir(parents=True, exist_ok=True)
-    for stale in ("error.txt", "metrics.json"):
-        (point.folder / stale).unlink(missing_ok=True)
-    path = str(point.folder).replace("\\", "\\\\").replace("'", "\\'")
-    script = str(Path(sys.argv[0]).resolve())
-    # An experiment may say hydra.mode=MULTIRUN, which must not reach its points: each would sweep again.
-    command = [sys.executable, script, *point.overrides, *common, "hydra.mode=RUN", f"hydra.run.dir='{path}'"]
-    device = free.get() if free is not None else None
-    output = point.folder / "output.txt"
-    try:
-        with output.open("w") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=_environment(n_jobs, device))
-            (point.folder / "running.json").write_text(json.dumps({"pid": process.pid}))
-            code = process.wait()
-    except BaseException:  # Ctrl-C: the child has it too, and what is finished stays
-        process.wait()
-        raise
-    finally:
-        (point.folder / "running.json").unlink(missing_ok=True)
-        if free is not None and device is not None:
-            free.put(device)
-    if code or not point.finished:
-        lines = output.read_text(errors="replace").splitlines()
-        (point.folder / "error.txt").write_text("\n".join([f"exit code {code}", *lines[-ERROR_LINES:]]) + "\n")
-        log.info("#%d failed: %s", point.number, _reason(lines))
-    else:
-        log.info("#%d done: %.4f", point.number, point.score)
-
-
-def _environment(n_jobs: int, device: int | None) -> dict[str, str]:
-    environment = {**os.environ, POINT: "1"}
-    if n_jobs > 1:  # or their threads spin at each other's barriers
-        threads = max(1, (os.cpu_count() or 1) // n_jobs)
-        for name, value in (("OMP_NUM_THREADS", threads), ("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", 0)):
-            environment.setdefault(name, str(value))
-    if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(device)
-    return environment
-
-
-def _reason(lines: Sequence[str]) -> str:
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["no output"])[-1].removeprefix("error: ")
-
-
 def _job_return(point: Point, sweep: Path) -> Any:
     from hydra.core.utils import JobReturn, JobStatus
 
@@ -210,10 +160,9 @@ def _job_return(point: Point, sweep: Path) -> Any:
         found.status, found.return_value = JobStatus.COMPLETED, point.score
         return found
     states = [one.status() for one in read_sweep(sweep)]
-    reason = _reason((point.folder / "error.txt").read_text().splitlines())
     found.status = JobStatus.FAILED
     found.return_value = UserError(
-        f"{states.count('failed')} of {len(states)} runs failed, the first being #{point.number}: {reason}\n"
+        f"{states.count('failed')} of {len(states)} runs failed, the first being #{point.number}: {point.failure()}\n"
         f"  It says more in {point.folder / 'output.txt'}. The others are finished; once it is mended:\n"
         f"  the same command with sweep.resume=true hydra.sweep.dir={sweep}"
     )

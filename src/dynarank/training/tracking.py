@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import netrc
 import os
+import secrets
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from dynarank.training.config import TrainConfig
 from dynarank.training.distributed import is_first
+from dynarank.training.wandb_mode import wandb_mode
 
 
 def build_loggers(config: TrainConfig, folder: Path, rows: int = 0) -> list[Logger]:
     """metrics.csv in the run's folder, and W&B unless logger.tracker=none. A resumed run keeps the first `rows` rows."""
     loggers: list[Logger] = [_csv(folder, rows)]
     if config.logger.tracker == "wandb" and is_first():
-        loggers.append(_wandb(config, folder))
+        loggers.append(_wandb(config, folder, resumed=rows > 0))
     return loggers
 
 
@@ -36,33 +37,37 @@ def _csv(folder: Path, rows: int) -> CSVLogger:
     return logger
 
 
-def wandb_mode(stated: str) -> str:
-    """The mode that needs no prompt: as stated, else WANDB_MODE, else online when a key is at hand, else offline."""
-    if stated != "auto":
-        return stated
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
+def run_tags(config: TrainConfig) -> list[str]:
+    """Task, method and model, and those that WANDB_TAGS names: a sweep's, and the user's own."""
+    named = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
+    tags = [config.task.name, config.method.name, config.model.name, *named]
+    return list(dict.fromkeys(tag[:64] for tag in tags if tag))  # W&B takes no longer ones
 
 
-def _has_login() -> bool:
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    try:
-        return netrc.netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+def _run_id(folder: Path, resumed: bool) -> str:
+    """The run's name for W&B, kept in its folder, so that a resumed one goes on in the same curves."""
+    record = folder / "wandb" / "run_id"
+    if resumed and record.is_file():
+        return record.read_text().strip()
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(secrets.token_hex(4) + "\n")
+    return _run_id(folder, resumed=True)
 
 
-def _wandb(config: TrainConfig, folder: Path) -> WandbLogger:
+def _wandb(config: TrainConfig, folder: Path, resumed: bool) -> WandbLogger:
     import wandb
 
     name = f"{config.task.name}-{config.method.name}-r{config.budget.target}-{config.model.name}-seed{config.seed}"
-    settings = wandb.Settings(mode=wandb_mode(config.logger.mode), console="off", silent=True)
+    # Else W&B keeps the command line, the program, the account's mail address and git's remote, which can hold a password.
+    private = {"x_disable_meta": True, "save_code": False, "disable_git": True, "console": "off"}
+    settings = wandb.Settings(mode=wandb_mode(config.logger.mode), silent=True, **private)
     experiment = wandb.init(
         dir=folder,
         name=name,
+        id=_run_id(folder, resumed),
+        resume="allow",
         project=config.logger.project,
-        tags=[config.task.name, config.method.name, config.model.name],
+        tags=run_tags(config),
         config=asdict(config),
         settings=settings,
         reinit="finish_previous",  # a failed run of a sweep leaves its own open

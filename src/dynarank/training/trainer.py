@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
@@ -64,7 +65,7 @@ def build_trainer(config: TrainConfig, folder: Path, prepared: Prepared, checkpo
         enable_progress_bar=any(isinstance(callback, RichProgressBar) for callback in callbacks),
         logger=build_loggers(config, folder, rows),
         callbacks=callbacks,
-        plugins=[DurableIO()],
+        plugins=[DurableIO(), *_own_requeueing()],
         default_root_dir=folder,
     )
 
@@ -76,6 +77,11 @@ def validation_interval(batches: int, per_epoch: int, accumulate: int) -> int | 
     """
     every = batches // (per_epoch * accumulate) * accumulate
     return 1.0 if per_epoch == 1 or every == 0 else every
+
+
+def _own_requeueing() -> list[SLURMEnvironment]:
+    """Under Slurm, keep Lightning from saving and requeueing inside a signal handler: `Checkpoints` and the launcher do."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _on_terminal() -> bool:

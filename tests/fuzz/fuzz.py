@@ -1,0 +1,185 @@
+"""Coverage-guided fuzzing of what may come from strangers: configurations, and an adapter's files. Not run by pytest.
+
+python tests/fuzz/fuzz.py config -max_total_time=120
+python tests/fuzz/fuzz.py adapter -max_total_time=120
+
+Anything but a user's error is a finding, which libFuzzer writes to a file beside; give that file to see it again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+import atheris
+
+with atheris.instrument_imports(include=["dynarank", "omegaconf"]):
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from dynarank import adapter_files, predict
+    from dynarank.errors import UserError
+    from dynarank.hub import HubConfig
+    from dynarank.training.config import register_schemas, setting_names, to_config
+    from dynarank.training.guard import guarded
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import CONF, tiny_roberta, write_model
+
+HYDRA = [
+    *("hydra.callbacks.x", "hydra.job_logging.filters.x", "hydra.job.env_set.X", "hydra.run.dir", "hydra.sweep.subdir"),
+    *("hydra.launcher", "hydra.verbose", "hydra.searchpath", "hydra.mode", "hydra/launcher", "hydra.output_subdir"),
+]
+VALUES = [
+    *(
+        "null",
+        "-1",
+        "0",
+        "1e999",
+        "nan",
+        "[]",
+        "{}",
+        "[1,a]",
+        "{a:1}",
+        "???",
+        "''",
+        "true",
+        "1" + "0" * 30,
+        "1,2",
+        "range(3)",
+    ),
+    *(
+        "${seed}",
+        "${.seed}",
+        "${oc.env:HOME}",
+        "${oc.create:'{a: 1}'}",
+        "{_target_: os.system}",
+        "\\${x}",
+        "${..}",
+        "glob(*)",
+    ),
+    *("${hydra:x}", "${folder_name:a}", "${basename:${model}}", "[[[[]]]]", "'\\u0000'"),
+]
+
+
+def config_target() -> Callable[[bytes], None]:
+    """Compose, check and type a few overrides, and a file of the user's."""
+    register_schemas()
+    names = [*setting_names(), *HYDRA, "model", "task", "method", "budget", "experiment", "scale"]
+    folder = Path(tempfile.mkdtemp())
+
+    def one(data: bytes) -> None:
+        give = atheris.FuzzedDataProvider(data)
+        overrides = ["output_dir=x"]
+        for _ in range(give.ConsumeIntInRange(0, 3)):
+            name = give.PickValueInList(names) if give.ConsumeProbability() < 0.9 else give.ConsumeUnicodeNoSurrogates(12)
+            value = give.PickValueInList(VALUES) if give.ConsumeBool() else give.ConsumeUnicodeNoSurrogates(20)
+            overrides.append(f"{give.PickValueInList(['', '+', '++', '~'])}{name}={value}")
+        text = give.ConsumeUnicodeNoSurrogates(60) if give.ConsumeBool() else "seed: 3"
+        (folder / "own.yaml").write_text(f"defaults: [train, _self_]\n{text}\n", encoding="utf-8")
+        try:
+            with guarded(), hydra.initialize_config_dir(str(folder), version_base="1.3"):
+                overrides.append(f"hydra.searchpath=[file://{CONF}]")
+                composed = hydra.compose("own", overrides=overrides)
+                to_config(composed)
+        except (UserError, HydraException, OmegaConfBaseException, YAMLError):
+            pass  # what the command turns into one message
+        finally:
+            GlobalHydra.instance().clear()
+
+    return one
+
+
+def adapter_target() -> Callable[[bytes], None]:
+    """Damage one file of an honest adapter, and load what is left as predict does; the base is loaded once."""
+    import peft
+    from transformers import AutoModelForSequenceClassification
+
+    from dynarank import models
+
+    hub, folder = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
+    write_model(hub / "models" / "org" / "m", tiny_roberta())
+    base = AutoModelForSequenceClassification.from_pretrained(hub / "models/org/m")
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["query"], task_type="SEQ_CLS")
+    peft.get_peft_model(copy.deepcopy(base), config).save_pretrained(folder)
+    task = {"name": "cola", "family": "text_classification", "select": "accuracy", "columns": {"text": "a"}}
+    model = {"name": "m", "path": "org/m", "found": None}
+    parts = {"task": task, "model": model, "method": {"name": "dora"}, "budget": {"target": 2}, "dem": {"eta": 0.1}}
+    (folder / predict.ORIGIN).write_text(json.dumps(parts))
+    honest = {name: (folder / name).read_bytes() for name in (adapter_files.CONFIG, adapter_files.WEIGHTS, predict.ORIGIN)}
+
+    pretrained = models.Pretrained(base, None, ["classifier"], None)  # type: ignore[arg-type]
+    models.load_tokenizer = lambda *given: None  # type: ignore[assignment,return-value]
+    models.load_pretrained = lambda *given: copy.deepcopy(pretrained)  # type: ignore[assignment]
+    predict.load_predictor(folder, HubConfig(str(hub)), device="cpu")
+
+    def one(data: bytes) -> None:
+        give = atheris.FuzzedDataProvider(data)
+        name = give.PickValueInList(list(honest))
+        (folder / name).write_bytes(damaged(give, honest[name], name.endswith(".json")))
+        try:
+            predict.load_predictor(folder, HubConfig(str(hub)), device="cpu")
+        except UserError:
+            pass
+        finally:
+            (folder / name).write_bytes(honest[name])
+
+    return one
+
+
+def damaged(give: Any, content: bytes, is_json: bool) -> bytes:
+    """Bytes put in somewhere; or, in JSON, a value changed."""
+    if not is_json or give.ConsumeProbability() < 0.3:
+        start = give.ConsumeIntInRange(0, len(content))
+        return content[:start] + give.ConsumeBytes(24) + content[start + give.ConsumeIntInRange(0, 24) :]
+    record = json.loads(content)
+    part = record
+    while isinstance(part, dict) and part:
+        key = give.PickValueInList(sorted(part))
+        if not isinstance(part[key], dict) or not part[key] or give.ConsumeBool():
+            break
+        part = part[key]
+    text = give.ConsumeUnicodeNoSurrogates(24)
+    options = [
+        text,
+        give.ConsumeInt(8),
+        give.ConsumeFloat(),
+        None,
+        True,
+        [],
+        {},
+        [text],
+        {text: 1},
+        [[text]],
+        "",
+        -1,
+        10**12,
+    ]
+    part[key if give.ConsumeProbability() < 0.9 else text] = give.PickValueInList(options)
+    return json.dumps(record).encode()
+
+
+if __name__ == "__main__":
+    import warnings
+
+    warnings.simplefilter("ignore")
+    targets = {"config": config_target, "adapter": adapter_target}
+    if len(sys.argv) < 2 or sys.argv[1] not in targets:
+        sys.exit(__doc__)
+    target = targets[sys.argv.pop(1)]()
+    start = Path(tempfile.mkdtemp())  # libFuzzer would grow inputs from one byte, which choose nothing
+    for number in range(64):
+        (start / str(number)).write_bytes(random.Random(number).randbytes(200))
+    atheris.Setup([*sys.argv, *(["-len_control=0", str(start)] if "-max_total_time" in str(sys.argv) else [])], target)
+    atheris.Fuzz()
