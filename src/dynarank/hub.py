@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 5.0
 PACKAGE = "package:"
+DTYPES = ("float32", "bfloat16")
 WEIGHTS = "model.safetensors"
 WELL_KNOWN = "FacebookAI/roberta-base"
 """A model that the hub has for certain."""
@@ -55,6 +56,8 @@ class ModelConfig:
     """Linear layers to adapt: name suffixes or regular expressions; null: those known for the architecture."""
     lr_scale: float = 1.0
     """Factor on the task's learning rate (the tasks' are for RoBERTa-base)."""
+    dtype: str = "float32"
+    """Of the frozen base weights: float32, or bfloat16 at half the memory. What trains is float32 in either."""
 
     def __post_init__(self) -> None:
         check_name("model.name", self.name)
@@ -62,6 +65,8 @@ class ModelConfig:
             raise ValueError("model.targets = []: name at least one linear layer, or null for the known ones")
         if not self.lr_scale > 0:
             raise ValueError(f"model.lr_scale = {self.lr_scale}: must be above 0")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"model.dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
 
 
 class HubSilent(UserError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynarank.adapters.targets import KNOWN_TARGETS
 from dynarank.errors import UserError
@@ -112,7 +113,7 @@ def load_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBa
 
 
 def load_pretrained(config: ModelConfig, source: Source, task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> Pretrained:
-    """The pretrained weights in float32 under the task's auto class, in training mode.
+    """The pretrained weights in `model.dtype` under the task's auto class, in training mode; its head in float32.
 
     Raises:
         UserError: not a model, not one that fits the task, or not the expected weights.
@@ -123,7 +124,8 @@ def load_pretrained(config: ModelConfig, source: Source, task: Task[Any], tokeni
     load_settings(config, source)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # else a table of the head's missing weights, which are meant
-    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True, **task.model_options()}
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **task.model_options()}
     model, info = _load(getattr(transformers, task.auto_class), "model", config, source, **options)
     if getattr(model, "_hf_peft_config_loaded", False):  # transformers follows an adapter to whatever base it names
         raise UserError(f"model.path = {config.path}: is an adapter, not a model. Give the model that it adapts")
@@ -135,6 +137,8 @@ def load_pretrained(config: ModelConfig, source: Source, task: Task[Any], tokeni
     if misshapen:  # a head of another task's size is begun anew; nothing else may be
         raise UserError(f"model.path = {config.path}: {misshapen[0]} has not the shape that its config.json gives it")
     head = head_modules(model, info["missing_keys"]) if task.has_head else []
+    if dtype != torch.float32:
+        _widen_head(model, head, dtype)
     return Pretrained(model, tokenizer, head, source)
 
 
@@ -153,6 +157,24 @@ def head_modules(model: PreTrainedModel, fresh: set[str]) -> list[str]:
     beside = [name for name, child in model.named_children() if name != body and _has_parameters(child)]
     inside = dict.fromkeys(key.rpartition(".")[0] for key in sorted(fresh) if key.startswith(body + "."))
     return beside + list(inside)
+
+
+def _widen_head(model: PreTrainedModel, head: Sequence[str], dtype: torch.dtype) -> None:
+    """Let the head compute in float32 behind a narrower body; where the body's own output layer is the head, its logits."""
+
+    def widened(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(one.float() if isinstance(one, Tensor) and one.is_floating_point() else one for one in inputs)
+
+    def cast_output(to: torch.dtype) -> Any:
+        return lambda module, inputs, output: output.to(to) if isinstance(output, Tensor) else output
+
+    for name in head:
+        module = model.get_submodule(name).float()
+        module.register_forward_pre_hook(widened)
+        if name.startswith(f"{model.base_model_prefix}."):  # a fresh pooler: what follows it in the body is narrow
+            module.register_forward_hook(cast_output(dtype))
+    if not head and (logits := model.get_output_embeddings()) is not None:
+        logits.register_forward_hook(cast_output(torch.float32))
 
 
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")

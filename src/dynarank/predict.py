@@ -142,12 +142,17 @@ def _device(name: str | None) -> Any:
 
 def _adapted(pretrained: Pretrained, adapter: Path, origin: dict[str, Any]) -> Any:
     """The base model with what an adapter's folder holds."""
+    import torch
+
     if (adapter / "adapter_config.json").is_file():
         import peft
 
         check_peft_adapter(adapter)
         model: Any = peft.PeftModel.from_pretrained(pretrained.model, str(adapter))
-        return model if model.active_peft_config.is_prompt_learning else model.merge_and_unload()
+        if model.active_peft_config.is_prompt_learning:
+            return model
+        exact = pretrained.model.dtype == torch.float32  # merged into narrower weights, most of an update is rounded away
+        return model.merge_and_unload() if exact else model.get_base_model()
     from safetensors.torch import load_file
 
     from dynarank.methods import build_method

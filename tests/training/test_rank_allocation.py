@@ -26,7 +26,8 @@ class Setting:
         self.optimizer = torch.optim.SGD(trainable, lr=0.1)
         self.trainer: Any = SimpleNamespace(world_size=1, optimizers=[self.optimizer], loggers=[])
         self.logged: dict[str, Any] = {}
-        self.module: Any = SimpleNamespace(log=self.log, log_dict=self.logged.update)
+        self.module: Any = self.model
+        self.module.log, self.module.log_dict = self.log, self.logged.update
         self.callback.on_train_start(self.trainer, self.module)
 
     def log(self, name: str, value: Any, **options: Any) -> None:

@@ -80,6 +80,7 @@ SETTINGS: dict[str, list[str]] = {
     "sensitivity": ["method.score=sensitivity"],
     "adalora": ["method=adalora"],
     "houlsby": ["method=houlsby"],
+    "averaged": ["trainer.ema=0.9"],
     "bf16": ["trainer.precision=bf16-mixed"],
 }
 STRATEGIES: dict[str, list[str]] = {"one": [], "ddp": ["trainer=ddp"], "fsdp": ["trainer=fsdp"]}
@@ -92,6 +93,7 @@ CASES: list[tuple[str, str, list[tuple[str, int]]]] = [
     ("one", "plain", [("the end", 1)]),
     ("one", "accumulation", [("a step", 13)]),
     ("one", "workers, half epochs", [("a step", 7)]),
+    ("one", "averaged", [("a step", 14), ("a step", 15)]),
     ("ddp", "plain", [("a step", 14)]),
     ("fsdp", "plain", [("a step", 14)]),
 ]

@@ -102,7 +102,7 @@ class DoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
         h = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A)  # (..., r')
-        return y + F.linear(h * (self.scaling * self.coefficients()), self.lora_B).to(y.dtype)
+        return (y + F.linear(h * (self.scaling * self.coefficients()), self.lora_B)).to(y.dtype)  # rounded once
 
     def delta_weight(self) -> Tensor:
         """The update s sum_i c_i B[:, i] A[i, :] as one matrix, (d_out, d_in). For merging and for tests."""

@@ -160,7 +160,7 @@ class RankAllocator:
             "layers": dict(zip(self.names, self.sizes, strict=True)),
             "schedule": vars(self.schedule).copy(),
             "choice": {"score": self.score, "cost_aware": self.cost_aware, "min_rank": self.min_rank},
-            "sensitivity": None if self.sensitivity is None else self.sensitivity.state_dict(),
+            "sensitivity": None if self.sensitivity is None or self.frozen else self.sensitivity.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -181,7 +181,7 @@ class RankAllocator:
             raise ValueError(f"the allocator's saved scores are {list(state['ema'].shape)}, not {list(self.ema.shape)}")
         self.t, self.frozen = int(state["t"]), bool(state["frozen"])
         self.ema = state["ema"].to(self.ema.device, torch.float32)
-        if self.sensitivity is not None:
+        if self.sensitivity is not None and state["sensitivity"] is not None:
             self.sensitivity.load_state_dict(state["sensitivity"])
 
 

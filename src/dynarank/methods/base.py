@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from dynarank.adapters.inject import find_linears, mark_trainable
@@ -79,7 +80,16 @@ class Method(ABC, Generic[ConfigT]):
         """
         mark_trainable(model, head)
         self.head = head
+        apart = {p for name in head for p in model.get_submodule(name).parameters()}
+        base = set(model.parameters()) - apart
         self.model = self.change(model, targets)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.dtype != torch.float32:
+                if parameter in base:
+                    raise ValueError(
+                        "it trains the base model's own weights, which must be float32: set model.dtype=float32"
+                    )
+                parameter.data = parameter.data.float()  # in bfloat16 a weight does not move at usual rates
         return self.model
 
     @abstractmethod

@@ -84,6 +84,12 @@ class TrainerConfig:
     """Batches between two logged steps."""
     workers: int = 0
     """Processes that collate batches; 0: the training process does."""
+    compile: bool = False
+    """Compile the training pass (torch.compile), once for all shapes; a batch of a single row makes it compile once more."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    ema: float | None = None
+    """Decay of an average of the trained weights, which is then what is scored and exported; null: none."""
 
     def __post_init__(self) -> None:
         _above_zero(
@@ -102,6 +108,10 @@ class TrainerConfig:
             raise ValueError(f"trainer.clip = {self.clip}, trainer.workers = {self.workers}: must be 0 or more")
         if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time):
             raise ValueError(f"trainer.max_time = {self.max_time}: must be DD:HH:MM:SS, as 00:08:00:00 for eight hours")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"trainer.ema = {self.ema}: must lie between 0 and 1, or be null")
+        if self.compile and self.strategy == "fsdp":
+            raise ValueError("trainer.compile = true: not with trainer.strategy = fsdp. Use ddp, or compile=false")
         _one_of("trainer.precision", self.precision, PRECISIONS)
         _one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
         _one_of("trainer.strategy", self.strategy, STRATEGIES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from dynarank.errors import UserError
 from dynarank.methods.base import Method
 from dynarank.tasks.base import Batch, Scores, Task
+from dynarank.training.averaging import WeightAverage
+from dynarank.training.compact import compact, expand
 from dynarank.training.config import OptimizerConfig
 from dynarank.training.distributed import ShardFrozen, average_gradients, shard_frozen, weighted_mean
-from dynarank.training.nonfinite import NonFiniteError, first_nonfinite
+from dynarank.training.nonfinite import NonFiniteError, Watch, first_in_backward
 from dynarank.training.optimizer import build_optimizer
 from dynarank.training.rank_allocation import RankAllocation
 
@@ -27,6 +29,8 @@ SELECTION = "selection"
 PROGRESS_SECONDS = 30.0
 STATES = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "TaskData", "history", "rest"}
 """What a checkpoint holds."""
+SKIPS = 50
+"""Steps that a loss scaler may skip one after another: scaled down 2^50 times, no gradient overflows any more."""
 
 
 class FineTuning(LightningModule):
@@ -36,7 +40,14 @@ class FineTuning(LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, task: Task[Any], method: Method[Any], optimizer: OptimizerConfig, lr: float, total_steps: int
+        self,
+        model: nn.Module,
+        task: Task[Any],
+        method: Method[Any],
+        optimizer: OptimizerConfig,
+        lr: float,
+        total_steps: int,
+        ema: float | None = None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold the trained part only
@@ -44,10 +55,16 @@ class FineTuning(LightningModule):
         self.optimizer_config, self.lr, self.total_steps = optimizer, lr, total_steps
         allocator = method.allocator(total_steps)
         self.allocation = None if allocator is None else RankAllocation(allocator)
+        self.average = None if ema is None else WeightAverage(ema)
+        self.training_pass: Callable[..., Any] = model.__call__
         self.scores = nn.ModuleList(task.scores(split) for split in task.validation)
         self.history: list[dict[str, float]] = []
         self.blocks: Sequence[str] = getattr(method.model, "_no_split_modules", None) or ()
         self._sharded = False
+        self.watch = Watch()
+        self.skipped = 0
+        self.updated = False
+        """Whether the present batch ended in an update: not where it only accumulates, or a loss scaler skips the step."""
 
     @property
     def at_budget(self) -> bool:
@@ -55,14 +72,23 @@ class FineTuning(LightningModule):
         return self.allocation is None or self.allocation.allocator.frozen
 
     def configure_callbacks(self) -> list[Callback]:
-        return [] if self.allocation is None else [self.allocation]
+        return [callback for callback in (self.allocation, self.average) if callback is not None]
+
+    def compile_training_pass(self) -> None:
+        """Compile the pass and not the model, whose parts and names stay as they are; for any batch and length at once."""
+        from torch.fx.experimental import _config
+
+        model = self.model
+        _config.use_duck_shape = False  # else a first batch as long as it has rows would be taken for square for good
+        self.training_pass = torch.compile(lambda **inputs: model(**inputs), dynamic=True)
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self.model, self.optimizer_config, self.lr, self.total_steps, self.method.lr_ratios())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.updated = False
         inputs = self.task.inputs(batch)
-        loss: Tensor = self.model(**inputs).loss
+        loss: Tensor = self.training_pass(**inputs).loss
         mean = loss.detach()
         if self.trainer.world_size > 1:
             loss, mean = weighted_mean(loss, self.task.loss_terms(batch))
@@ -70,14 +96,52 @@ class FineTuning(LightningModule):
         self.log("train/loss", mean, prog_bar=True, batch_size=size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         if self.allocation is not None:
-            penalty = self.method.penalty(self.at_budget)
+            with torch.autocast(self.device.type, enabled=False):
+                penalty = self.method.penalty(self.at_budget)
             # Also when there is none: Lightning repeats a value no longer logged until the epoch's end.
             self.log(f"train/{self.method.penalty_name}", 0.0 if penalty is None else penalty.detach(), batch_size=size)
             loss, mean = (loss, mean) if penalty is None else (loss + penalty, mean + penalty.detach())
-        if not bool(torch.isfinite(mean)):  # the same on all ranks, so that all stop
-            where = first_nonfinite(self.model, inputs) or "the loss itself"
-            raise NonFiniteError(self.trainer.global_step + 1, f"the loss is {float(mean):g}; first at {where}")
-        return loss
+        self.watch.see(mean, inputs)
+        return loss * self._window_scale(batch_idx)
+
+    def _window_scale(self, batch_idx: int) -> float:
+        """What makes the loss of a short last window the mean of its batches: Lightning divides it as a full one's."""
+        full, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
+        return 1.0 if batch_idx < batches - batches % full else full / (batches % full)
+
+    def on_train_start(self) -> None:
+        self.trainer.optimizers[0].register_step_post_hook(self._note_update)
+
+    def _note_update(self, *_: Any) -> None:
+        self.updated = True
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip, and stop where the loss or the gradient is not finite: the norm says, which is the same on all ranks."""
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_val is None:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # which skips such steps itself
+        with self.trainer.precision_plugin.forward_context():
+            self.watch.check(self.trainer.global_step + 1, self.model, None if scaled else norm)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """A step that a loss scaler skipped is none: not for the rate, and not for `global_step`."""
+        if self.updated:
+            self.skipped = 0
+            scheduler.step()
+            return
+        self.skipped += 1
+        if self.skipped == SKIPS:
+            where = first_in_backward(self.model) or "no parameter"
+            what = f"the loss scaler skipped {SKIPS} steps in a row, and halved its scale each time; not finite: {where}"
+            raise NonFiniteError(self.trainer.global_step, what)
+        progress = self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        for count in (progress.total, progress.current):
+            count.ready, count.completed = count.ready - 1, count.completed - 1
 
     def configure_model(self) -> None:
         """Under FSDP2, shard the frozen parameters, once."""
@@ -140,6 +204,10 @@ class FineTuning(LightningModule):
         checkpoint["state_dict"] = self.trained_state()
         checkpoint["total_steps"] = self.total_steps
         checkpoint["history"] = self.history
+        if self.at_budget:
+            names = {parameter: name for name, parameter in self.named_parameters()}
+            groups = self.trainer.optimizers[0].param_groups
+            compact(checkpoint, [names[parameter] for group in groups for parameter in group["params"]])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning loads what it finds, and is silent about what is missing. Raises `UserError` where anything is."""
@@ -149,6 +217,7 @@ class FineTuning(LightningModule):
             missing.add("the allocator's scores")
         if missing:
             raise UserError(f"{where}: lacks {min(missing)}, so the run cannot go on from it. Take another checkpoint")
+        expand(checkpoint)
         if wrong := self.unlike(checkpoint["state_dict"]):
             raise UserError(f"{where}: is of another model: {wrong}")
         self.history = checkpoint["history"]

@@ -1,4 +1,4 @@
-"""A loss that is not finite ends the run, saying where it began."""
+"""A loss or a gradient that is not finite ends the run before the update, saying where it began."""
 
 from __future__ import annotations
 
@@ -16,6 +16,36 @@ class NonFiniteError(FloatingPointError):
     def __init__(self, step: int, what: str) -> None:
         super().__init__(f"step {step}: {what}")
         self.step = step
+
+
+class Watch:
+    """The losses of an accumulation window, looked at once, with the gradient's norm: one synchronisation an update."""
+
+    def __init__(self) -> None:
+        self._window: list[tuple[Tensor, Batch]] = []
+
+    def see(self, loss: Tensor, batch: Batch) -> None:
+        """Remember a batch's loss, a scalar without gradient."""
+        self._window.append((loss, batch))
+
+    def check(self, step: int, model: nn.Module, norm: Tensor | None) -> None:
+        """Forget the window. Raises `NonFiniteError` where a loss in it, or the gradient's norm if given, is not finite."""
+        window, self._window = self._window, []
+        values = torch.stack([loss.float() for loss, _ in window] + ([] if norm is None else [norm.float()]))
+        if bool(values.isfinite().all()):
+            return
+        for loss, batch in window:
+            if not bool(loss.isfinite()):
+                where = first_nonfinite(model, batch) or "the loss itself"
+                raise NonFiniteError(step, f"the loss is {float(loss):g}; first at {where}")
+        where = first_in_backward(model) or "its norm alone, which overflows"
+        raise NonFiniteError(step, f"the gradient is not finite; first at {where}")
+
+
+def first_in_backward(model: nn.Module) -> str | None:
+    """The parameter nearest to the loss whose gradient is not finite; None if all are."""
+    names = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    return f"parameter {names[-1]}" if names else None
 
 
 @torch.no_grad()

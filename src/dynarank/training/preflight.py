@@ -40,6 +40,19 @@ def check_machine(config: TrainerConfig) -> None:
         raise UserError(f"trainer.precision = bf16-mixed: this machine computes no bfloat16 in hardware. {remedy}")
 
 
+def check_compiler(config: TrainerConfig) -> None:
+    """Refuse `trainer.compile` where torch finds no C++ compiler (`UserError`), which it would say after loading."""
+    if not config.compile:
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UserError("trainer.compile = true needs a C++ compiler. Install g++, or use trainer.compile=false") from None
+
+
 def best_device() -> str:
     """A GPU where there is one, as torch names it; else the CPU."""
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -23,7 +23,7 @@ from dynarank.training.data import TaskData
 from dynarank.training.distributed import check_devices, this_rank
 from dynarank.training.module import FineTuning
 from dynarank.training.optimizer import resolve_total_steps
-from dynarank.training.preflight import check_machine, locate_model
+from dynarank.training.preflight import check_compiler, check_machine, locate_model
 from dynarank.training.resume import Resumption, check_identity, find_resumption, identity, rows_digest, weights_digest
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
         UserError: anything that the user can mend.
     """
     check_machine(config.trainer)
+    check_compiler(config.trainer)
     check_devices(config.trainer, config.batch_size)
     if config.trainer.strategy == "fsdp" and config.method.name == "full":
         raise UserError("trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. Use ddp")
@@ -72,6 +73,8 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     head_parameters = sum(p.numel() for name in pretrained.head for p in pretrained.model.get_submodule(name).parameters())
     method = build_method(config.method, config.budget, config.dem)
     task.encode(tokenizer, pretrained.model)
+    if config.trainer.gradient_checkpointing:
+        checkpoint_activations(pretrained.model, config)
     model = adapt(pretrained, method, config)
 
     world = config.trainer.world_size
@@ -85,7 +88,9 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     )
     found["total_steps"] = total_steps
     same_run(resumption, config, **found)
-    module = FineTuning(model, task, method, config.optimizer, config.lr, total_steps)
+    module = FineTuning(model, task, method, config.optimizer, config.lr, total_steps, config.trainer.ema)
+    if config.trainer.compile:
+        module.compile_training_pass()
     say_plan(config, module, method, task)
     if this_rank():
         torch.manual_seed(config.seed + this_rank())  # ranks share the weights, not the dropout
@@ -93,6 +98,16 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
         *(source, task, pretrained, method, module, data, model_parameters, head_parameters),
         *(identity(config, **found), resumption),
     )
+
+
+def checkpoint_activations(model: Any, config: TrainConfig) -> None:
+    """Let transformers keep a layer's input alone. Raises `UserError` where it cannot for this architecture."""
+    if not model.supports_gradient_checkpointing:
+        raise UserError(f"trainer.gradient_checkpointing = true: transformers cannot for {config.model.path}. Use false")
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # its older name
+    enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # for the reentrant kind, which loses the gradient behind frozen embeddings
+    model.config.use_cache = False  # of keys and values, in training; generation has its own setting
 
 
 def check_shares(task: Task[Any], world: int) -> None:

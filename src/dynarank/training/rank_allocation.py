@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from dynarank.errors import UserError
 from dynarank.methods.base import Allocator
 from dynarank.report.rank_map import draw_rank_map
+from dynarank.training.compact import silence
 from dynarank.training.distributed import agree, check_alike
 from dynarank.training.nonfinite import NonFiniteError
 
@@ -55,6 +56,8 @@ class RankAllocation(Callback):
             raise NonFiniteError(self.allocator.t, str(error)) from error
         if pruned and trainer.world_size > 1:
             check_alike(hash(tuple(self.allocator.ranks().values())), f"ranks at step {self.allocator.t}")
+        if pruned and self.allocator.frozen:
+            silence(pl_module, trainer.optimizers)
         if pruned:
             self.history.append({"step": self.allocator.t, "ranks": self.allocator.ranks()})
         pl_module.log("budget/scheduled", self.allocator.budget(), prog_bar=True)

@@ -31,7 +31,10 @@ log = logging.getLogger(__name__)
 LENGTH = ("trainer.batch_size", "trainer.accumulate", "trainer.epochs", "trainer.max_steps", "total_steps")
 FIXED = ("model", "task", "method", "budget", "dem", "data", "base_weights", *LENGTH)
 """What a run cannot change and stay itself. Anything else that differs makes a resume inexact."""
-FREE = ("output_dir", "logger", "hub", "sweep", "resume", "checkpoint", "trainer.workers", "trainer.max_time")
+FREE = (
+    *("output_dir", "logger", "hub", "sweep", "resume", "checkpoint"),
+    *("trainer.workers", "trainer.max_time", "trainer.gradient_checkpointing"),
+)
 """What does not enter a run's numbers."""
 
 

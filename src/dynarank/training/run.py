@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from dynarank.errors import Interrupted
 from dynarank.training.checkpointing import Checkpoints
 from dynarank.training.checkpoints import DamagedCheckpoint, checkpoint_path, read_checkpoint, verify
+from dynarank.training.compact import expand
 from dynarank.training.config import TrainConfig
 from dynarank.training.data import TaskData
 from dynarank.training.distributed import is_first
@@ -89,6 +90,8 @@ def start_over(folder: Path) -> None:
 def finish(config: TrainConfig, folder: Path, prepared: Prepared, trainer: pl.Trainer, checkpoints: Checkpoints) -> Results:
     """Score, select, export and record what was trained."""
     module, data, method, task = prepared.module, prepared.data, prepared.method, prepared.task
+    if module.average is not None:
+        module.average.apply(module)
     last = score_last(trainer, module, data)
     last_score = last[config.task.select]
     if data.sample is not None:
@@ -163,9 +166,10 @@ def restore_best(trainer: pl.Trainer, module: FineTuning, checkpoints: Checkpoin
     except DamagedCheckpoint as error:
         log.warning("the best checkpoint is damaged, and the last weights are taken: %s", error)
         return last
-    state = read_checkpoint(path)["state_dict"]
-    assert module.unlike(state) is None
-    module.load_state_dict(state, strict=False)
+    checkpoint = read_checkpoint(path)
+    expand(checkpoint)
+    assert module.unlike(checkpoint["state_dict"]) is None
+    module.load_state_dict({**checkpoint["state_dict"], **checkpoint.get("average", {})}, strict=False)
     return {"epoch": best["epoch"], "step": best["step"]}
 
 
