@@ -56,6 +56,7 @@ def shown(output: nbformat.NotebookNode) -> str:
 def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No notebook sees the user's: a sweep of theirs, their kernels, their history."""
     monkeypatch.delenv("DYNARANK_SWEEP", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other on busy cores take ten times as long
     for name in ("IPYTHONDIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
 
