@@ -1,4 +1,4 @@
-"""Runs in processes of their own that kill themselves, as a machine would, at a chosen moment of their work."""
+"""Runs in processes of their own that die or are told to end, as by a machine, at a chosen moment of their work."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiny import configure
+from tiny import CONF, configure
 
-Death = tuple[str, int] | Callable[[int], None]
-"""A moment and its number; or what else to do to the process of a rank before it runs."""
+Death = tuple[Any, ...] | Callable[[int], None]
+"""A moment, its number, and the signals it brings (default: SIGKILL); or what else to do to a rank before it runs."""
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["dynarank.training.run", "transformers", "datasets", "torchmetrics", "peft", "tiny"])
@@ -36,34 +37,40 @@ def at_call(owner: Any, name: str, number: int, act: Callable[[], None] = kill) 
     setattr(owner, name, patched)
 
 
-def arm(moment: str, number: int) -> None:
-    """Set the moment of death: its name, and at which of its kind."""
+def arm(moment: str, number: int, *signals: signal.Signals) -> None:
+    """Set the moment of death: its name, at which of its kind, and the signals, which worker processes get as well."""
     import torch
 
+    from dynarank.tasks import sources
     from dynarank.tasks.text_classification import TextClassification
     from dynarank.training import checkpoints, results
 
+    def receive() -> None:
+        for one in signals:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, one)
+            os.kill(os.getpid(), one)
+
     moments: dict[str, tuple[Any, str]] = {
+        "reading data": (sources, "_load_dataset"),
         "a step": (torch.optim.AdamW, "step"),
         "validation": (TextClassification, "score"),
         "writing a checkpoint": (checkpoints.os, "fsync"),
         "before a manifest": (checkpoints, "_digest"),
         "the end": (results, "_write_json"),
     }
-    at_call(*moments[moment], number)
+    at_call(*moments[moment], number, receive if signals else kill)
 
 
-def start(folder: Path, hub: Path, overrides: list[str], death: Death | None = None, world: int = 1) -> list[int]:
+def start(
+    folder: Path, hub: Path, overrides: list[str], death: Death | None = None, world: int = 1, said: Path | None = None
+) -> list[int]:
     """Run to the end, or to the death, in `world` processes as torchrun starts them.
 
-    Returns their exit codes (-9: killed). Once one has died the others are killed, as a launcher does.
+    Returns their exit codes (-9: killed). Once one has died the others are killed, as a launcher does. With `said`, a run
+    ends as by the command line, and what it prints goes to that file.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [context.Process(target=_run, args=(folder, hub, overrides, death, rank, world, port)) for rank in range(world)]
-    for process in ranks:
-        process.start()
+    ranks = begin(folder, hub, overrides, death, world, said)
     while any(process.is_alive() for process in ranks):
         for process in ranks:
             process.join(0.1)
@@ -73,11 +80,35 @@ def start(folder: Path, hub: Path, overrides: list[str], death: Death | None = N
     return [int(process.exitcode or 0) for process in ranks]
 
 
-def _run(folder: Path, hub: Path, overrides: list[str], death: Death | None, rank: int, world: int, port: int) -> None:
+def begin(
+    folder: Path, hub: Path, overrides: list[str], death: Death | None = None, world: int = 1, said: Path | None = None
+) -> list[Any]:
+    """The processes, started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = (folder, hub, overrides, death, said)
+    ranks = [context.Process(target=_run, args=(*shared, rank, world, port)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def _run(
+    folder: Path,
+    hub: Path,
+    overrides: list[str],
+    death: Death | None,
+    said: Path | None,
+    rank: int,
+    world: int,
+    port: int,
+) -> None:
     import datasets
     import torch
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+    from dynarank.training.command import user_errors
     from dynarank.training.run import run
 
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -93,4 +124,12 @@ def _run(folder: Path, hub: Path, overrides: list[str], death: Death | None, ran
         arm(*death)
     elif death is not None:
         death(rank)
-    run(configure(folder, hub, *overrides))
+    if said is None:
+        run(configure(folder, hub, *overrides))
+        return
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["train.py", *overrides]
+    with user_errors(CONF):
+        run(configure(folder, hub, *overrides))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,33 @@ def test_a_hub_that_failed_once_is_not_asked_again(monkeypatch: pytest.MonkeyPat
         with pytest.raises(HubSilent, match="no route"):
             locate("models", "model.path", name, None)
     assert asked == ["org/first"]
+
+
+def calls(server: socket.socket) -> int:
+    """Connections that came in since the last look."""
+    server.settimeout(0)
+    count = 0
+    with suppress(BlockingIOError):
+        while server.accept():
+            count += 1
+    return count
+
+
+def test_a_hub_that_takes_the_call_and_never_answers_is_left_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(hub, "_stated_offline", lambda: False)
+    monkeypatch.setattr(hub, "_offline_because", [])
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(HubSilent, match=r"model\.path = org/first: .*the hub does not answer \(ReadTimeout: .*\)"):
+            locate("models", "model.path", "org/first", str(tmp_path))
+        assert calls(silent) > 0
+        with pytest.raises(HubSilent):
+            locate("datasets", "task.path", "org/second", str(tmp_path))
+        assert calls(silent) == 0  # it is not asked again
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Known: {', '.join(known)}"
 
 
-class Interrupted(Exception):
-    """A signal ended the run. `code` is the process's exit code: 130 after Ctrl-C, 143 after SIGTERM and SIGUSR1."""
+class Interrupted(BaseException):
+    """A signal ended the run. `code` is the process's exit code: 130 after Ctrl-C, 143 after SIGTERM and SIGUSR1.
+
+    No `Exception`, as KeyboardInterrupt is none: it may be raised anywhere, and nobody's `except Exception` may take it.
+    """
 
     def __init__(self, number: signal.Signals, saved: str | None = None) -> None:
         super().__init__(f"stopped by {number.name}" + (f"; saved: {saved}" if saved else ""))

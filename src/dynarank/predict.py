@@ -85,6 +85,7 @@ def load_predictor(
 
     adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
     if not (adapter / ORIGIN).is_file():
+        _refuse_over_budget(folder)
         raise UserError(
             f"{folder}: holds no {ORIGIN}, neither in itself nor in adapter/. Give the folder of a finished run, "
             "or its adapter folder"
@@ -118,6 +119,13 @@ def load_predictor(
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(f"{adapter} does not belong to {source.path}: {reason}. Name its base by --base") from error
     return Predictor(task, model.eval().to(place), tokenizer)
+
+
+def _refuse_over_budget(folder: Path) -> None:
+    """Raise `UserError` where the folder is that of a run without an adapter."""
+    record = folder / "metrics.json"
+    if record.is_file() and not read_json(record).get("at_budget", True):
+        raise UserError(f"{folder}: the run ended before its ranks were frozen, and has no adapter. Train it longer")
 
 
 def _device(name: str | None) -> Any:

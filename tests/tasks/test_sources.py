@@ -8,13 +8,15 @@ from typing import Any
 import datasets
 import pytest
 from datasets import Dataset
-from tiny import write_dataset
+from tiny import compose, glue_rows, write_dataset, write_tokenizer
+from transformers import AutoTokenizer
 
 from dynarank.errors import UserError
 from dynarank.hub import HubConfig, Source
-from dynarank.tasks import sources
+from dynarank.tasks import build_task, sources
 from dynarank.tasks.config import TaskConfig, TextClassificationConfig
 from dynarank.tasks.sources import CONVERTED, check_source, cut_validation, describe, locate_data, open_splits
+from dynarank.training.config import to_config
 
 SCRIPT = "Dataset scripts are no longer supported, but found somewhere.py"
 
@@ -157,6 +159,32 @@ def test_two_folders_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
         rows = {"text": [where, "b"], "label": [0, 1]}
         folder = write_dataset(tmp_path / where / "data", "mine", {"train": rows})
         assert texts(opened(config(path=str(folder)), HubConfig(), 0), "train")[0] == where
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, -1])
+def test_a_damaged_cache_is_made_anew(
+    kept: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Truncated as by a full disk or a kill: the copy of the data, and the encoded features."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write_dataset(tmp_path / "datasets/nyu-mll/glue", "cola",
+                  {"train": glue_rows("cola", 40, 0), "validation": glue_rows("cola", 18, 7)})  # fmt: skip
+    write_tokenizer(tmp_path / "tokenizer")
+
+    def encoded() -> list[Any]:
+        task = build_task(to_config(compose(["output_dir=x"])).task)
+        task.read(HubConfig(str(tmp_path)))
+        task.encode(AutoTokenizer.from_pretrained(tmp_path / "tokenizer"), None)  # type: ignore[arg-type]
+        return [*task.train_features, *task.validation_features["validation"]]
+
+    before, damaged = encoded(), 0
+    for file in sorted((tmp_path / "cache").rglob("*.arrow")):
+        content = file.read_bytes()
+        file.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else int(kept)])
+        damaged += 1
+    assert damaged == 4
+    assert encoded() == before
+    assert "was damaged, and is made anew" in caplog.text
 
 
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ BAD_VALUES = [
     ("trainer.epochs=0", ["trainer.epochs = 0"]),
     ("trainer.accumulate=0", ["trainer.accumulate = 0"]),
     ("trainer.precision=fp8", ["trainer.precision = 'fp8'", "bf16-mixed"]),
+    ("trainer.max_time=3h", ["trainer.max_time = 3h", "DD:HH:MM:SS"]),
     ("trainer.accelerator=tpuu", ["trainer.accelerator = 'tpuu'"]),
     ("logger.mode=of", ["logger.mode = 'of'", "offline"]),
     ("seed=-1", ["seed = -1"]),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from killing import start
-from tiny import glue_rows, newest_checkpoint, summary_rows, tiny_bart, tiny_roberta, write_dataset, write_model
+from tiny import REPOSITORY, glue_rows, newest_checkpoint, summary_rows, tiny_bart, tiny_roberta, write_dataset, write_model
 
 from dynarank.training.data import LengthGroupedSampler, even_batches
+from dynarank.training.sweep import read_sweep
 
 SHORT = ["trainer.epochs=3", "trainer.batch_size=8", "budget.interval=1", "optimizer.lr=0.01", "method.dropout=0"]
 
@@ -113,6 +117,28 @@ def disagree(rank: int) -> None:
 def test_ranks_that_are_configured_differently_do_not_start(calm_hub: Path, tmp_path: Path) -> None:
     assert 1 in start(tmp_path, calm_hub, [*SHORT, "task=stsb", "trainer=ddp"], disagree, world=2)
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_points_of_a_sweep_that_are_distributed_keep_their_settings(calm_hub: Path, tmp_path: Path) -> None:
+    """By the real command: two points, each started again by Lightning as a second rank; ranks compare their settings."""
+    settings = [f"hub.root={calm_hub}", "logger=none", "trainer.accelerator=cpu", *SHORT, "task=stsb", "trainer=ddp"]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "train.py"),
+        "-m",
+        *settings,
+        "method.alpha=4,8",
+        f"hydra.sweep.dir={tmp_path}",
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for folder in (point.folder for point in read_sweep(tmp_path)):
+        identity = json.loads(max((folder / "checkpoints").glob("*.json")).read_text())["identity"]
+        alone = tmp_path / f"alone{identity['method.alpha']:g}"
+        assert start(alone, calm_hub, [*SHORT, "task=stsb", f"method.alpha={identity['method.alpha']}"]) == [0]
+        one, two = (newest_checkpoint(place)["state_dict"] for place in (alone, folder))
+        assert all(float((one[name].float() - two[name].float()).abs().max()) <= 1e-6 for name in one)
 
 
 def count_shards(rank: int) -> None:

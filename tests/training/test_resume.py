@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 from killing import start
 from tiny import newest_checkpoint
+
+from dynarank.training.command import expand_resume
 
 LONG = [
     "task=stsb",
@@ -119,3 +123,33 @@ def test_the_large_matrix(
     strategy: str, kind: str, death: tuple[str, int], unbroken: Any, hub_root: Path, tmp_path: Path
 ) -> None:
     check(strategy, kind, [death], unbroken, hub_root, tmp_path)
+
+
+TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+SIGNALS: list[tuple[str, tuple[Any, ...], int, str]] = [
+    ("plain", ("reading data", 1, INT), 130, "stopped by SIGINT"),
+    ("plain", ("a step", 14, TERM), 143, "stopped by SIGTERM; saved: step 14"),
+    ("plain", ("a step", 14, USR1, USR1), 143, "stopped by SIGUSR1"),
+    ("plain", ("writing a checkpoint", 5, INT), 130, "stopped by SIGINT; saved: step "),
+    ("plain", ("validation", 18, USR1), 143, "stopped by SIGUSR1; saved: step 40"),
+    ("plain", ("the end", 1, TERM), 143, "stopped by SIGTERM"),
+    ("workers, half epochs", ("a step", 17, TERM), 143, "stopped by SIGTERM; saved: step 17"),
+]
+
+
+@pytest.mark.parametrize(("kind", "death", "code", "message"), SIGNALS, ids=lambda value: str(value))
+def test_after_a_signal_the_printed_command_ends_the_run_like_an_unbroken_one(
+    kind: str, death: tuple[Any, ...], code: int, message: str, unbroken: Any, hub_root: Path, tmp_path: Path
+) -> None:
+    said, folder, settings = tmp_path / "said.txt", tmp_path / "run", [*LONG, *SETTINGS[kind]]
+    assert start(folder, hub_root, settings, death, said=said) == [code]
+    lines = said.read_text().splitlines()
+    assert lines[-2].startswith(f"error: {message}")
+    assert lines[-2].endswith(". Go on with:")
+    assert "Traceback" not in said.read_text()
+    python, script, *arguments = shlex.split(lines[-1])
+    assert (python, script) == ("python", "train.py")
+    placed = f"hydra.run.dir={folder}"
+    assert placed in arguments
+    assert start(folder, hub_root, [one for one in expand_resume(arguments) if one != placed], said=said) == [0]
+    assert same(unbroken(SETTINGS[kind], 1), outcome(folder)) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,12 @@ def test_wandb_offline_needs_no_account_and_gets_the_rank_map(
     assert len(offline) == 1
     assert list(offline[0].glob("files/media/images/rank_map*.png"))
     assert (tmp_path / "metrics.csv").is_file()
+    (tmp_path / "metrics.json").unlink()  # as if it had been killed at the end
+    time.sleep(1)  # W&B names its folders by the second
+    run(configure(tmp_path, hub_root, "logger=wandb", "trainer.epochs=1", "resume.path=auto"))
+    ids = [folder.name.rpartition("-")[2] for folder in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
 
 
 @pytest.mark.parametrize(

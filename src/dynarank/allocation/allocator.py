@@ -164,8 +164,10 @@ class RankAllocator:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state. Raises `ValueError` where it belongs to other layers or another schedule, saying which."""
+        """Take up a state. Raises `ValueError` where it lacks a part, or is of other layers or another schedule."""
         mine = self.state_dict()
+        if missing := mine.keys() - state.keys():
+            raise ValueError(f"the allocator's saved state lacks {min(missing)}")
         for key in ("layers", "schedule", "choice"):
             theirs, ours = state[key], mine[key]
             if list(theirs.items()) != list(ours.items()):  # their order counts: e is laid out by it
@@ -175,6 +177,8 @@ class RankAllocator:
                     f"the allocator's saved {key} are not this run's: {first} was {theirs.get(first)}, "
                     f"is {ours.get(first)} ({len(differing)} differ)"
                 )
+        if state["ema"].shape != self.ema.shape:
+            raise ValueError(f"the allocator's saved scores are {list(state['ema'].shape)}, not {list(self.ema.shape)}")
         self.t, self.frozen = int(state["t"]), bool(state["frozen"])
         self.ema = state["ema"].to(self.ema.device, torch.float32)
         if self.sensitivity is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +20,8 @@ from dynarank.tasks.sources import cut_validation, describe, open_splits
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 ConfigT = TypeVar("ConfigT", bound=TaskConfig)
@@ -208,17 +211,30 @@ def cached_map(dataset: Dataset, function: Callable[..., Any], key: Sequence[Any
     """
     import datasets
     from datasets.fingerprint import Hasher
+    from pyarrow import ArrowException
 
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     parts = (ENCODING, dataset._fingerprint, type(tokenizer).__name__, vocabulary, *key)
     fingerprint = Hasher.hash([str(part) for part in parts])
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dynarank-features"
     folder.mkdir(parents=True, exist_ok=True)
-    return dataset.map(
-        function,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        new_fingerprint=fingerprint,
-        cache_file_name=str(folder / f"{fingerprint}.arrow"),
-    )
+    cached = folder / f"{fingerprint}.arrow"
+
+    def mapped() -> Dataset:
+        return dataset.map(
+            function,
+            batched=True,
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            new_fingerprint=fingerprint,
+            cache_file_name=str(cached),
+        )
+
+    try:
+        return mapped()
+    except (ArrowException, OSError) as error:
+        if not cached.is_file():
+            raise
+        log.warning("%s was damaged, and is made anew: %s", cached, str(error).splitlines()[0])
+        cached.unlink()
+        return mapped()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,8 @@ from dynarank.tasks.files import read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 CONVERTED = "refs/convert/parquet"
 """Where the hub keeps its own parquet copy of a data set that is still a script, which datasets no longer runs."""
@@ -93,6 +97,9 @@ def _load(config: TaskConfig, source: Source, revision: str | None) -> Mapping[s
     except Exception as error:  # datasets raises a dozen kinds for data that it cannot read
         if revision is None and not folder.is_dir() and "script" in str(error):
             return _load(config, source, CONVERTED)
+        if _forget(folder):
+            log.warning("the cached copy of %s was damaged, and is made anew: %s", folder, str(error).splitlines()[0])
+            return _load(config, source, revision)
         raise UserError(
             f"task.path = {config.path}, task.subset = {config.subset}: cannot be read from {source.path}: "
             f"{_reason(error, folder)}"
@@ -127,6 +134,15 @@ def _cache_dir(folder: Path) -> str | None:
     ]
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
     return str(Path(datasets.config.HF_DATASETS_CACHE) / f"dynarank-{digest}")
+
+
+def _forget(folder: Path) -> bool:
+    """Remove the cached copy of a local folder's data; whether there was one, which may be what could not be read."""
+    cached = _cache_dir(folder)
+    if cached is None or not any(Path(cached).rglob("*.arrow")):
+        return False
+    shutil.rmtree(cached)
+    return True
 
 
 def _reason(error: Exception, folder: Path) -> str:

@@ -121,11 +121,21 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer, finished=True)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.deferred = False
+        if self._agreed(trainer, self.signals.received is not None):
+            raise Interrupted(self._signal(trainer), f"step {trainer.global_step}")
 
     def save(self, trainer: pl.Trainer, finished: bool = False) -> None:
-        """Write a checkpoint of this moment, make it valid, and remove those no longer kept."""
+        """Write a checkpoint of this moment, make it valid, and remove those no longer kept.
+
+        One that this step has already stays: while it was written anew, there might be no whole one.
+        """
         step, path = trainer.global_step, checkpoint_path(self.folder, trainer.global_step)
+        if step in self._steps:
+            self._due = False
+            return
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             seal(path, self._manifest(trainer, finished))

@@ -1,7 +1,7 @@
 """Checkpoints that survive: written beside their place, renamed when whole, valid only with a manifest written last.
 
     checkpoints/step-00000267.ckpt   torch's format, the trained part only; read with weights_only, so nothing in it is run
-    checkpoints/step-00000267.json   its manifest: sha256, step, and the run that it belongs to
+    checkpoints/step-00000267.json   its manifest: the sha256 of both, the step, and the run that they belong to
 
 A kill or a full disk at any moment leaves the earlier ones as they were.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,13 @@ class Manifest:
     sha256: str = ""
     bytes: int = 0
     format: int = FORMAT
+    own_sha256: str = ""
+    """Of all of the above."""
+
+    def digest(self) -> str:
+        """What `own_sha256` must be."""
+        content = json.dumps({**asdict(self), "own_sha256": ""}, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def write_durably(path: Path, write: Callable[[IO[bytes]], None]) -> None:
@@ -86,20 +94,39 @@ class DurableIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_durably(Path(path), lambda file: torch.save(checkpoint, file))
-        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-            raise UserError(
-                f"the checkpoint {path} could not be written: {_first_line(error)}. The earlier ones are whole. "
-                "Make room, and go on with resume=auto"
-            ) from error
+        _write_or_say(Path(path), lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return loaded
+        return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU; nothing in it is run.
+
+    Raises:
+        UserError: it holds more than tensors and plain values, or is none.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path}: is no checkpoint of dynarank, or holds what could run code, and is not opened "
+            f"({str(error).splitlines()[0]}). Take one that a run of yours wrote"
+        ) from None
+    return content
+
+
+def _write_or_say(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    try:
+        write_durably(path, write)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        raise UserError(
+            f"the checkpoint {path} could not be written: {_first_line(error)}. The earlier ones are whole. "
+            "Make room, and go on with resume=auto"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -115,8 +142,9 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 def seal(path: Path, manifest: Manifest) -> None:
     """Write the manifest of a checkpoint that is on the disk: from now on it is valid."""
     manifest.sha256, manifest.bytes = _digest(path), path.stat().st_size
+    manifest.own_sha256 = manifest.digest()
     content = json.dumps(asdict(manifest), indent=2).encode() + b"\n"
-    write_durably(path.with_suffix(".json"), lambda file: void(file.write(content)))
+    _write_or_say(path.with_suffix(".json"), lambda file: void(file.write(content)))
 
 
 def void(_: object) -> None:
@@ -130,21 +158,34 @@ def _digest(path: Path) -> str:
 
 def verify(path: Path) -> Manifest:
     """The manifest of a checkpoint that is whole. Raises `DamagedCheckpoint`, saying what is wrong with it."""
-    record = path.with_suffix(".json")
-    if not record.is_file():
-        raise DamagedCheckpoint(f"{path.name}: was not finished (it has no manifest)")
-    try:
-        manifest = Manifest(**json.loads(record.read_text()))
-    except (ValueError, TypeError):
-        raise DamagedCheckpoint(f"{path.name}: its manifest {record.name} cannot be read") from None
-    if manifest.format != FORMAT:
-        raise DamagedCheckpoint(f"{path.name}: has format {manifest.format}, this version reads {FORMAT}")
+    manifest = _read_manifest(path)
     if not path.is_file():
         raise DamagedCheckpoint(f"{path.name}: is missing")
     if path.stat().st_size != manifest.bytes:
         raise DamagedCheckpoint(f"{path.name}: holds {path.stat().st_size:,} of {manifest.bytes:,} bytes")
-    if _digest(path) != manifest.sha256:
+    try:
+        digest = _digest(path)
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path.name}: cannot be read ({error.strerror})") from None
+    if digest != manifest.sha256:
         raise DamagedCheckpoint(f"{path.name}: its content has changed (sha256)")
+    return manifest
+
+
+def _read_manifest(path: Path) -> Manifest:
+    record = path.with_suffix(".json")
+    if not record.is_file():
+        raise DamagedCheckpoint(f"{path.name}: was not finished (it has no manifest)")
+    try:
+        content = json.loads(record.read_text())
+        found = content["format"]
+        manifest = Manifest(**content) if found == FORMAT else None
+    except (OSError, ValueError, TypeError, KeyError):
+        raise DamagedCheckpoint(f"{path.name}: its manifest {record.name} cannot be read") from None
+    if manifest is None:
+        raise DamagedCheckpoint(f"{path.name}: has format {found}, this version reads {FORMAT}")
+    if manifest.own_sha256 != manifest.digest():
+        raise DamagedCheckpoint(f"{path.name}: its manifest {record.name} has changed (sha256)")
     return manifest
 
 

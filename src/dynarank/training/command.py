@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -37,7 +39,7 @@ def user_errors(conf: Path) -> Iterator[None]:
         sys.exit(130)
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)
+            print(f"error: {error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)
         sys.exit(error.code)
     except Exception as error:
         message = _message(error, conf)
@@ -69,15 +71,20 @@ def expand_resume(arguments: list[str]) -> list[str]:
     path = Path(named[-1])
     folder = path.parent.parent if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path
     if (folder / "checkpoints").is_dir():
-        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        expanded.append(f"hydra.run.dir='{quoted}'")
+        expanded.append(f"hydra.run.dir={_quoted(folder)}")
     return expanded
+
+
+def _quoted(folder: Path) -> str:
+    """A path as Hydra's grammar takes it."""
+    inside = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return str(folder) if re.fullmatch(r"[\w./-]+", str(folder)) else f"'{inside}'"
 
 
 def go_on(command: list[str], folder: Path | None) -> str:
     """The command line that continues what `command` began in `folder`."""
     kept = [one for one in command[1:] if not one.startswith(("resume=", "resume.path=", "hydra.run.dir="))]
-    where = [f"hydra.run.dir={folder}"] if folder else []
+    where = [f"hydra.run.dir={_quoted(folder)}"] if folder else []
     return shlex.join(["python", command[0], *kept, *where, "resume=auto"])
 
 
@@ -88,6 +95,9 @@ def _message(error: Exception, conf: Path) -> str | None:
 
     if isinstance(error, UserError):
         return str(error)
+    if (full := _full_disk(error)) is not None:
+        where = f" ({full.filename})" if full.filename else ""
+        return f"{full.strerror}{where}. Checkpoints that were written are whole: make room, and go on with resume=auto"
     if isinstance(error, YAMLError):
         return f"a configuration file is no YAML: {error}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
@@ -100,6 +110,15 @@ def _message(error: Exception, conf: Path) -> str | None:
         )
     if isinstance(error, OSError) and error.filename is not None and _in_hydra(error):
         return f"the output folder {error.filename} cannot be written ({error.strerror}). Choose another: hydra.run.dir=DIR"
+    return None
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The full disk that an error comes from, if any."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
     return None
 
 

@@ -60,6 +60,9 @@ class TrainerConfig:
     """null: task.epochs."""
     max_steps: int | None = None
     """Stop after that many optimizer steps, if the epochs are not over before; null: run all epochs."""
+    max_time: str | None = None
+    """Stop after that much time in training, DD:HH:MM:SS, over all starts; null: no limit. Before the ranks are frozen, the
+    run ends over budget and without an adapter."""
     batch_size: int | None = None
     """Rows a batch, over all devices together; null: task.batch_size."""
     accumulate: int = 1
@@ -97,6 +100,8 @@ class TrainerConfig:
         )
         if self.clip < 0 or self.workers < 0:
             raise ValueError(f"trainer.clip = {self.clip}, trainer.workers = {self.workers}: must be 0 or more")
+        if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time):
+            raise ValueError(f"trainer.max_time = {self.max_time}: must be DD:HH:MM:SS, as 00:08:00:00 for eight hours")
         _one_of("trainer.precision", self.precision, PRECISIONS)
         _one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
         _one_of("trainer.strategy", self.strategy, STRATEGIES)

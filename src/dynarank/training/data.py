@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
 from dynarank.tasks.base import Batch, Task
+from dynarank.training.interruption import leave_signals_to_training
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,7 +79,7 @@ class TrainLoader(DataLoader[Batch]):
     """A loader whose pass depends on nothing but its sampler.
 
     Its `len` stays the whole epoch's when the sampler skips. The pass begins with the first batch that is asked for,
-    after Lightning's `set_epoch`; seeds of worker processes come from a generator of its own.
+    after Lightning's `set_epoch`, of which the seeds of worker processes are a function too.
     """
 
     def __iter__(self) -> Any:
@@ -164,6 +165,7 @@ class TaskData(LightningDataModule):
             collate_fn=self.collate,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            worker_init_fn=leave_signals_to_training,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or starting worker processes would draw on the training's, once a process
             **more,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -26,6 +27,7 @@ class Signals:
         self.received: signal.Signals | None = None
         self.deferred = False
         self._before: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> Signals:
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -44,7 +46,15 @@ class Signals:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker process, which has inherited this: it ends when training does
+            return
         again, self.received = self.received is not None, signal.Signals(number)
         if again or not self.deferred:
             raise Interrupted(self.received)
         log.warning("%s: saving at the next step (once more stops at once)", self.received.name)
+
+
+def leave_signals_to_training(worker: int) -> None:
+    """In a worker process that makes batches: a signal to all processes of a job must not kill it before the save."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

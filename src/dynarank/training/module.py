@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
+from dynarank.errors import UserError
 from dynarank.methods.base import Method
 from dynarank.tasks.base import Batch, Scores, Task
 from dynarank.training.config import OptimizerConfig
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 SELECTION = "selection"
 """The logged score that picks the best epoch: the task's metric at budget, NaN (which never wins) before."""
 PROGRESS_SECONDS = 30.0
+STATES = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "TaskData", "history", "rest"}
+"""What a checkpoint holds."""
 
 
 class FineTuning(LightningModule):
@@ -139,4 +142,23 @@ class FineTuning(LightningModule):
         checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning loads what it finds, and is silent about what is missing. Raises `UserError` where anything is."""
+        where = self.trainer.ckpt_path
+        missing = STATES - checkpoint.keys()
+        if self.allocation is not None and self.allocation.state_key not in checkpoint.get("callbacks", {}):
+            missing.add("the allocator's scores")
+        if missing:
+            raise UserError(f"{where}: lacks {min(missing)}, so the run cannot go on from it. Take another checkpoint")
+        if wrong := self.unlike(checkpoint["state_dict"]):
+            raise UserError(f"{where}: is of another model: {wrong}")
         self.history = checkpoint["history"]
+
+    def unlike(self, state: Mapping[str, Tensor]) -> str | None:
+        """The first difference in names and shapes between a `trained_state` and this module's, in words."""
+        mine = {name: list(tensor.shape) for name, tensor in self.trained_state().items()}
+        theirs = {name: list(tensor.shape) for name, tensor in state.items()}
+        differing = sorted(name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name))
+        if not differing:
+            return None
+        first = differing[0]
+        return f"{first} was {theirs.get(first, 'not there')}, is {mine.get(first, 'not there')} ({len(differing)} differ)"

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.hooks import RemovableHandle
 
+from dynarank.errors import UserError
 from dynarank.methods.base import Allocator
 from dynarank.report.rank_map import draw_rank_map
 from dynarank.training.distributed import agree, check_alike
@@ -80,8 +81,11 @@ class RankAllocation(Callback):
         return {"allocator": self.allocator.state_dict(), "history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.allocator.load_state_dict(state_dict["allocator"])
-        self.history = state_dict["history"]
+        try:
+            self.allocator.load_state_dict(state_dict["allocator"])
+            self.history = state_dict["history"]
+        except (KeyError, ValueError) as error:
+            raise UserError(f"the checkpoint does not fit this run: {error}. Take another checkpoint") from None
 
 
 def ranks_by_matrix(ranks: dict[str, int]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import json
 import logging
 import platform
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from dynarank.errors import UserError
-from dynarank.training.checkpoints import DamagedCheckpoint, Manifest, newest_valid, verify
+from dynarank.training.checkpoints import DamagedCheckpoint, Manifest, checkpoint_path, newest_valid, verify
 from dynarank.training.config import TrainConfig
 from dynarank.training.distributed import is_first
 from dynarank.training.results import package_versions
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIXED = ("model", "task", "method", "budget", "dem", "data", "base_weights", "total_steps")
+LENGTH = ("trainer.batch_size", "trainer.accumulate", "trainer.epochs", "trainer.max_steps", "total_steps")
+FIXED = ("model", "task", "method", "budget", "dem", "data", "base_weights", *LENGTH)
 """What a run cannot change and stay itself. Anything else that differs makes a resume inexact."""
-FREE = ("output_dir", "logger", "hub", "sweep", "resume", "checkpoint", "trainer.workers")
+FREE = ("output_dir", "logger", "hub", "sweep", "resume", "checkpoint", "trainer.workers", "trainer.max_time")
 """What does not enter a run's numbers."""
 
 
@@ -50,7 +52,14 @@ def identity(config: TrainConfig, **found: Any) -> dict[str, Any]:
         "device": _device_name(config.trainer.accelerator),
         **{f"versions.{name}": version for name, version in package_versions().items()},
     }
-    plain: dict[str, Any] = json.loads(json.dumps({**kept, "optimizer.lr": config.lr, **place, **found}))
+    if kept.get("task.labels") is None:  # the data says them, once it is read
+        kept.pop("task.labels", None)
+    resolved = {
+        "optimizer.lr": config.lr,
+        "trainer.batch_size": config.batch_size,
+        "trainer.epochs": config.epochs,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps({**kept, **resolved, **place, **found}))
     return plain
 
 
@@ -82,7 +91,7 @@ def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> tuple[list[str]
         if theirs[name] != mine[name]:
             said = f"{name} was {theirs[name]}, is {mine[name]}"
             (fixed if any(_below(name, one) for one in FIXED) else rest).append(said)
-    return sorted(fixed), sorted(rest)
+    return sorted(fixed, key=lambda said: (".name was " not in said, said)), sorted(rest)  # a name says most
 
 
 def check_identity(resumption: Resumption, mine: dict[str, Any], allow_inexact: bool) -> None:
@@ -117,21 +126,19 @@ def find_resumption(path: str | None, folder: Path) -> Resumption | None:
     """
     checkpoints = folder / "checkpoints"
     if path is None or path == "never":
-        newest, manifest, _ = newest_valid(checkpoints)
-        if path is None and newest and manifest and not (folder / "metrics.json").is_file():
-            raise UserError(
-                f"{folder} holds an unfinished run, saved at step {manifest.step}. Go on with resume=auto, "
-                "or start over with resume=never, which removes it"
-            )
+        if path is None:
+            _refuse_to_lose(folder)
         return None
     if "://" in path:
         raise UserError(f"resume = {path}: checkpoints are read from disk only, for one from elsewhere is not to be trusted")
     named = checkpoints if path == "auto" else Path(path)
+    inside = named.parent if named.is_file() else named / "checkpoints" if (named / "checkpoints").is_dir() else named
+    if inside.resolve() != checkpoints.resolve():
+        _refuse_to_lose(folder)
     if named.is_file():
         return _exactly(named)
     if not named.is_dir() and path != "auto":
         raise UserError(f"resume = {path}: there is no such file or folder. Name a run's folder or a .ckpt in it")
-    inside = named / "checkpoints" if (named / "checkpoints").is_dir() else named
     newest, manifest, skipped = newest_valid(inside)
     for reason in skipped:
         log.warning("skipped a checkpoint: %s", reason)
@@ -143,6 +150,33 @@ def find_resumption(path: str | None, folder: Path) -> Resumption | None:
     if path != "auto":
         raise UserError(f"resume = {path}: there is no checkpoint in {inside}")
     return None
+
+
+def _refuse_to_lose(folder: Path) -> None:
+    """Raise `UserError` where the folder holds an unfinished run."""
+    newest, manifest, skipped = newest_valid(folder / "checkpoints")
+    if (folder / "metrics.json").is_file():
+        return
+    if newest and manifest:
+        raise UserError(
+            f"{folder} holds an unfinished run, saved at step {manifest.step}. Go on with resume=auto, "
+            "or start over with resume=never, which removes it"
+        )
+    for reason in skipped:
+        log.warning("starting over an unfinished run, for its checkpoint cannot be used: %s", reason)
+
+
+def bring(resumption: Resumption, folder: Path) -> None:
+    """Copy what a run will need again from the folder of the one it goes on from: its history and its checkpoints."""
+    source, target = resumption.path.parent, folder / "checkpoints"
+    best = resumption.manifest.best
+    target.mkdir()
+    for step in {resumption.manifest.step, *([best["step"]] if best else [])}:
+        for path in (checkpoint_path(source, step), checkpoint_path(source, step).with_suffix(".json")):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+    if (history := source.parent / "metrics.csv").is_file():
+        shutil.copyfile(history, folder / "metrics.csv")
 
 
 def _exactly(path: Path) -> Resumption:

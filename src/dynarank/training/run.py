@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 from dynarank.errors import Interrupted
 from dynarank.training.checkpointing import Checkpoints
-from dynarank.training.checkpoints import DamagedCheckpoint, checkpoint_path, verify
+from dynarank.training.checkpoints import DamagedCheckpoint, checkpoint_path, read_checkpoint, verify
 from dynarank.training.config import TrainConfig
 from dynarank.training.data import TaskData
 from dynarank.training.distributed import is_first
+from dynarank.training.failures import failures_said
 from dynarank.training.interruption import Signals
 from dynarank.training.module import SELECTION, FineTuning
 from dynarank.training.preflight import check_output_dir
@@ -31,6 +31,7 @@ from dynarank.training.results import (
     write_origin,
     write_results,
 )
+from dynarank.training.resume import bring
 from dynarank.training.run_lock import locked
 from dynarank.training.trainer import build_trainer, fit, quiet_libraries
 
@@ -41,7 +42,7 @@ def run(config: TrainConfig) -> Results:
     """Train one configuration and leave its folder complete (see README, "A run's folder").
 
     Raises:
-        UserError: anything that the user can mend, before training starts; or a loss that is not finite, in training.
+        UserError: anything that the user can mend, before training starts; or what `failures_said` knows, in training.
         Interrupted: a signal came; what was trained is saved, once training had begun.
     """
     start = time.monotonic()
@@ -60,9 +61,12 @@ def run(config: TrainConfig) -> Results:
 def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> Results:
     """`run`, in a folder that is ours alone. `start` is when it began, on `time.monotonic`'s clock."""
     prepared = prepare(config, folder)
-    if prepared.resumption is None:
+    elsewhere = prepared.resumption and prepared.resumption.path.parent.resolve() != (folder / "checkpoints").resolve()
+    if prepared.resumption is None or elsewhere:
         if is_first():
             start_over(folder)
+            if prepared.resumption:
+                bring(prepared.resumption, folder)
     elif (folder / "metrics.json").is_file():
         log.info("the run is finished already")
         return read_results(folder)
@@ -70,8 +74,9 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
         folder / "checkpoints", config.checkpoint, prepared.identity, signals, prepared.resumption, start
     )
     trainer = build_trainer(config, folder, prepared, checkpoints)
-    fit(trainer, prepared, folder)
-    return finish(config, folder, prepared, trainer, checkpoints)
+    with failures_said(config, folder):
+        fit(trainer, prepared)
+        return finish(config, folder, prepared, trainer, checkpoints)
 
 
 def start_over(folder: Path) -> None:
@@ -92,6 +97,8 @@ def finish(config: TrainConfig, folder: Path, prepared: Prepared, trainer: pl.Tr
     selected = restore_best(trainer, module, checkpoints, last_score)
     metrics = last if selected["step"] == trainer.global_step else validate(trainer, module, data)
     ranks = method.ranks()
+    if trainer.global_step < module.total_steps:
+        log.warning("trainer.max_time ended the run after %d of %d steps", trainer.global_step, module.total_steps)
     first = trainer.is_global_zero
     if first:
         shutil.rmtree(folder / "adapter", ignore_errors=True)  # a killed finish may have left part of one
@@ -156,8 +163,9 @@ def restore_best(trainer: pl.Trainer, module: FineTuning, checkpoints: Checkpoin
     except DamagedCheckpoint as error:
         log.warning("the best checkpoint is damaged, and the last weights are taken: %s", error)
         return last
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    state = read_checkpoint(path)["state_dict"]
+    assert module.unlike(state) is None
+    module.load_state_dict(state, strict=False)
     return {"epoch": best["epoch"], "step": best["step"]}
 
 

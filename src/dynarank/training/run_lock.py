@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from dynarank.errors import UserError
 from dynarank.training.distributed import is_first
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -26,12 +29,14 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / "run.lock").open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             raise UserError(
                 f"output_dir = {folder}: another run is at work there ({file.read().strip()}). "
                 "Wait for it, or choose another: hydra.run.dir=DIR"
             ) from None
+        except OSError as error:
+            log.warning("%s: its file system knows no locks (%s); see that no other run works there", folder, error.strerror)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -12,12 +12,11 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from dynarank.errors import Interrupted, UserError
+from dynarank.errors import Interrupted
 from dynarank.training.checkpointing import Checkpoints
-from dynarank.training.checkpoints import DurableIO, newest_valid
+from dynarank.training.checkpoints import DurableIO
 from dynarank.training.config import TrainConfig
 from dynarank.training.distributed import build_strategy
-from dynarank.training.nonfinite import NonFiniteError
 from dynarank.training.prepare import Prepared
 from dynarank.training.tracking import build_loggers
 
@@ -52,6 +51,7 @@ def build_trainer(config: TrainConfig, folder: Path, prepared: Prepared, checkpo
         precision=config.trainer.precision,  # type: ignore[arg-type]
         max_epochs=config.epochs,
         max_steps=config.trainer.max_steps or -1,
+        max_time=config.trainer.max_time,
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.trainer.clip or None,
         val_check_interval=validation_interval(
@@ -90,25 +90,12 @@ def _on_terminal() -> bool:
     return Console().is_terminal
 
 
-def fit(trainer: pl.Trainer, prepared: Prepared, folder: Path) -> None:
-    """Train, from the checkpoint on where there is one.
-
-    Raises:
-        UserError: the loss or a score stopped being finite; the last checkpoint stays.
-        Interrupted: a signal came; the run is saved.
-    """
-    resumption = prepared.resumption
+def fit(trainer: pl.Trainer, prepared: Prepared) -> None:
+    """Train, from the checkpoint on where there is one."""
+    path = str(prepared.resumption.path) if prepared.resumption else None
     try:
-        trainer.fit(
-            prepared.module, prepared.data, ckpt_path=str(resumption.path) if resumption else None, weights_only=True
-        )
+        trainer.fit(prepared.module, prepared.data, ckpt_path=path, weights_only=True)
     except Interrupted:
         if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
             launcher.kill(signal.SIGTERM)  # ranks that still wait for this one
         raise
-    except NonFiniteError as error:
-        kept = newest_valid(folder / "checkpoints")[0] or "none yet"
-        raise UserError(
-            f"training stopped before the update, at {error}. Lower optimizer.lr = {prepared.module.lr:g}, or look at that "
-            f"layer and batch. Last good checkpoint: {kept}"
-        ) from None
