@@ -103,7 +103,8 @@ def test_a_second_run_in_a_folder_refuses_until_the_first_is_gone(hub_root: Path
         run(configure(tmp_path, hub_root))
     process.kill()
     process.join()
-    assert run(configure(tmp_path, hub_root, *settings, "resume.path=auto")).resumed_at == [4]
+    assert start(tmp_path, hub_root, [*settings, "resume.path=auto"]) == [0]
+    assert json.loads((tmp_path / "metrics.json").read_text())["resumed_at"] == [4]
 
 
 def test_a_file_system_without_locks_is_no_other_run(

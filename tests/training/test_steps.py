@@ -152,5 +152,5 @@ def test_the_loss_is_looked_at_once_an_update(hub_root: Path, tmp_path: Path, mo
     with Signals() as signals:
         checkpoints = Checkpoints(tmp_path / "checkpoints", config.checkpoint, {}, signals, None, 0.0)
         with pytest.raises(UserError, match=r"step 2: the loss is nan; first at roberta\.embeddings"):
-            trainer.fit(trainer.build_trainer(config, tmp_path, prepared, checkpoints), prepared, tmp_path)
+            trainer.fit(trainer.build_trainer(config, tmp_path, prepared, checkpoints), prepared)
     assert len(calls) == 5  # the fifth names the place

@@ -67,6 +67,7 @@ def _wandb(config: TrainConfig, folder: Path, resumed: bool) -> WandbLogger:
         id=_run_id(folder, resumed),
         resume="allow",
         project=config.logger.project,
+        group=os.environ.get("WANDB_RUN_GROUP"),  # a sweep's; W&B itself looks once a process
         tags=run_tags(config),
         config=asdict(config),
         settings=settings,
