@@ -16,6 +16,7 @@ from dynarank.training import trainer
 from dynarank.training.checkpointing import Checkpoints
 from dynarank.training.interruption import Signals
 from dynarank.training.module import FineTuning
+from dynarank.training.nonfinite import NonFiniteError
 from dynarank.training.prepare import Prepared, prepare
 from dynarank.training.run import run
 
@@ -151,6 +152,6 @@ def test_the_loss_is_looked_at_once_an_update(hub_root: Path, tmp_path: Path, mo
     words.word_embeddings.__class__ = Spoiled
     with Signals() as signals:
         checkpoints = Checkpoints(tmp_path / "checkpoints", config.checkpoint, {}, signals, None, 0.0)
-        with pytest.raises(UserError, match=r"step 2: the loss is nan; first at roberta\.embeddings"):
+        with pytest.raises(NonFiniteError, match=r"step 2: the loss is nan; first at roberta\.embeddings"):
             trainer.fit(trainer.build_trainer(config, tmp_path, prepared, checkpoints), prepared)
     assert len(calls) == 5  # the fifth names the place
