@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +196,10 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
 
     content: dict[str, Any] = torch.load(max((folder / "checkpoints").glob("step-*.ckpt")), weights_only=True)
     return content
+
+
+def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`train.py` in a folder, its output kept."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    words = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
+    return subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
