@@ -128,3 +128,9 @@ def write_factors(
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     return ranks
+
+
+if __name__ == "__main__":
+    from dynarank.export_command import main
+
+    main()

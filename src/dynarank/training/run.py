@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from dynarank.errors import Interrupted
+from dynarank.export_command import OVER_BUDGET
 from dynarank.training.checkpointing import Checkpoints
 from dynarank.training.checkpoints import DamagedCheckpoint, checkpoint_path, read_checkpoint, verify
 from dynarank.training.compact import expand
@@ -83,13 +84,33 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
 def start_over(folder: Path) -> None:
     """Remove what an earlier run left that would be taken for this one's."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    remove_adapters(folder)
     (folder / "metrics.json").unlink(missing_ok=True)
+
+
+def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None:
+    """The adapter with its tokenizer and origin; apart, and with a warning, where it is over budget."""
+    within = prepared.module.at_budget
+    adapter = folder / ("adapter" if within else OVER_BUDGET)
+    if not within and not any(prepared.method.ranks().values()):
+        log.warning("the run ended before its ranks were frozen, and before it had learned anything to export")
+        return
+    prepared.pretrained.tokenizer.save_pretrained(adapter)
+    prepared.method.export(adapter, prepared.source.recorded, prepared.task.peft_task_type)
+    write_origin(adapter, config, prepared.source)
+    if not within:
+        log.warning("the run ended before its ranks were frozen: its adapter is over budget, and lies in %s", adapter)
+
+
+def remove_adapters(folder: Path) -> None:
+    """Remove what an earlier run, or part of one, exported."""
+    for name in ("adapter", OVER_BUDGET):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def finish(config: TrainConfig, folder: Path, prepared: Prepared, trainer: pl.Trainer, checkpoints: Checkpoints) -> Results:
     """Score, select, export and record what was trained."""
-    module, data, method, task = prepared.module, prepared.data, prepared.method, prepared.task
+    module, data, method = prepared.module, prepared.data, prepared.method
     if module.average is not None:
         module.average.apply(module)
     last = score_last(trainer, module, data)
@@ -104,13 +125,8 @@ def finish(config: TrainConfig, folder: Path, prepared: Prepared, trainer: pl.Tr
         log.warning("trainer.max_time ended the run after %d of %d steps", trainer.global_step, module.total_steps)
     first = trainer.is_global_zero
     if first:
-        shutil.rmtree(folder / "adapter", ignore_errors=True)  # a killed finish may have left part of one
-    if module.at_budget and first:
-        prepared.pretrained.tokenizer.save_pretrained(folder / "adapter")
-        method.export(folder / "adapter", prepared.source.recorded, task.peft_task_type)
-        write_origin(folder / "adapter", config, prepared.source)
-    elif first:
-        log.warning("the run ended before its ranks were frozen: it is over budget, and no adapter is written")
+        remove_adapters(folder)  # a killed finish may have left part of one
+        write_adapter(folder, config, prepared)
     results = Results(
         task=config.task.name,
         method=config.method.name,
