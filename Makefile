@@ -17,11 +17,12 @@ export GOMP_SPINCOUNT ?= 0
 quickstart: $(VENV)/ready
 	$(BIN)/python train.py experiment=quickstart
 
+# Tests of a file share what is slow to make. A thread each: more would only wait for one another.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 matrix: $(VENV)/ready
-	$(BIN)/python -m pytest -m large
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m large -n 2
 
 check: lint test
 
