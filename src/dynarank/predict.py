@@ -82,6 +82,7 @@ def load_predictor(
     """
     from dynarank.models import load_pretrained, load_tokenizer
     from dynarank.tasks import build_task
+    from dynarank.training.preflight import named_device
 
     adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
     if not (adapter / ORIGIN).is_file():
@@ -90,7 +91,7 @@ def load_predictor(
             f"{folder}: holds no {ORIGIN}, neither in itself nor in adapter/. Give the folder of a finished run, "
             "or its adapter folder"
         )
-    place = _device(device)
+    place = named_device(device)
     origin = read_origin(adapter / ORIGIN)
     try:
         task = build_task(recorded_config(origin["task"], f"task/{origin['task'].get('family')}"))
@@ -126,18 +127,6 @@ def _refuse_over_budget(folder: Path) -> None:
     record = folder / "metrics.json"
     if record.is_file() and not read_json(record).get("at_budget", True):
         raise UserError(f"{folder}: the run ended before its ranks were frozen, and has no adapter. Train it longer")
-
-
-def _device(name: str | None) -> Any:
-    """The device of that name, or the best; `UserError` where this machine has none such."""
-    import torch
-
-    from dynarank.training.preflight import best_device
-
-    try:
-        return torch.empty(0, device=name or best_device()).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
 
 def _adapted(pretrained: Pretrained, adapter: Path, origin: dict[str, Any]) -> Any:

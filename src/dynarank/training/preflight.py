@@ -58,6 +58,14 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def named_device(name: str | None) -> torch.device:
+    """The device of that name, or the best; `UserError` where this machine has none such."""
+    try:
+        return torch.empty(0, device=name or best_device()).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
 def _cpu_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
