@@ -64,7 +64,7 @@ def alone(calm_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(
     ("strategy", "case"),
-    [("ddp", case) for case in CASES] + [("fsdp", case) for case in ("regression", "accumulation", "summaries")],
+    [("ddp", case) for case in CASES] + [("fsdp", case) for case in ("regression", "accumulation", "adalora", "summaries")],
 )
 def test_two_processes_train_as_one(strategy: str, case: str, alone: Any, calm_hub: Path, tmp_path: Path) -> None:
     assert start(tmp_path, calm_hub, [*SHORT, f"trainer={strategy}", *CASES[case]], world=2) == [0, 0]

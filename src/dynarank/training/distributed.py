@@ -95,11 +95,12 @@ def shard_frozen(model: nn.Module, blocks: Sequence[str], mesh: Any) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
-    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    # What has fewer elements than there are ranks is no weight: AdaLoRA of PEFT keeps ranks so, and reads them at export.
+    whole = {parameter for parameter in model.parameters() if parameter.requires_grad or parameter.numel() < mesh.size()}
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh, ignored_params=trained)
-    fully_shard(model, mesh=mesh, ignored_params=trained)
+            fully_shard(module, mesh=mesh, ignored_params=whole)
+    fully_shard(model, mesh=mesh, ignored_params=whole)
 
 
 @torch.no_grad()
