@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ class Checkpoints(Callback):
         if stop or self._is_due(trainer):
             self.save(trainer)
         if stop:
-            raise Interrupted(self._signal(trainer), f"step {trainer.global_step}")
+            # Where only another rank was told, this one ends as if it had been.
+            raise Interrupted(self.signals.received or signal.SIGTERM, f"step {trainer.global_step}")
 
     def _restore(self, trainer: pl.Trainer) -> None:
         assert self._pending is not None
@@ -105,11 +107,6 @@ class Checkpoints(Callback):
     def _agreed(trainer: pl.Trainer, flag: bool) -> bool:
         """Whether it is so on any rank: all answer alike."""
         return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
-
-    def _signal(self, trainer: pl.Trainer) -> Any:
-        import signal
-
-        return self.signals.received or signal.SIGTERM
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":

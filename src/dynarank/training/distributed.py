@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 def is_first() -> bool:
     """Whether this process writes the run's files; known from the launcher's environment before there is a group."""
-    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
+    return this_rank() == 0
 
 
 def this_rank() -> int:
