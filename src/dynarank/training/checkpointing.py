@@ -82,8 +82,7 @@ class Checkpoints(Callback):
         if stop or self._is_due(trainer):
             self.save(trainer)
         if stop:
-            # Where only another rank was told, this one ends as if it had been.
-            raise Interrupted(self.signals.received or signal.SIGTERM, f"step {trainer.global_step}")
+            raise Interrupted(self._number, f"step {trainer.global_step}")
 
     def _restore(self, trainer: pl.Trainer) -> None:
         assert self._pending is not None
@@ -108,6 +107,11 @@ class Checkpoints(Callback):
         """Whether it is so on any rank: all answer alike."""
         return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
 
+    @property
+    def _number(self) -> signal.Signals:
+        """The signal that came. Where it came to another rank alone, this one ends as if it had been SIGTERM."""
+        return self.signals.received or signal.SIGTERM
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
@@ -122,7 +126,7 @@ class Checkpoints(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.deferred = False
         if self._agreed(trainer, self.signals.received is not None):
-            raise Interrupted(self._signal(trainer), f"step {trainer.global_step}")
+            raise Interrupted(self._number, f"step {trainer.global_step}")
 
     def save(self, trainer: pl.Trainer, finished: bool = False) -> None:
         """Write a checkpoint of this moment, make it valid, and remove those no longer kept.
