@@ -14,7 +14,7 @@ from tiny import configure
 from dynarank.report.__main__ import main, report, report_text
 from dynarank.report.agreement import agreement_matrix, rank_agreement
 from dynarank.report.runs import read_runs, varied
-from dynarank.report.tables import build_table, differences, find_setting, latex, markdown
+from dynarank.report.tables import build_table, differences, find_setting, markdown
 
 
 @pytest.fixture
@@ -37,7 +37,6 @@ def test_a_table_has_mean_spread_and_seeds(sweep: Path) -> None:
     assert summary is not None
     assert (summary.mean, summary.n) == (pytest.approx(0.505), 4)
     assert "| lora | 0.5050 ± 0.0129 (n=4) | 0.5050 ± 0.0129 (n=4) |" in markdown(table)
-    assert r"\textbf{0.6065}" in latex(table)
 
 
 def test_only_what_is_more_than_chance_is_called_higher(sweep: Path) -> None:

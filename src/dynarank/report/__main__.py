@@ -12,6 +12,7 @@ from pathlib import Path
 from dynarank.errors import UserError
 from dynarank.report.agreement import rank_agreement
 from dynarank.report.findings import best_under, headline, number, sizes_and_scores, standings, undominated
+from dynarank.report.latex import latex
 from dynarank.report.page import Report, page
 from dynarank.report.pictures import draw_pictures, save
 from dynarank.report.runs import LeftOut, read_runs
@@ -22,7 +23,6 @@ from dynarank.report.tables import (
     differences,
     differences_markdown,
     find_setting,
-    latex,
     markdown,
 )
 from dynarank.report.tracker import log_report

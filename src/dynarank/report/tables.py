@@ -146,35 +146,6 @@ def markdown(table: Table) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def latex(table: Table) -> str:
-    """The same for booktabs, as the paper sets its tables; the highest mean of each column is bold."""
-    top = {
-        task: max((s.mean for setting in table.settings if (s := table.summary(setting, task))), default=math.nan)
-        for task in table.tasks
-    }
-    lines = []
-    for setting in table.settings:
-        cells = []
-        for task in table.tasks:
-            one = table.summary(setting, task)
-            mean = "" if one is None else f"{one.mean:.4f}"
-            bold = one is not None and one.mean == top[task]
-            spread = "" if one is None or one.n == 1 else f"$_{{\\pm {one.sd:.4f}}}$"
-            cells.append((f"\\textbf{{{mean}}}" if bold else mean or "--") + spread)
-        lines.append(" & ".join([*map(_escaped, setting), *cells]) + r" \\")
-    heads = [*(_escaped(key.removesuffix(".name")) for key in table.keys), *map(_escaped, table.tasks)]
-    columns = "l" * len(table.keys) + "r" * len(table.tasks)
-    body = "\n".join(lines)
-    return (
-        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(heads)} \\\\\n\\midrule\n{body}\n"
-        "\\bottomrule\n\\end{tabular}\n"
-    )
-
-
-def _escaped(value: Any) -> str:
-    return "".join(f"\\{sign}" if sign in "&%$#_{}" else sign for sign in str(value))
-
-
 def as_csv(table: Table) -> str:
     """A line a setting and task: mean, standard deviation, n, interval, and every seed's score."""
     text = io.StringIO()

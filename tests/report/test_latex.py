@@ -1,0 +1,79 @@
+"""The table for a paper, on folders written as runs leave them, with scores that are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from run_folders import write_run
+
+from dynarank.report.latex import latex
+from dynarank.report.runs import read_runs
+from dynarank.report.tables import build_table
+
+
+def read(folder: Path) -> str:
+    return latex(build_table(read_runs([folder])[0]))
+
+
+def point(folder: Path, task: str, method: str, target: int, seed: int, more: dict[str, float], family: str = "") -> None:
+    """A run at a budget, with measures beside the one that selects; its size is 50,000 a component."""
+    name = folder / f"{task}-{method}-{target}-{seed}"
+    write_run(name, task, method, seed, more["accuracy"], parameters=50_000 * target)
+    with (name / ".hydra" / "config.yaml").open("a") as file:
+        file.write(f"budget:\n  target: {target}\n")
+    config = (name / ".hydra" / "config.yaml").read_text()
+    (name / ".hydra" / "config.yaml").write_text(config.replace("task:\n", f"task:\n  family: '{family}'\n"))
+    results = json.loads((name / "metrics.json").read_text())
+    results["metrics"] = more
+    (name / "metrics.json").write_text(json.dumps(results))
+
+
+def test_methods_stand_in_blocks_of_one_budget_with_their_size_and_average(tmp_path: Path) -> None:
+    for target in (2, 8):
+        for seed, shift in enumerate((-0.01, 0.01)):
+            for method, gain in (("lora", 0.0), ("dora", 0.02)):
+                score = 0.8 + gain + shift + target / 100
+                point(tmp_path, "qqp", method, target, seed, {"accuracy": score, "f1": score - 0.1})
+                point(tmp_path, "cola", method, target, seed, {"accuracy": 0.5 - gain / 2})
+    spread = r"$_{\pm 1.41}$"
+    assert read(tmp_path).splitlines() == [
+        r"\begin{tabular}{llrccc}",
+        r"\toprule",
+        r"Method & Budget & \# Params & CoLA & QQP & Avg. \\",
+        r" &  &  & Acc & Acc/F1 &  \\",
+        r"\midrule",
+        rf"DoRA & 2 & 0.10M & 49.00$_{{\pm 0.00}}$ & \textbf{{84.00{spread}/74.00{spread}}} & \textbf{{66.50}} \\",
+        rf"LoRA & 2 & 0.10M & \textbf{{50.00$_{{\pm 0.00}}$}} & 82.00{spread}/72.00{spread} & 66.00 \\",
+        r"\midrule",
+        rf"DoRA & 8 & 0.40M & 49.00$_{{\pm 0.00}}$ & \textbf{{90.00{spread}/80.00{spread}}} & \textbf{{69.50}} \\",
+        rf"LoRA & 8 & 0.40M & \textbf{{50.00$_{{\pm 0.00}}$}} & 88.00{spread}/78.00{spread} & 69.00 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_settings_of_one_method_stand_in_one_block_without_sizes(tmp_path: Path) -> None:
+    for alpha, score in ((1, 0.5), (2, 0.75)):
+        write_run(tmp_path / f"{alpha}", "rte", "dora", 0, score, alpha=alpha)
+    assert read(tmp_path) == (
+        "\\begin{tabular}{lc}\n\\toprule\nmethod.alpha & RTE \\\\\n & Acc \\\\\n\\midrule\n1 & 50.00 \\\\\n"
+        "2 & \\textbf{75.00} \\\\\n\\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def test_scores_that_count_to_100_stay_and_missing_ones_are_dashes(tmp_path: Path) -> None:
+    measures = {"accuracy": 17.5, "rouge1": 30.25, "rouge2": 8.5, "rougeL": 25.0}
+    point(tmp_path, "xsum", "dora", 2, 0, measures, family="seq2seq")
+    point(tmp_path, "cola", "dora", 2, 0, {"accuracy": 0.5})
+    point(tmp_path, "cola", "lora", 2, 0, {"accuracy": 0.25})
+    text = read(tmp_path)
+    assert r"DoRA & 0.10M & \textbf{50.00} & \textbf{30.25/8.50/25.00} & \textbf{33.75} \\" in text
+    assert r"LoRA & 0.10M & 25.00 & -- & -- \\" in text
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "my_task", "dora", 0, 0.5)
+    write_run(tmp_path / "b", "my_task", "my_method", 0, 0.4)
+    assert r"my\_task" in read(tmp_path)
+    assert r"my\_method & " in read(tmp_path)
