@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dynarank.adapters.layer import DoRALinear
-from dynarank.allocation.allocator import RankAllocator, top_components
+from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.schedule import BudgetSchedule
 
 WIDTH = 8
@@ -79,17 +79,6 @@ def test_keeps_exactly_the_best_with_ties_to_the_earlier(scores: list[list[int]]
     assert kept.tolist() == [i in best for i in range(len(flat))]
     assert torch.cat([layer.lora_c for layer in layers.values()]).ne(0).tolist() == kept.tolist()
     assert int(ranks.active_count()) == count
-
-
-def test_more_ties_than_a_sort_keeps_in_order_by_chance() -> None:
-    kept = top_components(torch.zeros(5000), 1234)
-    assert kept[:1234].all()
-    assert not kept[1234:].any()
-
-
-@pytest.mark.parametrize(("count", "kept"), [(-1, 0), (0, 0), (3, 3), (4, 3)])
-def test_the_count_is_clipped(count: int, kept: int) -> None:
-    assert int(top_components(torch.rand(3), count).sum()) == kept
 
 
 def test_pruning_leaves_A_and_B() -> None:
@@ -203,7 +192,7 @@ def test_without_regrow_a_larger_count_brings_nothing_back() -> None:
     ranks = allocator(layers, regrow=False)
     ranks.prune(1)
     grow(layers["a"], 5.0)
-    ranks.prune(3)
+    assert int(ranks.prune(3).sum()) == 1
     assert nonzero(layers) == {"a": [0]}
 
 
@@ -305,10 +294,3 @@ def test_no_layers_is_an_error() -> None:
 def test_bad_beta_is_named(beta: float) -> None:
     with pytest.raises(ValueError, match="beta"):
         RankAllocator(adapters([1]), schedule(1, 1), beta=beta)
-
-
-def test_without_regrowth_more_than_is_left_keeps_what_is_left() -> None:
-    layers = {name: DoRALinear(nn.Linear(3, 3), r=4) for name in "ab"}
-    allocator = RankAllocator(layers, BudgetSchedule(4, 2, total=10), regrow=False)
-    allocator.prune(3)
-    assert int(allocator.prune(6).sum()) == 3

@@ -10,6 +10,17 @@ from hypothesis import strategies as st
 from dynarank.allocation.selection import top_components, top_parameters, with_floors
 
 
+def test_more_ties_than_a_sort_keeps_in_order_by_chance() -> None:
+    kept = top_components(torch.zeros(5000), 1234)
+    assert kept[:1234].all()
+    assert not kept[1234:].any()
+
+
+@pytest.mark.parametrize(("count", "kept"), [(-1, 0), (0, 0), (3, 3), (4, 3)])
+def test_the_count_is_clipped(count: int, kept: int) -> None:
+    assert int(top_components(torch.rand(3), count).sum()) == kept
+
+
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=9), st.data())
 def test_parameters_are_filled_by_worth_up_to_less_than_one_component(scores: list[float], data: st.DataObject) -> None:
     costs = data.draw(st.lists(st.sampled_from([3, 7, 10]), min_size=len(scores), max_size=len(scores)))
