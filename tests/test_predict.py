@@ -75,6 +75,13 @@ def test_every_output_format_holds_the_same(ending: str, cola: Path, rows: Path,
     pd.testing.assert_frame_equal(readers[ending](tmp_path / f"o.{ending}"), pd.read_csv(tmp_path / "o.csv"), rtol=1e-6)
 
 
+def test_a_base_that_is_not_where_it_is_looked_for_is_said(
+    cola: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main([str(cola), "--input", str(rows), "--output", str(tmp_path / "o.csv"), "--hub-root", str(tmp_path)])
+    assert f"FacebookAI/roberta-base: not in {tmp_path}; taken from where it was in training" in caplog.text
+
+
 def test_a_number_and_a_head_alone(hub_root: Path, tmp_path: Path) -> None:
     trained(tmp_path / "run", hub_root, "task=stsb", "method=head")
     (tmp_path / "in.jsonl").write_text('{"sentence1": "a cat", "sentence2": "the dog"}\n' * 3)

@@ -7,6 +7,7 @@ python -m dynarank.predict RUN_OR_ADAPTER_DIR --glue-submission DIR
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from dynarank.models import Pretrained
     from dynarank.tasks.base import Task
+
+log = logging.getLogger(__name__)
 
 ORIGIN = "dynarank.json"
 """Written beside every adapter: the task, and where the base model came from."""
@@ -202,6 +205,8 @@ def _locate_base(config: ModelConfig, found: str | None, hub: HubConfig) -> Sour
     except UserError:
         if found is None or not Path(found).is_dir():
             raise
+        if hub.root is not None:
+            log.warning("%s: not in %s; taken from where it was in training, %s", config.path, hub.root, found)
         return Source(found, config.path)
 
 

@@ -63,7 +63,7 @@ class Manifest:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def write_durably(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_durably(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that `path` holds its old content or the new one, whole, whenever the machine stops.
 
     The temporary file lies in the same folder, for a rename is atomic only within a file system.
@@ -119,7 +119,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_or_say(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def _write_or_say(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     try:
         write_durably(path, write)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynarank.predict import ORIGIN
 from dynarank.report.rank_map import draw_rank_map
+from dynarank.training.checkpoints import write_durably
 
 if TYPE_CHECKING:
     from dynarank.hub import Source
@@ -81,15 +82,13 @@ def read_results(folder: Path) -> Results:
 
 
 def write_results(results: Results, largest_rank: int, history: list[dict[str, Any]], folder: Path) -> None:
-    """metrics.json; for a method with ranks also ranks.json, rank_history.json and rank_map.png."""
+    """For a method with ranks ranks.json, rank_history.json and rank_map.png; metrics.json last, for it says "finished"."""
     record = asdict(results)
-    ranks = record.pop("ranks")
+    if ranks := record.pop("ranks"):
+        _write_json(folder / "ranks.json", ranks)
+        _write_json(folder / "rank_history.json", history)
+        draw_rank_map(ranks, largest_rank, f"{results.task}, {results.method}").savefig(folder / "rank_map.png", dpi=150)
     _write_json(folder / "metrics.json", record)
-    if not ranks:
-        return
-    _write_json(folder / "ranks.json", ranks)
-    _write_json(folder / "rank_history.json", history)
-    draw_rank_map(ranks, largest_rank, f"{results.task}, {results.method}").savefig(folder / "rank_map.png", dpi=150)
 
 
 def gather_artifacts(module: FineTuning) -> dict[str, Any]:
@@ -116,9 +115,8 @@ def write_origin(folder: Path, config: TrainConfig, source: Source) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_plain(content), indent=2) + "\n")
-    temporary.replace(path)
+    text = json.dumps(_plain(content), indent=2) + "\n"
+    write_durably(path, lambda file: file.write(text.encode()))
 
 
 def _plain(content: Any) -> Any:
