@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from run_folders import write_run
 
@@ -16,7 +17,7 @@ def read(folder: Path) -> str:
     return latex(build_table(read_runs([folder])[0]))
 
 
-def point(folder: Path, task: str, method: str, target: int, seed: int, more: dict[str, float], family: str = "") -> None:
+def point(folder: Path, task: str, method: str, target: int, seed: int, more: dict[str, Any], family: str = "") -> None:
     """A run at a budget, with measures beside the one that selects; its size is 50,000 a component."""
     name = folder / f"{task}-{method}-{target}-{seed}"
     write_run(name, task, method, seed, more["accuracy"], parameters=50_000 * target)
@@ -70,6 +71,16 @@ def test_scores_that_count_to_100_stay_and_missing_ones_are_dashes(tmp_path: Pat
     text = read(tmp_path)
     assert r"DoRA & 0.10M & \textbf{50.00} & \textbf{30.25/8.50/25.00} & \textbf{33.75} \\" in text
     assert r"LoRA & 0.10M & 25.00 & -- & -- \\" in text
+
+
+def test_a_score_that_is_undefined_on_one_seed_is_a_dash(tmp_path: Path) -> None:
+    point(tmp_path, "cola", "lora", 2, 0, {"accuracy": 0.25})
+    point(tmp_path, "cola", "lora", 2, 1, {"accuracy": 0.5})
+    point(tmp_path, "cola", "dora", 2, 0, {"accuracy": 0.75})
+    point(tmp_path, "cola", "dora", 2, 1, {"accuracy": None})
+    text = read(tmp_path)
+    assert r"DoRA & 0.10M & -- \\" in text
+    assert r"LoRA & 0.10M & \textbf{37.50$_{\pm 17.68}$} \\" in text
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

@@ -104,8 +104,9 @@ def _cell(table: Table, setting: Setting, task: str) -> str:
     parts = []
     for measure in _shown(table, task) if runs else []:
         values = [_value(table, run, measure) for run in runs]
-        spread = f"$_{{\\pm {stdev(values):.2f}}}$" if len(values) > 1 else ""
-        parts.append("--" if math.isnan(fmean(values)) else f"{fmean(values):.2f}{spread}")
+        undefined = any(map(math.isnan, values))
+        spread = f"$_{{\\pm {stdev(values):.2f}}}$" if len(values) > 1 and not undefined else ""
+        parts.append("--" if undefined else f"{fmean(values):.2f}{spread}")
     return "/".join(parts) or "--"
 
 
