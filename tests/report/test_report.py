@@ -167,6 +167,26 @@ def test_the_best_of_a_size_is_named(tmp_path: Path) -> None:
     assert 'value="99"' in (folder / "report.html").read_text()
 
 
+def test_a_setting_that_lacks_a_score_is_named_and_never_averaged_over_the_rest(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"dora-{seed}", "stsb", "dora", seed, 0.5 + seed / 100)
+        write_run(tmp_path / f"lora-{seed}", "stsb", "lora", seed, math.nan if seed == 1 else 0.9)
+    (tmp_path / "lora-1" / "metrics.csv").write_text("step,val/accuracy\n1,nan\n2,nan\n")
+    table = build_table(read_runs([tmp_path])[0])
+    summary = table.summary(("lora",), "stsb")
+    assert summary is not None
+    assert math.isnan(summary.mean)
+    assert (summary.n, summary.undefined) == (3, 1)
+    assert "| lora | - (1 of 3 seeds without a score) |" in markdown(table)
+    text, folder = report(sorted(tmp_path.iterdir()), output=tmp_path / "report")
+    said = "Not ranked, for seeds without a score: method=lora (1 of 3 seeds)."
+    assert f"stsb: {said}" in text
+    html = (folder / "report.html").read_text()
+    assert f"<p>{said}</p>" in html
+    assert "<title>dora-0 and 5 more folders: dynarank report</title>" in html
+    assert "method=lora (2 of 3 seeds)" in (folder / "curves_stsb.svg").read_text()
+
+
 def test_a_real_runs_folder_is_read(hub_root: Path, tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dynarank.errors import UserError
 from dynarank.report.agreement import rank_agreement
-from dynarank.report.findings import best_under, headline, number, sizes_and_scores, standings, undominated
+from dynarank.report.findings import best_under, headline, number, sizes_and_scores, standings, undominated, without_mean
 from dynarank.report.latex import latex
 from dynarank.report.page import Report, page
 from dynarank.report.pictures import draw_pictures, save
@@ -26,6 +26,9 @@ from dynarank.report.tables import (
     markdown,
 )
 from dynarank.report.tracker import log_report
+
+MOST_NAMED = 3
+"""Folders that the page's title names."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,7 +92,8 @@ def report(
     pictures = draw_pictures(table, runs)
     for picture in pictures:
         save(picture, output)
-    title = ", ".join(folder.resolve().name for folder in folders)
+    names = [folder.resolve().name for folder in folders]
+    title = ", ".join(names) if len(names) <= MOST_NAMED else f"{names[0]} and {len(names) - 1} more folders"
     tables = (table, replace(table, last=not last))
     content = Report(title, folders, tables, reference, table.runs(), left_out, pictures, under)
     (output / "report.html").write_text(page(content), encoding="utf-8")
@@ -103,6 +107,7 @@ def report_text(table: Table, compared: str, left_out: Sequence[LeftOut], under:
         f"{headline(table, standings(table))}\n",
         f"Scores {which}: mean ± standard deviation over seeds.\n\n{markdown(table)}",
     ]
+    parts += [f"{task}: {said}\n" for task in table.tasks if (said := without_mean(table, task))]
     if table.implied:
         parts.append(f"Along with these settings, others differ: {', '.join(table.implied)}.\n")
     if len(table.settings) > 1:

@@ -177,6 +177,16 @@ def best_under(points: Sequence[Point], limit: float) -> Point | None:
     return max((point for point in points if point.parameters <= limit), key=lambda point: point.score, default=None)
 
 
+def without_mean(table: Table, task: str) -> str:
+    """A sentence that names the settings with a seed that has no score, which are not ranked; empty where there are none."""
+    names = [
+        f"{table.label(setting)} ({one.undefined} of {one.n} seeds)"
+        for setting in table.settings
+        if (one := table.summary(setting, task)) and one.undefined
+    ]
+    return f"Not ranked, for seeds without a score: {', '.join(names)}." if names else ""
+
+
 def number(value: float) -> str:
     """A score as its scale deserves: 0.8412, 84.12."""
     return "-" if math.isnan(value) else f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"

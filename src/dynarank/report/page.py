@@ -20,7 +20,16 @@ import jinja2
 from markupsafe import Markup
 
 from dynarank.report.agreement import rank_agreement
-from dynarank.report.findings import Standing, headline, in_short, number, sentence, sizes_and_scores, standings
+from dynarank.report.findings import (
+    Standing,
+    headline,
+    in_short,
+    number,
+    sentence,
+    sizes_and_scores,
+    standings,
+    without_mean,
+)
 from dynarank.report.page_data import embedded
 from dynarank.report.pictures import Picture, inline_svg
 from dynarank.report.runs import LeftOut, Run
@@ -118,6 +127,7 @@ def _cards(report: Report) -> list[dict[str, Any]]:
             "standing": first[task],
             "sentence": sentence(table, first[task]),
             "other": _other(in_short(table, first[task]), in_short(second, other[task]), which(second)),
+            "unranked": without_mean(table, task),
             "dots": _dots(table, first[task]),
             "sizes": sizes_and_scores(table, task),
         }

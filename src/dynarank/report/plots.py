@@ -98,7 +98,10 @@ def draw_curves(table: Table, task: str) -> Figure:
     figure, (axes,) = panels(1, legend=len(table.settings))
     metric = table.metrics[task]
     for setting, runs in shared_settings(table, task, f"val/{metric}").items():
-        draw_band(axes, runs, f"val/{metric}", looks(table, task)[setting])
+        look, seeds = looks(table, task)[setting], len(table.cells[setting, task])
+        if look.label and len(runs) < seeds:
+            look = look._replace(label=f"{look.label} ({len(runs)} of {seeds} seeds)")
+        draw_band(axes, runs, f"val/{metric}", look)
     axes.set(ylabel=f"{metric} (validation)", xlabel="share of training")
     mark_freeze(axes, table, task)
     return titled(figure, axes, table, f"{brief(task, 30)}: score", task)

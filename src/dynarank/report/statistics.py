@@ -29,14 +29,16 @@ class Summary:
     low: float
     """95 % interval of the mean, by Student's t; NaN for one seed."""
     high: float
+    undefined: int = 0
+    """Seeds whose score is NaN; with one, there is no mean: leaving out what failed would flatter the rest."""
 
 
 def summarize(values: Sequence[float]) -> Summary:
     """Mean, spread and interval of at least one value."""
     scores = np.asarray(values, dtype=float)
     n, mean = len(scores), float(scores.mean())
-    if n == 1:
-        return Summary(mean, math.nan, 1, math.nan, math.nan)
+    if n == 1 or math.isnan(mean):
+        return Summary(mean, math.nan, n, math.nan, math.nan, int(np.isnan(scores).sum()))
     sd = float(scores.std(ddof=1))
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n)
     return Summary(mean, sd, n, mean - half, mean + half)

@@ -132,15 +132,18 @@ def _cells(table: Table, setting: Setting, form: Mapping[str, str]) -> list[str]
     found = []
     for task in table.tasks:
         one = table.summary(setting, task)
-        spread = "" if one is None or one.n == 1 else form["spread"].format(one.sd)
-        found.append(form["none"] if one is None else f"{one.mean:.4f}{spread}" + form["n"].format(one.n))
+        if one is None or one.undefined:
+            found.append(form["none"] + (form["undefined"].format(one.undefined, one.n) if one else ""))
+            continue
+        spread = "" if one.n == 1 else form["spread"].format(one.sd)
+        found.append(f"{one.mean:.4f}{spread}" + form["n"].format(one.n))
     return found
 
 
 def markdown(table: Table) -> str:
     """Mean, standard deviation and number of seeds in each cell."""
     heads = [*(key.removesuffix(".name") for key in table.keys), *(f"{t} ({table.metrics[t]})" for t in table.tasks)]
-    form = {"spread": " ± {:.4f}", "n": " (n={})", "none": "-"}
+    form = {"spread": " ± {:.4f}", "n": " (n={})", "none": "-", "undefined": " ({} of {} seeds without a score)"}
     rows = [[*map(str, setting), *_cells(table, setting, form)] for setting in table.settings]
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
