@@ -11,8 +11,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from dynarank.training.command import expand_resume, user_errors
-from dynarank.training.config import register_schemas, to_config
+from dynarank.commands.user_errors import expand_resume, user_errors
+from dynarank.config.schema import register_schemas, to_config
 
 CONF = Path(__file__).parent / "conf"
 register_schemas()
@@ -22,7 +22,7 @@ register_schemas()
 def main(composed: DictConfig) -> float:
     """Check the configuration, run it, and return the selected score (for sweepers)."""
     config = to_config(composed)
-    from dynarank.training.run import run  # imports torch and Lightning: seconds that a mistake need not wait for
+    from dynarank.runs.run import run  # imports torch and Lightning: seconds that a mistake need not wait for
 
     return run(config).score
 

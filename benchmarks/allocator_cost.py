@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 from dynarank import BudgetSchedule, DoRALinear, RankAllocator, dem_penalty, importance, inject, mark_trainable
-from dynarank.adapters.targets import KNOWN_TARGETS
+from dynarank.pretrained.targets import KNOWN_TARGETS
 
 
 def median_seconds(call: Callable[[], object], repeats: int, device: str) -> float:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from dynarank.training.checkpoints import (
+from dynarank.checkpoints.storage import (
     DurableIO,
     Manifest,
     checkpoint_path,

@@ -17,7 +17,7 @@ Death = tuple[Any, ...] | Callable[[int], None]
 """A moment, its number, and the signals it brings (default: SIGKILL); or what else to do to a rank before it runs."""
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["dynarank.training.run", "transformers", "datasets", "torchmetrics", "peft", "tiny"])
+context.set_forkserver_preload(["dynarank.runs.run", "transformers", "datasets", "torchmetrics", "peft", "tiny"])
 
 
 def kill(_: Any = None) -> None:
@@ -108,8 +108,8 @@ def _run(
     import torch
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from dynarank.training.command import user_errors
-    from dynarank.training.run import run
+    from dynarank.commands.user_errors import user_errors
+    from dynarank.runs.run import run
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     if world > 1:

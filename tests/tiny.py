@@ -175,7 +175,7 @@ def compose(overrides: list[str]) -> Any:
     """The composed configuration of the command line's overrides."""
     import hydra
 
-    from dynarank.training.config import register_schemas
+    from dynarank.config.schema import register_schemas
 
     register_schemas()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -184,7 +184,7 @@ def compose(overrides: list[str]) -> Any:
 
 def configure(folder: Path, hub: Path, *overrides: str) -> Any:
     """The typed configuration of a run into `folder`, small enough for a test."""
-    from dynarank.training.config import to_config
+    from dynarank.config.schema import to_config
 
     small = [f"output_dir={folder}", f"hub.root={hub}", "logger=none", "trainer.epochs=2", "trainer.log_every=1"]
     return to_config(compose([*small, "trainer.accelerator=cpu", *overrides]))

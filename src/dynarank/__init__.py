@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynarank.adapters.inject import adapter_layers, find_linears, inject, mark_trainable
     from dynarank.adapters.layer import DoRALinear
+    from dynarank.adapters.peft_format import fold, merge, write_peft_adapter
     from dynarank.allocation.allocator import RankAllocator
     from dynarank.allocation.dem import dem_penalty
     from dynarank.allocation.importance import importance, smooth
     from dynarank.allocation.schedule import BudgetSchedule, budget_schedule
-    from dynarank.export import fold, merge, write_peft_adapter
 
 __version__ = "0.1.0"
 

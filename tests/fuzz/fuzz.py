@@ -29,10 +29,10 @@ with atheris.instrument_imports(include=["dynarank", "omegaconf"]):
     from yaml import YAMLError
 
     from dynarank import adapter_files, predict
+    from dynarank.config.guard import guarded
+    from dynarank.config.schema import register_schemas, setting_names, to_config
     from dynarank.errors import UserError
-    from dynarank.hub import HubConfig
-    from dynarank.training.config import register_schemas, setting_names, to_config
-    from dynarank.training.guard import guarded
+    from dynarank.pretrained.hub import HubConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import CONF, tiny_roberta, write_model

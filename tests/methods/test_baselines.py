@@ -11,14 +11,14 @@ from tiny import configure, tiny_bart, tiny_roberta, tiny_t5
 from torch import nn
 from transformers import GPT2Config
 
-from dynarank.adapters.targets import KNOWN_TARGETS
 from dynarank.allocation.config import BudgetConfig, DemConfig
-from dynarank.hub import HubConfig
+from dynarank.commands.predict import load_predictor
 from dynarank.methods import build_method
 from dynarank.methods.bottleneck import BottleneckLinear, bottleneck_parameters
 from dynarank.methods.config import AdaLoRAConfig, LoRAConfig, MethodConfig, PromptConfig
-from dynarank.predict import load_predictor
-from dynarank.training.run import run
+from dynarank.pretrained.hub import HubConfig
+from dynarank.pretrained.targets import KNOWN_TARGETS
+from dynarank.runs.run import run
 
 CONFIGS = {"lora": LoRAConfig, "adalora": AdaLoRAConfig, "prompt": PromptConfig}
 

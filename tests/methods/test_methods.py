@@ -43,7 +43,7 @@ def test_dora_counts_what_its_nonzero_components_take() -> None:
 def test_the_papers_budgets_on_roberta_base(target: int, millions: float) -> None:
     from transformers import AutoModelForSequenceClassification, RobertaConfig
 
-    from dynarank.adapters.targets import KNOWN_TARGETS
+    from dynarank.pretrained.targets import KNOWN_TARGETS
 
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(RobertaConfig())
@@ -92,7 +92,7 @@ def test_alpha_null_starts_components_as_large_as_at_r8() -> None:
 
 
 def test_c_may_have_a_learning_rate_of_its_own() -> None:
-    from dynarank.training.config import OptimizerConfig
+    from dynarank.config.schema import OptimizerConfig
     from dynarank.training.optimizer import build_optimizer
 
     net = Net()

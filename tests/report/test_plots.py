@@ -15,9 +15,9 @@ from run_folders import MATRICES, write_history, write_run
 from dynarank.report.pictures import draw_pictures, file_name, inline_svg, save
 from dynarank.report.plot_quality import draw_budget_against_quality, short, spread
 from dynarank.report.plots import POINTS, draw_curves, looks, over_seeds
-from dynarank.report.rank_map import rank_grid
 from dynarank.report.runs import read_runs
 from dynarank.report.tables import Table, build_table
+from dynarank.training.rank_map import rank_grid
 
 
 @pytest.fixture

@@ -190,7 +190,7 @@ def test_a_setting_that_lacks_a_score_is_named_and_never_averaged_over_the_rest(
 def test_a_real_runs_folder_is_read(hub_root: Path, tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
-    from dynarank.training.run import run
+    from dynarank.runs.run import run
 
     config = configure(tmp_path, hub_root, "budget.interval=1", "trainer.epochs=3")
     run(config)

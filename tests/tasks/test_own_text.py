@@ -9,12 +9,12 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from tiny import compose
 
+from dynarank.config.schema import to_config
 from dynarank.errors import UserError
-from dynarank.hub import HubConfig
+from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
 from dynarank.tasks.files import READERS, write_file
-from dynarank.training.config import to_config
 
 Rows = list[dict[str, Any]]
 

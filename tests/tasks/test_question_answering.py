@@ -13,11 +13,11 @@ import torch
 from tiny import WORDS, compose, write_tokenizer
 from torch import nn
 
+from dynarank.config.schema import to_config
 from dynarank.errors import UserError
-from dynarank.hub import HubConfig
+from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
-from dynarank.training.config import to_config
 
 SMALL = ("task.max_length=16", "task.max_question=4", "task.stride=3")
 """Windows of 9 tokens of context with a question of 4: <s> question </s> context </s>."""

@@ -11,12 +11,12 @@ from datasets import Dataset
 from tiny import compose, glue_rows, write_dataset, write_tokenizer
 from transformers import AutoTokenizer
 
+from dynarank.config.schema import to_config
 from dynarank.errors import UserError
-from dynarank.hub import HubConfig, Source
+from dynarank.pretrained.hub import HubConfig, Source
 from dynarank.tasks import build_task, sources
 from dynarank.tasks.config import TaskConfig, TextClassificationConfig
 from dynarank.tasks.sources import CONVERTED, check_source, cut_validation, describe, locate_data, open_splits
-from dynarank.training.config import to_config
 
 SCRIPT = "Dataset scripts are no longer supported, but found somewhere.py"
 

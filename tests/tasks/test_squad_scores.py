@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tiny import compose, needs_real_hub, real_hub
 from torchmetrics.functional.text import squad as torchmetrics_squad
 
-from dynarank.hub import HubConfig
+from dynarank.config.schema import to_config
+from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks import build_task
 from dynarank.tasks.squad_scores import best_threshold, exact_and_f1, normalize, squad, squad_v2
-from dynarank.training.config import to_config
 
 
 def normalize_answer(text: str) -> str:

@@ -9,11 +9,11 @@ import torch
 from scipy import stats
 from tiny import GLUE, compose, needs_real_hub, real_hub, write_dataset
 
+from dynarank.config.schema import to_config
 from dynarank.errors import UserError
-from dynarank.hub import HubConfig
+from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
-from dynarank.training.config import to_config
 
 
 def make(*overrides: str) -> Task:

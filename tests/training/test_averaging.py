@@ -12,13 +12,13 @@ from datasets import load_dataset
 from safetensors.torch import load_file
 from tiny import configure, newest_checkpoint
 
-from dynarank.hub import HubConfig
-from dynarank.predict import load_predictor
+from dynarank.checkpoints.compact import expand
+from dynarank.commands.predict import load_predictor
+from dynarank.pretrained.hub import HubConfig
+from dynarank.runs.record import Results
+from dynarank.runs.run import run
 from dynarank.training.averaging import trained
-from dynarank.training.compact import expand
 from dynarank.training.module import FineTuning
-from dynarank.training.results import Results
-from dynarank.training.run import run
 
 DECAY = 0.8
 Weights = dict[str, torch.Tensor]
@@ -47,7 +47,7 @@ def averaged(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
             super().validation_step(batch, batch_idx, dataloader_idx)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynarank.training.prepare.FineTuning", Recorded)
+        patch.setattr("dynarank.runs.prepare.FineTuning", Recorded)
         folder = tmp_path_factory.mktemp("averaged")
         settings = ["task=stsb", "budget.interval=1", "optimizer.lr=0.02", "trainer.epochs=5", f"trainer.ema={DECAY}"]
         return run(configure(folder, hub_root, *settings)), steps, validated

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import compose
 
-from dynarank.hub import HubConfig
+from dynarank.config.schema import to_config
+from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks import build_task
-from dynarank.training.config import to_config
 from dynarank.training.data import LengthGroupedSampler, TaskData
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, size=1003)

@@ -16,8 +16,8 @@ import torch
 from killing import start
 from tiny import REPOSITORY, glue_rows, newest_checkpoint, summary_rows, tiny_bart, tiny_roberta, write_dataset, write_model
 
+from dynarank.sweeps.sweep import read_sweep
 from dynarank.training.data import LengthGroupedSampler, even_batches
-from dynarank.training.sweep import read_sweep
 
 SHORT = ["trainer.epochs=3", "trainer.batch_size=8", "budget.interval=1", "optimizer.lr=0.01", "method.dropout=0"]
 
@@ -108,7 +108,7 @@ def test_scores_that_drift_apart_do_not_part_the_ranks(alone: Any, calm_hub: Pat
 
 def disagree(rank: int) -> None:
     """Let the second process be configured differently."""
-    import dynarank.training.prepare as module
+    import dynarank.runs.prepare as module
 
     identity = module.identity
     module.identity = lambda config, **found: identity(config, **found, rank=rank)  # type: ignore[assignment]
@@ -143,7 +143,7 @@ def test_points_of_a_sweep_that_are_distributed_keep_their_settings(calm_hub: Pa
 
 def count_shards(rank: int) -> None:
     """Write down which parameters are sharded, once training starts."""
-    from dynarank.training.checkpointing import Checkpoints
+    from dynarank.checkpoints.callback import Checkpoints
 
     begin = Checkpoints.on_train_start
 

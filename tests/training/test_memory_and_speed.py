@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny import configure, newest_checkpoint
 
+from dynarank.checkpoints.compact import expand
+from dynarank.config.schema import TrainerConfig
 from dynarank.errors import UserError
-from dynarank.training.compact import expand
-from dynarank.training.config import TrainerConfig
-from dynarank.training.preflight import check_compiler
-from dynarank.training.prepare import prepare
-from dynarank.training.run import run
+from dynarank.runs.preflight import check_compiler
+from dynarank.runs.prepare import prepare
+from dynarank.runs.run import run
 
 
 def gradients(hub: Path, folder: Path, *settings: str) -> tuple[dict[str, torch.Tensor], int]:

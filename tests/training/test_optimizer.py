@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dynarank import inject, mark_trainable
-from dynarank.training.config import OptimizerConfig
+from dynarank.config.schema import OptimizerConfig
 from dynarank.training.optimizer import build_optimizer, parameter_groups, resolve_total_steps
 
 

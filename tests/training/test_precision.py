@@ -12,11 +12,11 @@ from tiny import configure, newest_checkpoint
 from torch import nn
 
 from dynarank import inject, mark_trainable
+from dynarank.commands.predict import load_predictor, main
 from dynarank.errors import UserError
-from dynarank.hub import HubConfig
-from dynarank.predict import load_predictor, main
-from dynarank.training.prepare import prepare
-from dynarank.training.run import run
+from dynarank.pretrained.hub import HubConfig
+from dynarank.runs.prepare import prepare
+from dynarank.runs.run import run
 
 SHORT = ["trainer.epochs=1", "budget.interval=1", "optimizer.lr=0.01"]
 NARROW = "model.dtype=bfloat16"

@@ -11,14 +11,14 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from tiny import configure, newest_checkpoint, tiny_roberta, write_model
 
+from dynarank.checkpoints.callback import Checkpoints
+from dynarank.checkpoints.signals import Signals
 from dynarank.errors import UserError
-from dynarank.training import trainer
-from dynarank.training.checkpointing import Checkpoints
-from dynarank.training.interruption import Signals
+from dynarank.runs import trainer
+from dynarank.runs.prepare import Prepared, prepare
+from dynarank.runs.run import run
 from dynarank.training.module import FineTuning
 from dynarank.training.nonfinite import NonFiniteError
-from dynarank.training.prepare import Prepared, prepare
-from dynarank.training.run import run
 
 PLAIN = ["method.dropout=0", "dem=off", "optimizer.lr=0.01", "trainer.batch_size=8"]
 """Forty rows: five batches an epoch."""

@@ -17,9 +17,9 @@ from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import Tensor, nn
 
 from dynarank.adapters.inject import find_linears
+from dynarank.adapters.peft_format import Factors, write_factors
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.allocation.selection import top_components
-from dynarank.export import Factors, write_factors
 from dynarank.methods.base import Method
 from dynarank.methods.config import AdaLoRAConfig
 from dynarank.methods.lora import ADAPTER

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynarank.adapters.inject import find_linears
-from dynarank.export import Factors, write_factors
+from dynarank.adapters.peft_format import Factors, write_factors
 from dynarank.methods.base import Method
 from dynarank.methods.config import LoRAConfig
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from dynarank.methods.base import Method, nominal_parameters
 from dynarank.methods.config import PromptConfig
-from dynarank.models import architecture, positions
+from dynarank.pretrained.models import architecture, positions
 
 FITS = {("encoder", "ForSequenceClassification"): "SEQ_CLS", ("encoder-decoder", "ForConditionalGeneration"): "SEQ_2_SEQ_LM"}
 """PEFT's task type by architecture and by the model class's ending.

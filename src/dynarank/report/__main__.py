@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def status(folder: Path) -> list[str]:
     """A line for each run of a sweep, and one that counts them. Raises `UserError` where the folder is no sweep's."""
-    from dynarank.training.sweep import read_sweep
+    from dynarank.sweeps.sweep import read_sweep
 
     points = read_sweep(folder)
     states = [point.status() for point in points]

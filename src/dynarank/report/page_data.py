@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dynarank.report.findings import standing_order
-from dynarank.report.rank_map import place
 from dynarank.report.runs import OPEN, Run
 from dynarank.report.tables import Table
+from dynarank.training.rank_map import place
 
 MOST_PRUNINGS = 100
 """Of a run's prunings, so many are embedded, evenly chosen, the first and the last among them."""

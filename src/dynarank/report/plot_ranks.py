@@ -11,9 +11,9 @@ import numpy as np
 from dynarank.report.agreement import agreement_matrix, rank_agreement
 from dynarank.report.findings import standing_order
 from dynarank.report.plots import brief
-from dynarank.report.rank_map import rank_grid
 from dynarank.report.runs import Run
 from dynarank.report.tables import Table
+from dynarank.training.rank_map import rank_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from dynarank.errors import UserError
-from dynarank.hub import HubConfig
+from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.sources import cut_validation, describe, open_splits
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynarank.errors import UserError, nearest
-from dynarank.hub import PACKAGE, HubConfig, Source, locate
+from dynarank.pretrained.hub import PACKAGE, HubConfig, Source, locate
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.files import read_file
 

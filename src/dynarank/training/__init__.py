@@ -1,1 +1,1 @@
-"""Training on PyTorch Lightning: the module, the callback that distributes ranks, and `run`."""
+"""What happens in a training step."""

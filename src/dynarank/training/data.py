@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
+from dynarank.checkpoints.signals import leave_signals_to_training
 from dynarank.tasks.base import Batch, Task
-from dynarank.training.interruption import leave_signals_to_training
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,8 +16,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
+from dynarank.config.schema import TrainerConfig
 from dynarank.errors import UserError
-from dynarank.training.config import TrainerConfig
 
 log = logging.getLogger(__name__)
 

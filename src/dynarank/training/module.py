@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
+from dynarank.checkpoints.compact import compact, expand
+from dynarank.config.schema import OptimizerConfig
 from dynarank.errors import UserError
 from dynarank.methods.base import Method
 from dynarank.tasks.base import Batch, Scores, Task
 from dynarank.training.averaging import WeightAverage
-from dynarank.training.compact import compact, expand
-from dynarank.training.config import OptimizerConfig
 from dynarank.training.distributed import ShardFrozen, average_gradients, shard_frozen, weighted_mean
 from dynarank.training.nonfinite import NonFiniteError, Watch, first_in_backward
 from dynarank.training.optimizer import build_optimizer

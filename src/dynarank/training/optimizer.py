@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynarank.training.config import OptimizerConfig
+from dynarank.config.schema import OptimizerConfig
 
 Ratios = Sequence[tuple[Sequence[nn.Parameter], float]]
 

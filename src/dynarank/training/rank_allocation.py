@@ -8,12 +8,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.hooks import RemovableHandle
 
+from dynarank.checkpoints.compact import silence
 from dynarank.errors import UserError
 from dynarank.methods.base import Allocator
-from dynarank.report.rank_map import draw_rank_map
-from dynarank.training.compact import silence
 from dynarank.training.distributed import agree, check_alike
 from dynarank.training.nonfinite import NonFiniteError
+from dynarank.training.rank_map import draw_rank_map
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -93,7 +93,7 @@ class RankAllocation(Callback):
 
 def ranks_by_matrix(ranks: dict[str, int]) -> dict[str, float]:
     """Mean rank of each kind of matrix and of each layer: numbers for trackers that show no pictures."""
-    from dynarank.report.rank_map import place
+    from dynarank.training.rank_map import place
 
     groups: dict[str, list[int]] = {}
     for name, rank in ranks.items():

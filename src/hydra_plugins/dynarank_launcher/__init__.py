@@ -99,7 +99,7 @@ class FreshProcessLauncher(Launcher):  # type: ignore[misc]
     """Runs `python SCRIPT OVERRIDES` for every point, so that none sees what another left in its process."""
 
     def __init__(self, n_jobs: int, devices: list[int]) -> None:
-        from dynarank.training.executors import Processes
+        from dynarank.sweeps.executors import Processes
 
         self.n_jobs = n_jobs
         self.executor: Any = Processes(n_jobs, list(devices))
@@ -110,7 +110,7 @@ class FreshProcessLauncher(Launcher):  # type: ignore[misc]
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, resume: bool = False) -> Sequence[Any]:
-        from dynarank.training.sweep import launch
+        from dynarank.sweeps.sweep import launch
 
         return launch(self.context, self.config, job_overrides, initial_job_idx, self.executor, resume)
 
@@ -119,7 +119,7 @@ class SubmititLauncher(FreshProcessLauncher):
     """The same command for every point, in a job of submitit's."""
 
     def __init__(self, cluster: str, max_num_timeout: int, n_jobs: int | None = None, **parameters: Any) -> None:
-        from dynarank.training.executors import Submitit
+        from dynarank.sweeps.executors import Submitit
 
         self.n_jobs = n_jobs or 1
         given = {key: value for key, value in parameters.items() if value is not None and value not in ([], {})}
@@ -132,7 +132,7 @@ class RayLauncher(FreshProcessLauncher):
     """The same command for every point, in a task of Ray."""
 
     def __init__(self, address: str | None, num_cpus: float, num_gpus: float) -> None:
-        from dynarank.training.executors import RayTasks
+        from dynarank.sweeps.executors import RayTasks
 
         self.n_jobs = 1
         self.executor = RayTasks(address, num_cpus, num_gpus)

@@ -1,4 +1,4 @@
-"""Hydra looks for sweepers in packages of hydra_plugins; ours is in dynarank.training.tuning.
+"""Hydra looks for sweepers in packages of hydra_plugins; ours is in dynarank.sweeps.tuning.
 
 No postponed annotations here: Hydra runs this file before Python knows it as a module, which dataclasses cannot bear.
 """
@@ -51,8 +51,8 @@ class TuneSweeper(Sweeper):  # type: ignore[misc]
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from dynarank.training.search_space import parse_space
-        from dynarank.training.tuning import Tuning
+        from dynarank.sweeps.search_space import parse_space
+        from dynarank.sweeps.tuning import Tuning
 
         n_jobs = self.n_jobs if self.n_jobs is not None else getattr(self.launcher, "n_jobs", 1)
         space = parse_space([*(f"{name}={value}" for name, value in self.params.items()), *arguments])

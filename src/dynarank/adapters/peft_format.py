@@ -1,0 +1,136 @@
+"""Out of training: fold a layer's components into plain LoRA factors, merge them, or write a PEFT adapter.
+
+Legend: k components that a layer kept, A (k, d_in), B (d_out, k). `fold` and `merge` need torch alone;
+`write_peft_adapter` also safetensors and peft.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dynarank.adapters.inject import adapter_layers
+from dynarank.adapters.layer import DoRALinear
+
+Factors = tuple[Tensor, Tensor]
+"""A (k, d_in) and B (d_out, k)."""
+
+
+@torch.no_grad()
+def fold(layer: DoRALinear) -> tuple[Tensor, Tensor]:
+    """A layer's nonzero components as LoRA factors with scale 1: A (k, d_in), and B (d_out, k) with s and c inside."""
+    kept = layer.active()
+    return layer.lora_A[kept].clone(), layer.lora_B[:, kept] * (layer.scaling * layer.lora_c[kept])
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> nn.Module:
+    """Add every adapter's update to its base weight and take the adapter away, in place; returns the model.
+
+    Raises:
+        ValueError: a base weight is quantized, so that an update cannot be added to it; the model is left as it was.
+    """
+    layers = adapter_layers(model)
+    for name, layer in layers.items():
+        if not layer.weight.is_floating_point():
+            raise ValueError(f"{name} has a {layer.weight.dtype} weight: load the base model unquantized to merge")
+    for name, layer in layers.items():
+        weight, delta = layer.weight, layer.delta_weight()  # (d_out, d_in)
+        if not isinstance(layer.base, nn.Linear):
+            delta = delta.T  # Conv1D holds (d_in, d_out)
+        wide = torch.promote_types(weight.dtype, delta.dtype)
+        weight.copy_((weight.to(wide) + delta.to(wide)).to(weight.dtype))
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.base)
+    return model
+
+
+def write_peft_adapter(
+    model: nn.Module, folder: str | Path, base: str, task_type: str | None = None, head: Sequence[str] = ()
+) -> dict[str, int]:
+    """Write the adapters as a plain PEFT LoRA adapter that peft alone loads to the same outputs; returns ranks by name.
+
+    c and s are folded into B, pruned components dropped, layers of rank 0 left out. `rank_pattern` and `alpha_pattern`
+    both carry the kept ranks, so that PEFT's scale is 1 in every layer; their keys are whole escaped names, since PEFT
+    reads them as regular expressions. Weights are float32.
+
+    Args:
+        base: what PEFT loads the base model from (a hub id or a folder), stored in the adapter.
+        task_type: PEFT's name of the task ("SEQ_CLS", ...).
+        head: modules trained in full, stored as `modules_to_save`.
+
+    Raises:
+        ValueError: every layer has rank 0, which PEFT cannot represent; or a trained value is not finite.
+    """
+    layers = adapter_layers(model)
+    transposed = not any(isinstance(layer.base, nn.Linear) for layer in layers.values())
+    return write_factors({n: fold(layer) for n, layer in layers.items()}, model, folder, base, task_type, head, transposed)
+
+
+def write_factors(
+    factors: Mapping[str, Factors],
+    model: nn.Module,
+    folder: str | Path,
+    base: str,
+    task_type: str | None,
+    head: Sequence[str],
+    transposed: bool,
+) -> dict[str, int]:
+    """Write LoRA factors of scale 1 as `write_peft_adapter` does; returns their ranks by name.
+
+    Args:
+        factors: A (k, d_in) and B (d_out, k) by module name; k may differ, and be 0.
+        transposed: whether the base weights are (d_in, d_out), as in `Conv1D`.
+
+    Raises:
+        ValueError: as `write_peft_adapter`.
+    """
+    import peft
+    from safetensors.torch import save_file
+
+    ranks = {name: len(lora_A) for name, (lora_A, _) in factors.items()}
+    kept = {name: rank for name, rank in ranks.items() if rank}
+    if not kept:
+        raise ValueError("every layer has rank 0: there is no adapter to write, only the base model and its head")
+
+    tensors: dict[str, Tensor] = {}
+    for name in kept:
+        lora_A, lora_B = factors[name]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = lora_A
+        tensors[f"base_model.model.{name}.lora_B.weight"] = lora_B
+    for module in head:
+        for key, value in model.get_submodule(module).state_dict(prefix=f"{module}.").items():
+            tensors[f"base_model.model.{key}"] = value.detach()
+    tensors = {key: value.detach().cpu().to(torch.float32).contiguous() for key, value in tensors.items()}
+    for key, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{key} holds values that are not finite: this model cannot be exported")
+
+    pattern = {"^" + re.escape(name): rank for name, rank in kept.items()}
+    config = peft.LoraConfig(
+        task_type=task_type,
+        base_model_name_or_path=base,
+        inference_mode=True,
+        r=max(kept.values()),
+        lora_alpha=max(kept.values()),
+        rank_pattern=dict(pattern),
+        alpha_pattern=dict(pattern),
+        target_modules=list(kept),
+        modules_to_save=list(head) or None,
+        fan_in_fan_out=transposed,
+    )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+    return ranks
+
+
+if __name__ == "__main__":
+    from dynarank.commands.export import main
+
+    main()

@@ -1,0 +1,101 @@
+"""Lightning's trainer, set up for a run, and the fit."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from dynarank.checkpoints.callback import Checkpoints
+from dynarank.checkpoints.storage import DurableIO
+from dynarank.config.schema import TrainConfig
+from dynarank.errors import Interrupted
+from dynarank.runs.prepare import Prepared
+from dynarank.training.distributed import build_strategy
+from dynarank.training.trackers import build_loggers
+
+
+def quiet_libraries() -> None:
+    """Keep advice that does not fit, and other libraries' deprecations of one another, off the user's screen."""
+    for advice in (
+        ".*does not have many workers.*",  # batches are collated in a millisecond
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",
+        ".*will save all targets and predictions.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*recommended to use .*sync_dist=True.*",  # scores are computed from all ranks' predictions
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # TaskData knows its position
+    ):
+        warnings.filterwarnings("ignore", advice)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def build_trainer(config: TrainConfig, folder: Path, prepared: Prepared, checkpoints: Checkpoints) -> pl.Trainer:
+    """Lightning's trainer for a run."""
+    callbacks: list[Callback] = [checkpoints]
+    if _on_terminal():
+        callbacks.append(RichProgressBar(leave=False))
+    rows = prepared.resumption.manifest.metrics_rows if prepared.resumption else 0
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.nodes,
+        strategy=build_strategy(config.trainer),
+        precision=config.trainer.precision,  # type: ignore[arg-type]
+        max_epochs=config.epochs,
+        max_steps=config.trainer.max_steps or -1,
+        max_time=config.trainer.max_time,
+        accumulate_grad_batches=config.trainer.accumulate,
+        gradient_clip_val=config.trainer.clip or None,
+        val_check_interval=validation_interval(
+            prepared.data.batches_per_epoch, config.trainer.validations_per_epoch, config.trainer.accumulate
+        ),
+        log_every_n_steps=config.trainer.log_every,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        enable_progress_bar=any(isinstance(callback, RichProgressBar) for callback in callbacks),
+        logger=build_loggers(config, folder, rows),
+        callbacks=callbacks,
+        plugins=[DurableIO(), *_own_requeueing()],
+        default_root_dir=folder,
+    )
+
+
+def validation_interval(batches: int, per_epoch: int, accumulate: int) -> int | float:
+    """Batches between validations, at ends of accumulation windows, where the weights are those a checkpoint holds.
+
+    1.0, Lightning's word for the epoch's end, where that is the only one.
+    """
+    every = batches // (per_epoch * accumulate) * accumulate
+    return 1.0 if per_epoch == 1 or every == 0 else every
+
+
+def _own_requeueing() -> list[SLURMEnvironment]:
+    """Under Slurm, keep Lightning from saving and requeueing inside a signal handler: `Checkpoints` and the launcher do."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def _on_terminal() -> bool:
+    from rich.console import Console
+
+    return Console().is_terminal
+
+
+def fit(trainer: pl.Trainer, prepared: Prepared) -> None:
+    """Train, from the checkpoint on where there is one."""
+    path = str(prepared.resumption.path) if prepared.resumption else None
+    try:
+        trainer.fit(prepared.module, prepared.data, ckpt_path=path, weights_only=True)
+    except Interrupted:
+        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGTERM)  # ranks that still wait for this one
+        raise

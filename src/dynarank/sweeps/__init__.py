@@ -1,0 +1,1 @@
+"""Many runs: a sweep's points, where they run, and searches."""

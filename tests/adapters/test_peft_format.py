@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers.pytorch_utils import Conv1D
+
+from dynarank.adapters.adapter_files import check_peft_adapter
+from dynarank.adapters.inject import adapter_layers, inject
+from dynarank.adapters.layer import DoRALinear
+from dynarank.adapters.peft_format import fold, merge, write_peft_adapter
+from dynarank.pretrained.targets import KNOWN_TARGETS
+
+R = 3
+TOKENS = torch.tensor([[5, 6, 7, 8], [9, 5, 4, 3]])
+
+
+def mixed() -> nn.Sequential:
+    """Both kinds of linear map."""
+    torch.manual_seed(0)
+    linears = {"first": nn.Linear(4, 6), "act": nn.Tanh(), "second": Conv1D(5, 6), "third": nn.Linear(5, 3, bias=False)}
+    return nn.Sequential(OrderedDict(linears))
+
+
+def train_to(layers: dict[str, DoRALinear], ranks: Sequence[int]) -> None:
+    """Give the layers the ranks wanted; components go by mask and by c = 0, in turn."""
+    draw = torch.Generator().manual_seed(1)
+    for layer, rank in zip(layers.values(), ranks, strict=True):
+        gone = torch.randperm(layer.r, generator=draw)[rank:]
+        with torch.no_grad():
+            layer.lora_c.copy_(0.5 + torch.rand(layer.r, generator=draw))
+            for index, component in enumerate(gone):
+                if index % 2:
+                    layer.lora_c[component] = 0
+                else:
+                    layer.mask[component] = False
+
+
+def bert(depth: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": depth, "num_attention_heads": 2, "intermediate_size": 48}
+    return BertForSequenceClassification(BertConfig(vocab_size=12, max_position_embeddings=8, **sizes)).eval()
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=12, n_positions=8, n_embd=32, n_layer=2, n_head=2, pad_token_id=0)
+    return GPT2ForSequenceClassification(config).eval()
+
+
+# From 20 target modules on, PEFT replaces their names by shorter ones: the deep BERT has more.
+MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "bert": (bert, "classifier"),
+    "deep bert": (partial(bert, depth=6), "classifier"),
+    "gpt2": (gpt2, "score"),
+}
+
+
+@torch.no_grad()
+def adapted(kind: str, ranks: Sequence[int] = (1, 0, 3, 2)) -> nn.Module:
+    """The model with adapters of the ranks, over and over, and a head that is no more the base's."""
+    make, head = MODELS[kind]
+    model = make()
+    layers = inject(model, KNOWN_TARGETS[model.config.model_type], r=R, exclude=[head])
+    train_to(layers, [ranks[index % len(ranks)] for index in range(len(layers))])
+    for parameter in model.get_submodule(head).parameters():
+        parameter.add_(0.5 * torch.randn_like(parameter))
+    return model
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    return model(input_ids=TOKENS).logits
+
+
+@pytest.mark.parametrize("rank", range(R + 1))
+@pytest.mark.parametrize("base", [nn.Linear(4, 6), Conv1D(6, 4)], ids=["linear", "conv1d"])
+def test_fold_gives_the_layers_update(base: nn.Module, rank: int) -> None:
+    layer = DoRALinear(copy.deepcopy(base), R, alpha=5.0)
+    train_to({"layer": layer}, [rank])
+    A, B = fold(layer)
+    assert (A.shape, B.shape) == ((rank, 4), (6, rank))
+    assert not A.requires_grad
+    assert not B.requires_grad
+    torch.testing.assert_close(B @ A, layer.delta_weight())
+    A.fill_(9)
+    assert not (layer.lora_A == 9).any()
+
+
+def test_folded_factors_are_a_lora_on_the_base() -> None:
+    layer = DoRALinear(nn.Linear(4, 6), R)
+    train_to({"layer": layer}, [2])
+    A, B = fold(layer)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(layer(x), layer.base(x) + x @ A.T @ B.T)
+
+
+@pytest.mark.parametrize("ranks", [(3, 3, 3), (1, 2, 0), (0, 0, 0)], ids=str)
+def test_merge_equals_the_adapted_model_without_adapters(ranks: tuple[int, ...]) -> None:
+    model = mixed()
+    train_to(inject(model, ["first", "second", "third"], R), ranks)
+    x = torch.randn(5, 4)
+    expected = model(x)
+    assert merge(model) is model
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert not adapter_layers(model)
+    assert [type(child) for child in model.children()] == [type(child) for child in mixed().children()]
+    assert set(model.state_dict()) == set(mixed().state_dict())
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_merge_of_a_transformer(kind: str) -> None:
+    model = adapted(kind)
+    expected = logits(model)
+    merged = merge(model)
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
+    plain = MODELS[kind][0]()
+    plain.load_state_dict(merged.state_dict())
+    torch.testing.assert_close(logits(plain), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_merging_rank_zero_changes_no_bit(dtype: torch.dtype) -> None:
+    model = mixed().to(dtype)
+    with torch.no_grad():
+        model.first.weight.copy_(torch.rand(6, 4, dtype=torch.float64))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    inject(model, ["first", "second", "third"], R)
+    for key, value in merge(model).state_dict().items():
+        assert value.dtype == dtype
+        assert torch.equal(value, before[key])
+
+
+def test_merge_refuses_a_quantized_weight_and_leaves_the_model_alone() -> None:
+    model = mixed()
+    layers = inject(model, ["first", "second", "third"], R)
+    train_to(layers, [3, 3, 3])
+    layers["third"].base.weight = nn.Parameter(torch.ones(3, 5, dtype=torch.int8), requires_grad=False)
+    before = model.first.base.weight.clone()
+    with pytest.raises(ValueError, match=r"third has a torch\.int8 weight"):
+        merge(model)
+    assert list(adapter_layers(model)) == ["first", "second", "third"]
+    assert torch.equal(layers["first"].base.weight, before)
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_peft_alone_loads_the_adapter_to_the_same_outputs(kind: str, tmp_path: Path) -> None:
+    make, head = MODELS[kind]
+    model = adapted(kind)
+    expected, fresh = logits(model), make()
+    assert (expected - logits(fresh)).abs().max() > 0.01
+    ranks = write_peft_adapter(model, tmp_path, base="some/base", task_type="SEQ_CLS", head=[head])
+    assert list(ranks) == list(adapter_layers(model))
+    assert set(ranks.values()) == {0, 1, 2, 3}
+
+    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path).eval()
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-5)
+    loaded_head = loaded.base_model.model.get_submodule(head).modules_to_save["default"].state_dict()
+    trained_head = model.get_submodule(head).state_dict()
+    assert set(loaded_head) == set(trained_head)
+    assert all(torch.equal(loaded_head[key], value) for key, value in trained_head.items())
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_peft_gives_every_layer_its_own_rank_at_scale_one(kind: str, tmp_path: Path) -> None:
+    make, head = MODELS[kind]
+    ranks = write_peft_adapter(adapted(kind), tmp_path, base="some/base", task_type="SEQ_CLS", head=[head])
+    loaded = peft.PeftModel.from_pretrained(make(), tmp_path)
+    tuned = {
+        name.removeprefix("base_model.model."): (module.r["default"], module.scaling["default"])
+        for name, module in loaded.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+    assert tuned == {name: (rank, 1.0) for name, rank in ranks.items() if rank}
+
+
+def test_peft_merges_the_adapter_as_we_do(tmp_path: Path) -> None:
+    model = adapted("gpt2")
+    write_peft_adapter(model, tmp_path, base="some/base", task_type="SEQ_CLS", head=["score"])
+    theirs = peft.PeftModel.from_pretrained(gpt2(), tmp_path).merge_and_unload().state_dict()
+    ours = merge(model).state_dict()
+    assert set(theirs) == set(ours)
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-5, atol=1e-6)
+
+
+class Nested(nn.Module):
+    """One linear's whole name is the end of another's, and sorts before it: PEFT takes the first pattern that fits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.self_attention = nn.ModuleDict({"output": nn.ModuleDict({"dense": nn.Linear(4, 4)})})
+        self.output = nn.ModuleDict({"dense": nn.Linear(4, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output["dense"](self.self_attention["output"]["dense"](x).tanh())
+
+
+@pytest.mark.parametrize("ranks", [(1, 3), (3, 1), (0, 2), (2, 0)], ids=str)
+def test_names_that_end_in_one_another(ranks: tuple[int, int], tmp_path: Path) -> None:
+    model = Nested()
+    layers = inject(model, ["output.dense"], R)
+    assert list(layers) == ["self_attention.output.dense", "output.dense"]
+    train_to(layers, ranks)
+    x = torch.randn(5, 4)
+    assert write_peft_adapter(model, tmp_path, base="some/base") == dict(zip(layers, ranks, strict=True))
+    loaded = peft.PeftModel.from_pretrained(Nested(), tmp_path)
+    torch.testing.assert_close(loaded(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_adapter_config_says_what_was_kept(kind: str, tmp_path: Path) -> None:
+    head = MODELS[kind][1]
+    ranks = write_peft_adapter(adapted(kind), tmp_path, base="some/base", task_type="SEQ_CLS", head=[head])
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    kept = {name: rank for name, rank in ranks.items() if rank}
+    assert config["rank_pattern"] == config["alpha_pattern"]
+    assert sorted(config["rank_pattern"].values()) == sorted(kept.values())
+    assert set(config["target_modules"]) == set(kept)
+    assert config["modules_to_save"] == [head]
+    assert config["base_model_name_or_path"] == "some/base"
+    assert config["task_type"] == "SEQ_CLS"
+    assert config["fan_in_fan_out"] is (kind == "gpt2")
+    assert config["use_dora"] is False
+
+
+@settings(deadline=None, max_examples=25, database=None)
+@given(st.lists(st.lists(st.booleans(), min_size=R, max_size=R), min_size=3, max_size=3), st.integers(0, 10_000))
+def test_any_masks_survive_the_round_trip_through_a_file(masks: list[list[bool]], seed: int) -> None:
+    """Masks and zeros of c at random, in both kinds of linear map: PEFT, loading the file alone, gives the same outputs."""
+    model = mixed()
+    layers = inject(model, ["first", "second", "third"], R)
+    draw = torch.Generator().manual_seed(seed)
+    for layer, mask in zip(layers.values(), masks, strict=True):
+        with torch.no_grad():
+            layer.lora_c.copy_(torch.randn(R, generator=draw) * torch.randint(0, 2, (R,), generator=draw))
+            layer.mask.copy_(torch.tensor(mask))
+    wanted = {name: int((layer.lora_c.ne(0) & layer.mask).sum()) for name, layer in layers.items()}
+    x = torch.randn(5, 4, generator=draw)
+    expected = model(x)
+    with tempfile.TemporaryDirectory() as folder:
+        if not any(wanted.values()):
+            with pytest.raises(ValueError, match="every layer has rank 0"):
+                write_peft_adapter(model, folder, base="some/base")
+            return
+        assert write_peft_adapter(model, folder, base="some/base") == wanted
+        check_peft_adapter(Path(folder))
+        loaded = peft.PeftModel.from_pretrained(mixed(), folder)
+    torch.testing.assert_close(loaded(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_layer_at_rank_zero_is_refused(tmp_path: Path) -> None:
+    model = adapted("bert", ranks=[0])
+    with pytest.raises(ValueError, match="every layer has rank 0"):
+        write_peft_adapter(model, tmp_path / "adapter", base="some/base", head=["classifier"])
+    assert not (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["bert.encoder.layer.1.output.dense.lora_B", "classifier.weight", "classifier.bias"])
+def test_values_that_are_not_finite_are_refused(bad: float, where: str, tmp_path: Path) -> None:
+    model = adapted("bert", ranks=[3])
+    with torch.no_grad():
+        model.get_parameter(where).view(-1)[0] = bad
+    with pytest.raises(ValueError, match="not finite") as error:
+        write_peft_adapter(model, tmp_path / "adapter", base="some/base", head=["classifier"])
+    assert where in str(error.value)
+    assert not (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_bfloat16_models_adapter_is_written_in_float32(tmp_path: Path) -> None:
+    model = adapted("bert").bfloat16()
+    name, layer = next(iter(adapter_layers(model).items()))
+    write_peft_adapter(model, tmp_path, base="some/base", task_type="SEQ_CLS", head=["classifier"])
+    tensors = peft.utils.load_peft_weights(str(tmp_path), device="cpu")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert torch.equal(tensors[f"base_model.model.{name}.lora_A.weight"], layer.lora_A[layer.active()])

@@ -1,0 +1,197 @@
+"""Sweeps: a process a point, failures recorded, finished runs kept. Points are a small script's, or real tiny runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_folders import launcher, said
+from tiny import REPOSITORY, configure, tiny_roberta, write_dataset, write_model
+
+from dynarank.errors import UserError
+from dynarank.report.__main__ import main as report_main
+from dynarank.runs.run import run
+from dynarank.sweeps import sweep
+from dynarank.sweeps.executors import Processes
+from dynarank.sweeps.point import Job
+from dynarank.sweeps.sweep import read_sweep
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return launcher(tmp_path, monkeypatch)
+
+
+def test_every_point_is_a_process_of_its_own(launched: Any, tmp_path: Path) -> None:
+    found = launched([1, 3, 4])
+    assert [one.return_value for one in found] == [1.0, 3.0, 4.0]
+    pids = {said(tmp_path / "s" / f"p{index}")["pid"] for index in range(3)}
+    assert len(pids | {os.getpid()}) == 4
+
+
+def test_a_failure_is_recorded_and_the_rest_goes_on(
+    launched: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = launched([1, 2, 3])
+    assert (found[0].return_value, found[2].return_value) == (1.0, 3.0)
+    with pytest.raises(
+        UserError, match=r"1 of 3 runs failed, the first being #1: x = 2: no such thing.*\n.*\n.*resume=true"
+    ):
+        _ = found[1].return_value
+    assert "exit code 2" in (tmp_path / "s" / "p1" / "error.txt").read_text()
+    report_main([str(tmp_path / "s"), "--status"])
+    assert capsys.readouterr().out.splitlines()[-1].endswith("s: 2 done, 0 running, 1 failed, 0 missing")
+
+
+def test_resumed_it_runs_what_is_missing_or_failed(launched: Any, tmp_path: Path) -> None:
+    launched([1, 2, 3])
+    before = [said(tmp_path / "s" / f"p{index}")["pid"] for index in (0, 2)]
+    launched([1, 4, 3], resume=True)
+    after = [said(tmp_path / "s" / f"p{index}")["pid"] for index in (0, 1, 2)]
+    assert (after[0], after[2]) == tuple(before)
+    assert [point.status() for point in read_sweep(tmp_path / "s")] == ["done"] * 3
+    launched([5, 4, 3], resume=True)  # other overrides: that one is not finished
+    assert said(tmp_path / "s" / "p0")["pid"] != before[0]
+    assert said(tmp_path / "s" / "p2")["pid"] == before[1]
+
+
+def test_resumed_a_run_goes_on_where_it_was_begun(launched: Any, tmp_path: Path) -> None:
+    launched([1, 3])
+    assert said(tmp_path / "s" / "p0")["resume"] == "never"
+    for name in ("p0", "p1"):
+        (tmp_path / "s" / name / "metrics.json").unlink()
+    launched([1, 4], resume=True)
+    assert said(tmp_path / "s" / "p0")["resume"] == "auto"
+    assert said(tmp_path / "s" / "p1")["resume"] == "never"  # its folder holds a run of other overrides
+    launched([1, 4])
+    assert said(tmp_path / "s" / "p0")["resume"] == "never"
+
+
+def test_interrupted_it_starts_no_other_point(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def interrupted(job: Job, *rest: Any) -> None:
+        started.append(job.point.number)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(Job, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"Go on: the same command with sweep\.resume=true"):
+        launched([1, 3, 4])
+    assert started == [0]
+    assert [point.status() for point in read_sweep(tmp_path / "s")] == ["missing"] * 3
+
+
+def test_a_point_never_sweeps(launched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(sweep.POINT, "1")
+    with pytest.raises(UserError, match="would start a sweep of its own"):
+        launched([1])
+
+
+def test_what_is_at_work_is_not_started_twice(launched: Any, tmp_path: Path) -> None:
+    launched([1, 3])
+    record = tmp_path / "s" / "p1" / "running.json"
+    (tmp_path / "s" / "p1" / "metrics.json").unlink()
+    record.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    with pytest.raises(UserError, match=r"1 of these runs are at work still, the first being #1"):
+        launched([1, 3], resume=True)
+    record.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    assert read_sweep(tmp_path / "s")[1].status() == "running"  # its heartbeat is fresh
+    os.utime(record, (time.time() - 3600,) * 2)
+    assert read_sweep(tmp_path / "s")[1].status() == "missing"  # its machine is gone
+    assert launched([1, 3], resume=True)[1].return_value == 3.0
+
+
+def test_the_runs_of_a_sweep_share_a_group_and_tags(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_TAGS", "mine")
+    launched([1, 3])
+    found = [said(tmp_path / "s" / f"p{index}") for index in range(2)]
+    assert {one["WANDB_RUN_GROUP"] for one in found} == {"s"}
+    assert {one["WANDB_TAGS"] for one in found} == {"mine,table5_dem,x"}
+    monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
+    launched([1])
+    assert said(tmp_path / "s" / "p0")["WANDB_RUN_GROUP"] == "ours"
+
+
+def test_side_by_side_they_share_threads_and_devices(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launched([1, 3, 4, 5], executor=Processes(n_jobs=2, devices=[6, 7]))
+    found = [said(tmp_path / "s" / f"p{index}") for index in range(4)]
+    assert {one["OMP_NUM_THREADS"] for one in found} == {str(max(1, (os.cpu_count() or 1) // 2))}
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in found} <= {"6", "7"}
+
+
+def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:
+    """The real command on a tiny model: SIGKILL during the second run, then the same again with sweep.resume=true."""
+    write_model(tmp_path / "models" / "m", tiny_roberta())
+    rows = {"sentence": ["a cat sat", "the dog ran"] * 8, "label": [0, 1] * 8}
+    write_dataset(tmp_path / "datasets/nyu-mll/glue", "cola", {"train": rows, "validation": rows})
+    folder = tmp_path / "sweep"
+    command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "dem.eta=0,0.1", "model.path=m", "trainer.epochs=2",
+               f"hub.root={tmp_path}", "logger=none", f"hydra.sweep.dir={folder}"]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not list(folder.glob("1_*/running.json")):
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    states = [point.status() for point in read_sweep(folder)]
+    assert states[0] == "done"
+    assert states[1] != "done"
+    first = next(folder.glob("0_*/metrics.json"))
+    stamp = first.stat().st_mtime_ns
+    done = subprocess.run([*command, "sweep.resume=true"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert first.stat().st_mtime_ns == stamp
+    assert [point.status() for point in read_sweep(folder)] == ["done", "done"]
+
+
+def test_the_tracker_gets_group_and_tags_and_the_report(
+    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Offline, from a point's environment to what W&B keeps; the report is a run of the same group."""
+    monkeypatch.setenv("WANDB_RUN_GROUP", "table5_dem")
+    monkeypatch.setenv("WANDB_TAGS", "table5_dem,dem.eta")
+    run(configure(tmp_path / "s" / "0", hub_root, "logger=wandb", "method=head", "trainer.epochs=1"))
+    kept = wandb_run(tmp_path / "s" / "0")
+    assert (kept.run_group, list(kept.tags)) == ("table5_dem", ["cola", "head", "roberta-base", "table5_dem", "dem.eta"])
+    (tmp_path / "s" / "0" / ".hydra").mkdir()
+    (tmp_path / "s" / "0" / ".hydra" / "config.yaml").write_text("logger: {project: mine, mode: offline}\nseed: 1\n")
+    report_main([str(tmp_path / "s"), "--wandb"])
+    assert "logged to W&B: " in capsys.readouterr().out
+    logged = wandb_run(tmp_path / "s" / "report")
+    assert (logged.run_group, logged.project, logged.job_type) == ("table5_dem", "mine", "report")
+    assert list((tmp_path / "s" / "report").glob("wandb/offline-run-*/files/media/table/*.json"))
+
+
+def wandb_run(folder: Path) -> Any:
+    """The record of its run that W&B keeps offline: among protobuf messages, in pieces with a header, in 32 KiB blocks."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    deadline = time.monotonic() + 60
+    while not (content := next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes())[7:] and time.monotonic() < deadline:
+        time.sleep(0.1)  # its service writes in a process of its own
+    place, message = 7, b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:  # no header fits in the rest of a block
+            place += 32768 - place % 32768
+        length, piece = struct.unpack_from("<HB", content, place + 4)
+        message += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if piece in (1, 4):  # whole, or the last
+            record = Record.FromString(message)
+            if record.WhichOneof("record_type") == "run":
+                return record.run
+            message = b""
+    raise AssertionError(f"no run in {folder}")

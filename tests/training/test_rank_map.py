@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dynarank.training.rank_allocation import ranks_by_matrix
+from dynarank.training.rank_map import Place, draw_rank_map, place
+
+BART = {
+    f"model.{stack}.layers.{layer}.{matrix}": layer
+    for stack, matrices in {"encoder": ["self_attn.q_proj", "fc1"], "decoder": ["encoder_attn.k_proj"]}.items()
+    for layer in range(3)
+    for matrix in matrices
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("roberta.encoder.layer.11.output.dense", Place("roberta.encoder.layer", 11, "output.dense")),
+        ("encoder.block.2.layer.1.DenseReluDense.wi", Place("encoder.block", 2, "layer.1.DenseReluDense.wi")),
+        ("lm_head", Place("", 0, "lm_head")),
+    ],
+)
+def test_place(name: str, where: Place) -> None:
+    assert place(name) == where
+
+
+def test_a_panel_a_stack_a_cell_a_matrix() -> None:
+    figure = draw_rank_map(BART, 3, "bart")
+    panels = [axes for axes in figure.axes if axes.images and axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left") for axes in panels] == ["model.encoder.layers", "model.decoder.layers"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["self_attn.q_proj", "fc1"]
+    assert [text.get_text() for text in panels[0].texts] == ["0", "1", "2"] * 2
+
+
+def test_matrices_that_a_layer_lacks_stay_blank(tmp_path: Path) -> None:
+    figure = draw_rank_map({"h.0.a": 0, "h.1.a": 4, "h.1.b": 2}, 4)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0", "4", "2"]
+    figure.savefig(tmp_path / "map.png")
+
+
+def test_no_ranks_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no ranks"):
+        draw_rank_map({}, 4)
+
+
+def test_numbers_for_trackers_without_pictures() -> None:
+    means = ranks_by_matrix({"h.0.a": 0, "h.1.a": 4, "h.1.b": 2})
+    assert means == {"rank/matrix/a": 2.0, "rank/matrix/b": 2.0, "rank/layer/00": 0.0, "rank/layer/01": 3.0}
