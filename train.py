@@ -22,7 +22,9 @@ register_schemas()
 def main(composed: DictConfig) -> float:
     """Check the configuration, run it, and return the selected score (for sweepers)."""
     config = to_config(composed)
-    from dynarank.runs.run import run  # imports torch and Lightning: seconds that a mistake need not wait for
+    from dynarank.runs.run import (
+        run,  # imports torch and Lightning: seconds that a mistake need not wait for
+    )
 
     return run(config).score
 

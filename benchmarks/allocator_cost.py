@@ -20,7 +20,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, RobertaConfig
 
-from dynarank import BudgetSchedule, DoRALinear, RankAllocator, dem_penalty, importance, inject, mark_trainable
+from dynarank import (
+    BudgetSchedule,
+    DoRALinear,
+    RankAllocator,
+    dem_penalty,
+    importance,
+    inject,
+    mark_trainable,
+)
 from dynarank.pretrained.targets import KNOWN_TARGETS
 
 
@@ -38,7 +46,9 @@ def median_seconds(call: Callable[[], object], repeats: int, device: str) -> flo
 
 def materialized(layer: DoRALinear) -> Tensor:
     """Eq. 7 as written, in double precision: the r' rank-one matrices, their norms, and the norm of their sum."""
-    lora_B, lora_A, c = (factor.detach().double() for factor in (layer.lora_B, layer.lora_A, layer.lora_c))
+    lora_B, lora_A, c = (
+        factor.detach().double() for factor in (layer.lora_B, layer.lora_A, layer.lora_c)
+    )
     matrices = torch.einsum("or,ri,r->roi", lora_B, lora_A, c)  # (r', d_out, d_in)
     return matrices.flatten(1).norm(dim=1) / (matrices.sum(0).norm() + 1e-8)
 
@@ -56,7 +66,9 @@ def adapted_roberta(init: int, device: str) -> tuple[nn.Module, dict[str, DoRALi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in (("init", 12), ("batch", 16), ("length", 64), ("steps", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -74,14 +86,19 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    allocator = RankAllocator(layers, BudgetSchedule(options.init, options.init * 2 / 3, total=10**9))
+    allocator = RankAllocator(
+        layers, BudgetSchedule(options.init, options.init * 2 / 3, total=10**9)
+    )
     count = round(len(layers) * options.init * 2 / 3)
     step = median_seconds(train_step, options.steps, options.device)
     update = median_seconds(allocator.step, 50, options.device)
     penalty = median_seconds(lambda: dem_penalty(adapters).backward(), 50, options.device)
     formula = median_seconds(lambda: [materialized(layer) for layer in adapters], 2, options.device)
     with torch.no_grad():
-        apart = max(float((importance(a.lora_A, a.lora_B, a.lora_c) - materialized(a)).abs().max()) for a in adapters)
+        apart = max(
+            float((importance(a.lora_A, a.lora_B, a.lora_c) - materialized(a)).abs().max())
+            for a in adapters
+        )
     prune = median_seconds(lambda: allocator.prune(count), 5, options.device)
     print(
         json.dumps(

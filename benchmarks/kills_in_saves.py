@@ -35,7 +35,9 @@ VALUES = 300_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--tmpdir", default=tempfile.gettempdir())
@@ -47,7 +49,9 @@ def main() -> None:
     save(options.folder, step)
     for _ in range(options.kills):
         kill_while_saving(options.folder, step + 1, draw.uniform(0, 0.2))
-        counts["left half written"] += bool(newest_valid(options.folder)[2] or list(options.folder.glob("*.tmp")))
+        counts["left half written"] += bool(
+            newest_valid(options.folder)[2] or list(options.folder.glob("*.tmp"))
+        )
         step = check(options.folder, step)
     print(f"{options.kills} kills, {dict(counts)}, {step} steps saved: always a whole checkpoint")
 

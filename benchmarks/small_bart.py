@@ -21,11 +21,19 @@ SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--column", action="append", required=True)
-    for name, default in (("width", 128), ("layers", 2), ("vocabulary", 4000), ("positions", 1024), ("seed", 0)):
+    for name, default in (
+        ("width", 128),
+        ("layers", 2),
+        ("vocabulary", 4000),
+        ("positions", 1024),
+        ("seed", 0),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     table = parquet.read_table(options.text, columns=options.column)
@@ -38,19 +46,32 @@ def main() -> None:
     trainer.train_from_iterator(texts(), vocab_size=options.vocabulary, special_tokens=SPECIALS)
     options.folder.mkdir(parents=True, exist_ok=True)
     trainer.save_model(str(options.folder))
-    tokenizer = BartTokenizerFast.from_pretrained(options.folder, model_max_length=options.positions)
+    tokenizer = BartTokenizerFast.from_pretrained(
+        options.folder, model_max_length=options.positions
+    )
     tokenizer.save_pretrained(options.folder)
 
     torch.manual_seed(options.seed)
     sides = {
         f"{side}_{name}": value
         for side in ("encoder", "decoder")
-        for name, value in (("layers", options.layers), ("attention_heads", 4), ("ffn_dim", 4 * options.width))
+        for name, value in (
+            ("layers", options.layers),
+            ("attention_heads", 4),
+            ("ffn_dim", 4 * options.width),
+        )
     }
-    config = BartConfig(vocab_size=len(tokenizer), d_model=options.width, max_position_embeddings=options.positions, **sides)
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=options.width,
+        max_position_embeddings=options.positions,
+        **sides,
+    )
     model = BartForConditionalGeneration(config)
     model.save_pretrained(options.folder)
-    print(f"{options.folder}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer):,} tokens")
+    print(
+        f"{options.folder}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer):,} tokens"
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ TIMES = ("seconds", "output_dir", "resumed_at")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=60, help="how long to go on killing")
     parser.add_argument("--mean", type=float, default=45, help="mean seconds from start to kill")
@@ -45,7 +47,9 @@ def main() -> None:
     draw, counts = random.Random(options.seed), Counter[str]()
     unbroken = options.folder / "unbroken"
     if not (unbroken / "metrics.json").is_file():
-        assert start(unbroken, options.overrides).wait() == 0, f"the unbroken run failed: {unbroken}/output.txt"
+        assert start(unbroken, options.overrides).wait() == 0, (
+            f"the unbroken run failed: {unbroken}/output.txt"
+        )
     begin, differing = time.monotonic(), []
     while time.monotonic() - begin < 60 * options.minutes and not differing:
         broken = options.folder / "broken"
@@ -54,7 +58,11 @@ def main() -> None:
             disturb(broken, options.overrides, options.mean, draw, counts)
         counts["runs ended"] += 1
         differing = compare(unbroken, broken)
-        summary = {"minutes": round((time.monotonic() - begin) / 60, 1), **counts, "differing": differing}
+        summary = {
+            "minutes": round((time.monotonic() - begin) / 60, 1),
+            **counts,
+            "differing": differing,
+        }
         (options.folder / "soak.json").write_text(json.dumps(summary, indent=2) + "\n")
         print(summary, flush=True)
     sys.exit(1 if differing else 0)
@@ -67,7 +75,9 @@ def start(folder: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
 
-def disturb(folder: Path, overrides: list[str], mean: float, draw: random.Random, counts: Counter[str]) -> None:
+def disturb(
+    folder: Path, overrides: list[str], mean: float, draw: random.Random, counts: Counter[str]
+) -> None:
     """Start the run once and kill it, unless it ends before."""
     process = start(folder, overrides)
     number = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
@@ -77,7 +87,9 @@ def disturb(folder: Path, overrides: list[str], mean: float, draw: random.Random
         process.send_signal(number)
         code = process.wait()
     counts[f"starts that ended with {code}"] += 1
-    assert code in (0, -9, -15, 143), f"exit code {code}: {folder}/output.txt"  # -15: before the handlers were there
+    assert code in (0, -9, -15, 143), (
+        f"exit code {code}: {folder}/output.txt"
+    )  # -15: before the handlers were there
     checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
     if code and len(checkpoints) > 1 and draw.random() < 0.2:
         content = bytearray(checkpoints[-1].read_bytes())
@@ -88,10 +100,18 @@ def disturb(folder: Path, overrides: list[str], mean: float, draw: random.Random
 
 def compare(one: Path, other: Path) -> list[str]:
     """Names of what differs."""
-    differing = [n for n in FILES if (one / n).is_file() and (one / n).read_bytes() != (other / n).read_bytes()]
+    differing = [
+        n
+        for n in FILES
+        if (one / n).is_file() and (one / n).read_bytes() != (other / n).read_bytes()
+    ]
     records = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
-    differing += [key for key in records[0] if key not in TIMES and records[0][key] != records[1][key]]
-    states = [torch.load(max((f / "checkpoints").glob("*.ckpt")), weights_only=True) for f in (one, other)]
+    differing += [
+        key for key in records[0] if key not in TIMES and records[0][key] != records[1][key]
+    ]
+    states = [
+        torch.load(max((f / "checkpoints").glob("*.ckpt")), weights_only=True) for f in (one, other)
+    ]
     return differing + [key for key in states[0] if not alike(states[0][key], states[1][key])]
 
 

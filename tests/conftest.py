@@ -29,8 +29,12 @@ def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hub")
     write_model(root / "models" / "FacebookAI" / "roberta-base", tiny_roberta())
     for subset in GLUE:
-        splits = ["validation_matched", "validation_mismatched"] if subset == "mnli" else ["validation"]
-        tables = {"train": glue_rows(subset, 40, 0)} | {split: glue_rows(subset, 18, 7) for split in splits}
+        splits = (
+            ["validation_matched", "validation_mismatched"] if subset == "mnli" else ["validation"]
+        )
+        tables = {"train": glue_rows(subset, 40, 0)} | {
+            split: glue_rows(subset, 18, 7) for split in splits
+        }
         write_dataset(root / "datasets" / "nyu-mll" / "glue", subset, tables)
     write_model(root / "models" / "facebook" / "bart-base", tiny_bart())
     write_model(root / "models" / "google-t5" / "t5-base", tiny_t5())

@@ -17,7 +17,9 @@ Death = tuple[Any, ...] | Callable[[int], None]
 """A moment, its number, and the signals it brings (default: SIGKILL); or what else to do to a rank before it runs."""
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["dynarank.runs.run", "transformers", "datasets", "torchmetrics", "peft", "tiny"])
+context.set_forkserver_preload(
+    ["dynarank.runs.run", "transformers", "datasets", "torchmetrics", "peft", "tiny"]
+)
 
 
 def kill(_: Any = None) -> None:
@@ -63,7 +65,12 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
 
 
 def start(
-    folder: Path, hub: Path, overrides: list[str], death: Death | None = None, world: int = 1, said: Path | None = None
+    folder: Path,
+    hub: Path,
+    overrides: list[str],
+    death: Death | None = None,
+    world: int = 1,
+    said: Path | None = None,
 ) -> list[int]:
     """Run to the end, or to the death, in `world` processes as torchrun starts them.
 
@@ -81,14 +88,21 @@ def start(
 
 
 def begin(
-    folder: Path, hub: Path, overrides: list[str], death: Death | None = None, world: int = 1, said: Path | None = None
+    folder: Path,
+    hub: Path,
+    overrides: list[str],
+    death: Death | None = None,
+    world: int = 1,
+    said: Path | None = None,
 ) -> list[Any]:
     """The processes, started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = (folder, hub, overrides, death, said)
-    ranks = [context.Process(target=_run, args=(*shared, rank, world, port)) for rank in range(world)]
+    ranks = [
+        context.Process(target=_run, args=(*shared, rank, world, port)) for rank in range(world)
+    ]
     for process in ranks:
         process.start()
     return ranks
@@ -113,7 +127,13 @@ def _run(
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     if world > 1:
-        names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        names = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "GROUP_RANK": 0,
+            "WORLD_SIZE": world,
+            "LOCAL_WORLD_SIZE": world,
+        }
         names |= {"MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
         os.environ |= {name: str(value) for name, value in names.items()}
         rank_zero_only.rank = rank  # Lightning was imported before the environment told

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-MATRICES = [f"bert.encoder.layer.{layer}.{matrix}" for layer in range(3) for matrix in ("query", "key", "output.dense")]
+MATRICES = [
+    f"bert.encoder.layer.{layer}.{matrix}"
+    for layer in range(3)
+    for matrix in ("query", "key", "output.dense")
+]
 
 
 def write_run(folder: Path, task: str, method: str, seed: int, score: float, **more: Any) -> Path:
@@ -21,7 +25,9 @@ def write_run(folder: Path, task: str, method: str, seed: int, score: float, **m
                "adapter_parameters": more.get("parameters", 100), "at_budget": more.get("at_budget", True)}  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(results))
     (folder / "metrics.csv").write_text(f"step,val/accuracy\n1,0.4\n2,{score}\n")
-    (folder / "ranks.json").write_text(json.dumps(more.get("ranks", {"layer.0.a": 1, "layer.0.b": 2, "layer.0.c": 3})))
+    (folder / "ranks.json").write_text(
+        json.dumps(more.get("ranks", {"layer.0.a": 1, "layer.0.b": 2, "layer.0.c": 3}))
+    )
     return folder
 
 
@@ -39,11 +45,15 @@ def write_history(folder: Path, prunings: int, seed: int, largest: int = 4) -> l
     ]
     for step in range(1, 41):
         validated = f"{1 / step:.3f},{0.5 + step / 100:.3f}" if step % 10 == 0 else ","
-        lines.append(f"{step},{2 / step:.4f},{validated},{4 - step / 20:.3f},{9 * (4 - step / 20):.1f},0.1,0.3,0.5,0.7,0.9")
+        lines.append(
+            f"{step},{2 / step:.4f},{validated},{4 - step / 20:.3f},{9 * (4 - step / 20):.1f},0.1,0.3,0.5,0.7,0.9"
+        )
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
     return history
 
 
 def write_overrides(folder: Path, *overrides: str) -> None:
     """What the run was given on its command line."""
-    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {json.dumps(one)}\n" for one in overrides))
+    (folder / ".hydra" / "overrides.yaml").write_text(
+        "".join(f"- {json.dumps(one)}\n" for one in overrides)
+    )

@@ -58,11 +58,17 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
     monkeypatch.setattr(sweep, "check_sources", lambda composed: None)
     monkeypatch.setattr(
-        sweep, "_point", lambda number, overrides: sweep.Point(number, tmp_path / "s" / f"p{number}", list(overrides))
+        sweep,
+        "_point",
+        lambda number, overrides: sweep.Point(
+            number, tmp_path / "s" / f"p{number}", list(overrides)
+        ),
     )
     monkeypatch.setattr(sweep, "_compose", lambda context, config, overrides, number: number)
 
-    def launch(values: list[int], resume: bool = False, executor: Executor | None = None) -> list[Any]:
+    def launch(
+        values: list[int], resume: bool = False, executor: Executor | None = None
+    ) -> list[Any]:
         hydra = node(
             sweep=node(dir=str(tmp_path / "s")),
             overrides=node(hydra=["hydra.sweep.dir=x"], task=["fixed=1"]),

@@ -10,13 +10,28 @@ import pytest
 
 import dynarank
 
-FRAMEWORK = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "transformers", "datasets", "peft", "wandb"}
+FRAMEWORK = {
+    "lightning",
+    "pytorch_lightning",
+    "hydra",
+    "omegaconf",
+    "transformers",
+    "datasets",
+    "peft",
+    "wandb",
+}
 
 
 def imported_by(code: str, folder: Path) -> set[str]:
     """Top-level modules that a fresh interpreter has after `code`."""
     report = "; import sys, json; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-    done = subprocess.run([sys.executable, "-c", code + report], cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code + report],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return set(json.loads(done.stdout))
 
 
@@ -28,7 +43,9 @@ def test_import_alone_loads_nothing_heavy(name: str, tmp_path: Path) -> None:
 
 
 def test_the_library_loads_torch_and_no_framework(tmp_path: Path) -> None:
-    modules = imported_by("from dynarank import *; DoRALinear, inject, RankAllocator, merge", tmp_path)
+    modules = imported_by(
+        "from dynarank import *; DoRALinear, inject, RankAllocator, merge", tmp_path
+    )
     assert "torch" in modules
     assert not modules & FRAMEWORK
 

@@ -28,7 +28,8 @@ def test_the_lock_has_the_tested_versions() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     needed = {
-        plain(re.split("[>=<~!]", stated)[0]) for stated in [*project["dependencies"], *extras["train"], *extras["dev"]]
+        plain(re.split("[>=<~!]", stated)[0])
+        for stated in [*project["dependencies"], *extras["train"], *extras["dev"]]
     }
     assert needed - WITHOUT_DEPENDENCIES <= locked.keys() & tested.keys()
 

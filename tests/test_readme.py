@@ -27,7 +27,11 @@ def test_the_example_runs_and_peft_loads_what_it_writes(
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     ids = torch.randint(3, 30, (4, 8))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 0, 1])}
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": torch.tensor([0, 1, 0, 1]),
+    }
     base = str(hub_root / "models/FacebookAI/roberta-base")
     space: dict[str, Any] = {"base": base, "batches": [batch] * 30}
     exec(EXAMPLE, space)
@@ -35,13 +39,19 @@ def test_the_example_runs_and_peft_loads_what_it_writes(
     assert allocator.frozen
     assert sum(allocator.ranks().values()) == 4 * len(allocator.layers)
     loaded = peft.PeftModel.from_pretrained(
-        AutoModelForSequenceClassification.from_pretrained(base, num_labels=2), str(tmp_path / "adapter")
+        AutoModelForSequenceClassification.from_pretrained(base, num_labels=2),
+        str(tmp_path / "adapter"),
     ).eval()
     with torch.no_grad():
-        torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            loaded(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5, rtol=1e-4
+        )
 
 
-@pytest.mark.parametrize("group", ["model", "task", "method", "budget", "dem", "trainer", "logger", "experiment", "scale"])
+@pytest.mark.parametrize(
+    "group",
+    ["model", "task", "method", "budget", "dem", "trainer", "logger", "experiment", "scale"],
+)
 def test_every_choice_is_in_the_table(group: str) -> None:
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}="))
     for file in (CONF / group).glob("*.yaml"):
@@ -52,4 +62,6 @@ def test_every_path_named_exists() -> None:
     named = re.findall(r"`((?:conf|tasks|methods|adapters|benchmarks)/[\w/.]+)`", README)
     assert named
     for path in named:
-        assert (REPOSITORY / path).exists() or (REPOSITORY / "src" / "dynarank" / path).exists(), path
+        assert (REPOSITORY / path).exists() or (REPOSITORY / "src" / "dynarank" / path).exists(), (
+            path
+        )

@@ -43,10 +43,14 @@ WORDS = [
 def real_hub() -> Path | None:
     """The folder with real data, where there is one."""
     places = [os.environ.get("DYNARANK_HUB"), REPOSITORY.parent / "shared" / "hub"]
-    return next((Path(place) for place in places if place and (Path(place) / "datasets").is_dir()), None)
+    return next(
+        (Path(place) for place in places if place and (Path(place) / "datasets").is_dir()), None
+    )
 
 
-needs_real_hub = pytest.mark.skipif(real_hub() is None, reason="no DYNARANK_HUB with real data sets on this machine")
+needs_real_hub = pytest.mark.skipif(
+    real_hub() is None, reason="no DYNARANK_HUB with real data sets on this machine"
+)
 
 
 def sentences(count: int, seed: int) -> list[str]:
@@ -66,7 +70,11 @@ def write_tokenizer(folder: Path) -> None:
         single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
     ).save_pretrained(folder)
 
 
@@ -84,8 +92,20 @@ def write_model(folder: Path, config: Any) -> Path:
 def tiny_roberta(**changes: Any) -> Any:
     from transformers import RobertaConfig
 
-    sizes = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-    ids = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, max_position_embeddings=64, type_vocab_size=1)
+    sizes = dict(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    ids = dict(
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        max_position_embeddings=64,
+        type_vocab_size=1,
+    )
     return RobertaConfig(**{**sizes, **ids, **changes})
 
 
@@ -94,8 +114,16 @@ def tiny_bart(**changes: Any) -> Any:
 
     sides = {f"{side}_{name}": value for side in ("encoder", "decoder")
              for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))}  # fmt: skip
-    ids = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2)
-    return BartConfig(**{**dict(vocab_size=32, d_model=16, max_position_embeddings=64), **sides, **ids, **changes})
+    ids = dict(
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=2,
+    )
+    return BartConfig(
+        **{**dict(vocab_size=32, d_model=16, max_position_embeddings=64), **sides, **ids, **changes}
+    )
 
 
 def tiny_t5(**changes: Any) -> Any:
@@ -109,7 +137,9 @@ def tiny_t5(**changes: Any) -> Any:
 def question_rows(count: int, seed: int, no_answer: bool = False) -> dict[str, list[Any]]:
     """Questions in SQuAD's form, whose answers are two words of a context; with `no_answer`, every third has none."""
     draw = random.Random(seed)
-    rows: dict[str, list[Any]] = {name: [] for name in ("id", "title", "context", "question", "answers")}
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("id", "title", "context", "question", "answers")
+    }
     for index, context in enumerate(sentences(count, seed)):
         words = context.split()
         at = draw.randrange(len(words) - 1)
@@ -130,7 +160,11 @@ def question_rows(count: int, seed: int, no_answer: bool = False) -> dict[str, l
 
 def summary_rows(count: int, seed: int) -> dict[str, list[Any]]:
     documents = [". ".join(sentences(3, 100 * seed + index)) for index in range(count)]
-    return {"document": documents, "summary": sentences(count, seed), "id": [str(index) for index in range(count)]}
+    return {
+        "document": documents,
+        "summary": sentences(count, seed),
+        "id": [str(index) for index in range(count)],
+    }
 
 
 def write_dataset(folder: Path, subset: str, splits: dict[str, dict[str, list[Any]]]) -> Path:
@@ -141,7 +175,10 @@ def write_dataset(folder: Path, subset: str, splits: dict[str, dict[str, list[An
     for split, columns in splits.items():
         pd.DataFrame(columns).to_parquet(folder / subset / f"{split}-00000-of-00001.parquet")
     known = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    files = {name: sorted({path.name.split("-")[0] for path in (folder / name).glob("*.parquet")}) for name in known}
+    files = {
+        name: sorted({path.name.split("-")[0] for path in (folder / name).glob("*.parquet")})
+        for name in known
+    }
     header = [
         {"config_name": name, "data_files": [{"split": s, "path": f"{name}/{s}-*"} for s in found]}
         for name, found in files.items()
@@ -186,7 +223,13 @@ def configure(folder: Path, hub: Path, *overrides: str) -> Any:
     """The typed configuration of a run into `folder`, small enough for a test."""
     from dynarank.config.schema import to_config
 
-    small = [f"output_dir={folder}", f"hub.root={hub}", "logger=none", "trainer.epochs=2", "trainer.log_every=1"]
+    small = [
+        f"output_dir={folder}",
+        f"hub.root={hub}",
+        "logger=none",
+        "trainer.epochs=2",
+        "trainer.log_every=1",
+    ]
     return to_config(compose([*small, "trainer.accelerator=cpu", *overrides]))
 
 
@@ -194,7 +237,9 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
     """The content of a run's last checkpoint."""
     import torch
 
-    content: dict[str, Any] = torch.load(max((folder / "checkpoints").glob("step-*.ckpt")), weights_only=True)
+    content: dict[str, Any] = torch.load(
+        max((folder / "checkpoints").glob("step-*.ckpt")), weights_only=True
+    )
     return content
 
 

@@ -10,9 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynarank.adapters.folding import fold, merge
     from dynarank.adapters.inject import adapter_layers, find_linears, inject, mark_trainable
     from dynarank.adapters.layer import DoRALinear
-    from dynarank.adapters.peft_format import fold, merge, write_peft_adapter
+    from dynarank.adapters.peft_format import write_peft_adapter
     from dynarank.allocation.allocator import RankAllocator
     from dynarank.allocation.dem import dem_penalty
     from dynarank.allocation.importance import importance, smooth
@@ -32,9 +33,9 @@ _HOMES = {
     "smooth": "allocation.importance",
     "BudgetSchedule": "allocation.schedule",
     "budget_schedule": "allocation.schedule",
-    "fold": "export",
-    "merge": "export",
-    "write_peft_adapter": "export",
+    "fold": "adapters.folding",
+    "merge": "adapters.folding",
+    "write_peft_adapter": "adapters.peft_format",
 }
 __all__ = [
     "BudgetSchedule",

@@ -20,14 +20,18 @@ def check_name(field: str, name: str) -> None:
     """Raise `ValueError` for a name that could not stand in a folder's name, a table and a tracker alike."""
     unresolved = name == "???" or name.startswith("${")
     if not unresolved and not PLAIN_NAME.fullmatch(name):
-        raise ValueError(f"{field} = {name[:99]!r}: must be 1 to 96 letters, digits or . _ + = @ -, a letter or digit first")
+        raise ValueError(
+            f"{field} = {name[:99]!r}: must be 1 to 96 letters, digits or . _ + = @ -, a letter or digit first"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence for an error about an unknown name: the nearest known ones, or all where none is near."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Known: {', '.join(known)}"
+    return (
+        f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Known: {', '.join(known)}"
+    )
 
 
 class Interrupted(BaseException):

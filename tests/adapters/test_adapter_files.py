@@ -30,7 +30,11 @@ def adapters(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     folders = {method: tmp_path_factory.mktemp(method) for method in FILES}
     for method, folder in folders.items():
         own = ["method.reserved=32"] if method == "prompt" else []
-        run(configure(folder, hub_root, f"method={method}", "trainer.epochs=1", "budget.interval=1", *own))
+        run(
+            configure(
+                folder, hub_root, f"method={method}", "trainer.epochs=1", "budget.interval=1", *own
+            )
+        )
     return {method: folder / "adapter" for method, folder in folders.items()}
 
 
@@ -70,16 +74,32 @@ def own(**changes: Any) -> Callable[[Path], None]:
 
 
 HOSTILE: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    "imports by megatron": ("dora", own(megatron_config={"a": 1}, megatron_core="evil"), "megatron_config"),
-    "imports by class": ("dora", own(auto_mapping={"base_model_class": "x", "parent_library": "evil"}), "auto_mapping"),
+    "imports by megatron": (
+        "dora",
+        own(megatron_config={"a": 1}, megatron_core="evil"),
+        "megatron_config",
+    ),
+    "imports by class": (
+        "dora",
+        own(auto_mapping={"base_model_class": "x", "parent_library": "evil"}),
+        "auto_mapping",
+    ),
     "another kind": ("dora", own(peft_type="XLORA"), "peft_type = 'XLORA'"),
     "no kind": ("dora", own(peft_type=["LORA"]), "peft_type = "),
     "a revision": ("dora", own(revision="evil"), "revision = 'evil'"),
     "replicated layers": ("dora", own(layer_replication=[[0, 10**9]]), "layer_replication"),
     "a start from data": ("dora", own(init_lora_weights="eva"), "init_lora_weights"),
     "an unknown key": ("dora", own(evil=1), "evil = '1'"),
-    "an endless expression": ("dora", own(target_modules="(a+)+$"), "target_modules must be a list"),
-    "an endless pattern": ("dora", own(rank_pattern={"^(a+)+$": 1}), "rank_pattern must map whole module names"),
+    "an endless expression": (
+        "dora",
+        own(target_modules="(a+)+$"),
+        "target_modules must be a list",
+    ),
+    "an endless pattern": (
+        "dora",
+        own(rank_pattern={"^(a+)+$": 1}),
+        "rank_pattern must map whole module names",
+    ),
     "a huge rank": ("dora", own(r=10**9), "r = 1000000000: must be a whole number"),
     "a huge pattern": ("dora", own(rank_pattern={"^a": 10**9}), r"\^a = 1000000000"),
     "a text for a rank": ("dora", own(r="8"), "r = '8'"),
@@ -106,14 +126,26 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a name that leaves": ("dora", part("task", name="../x"), "task.name = '../x'"),
     "a method of its own": ("houlsby", part("method", name="evil"), "evil"),
     "a budget of texts": ("houlsby", part("budget", target="x"), "does not belong to"),
-    "a base that is not there": ("dora", part("model", path="evil", found=None), "--base = evil: not found"),
-    "a dotted package": ("dora", part("model", path="package:os.path/x", found=None), "package:MODULE/FOLDER"),
+    "a base that is not there": (
+        "dora",
+        part("model", path="evil", found=None),
+        "--base = evil: not found",
+    ),
+    "a dotted package": (
+        "dora",
+        part("model", path="package:os.path/x", found=None),
+        "package:MODULE/FOLDER",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_adapter_is_one_error(
-    case: str, adapters: dict[str, Path], hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str,
+    adapters: dict[str, Path],
+    hub_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     method, change, said = HOSTILE[case]
     folder = shutil.copytree(adapters[method], tmp_path / "adapter")
@@ -126,7 +158,17 @@ def refused(folder: Path, hub_root: Path, place: Path, capsys: pytest.CaptureFix
     """What predict says when it ends with 2."""
     (place / "in.csv").write_text("sentence\na cat\n")
     with pytest.raises(SystemExit) as stopped:
-        main([str(folder), "--input", str(place / "in.csv"), "--output", str(place / "o.csv"), "--hub-root", str(hub_root)])
+        main(
+            [
+                str(folder),
+                "--input",
+                str(place / "in.csv"),
+                "--output",
+                str(place / "o.csv"),
+                "--hub-root",
+                str(hub_root),
+            ]
+        )
     message = capsys.readouterr().err
     assert stopped.value.code == 2
     assert "error: " in message
@@ -146,21 +188,32 @@ class Bomb:
 @pytest.mark.parametrize("method", FILES)
 @pytest.mark.parametrize("kept", [True, False], ids=["in its place", "in the old form"])
 def test_a_pickle_for_weights_does_not_run(
-    kept: bool, method: str, adapters: dict[str, Path], hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kept: bool,
+    method: str,
+    adapters: dict[str, Path],
+    hub_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, canary = shutil.copytree(adapters[method], tmp_path / "adapter"), tmp_path / "canary"
     name = FILES[method]
     (folder / name).unlink()
-    old = {"adapter_model.safetensors": "adapter_model.bin", "model.safetensors": "pytorch_model.bin"}.get(
-        name, "trained.bin"
-    )
-    for write_it in (lambda path: path.write_bytes(pickle.dumps(Bomb(canary))), lambda path: torch.save(Bomb(canary), path)):
+    old = {
+        "adapter_model.safetensors": "adapter_model.bin",
+        "model.safetensors": "pytorch_model.bin",
+    }.get(name, "trained.bin")
+    for write_it in (
+        lambda path: path.write_bytes(pickle.dumps(Bomb(canary))),
+        lambda path: torch.save(Bomb(canary), path),
+    ):
         write_it(folder / (name if kept else old))
         refused(folder, hub_root, tmp_path, capsys)
         assert not canary.exists()
 
 
-def test_honest_ones_are_let_through(adapters: dict[str, Path], hub_root: Path, tmp_path: Path) -> None:
+def test_honest_ones_are_let_through(
+    adapters: dict[str, Path], hub_root: Path, tmp_path: Path
+) -> None:
     for method in ("dora", "prompt"):
         check_peft_adapter(adapters[method])
     for folder in adapters.values():

@@ -13,7 +13,9 @@ from dynarank.adapters.layer import DoRALinear
 def block() -> nn.Module:
     return nn.ModuleDict(
         OrderedDict(
-            attention=nn.ModuleDict({"query": nn.Linear(4, 4), "output": nn.ModuleDict({"dense": nn.Linear(4, 4)})}),
+            attention=nn.ModuleDict(
+                {"query": nn.Linear(4, 4), "output": nn.ModuleDict({"dense": nn.Linear(4, 4)})}
+            ),
             norm=nn.LayerNorm(4),
             output=nn.ModuleDict({"dense": nn.Linear(4, 4)}),
         )
@@ -26,7 +28,9 @@ def model() -> nn.Module:
         OrderedDict(
             embeddings=nn.Embedding(3, 4),
             layer=nn.ModuleList([block(), block()]),
-            classifier=nn.ModuleDict({"output": nn.ModuleDict({"dense": nn.Linear(4, 4)}), "query": nn.Linear(4, 2)}),
+            classifier=nn.ModuleDict(
+                {"output": nn.ModuleDict({"dense": nn.Linear(4, 4)}), "query": nn.Linear(4, 2)}
+            ),
             classifier2=nn.Linear(4, 2),
         )
     )
@@ -47,12 +51,19 @@ def model() -> nn.Module:
         ("layer.0.query", r"^layer", False),
     ],
 )
-def test_a_target_is_a_suffix_at_a_dot_or_a_whole_expression(name: str, target: str, fits: bool) -> None:
+def test_a_target_is_a_suffix_at_a_dot_or_a_whole_expression(
+    name: str, target: str, fits: bool
+) -> None:
     assert matches(name, target) is fits
 
 
 def test_linears_come_in_model_order_whatever_the_targets_order() -> None:
-    names = ["layer.0.attention.query", "layer.0.output.dense", "layer.1.attention.query", "layer.1.output.dense"]
+    names = [
+        "layer.0.attention.query",
+        "layer.0.output.dense",
+        "layer.1.attention.query",
+        "layer.1.output.dense",
+    ]
     targets = [r"layer\.\d\.output\.dense", "attention.query"]
     assert find_linears(model(), targets) == names
     assert find_linears(model(), targets[::-1]) == names
@@ -72,7 +83,9 @@ def test_a_suffix_finds_every_place_that_ends_in_it_once() -> None:
 def test_exclude_leaves_the_inside_alone_but_not_names_that_begin_alike() -> None:
     found = find_linears(model(), [".*query", ".*classifier.*"], exclude=["classifier"])
     assert found == ["layer.0.attention.query", "layer.1.attention.query", "classifier2"]
-    assert "classifier2" not in find_linears(model(), ["query"], exclude=["classifier", "classifier2"])
+    assert "classifier2" not in find_linears(
+        model(), ["query"], exclude=["classifier", "classifier2"]
+    )
 
 
 def test_no_match_lists_targets_that_would_match() -> None:
@@ -80,7 +93,9 @@ def test_no_match_lists_targets_that_would_match() -> None:
         find_linears(model(), ["q_proj"])
     listed = str(error.value).rpartition(": ")[2].split(", ")
     assert len(listed) == len(set(listed)) == 6
-    assert {name for target in listed for name in find_linears(model(), [target])} == set(find_linears(model(), [".*"]))
+    assert {name for target in listed for name in find_linears(model(), [target])} == set(
+        find_linears(model(), [".*"])
+    )
 
 
 def test_one_target_of_several_that_matches_nothing_is_an_error() -> None:
@@ -112,7 +127,9 @@ def test_no_targets_is_an_error() -> None:
 
 
 def test_inject_wraps_in_place_and_keeps_the_function() -> None:
-    net = nn.Sequential(OrderedDict(first=nn.Linear(4, 5), act=nn.Tanh(), last=nn.Linear(5, 3, bias=False)))
+    net = nn.Sequential(
+        OrderedDict(first=nn.Linear(4, 5), act=nn.Tanh(), last=nn.Linear(5, 3, bias=False))
+    )
     first, x = net.first, torch.randn(2, 4)
     expected = net(x).detach()
     layers = inject(net, ["first", "last"], r=3, alpha=6.0, dropout=0.25)
@@ -145,8 +162,12 @@ def test_only_adapters_and_head_train(head: list[str]) -> None:
     inject(net, ["query", "output.dense"], r=2, exclude=["classifier", "classifier2"])
     mark_trainable(net, head)
     trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
-    adapters = {f"{name}.{part}" for name in adapter_layers(net) for part in ("lora_A", "lora_B", "lora_c")}
-    heads = {f"{name}.{key}" for name in head for key, _ in net.get_submodule(name).named_parameters()}
+    adapters = {
+        f"{name}.{part}" for name in adapter_layers(net) for part in ("lora_A", "lora_B", "lora_c")
+    }
+    heads = {
+        f"{name}.{key}" for name in head for key, _ in net.get_submodule(name).named_parameters()
+    }
     assert trained == adapters | heads
     assert len(adapters) == 18
 
@@ -163,5 +184,7 @@ def test_mark_trainable_takes_back_what_trained_before() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_training_mode_is_inherited(training: bool) -> None:
     layers = inject(model().train(training), ["attention.query"], r=2, dropout=0.5)
-    assert all(module.training is training for layer in layers.values() for module in layer.modules())
+    assert all(
+        module.training is training for layer in layers.values() for module in layer.modules()
+    )
     assert all(isinstance(layer, DoRALinear) for layer in layers.values())

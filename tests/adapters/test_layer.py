@@ -39,7 +39,9 @@ def trained(layer: DoRALinear, seed: int = 1) -> DoRALinear:
 def dense_weight(base: nn.Module) -> tuple[Tensor, Tensor | float]:
     """(d_out, d_in) weight and bias of either kind of base, float64."""
     weight = base.weight.double()
-    return weight if isinstance(base, nn.Linear) else weight.T, 0.0 if base.bias is None else base.bias.double()
+    return weight if isinstance(
+        base, nn.Linear
+    ) else weight.T, 0.0 if base.bias is None else base.bias.double()
 
 
 def equation_6(layer: DoRALinear, x: Tensor, s: float) -> Tensor:
@@ -50,7 +52,11 @@ def equation_6(layer: DoRALinear, x: Tensor, s: float) -> Tensor:
         y = weight @ vector + bias
         for i in range(layer.r):
             if layer.mask[i]:
-                a, b, c = layer.lora_A[i].double(), layer.lora_B[:, i].double(), layer.lora_c[i].double()
+                a, b, c = (
+                    layer.lora_A[i].double(),
+                    layer.lora_B[:, i].double(),
+                    layer.lora_c[i].double(),
+                )
                 y = y + s * c * b * torch.dot(a, vector)
         rows.append(y)
     return torch.stack(rows).reshape(*x.shape[:-1], weight.shape[0])
@@ -84,7 +90,14 @@ def test_output_is_equation_6(base: nn.Module, shape: tuple[int, ...]) -> None:
 
 
 @settings(deadline=None, max_examples=20, database=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.floats(0.1, 32), st.sampled_from(list(BASES)), st.data())
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 6),
+    st.floats(0.1, 32),
+    st.sampled_from(list(BASES)),
+    st.data(),
+)
 def test_any_shape_and_mask_is_equation_6(
     d_in: int, d_out: int, r: int, alpha: float, kind: str, data: st.DataObject
 ) -> None:
@@ -98,7 +111,9 @@ def test_any_shape_and_mask_is_equation_6(
 def test_delta_weight_is_the_sum_of_the_components(base: nn.Module) -> None:
     layer = trained(DoRALinear(base, r=3, alpha=6.0)).double()
     layer.mask[1] = False
-    outer = [2.0 * layer.lora_c[i] * torch.outer(layer.lora_B[:, i], layer.lora_A[i]) for i in (0, 2)]
+    outer = [
+        2.0 * layer.lora_c[i] * torch.outer(layer.lora_B[:, i], layer.lora_A[i]) for i in (0, 2)
+    ]
     torch.testing.assert_close(layer.delta_weight(), outer[0] + outer[1], rtol=1e-12, atol=1e-12)
 
 
@@ -190,7 +205,9 @@ NARROWINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 @pytest.mark.parametrize("narrow", NARROWINGS.values(), ids=list(NARROWINGS))
-def test_adapter_stays_float32_bit_by_bit(base: nn.Module, narrow: Callable[[nn.Module], nn.Module]) -> None:
+def test_adapter_stays_float32_bit_by_bit(
+    base: nn.Module, narrow: Callable[[nn.Module], nn.Module]
+) -> None:
     model = nn.Sequential(trained(DoRALinear(base, r=3)))
     before = {name: getattr(model[0], name).detach().clone() for name in ADAPTER}
     narrow(model)
@@ -232,7 +249,9 @@ def test_dropout_acts_in_training_and_on_the_adapter_alone() -> None:
     layer.train()
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
-    torch.testing.assert_close(layer(x).double(), equation_6(layer, x, s=8 / 3), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        layer(x).double(), equation_6(layer, x, s=8 / 3), rtol=1e-4, atol=1e-4
+    )
     layer.train()
     layer.mask.fill_(False)
     assert torch.equal(layer(x), layer.base(x))
@@ -255,7 +274,9 @@ def test_bad_options_are_named(options: dict[str, float], word: str) -> None:
         DoRALinear(nn.Linear(5, 7), **options)
 
 
-@pytest.mark.parametrize("module", [nn.Embedding(5, 7), nn.Conv1d(5, 7, 1), nn.Bilinear(2, 3, 4)], ids=repr)
+@pytest.mark.parametrize(
+    "module", [nn.Embedding(5, 7), nn.Conv1d(5, 7, 1), nn.Bilinear(2, 3, 4)], ids=repr
+)
 def test_other_modules_are_refused(module: nn.Module) -> None:
     assert not is_linear(module)
     with pytest.raises(TypeError, match=type(module).__name__):
@@ -272,7 +293,9 @@ def test_state_dict_holds_the_mask_and_round_trips(base: nn.Module) -> None:
     layer.mask[2] = False
     state = {key: value.clone() for key, value in layer.state_dict().items()}
     assert {"mask", *ADAPTER} < set(state)
-    kind = nn.Linear(5, 7, bias=base.bias is not None) if isinstance(base, nn.Linear) else Conv1D(7, 5)
+    kind = (
+        nn.Linear(5, 7, bias=base.bias is not None) if isinstance(base, nn.Linear) else Conv1D(7, 5)
+    )
     other = DoRALinear(kind, r=3)
     x = torch.randn(4, 5)
     assert not torch.equal(other(x), layer(x))

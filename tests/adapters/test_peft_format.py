@@ -14,13 +14,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
 from transformers.pytorch_utils import Conv1D
 
 from dynarank.adapters.adapter_files import check_peft_adapter
+from dynarank.adapters.folding import fold, merge
 from dynarank.adapters.inject import adapter_layers, inject
 from dynarank.adapters.layer import DoRALinear
-from dynarank.adapters.peft_format import fold, merge, write_peft_adapter
+from dynarank.adapters.peft_format import write_peft_adapter
 from dynarank.pretrained.targets import KNOWN_TARGETS
 
 R = 3
@@ -30,7 +36,12 @@ TOKENS = torch.tensor([[5, 6, 7, 8], [9, 5, 4, 3]])
 def mixed() -> nn.Sequential:
     """Both kinds of linear map."""
     torch.manual_seed(0)
-    linears = {"first": nn.Linear(4, 6), "act": nn.Tanh(), "second": Conv1D(5, 6), "third": nn.Linear(5, 3, bias=False)}
+    linears = {
+        "first": nn.Linear(4, 6),
+        "act": nn.Tanh(),
+        "second": Conv1D(5, 6),
+        "third": nn.Linear(5, 3, bias=False),
+    }
     return nn.Sequential(OrderedDict(linears))
 
 
@@ -50,13 +61,22 @@ def train_to(layers: dict[str, DoRALinear], ranks: Sequence[int]) -> None:
 
 def bert(depth: int = 2) -> nn.Module:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": depth, "num_attention_heads": 2, "intermediate_size": 48}
-    return BertForSequenceClassification(BertConfig(vocab_size=12, max_position_embeddings=8, **sizes)).eval()
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": depth,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=12, max_position_embeddings=8, **sizes)
+    ).eval()
 
 
 def gpt2() -> nn.Module:
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=12, n_positions=8, n_embd=32, n_layer=2, n_head=2, pad_token_id=0)
+    config = GPT2Config(
+        vocab_size=12, n_positions=8, n_embd=32, n_layer=2, n_head=2, pad_token_id=0
+    )
     return GPT2ForSequenceClassification(config).eval()
 
 
@@ -116,7 +136,9 @@ def test_merge_equals_the_adapted_model_without_adapters(ranks: tuple[int, ...])
     assert merge(model) is model
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
     assert not adapter_layers(model)
-    assert [type(child) for child in model.children()] == [type(child) for child in mixed().children()]
+    assert [type(child) for child in model.children()] == [
+        type(child) for child in mixed().children()
+    ]
     assert set(model.state_dict()) == set(mixed().state_dict())
 
 
@@ -131,7 +153,9 @@ def test_merge_of_a_transformer(kind: str) -> None:
     torch.testing.assert_close(logits(plain), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 def test_merging_rank_zero_changes_no_bit(dtype: torch.dtype) -> None:
     model = mixed().to(dtype)
     with torch.no_grad():
@@ -147,7 +171,9 @@ def test_merge_refuses_a_quantized_weight_and_leaves_the_model_alone() -> None:
     model = mixed()
     layers = inject(model, ["first", "second", "third"], R)
     train_to(layers, [3, 3, 3])
-    layers["third"].base.weight = nn.Parameter(torch.ones(3, 5, dtype=torch.int8), requires_grad=False)
+    layers["third"].base.weight = nn.Parameter(
+        torch.ones(3, 5, dtype=torch.int8), requires_grad=False
+    )
     before = model.first.base.weight.clone()
     with pytest.raises(ValueError, match=r"third has a torch\.int8 weight"):
         merge(model)
@@ -167,7 +193,9 @@ def test_peft_alone_loads_the_adapter_to_the_same_outputs(kind: str, tmp_path: P
 
     loaded = peft.PeftModel.from_pretrained(fresh, tmp_path).eval()
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-5)
-    loaded_head = loaded.base_model.model.get_submodule(head).modules_to_save["default"].state_dict()
+    loaded_head = (
+        loaded.base_model.model.get_submodule(head).modules_to_save["default"].state_dict()
+    )
     trained_head = model.get_submodule(head).state_dict()
     assert set(loaded_head) == set(trained_head)
     assert all(torch.equal(loaded_head[key], value) for key, value in trained_head.items())
@@ -176,7 +204,9 @@ def test_peft_alone_loads_the_adapter_to_the_same_outputs(kind: str, tmp_path: P
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_peft_gives_every_layer_its_own_rank_at_scale_one(kind: str, tmp_path: Path) -> None:
     make, head = MODELS[kind]
-    ranks = write_peft_adapter(adapted(kind), tmp_path, base="some/base", task_type="SEQ_CLS", head=[head])
+    ranks = write_peft_adapter(
+        adapted(kind), tmp_path, base="some/base", task_type="SEQ_CLS", head=[head]
+    )
     loaded = peft.PeftModel.from_pretrained(make(), tmp_path)
     tuned = {
         name.removeprefix("base_model.model."): (module.r["default"], module.scaling["default"])
@@ -216,7 +246,9 @@ def test_names_that_end_in_one_another(ranks: tuple[int, int], tmp_path: Path) -
     assert list(layers) == ["self_attention.output.dense", "output.dense"]
     train_to(layers, ranks)
     x = torch.randn(5, 4)
-    assert write_peft_adapter(model, tmp_path, base="some/base") == dict(zip(layers, ranks, strict=True))
+    assert write_peft_adapter(model, tmp_path, base="some/base") == dict(
+        zip(layers, ranks, strict=True)
+    )
     loaded = peft.PeftModel.from_pretrained(Nested(), tmp_path)
     torch.testing.assert_close(loaded(x), model(x), rtol=1e-5, atol=1e-5)
 
@@ -224,7 +256,9 @@ def test_names_that_end_in_one_another(ranks: tuple[int, int], tmp_path: Path) -
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_adapter_config_says_what_was_kept(kind: str, tmp_path: Path) -> None:
     head = MODELS[kind][1]
-    ranks = write_peft_adapter(adapted(kind), tmp_path, base="some/base", task_type="SEQ_CLS", head=[head])
+    ranks = write_peft_adapter(
+        adapted(kind), tmp_path, base="some/base", task_type="SEQ_CLS", head=[head]
+    )
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     kept = {name: rank for name, rank in ranks.items() if rank}
     assert config["rank_pattern"] == config["alpha_pattern"]
@@ -238,15 +272,22 @@ def test_adapter_config_says_what_was_kept(kind: str, tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=25, database=None)
-@given(st.lists(st.lists(st.booleans(), min_size=R, max_size=R), min_size=3, max_size=3), st.integers(0, 10_000))
-def test_any_masks_survive_the_round_trip_through_a_file(masks: list[list[bool]], seed: int) -> None:
+@given(
+    st.lists(st.lists(st.booleans(), min_size=R, max_size=R), min_size=3, max_size=3),
+    st.integers(0, 10_000),
+)
+def test_any_masks_survive_the_round_trip_through_a_file(
+    masks: list[list[bool]], seed: int
+) -> None:
     """Masks and zeros of c at random, in both kinds of linear map: PEFT, loading the file alone, gives the same outputs."""
     model = mixed()
     layers = inject(model, ["first", "second", "third"], R)
     draw = torch.Generator().manual_seed(seed)
     for layer, mask in zip(layers.values(), masks, strict=True):
         with torch.no_grad():
-            layer.lora_c.copy_(torch.randn(R, generator=draw) * torch.randint(0, 2, (R,), generator=draw))
+            layer.lora_c.copy_(
+                torch.randn(R, generator=draw) * torch.randint(0, 2, (R,), generator=draw)
+            )
             layer.mask.copy_(torch.tensor(mask))
     wanted = {name: int((layer.lora_c.ne(0) & layer.mask).sum()) for name, layer in layers.items()}
     x = torch.randn(5, 4, generator=draw)
@@ -270,7 +311,9 @@ def test_every_layer_at_rank_zero_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("where", ["bert.encoder.layer.1.output.dense.lora_B", "classifier.weight", "classifier.bias"])
+@pytest.mark.parametrize(
+    "where", ["bert.encoder.layer.1.output.dense.lora_B", "classifier.weight", "classifier.bias"]
+)
 def test_values_that_are_not_finite_are_refused(bad: float, where: str, tmp_path: Path) -> None:
     model = adapted("bert", ranks=[3])
     with torch.no_grad():
@@ -287,4 +330,6 @@ def test_a_bfloat16_models_adapter_is_written_in_float32(tmp_path: Path) -> None
     write_peft_adapter(model, tmp_path, base="some/base", task_type="SEQ_CLS", head=["classifier"])
     tensors = peft.utils.load_peft_weights(str(tmp_path), device="cpu")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
-    assert torch.equal(tensors[f"base_model.model.{name}.lora_A.weight"], layer.lora_A[layer.active()])
+    assert torch.equal(
+        tensors[f"base_model.model.{name}.lora_A.weight"], layer.lora_A[layer.active()]
+    )

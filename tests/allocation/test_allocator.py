@@ -67,8 +67,12 @@ def test_equal_scores_keep_the_first_components(count: int) -> None:
 
 
 @settings(deadline=None, max_examples=40, database=None)
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=8), st.data())
-def test_keeps_exactly_the_best_with_ties_to_the_earlier(scores: list[list[int]], data: st.DataObject) -> None:
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=8), st.data()
+)
+def test_keeps_exactly_the_best_with_ties_to_the_earlier(
+    scores: list[list[int]], data: st.DataObject
+) -> None:
     layers = adapters(*([1.0] * len(layer) for layer in scores))
     flat = [score for layer in scores for score in layer]
     count = data.draw(st.integers(0, len(flat)))
@@ -83,7 +87,9 @@ def test_keeps_exactly_the_best_with_ties_to_the_earlier(scores: list[list[int]]
 
 def test_pruning_leaves_A_and_B() -> None:
     layers = adapters([3, 2, 1])
-    before = {key: value.clone() for key, value in layers["a"].state_dict().items() if key != "lora_c"}
+    before = {
+        key: value.clone() for key, value in layers["a"].state_dict().items() if key != "lora_c"
+    }
     allocator(layers).prune(1)
     after = layers["a"].state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
@@ -244,7 +250,9 @@ def test_a_score_that_is_not_finite_names_its_layer_and_step(bad: float, paramet
 @settings(deadline=None, max_examples=30, database=None)
 @given(st.data())
 def test_one_bad_value_anywhere_stops_the_update_and_changes_nothing(data: st.DataObject) -> None:
-    layers = adapters(*([1.0] * size for size in data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))))
+    layers = adapters(
+        *([1.0] * size for size in data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)))
+    )
     ranks = allocator(layers)
     ranks.update()
     before, step = ranks.ema.clone(), ranks.t
@@ -252,7 +260,9 @@ def test_one_bad_value_anywhere_stops_the_update_and_changes_nothing(data: st.Da
     tensor = getattr(layers[name], data.draw(st.sampled_from(["lora_A", "lora_B", "lora_c"])))
     with torch.no_grad():
         index = data.draw(st.integers(0, tensor.numel() - 1))
-        tensor.view(-1)[index] = data.draw(st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+        tensor.view(-1)[index] = data.draw(
+            st.sampled_from([float("nan"), float("inf"), float("-inf")])
+        )
     with pytest.raises(FloatingPointError, match=rf"of {name} is not finite"):
         ranks.update()
     assert torch.equal(ranks.ema, before)
@@ -260,12 +270,18 @@ def test_one_bad_value_anywhere_stops_the_update_and_changes_nothing(data: st.Da
 
 
 @settings(deadline=None, max_examples=30, database=None)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 12), st.integers(0, 10_000))
-def test_ties_are_broken_alike_whatever_happened_before(values: list[int], count: int, seed: int) -> None:
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 12), st.integers(0, 10_000)
+)
+def test_ties_are_broken_alike_whatever_happened_before(
+    values: list[int], count: int, seed: int
+) -> None:
     """Scores of few values, pruned twice to the same count from different starts: the same components are kept."""
     kept = []
     for start in (1.0, 3.0):
-        layers = adapters(*([start] * min(4, len(values) - first) for first in range(0, len(values), 4)))
+        layers = adapters(
+            *([start] * min(4, len(values) - first) for first in range(0, len(values), 4))
+        )
         ranks = allocator(layers)
         torch.manual_seed(seed if start == 1.0 else seed + 1)
         ranks.ema = torch.tensor(values, dtype=torch.float32)

@@ -24,7 +24,9 @@ class Training:
         mark_trainable(self.model)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         if optimizer == "adamw":
-            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, lr=0.02, weight_decay=0.1)
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+                trained, lr=0.02, weight_decay=0.1
+            )
         else:
             self.optimizer = torch.optim.SGD(trained, lr=0.02, momentum=0.9, weight_decay=0.1)
         plan = BudgetSchedule(init=4, target=2, total=40, warmup=0.1, final=0.4, interval=3)
@@ -102,11 +104,16 @@ def test_after_the_freeze_no_optimizer_wakes_a_pruned_component(optimizer: str) 
             assert torch.equal(layer.mask, mask)
             assert not layer.lora_c.grad[~mask].any()
             kept = sum(
-                (layer.lora_c[i] * torch.outer(layer.lora_B[:, i], layer.lora_A[i]) for i in mask.nonzero().flatten()),
+                (
+                    layer.lora_c[i] * torch.outer(layer.lora_B[:, i], layer.lora_A[i])
+                    for i in mask.nonzero().flatten()
+                ),
                 torch.zeros(layer.out_features, layer.in_features),
             )
             torch.testing.assert_close(layer.delta_weight(), layer.scaling * kept)
-    moved = torch.cat([layer.lora_c[~mask] for layer, mask in zip(training.layers.values(), frozen, strict=True)])
+    moved = torch.cat(
+        [layer.lora_c[~mask] for layer, mask in zip(training.layers.values(), frozen, strict=True)]
+    )
     assert moved.any(), "the optimizer did not even try"
 
 

@@ -10,7 +10,9 @@ from dynarank.allocation.dem import dem_penalty
 SHAPES = [(3, 6, 5), (2, 6, 5), (3, 6, 5), (4, 5, 6), (1, 4, 4), (3, 1, 7), (2, 7, 1)]
 
 
-def layers(shapes: list[tuple[int, int, int]], spread: float = 1.0, offset: float = 0.0) -> list[DoRALinear]:
+def layers(
+    shapes: list[tuple[int, int, int]], spread: float = 1.0, offset: float = 0.0
+) -> list[DoRALinear]:
     """Adapters of (r, d_in, d_out) with normal elements."""
     torch.manual_seed(0)
     made = [DoRALinear(nn.Linear(d_in, d_out), r) for r, d_in, d_out in shapes]
@@ -21,12 +23,18 @@ def layers(shapes: list[tuple[int, int, int]], spread: float = 1.0, offset: floa
 
 
 def variance(vector: Tensor) -> Tensor:
-    return torch.var(vector.double(), correction=1) if len(vector) > 1 else 0.0 * vector.double().sum()
+    return (
+        torch.var(vector.double(), correction=1) if len(vector) > 1 else 0.0 * vector.double().sum()
+    )
 
 
 def equation_10(adapters: list[DoRALinear]) -> Tensor:
     """Vector by vector, float64."""
-    terms = [variance(layer.lora_A[i]) + variance(layer.lora_B[:, i]) for layer in adapters for i in range(layer.r)]
+    terms = [
+        variance(layer.lora_A[i]) + variance(layer.lora_B[:, i])
+        for layer in adapters
+        for i in range(layer.r)
+    ]
     return sum(terms, torch.zeros((), dtype=torch.float64)) / len(terms)
 
 
@@ -41,7 +49,9 @@ def test_equals_the_formula_vector_by_vector(shapes: list[tuple[int, int, int]])
 
 def test_a_large_mean_does_not_drown_the_variance() -> None:
     adapters = layers(SHAPES[:3], spread=0.01, offset=10.0)
-    torch.testing.assert_close(dem_penalty(adapters).double(), equation_10(adapters), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        dem_penalty(adapters).double(), equation_10(adapters), rtol=1e-3, atol=0
+    )
 
 
 def test_gradient_is_that_of_the_formula() -> None:

@@ -15,9 +15,13 @@ from dynarank.allocation.importance import importance, layer_importance, smooth
 
 def equation_7(A: Tensor, B: Tensor, c: Tensor, eps: float = 1e-8) -> Tensor:
     """Eq. 7 with every (d_out, d_in) matrix written out, float64."""
-    components = [c[i].double() * torch.outer(B[:, i].double(), A[i].double()) for i in range(len(c))]
+    components = [
+        c[i].double() * torch.outer(B[:, i].double(), A[i].double()) for i in range(len(c))
+    ]
     total = torch.linalg.matrix_norm(torch.stack(components).sum(0))
-    return torch.stack([torch.linalg.matrix_norm(component) / (total + eps) for component in components])
+    return torch.stack(
+        [torch.linalg.matrix_norm(component) / (total + eps) for component in components]
+    )
 
 
 def factors(r: int, d_in: int, d_out: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,8 +41,16 @@ def layer(r: int, d_in: int, d_out: int, seed: int = 0) -> DoRALinear:
 
 
 @settings(deadline=None, max_examples=60, database=None)
-@given(st.integers(1, 8), st.integers(1, 12), st.integers(1, 12), st.integers(0, 10_000), st.floats(-6, 3))
-def test_equals_the_formula_written_out(r: int, d_in: int, d_out: int, seed: int, magnitude: float) -> None:
+@given(
+    st.integers(1, 8),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(0, 10_000),
+    st.floats(-6, 3),
+)
+def test_equals_the_formula_written_out(
+    r: int, d_in: int, d_out: int, seed: int, magnitude: float
+) -> None:
     A, B, c = factors(r, d_in, d_out, seed)
     c = c * 10**magnitude
     torch.testing.assert_close(importance(A, B, c).double(), equation_7(A, B, c), rtol=1e-5, atol=0)
@@ -68,7 +80,9 @@ def test_a_lone_component_is_all_of_its_layer() -> None:
 
 def test_orthogonal_components_share_like_the_sides_of_a_box() -> None:
     eye = torch.eye(4)
-    torch.testing.assert_close(importance(eye, eye, torch.tensor([2.0, -2.0, 1.0, 0.0])), torch.tensor([2, 2, 1, 0]) / 3)
+    torch.testing.assert_close(
+        importance(eye, eye, torch.tensor([2.0, -2.0, 1.0, 0.0])), torch.tensor([2, 2, 1, 0]) / 3
+    )
 
 
 def test_zero_coefficients_score_zero() -> None:
@@ -89,10 +103,14 @@ def test_eps_counts_in_every_precision(dtype: torch.dtype) -> None:
 @given(st.integers(1, 6), st.integers(0, 10_000), st.floats(0.01, 1000), st.sampled_from([-1, 1]))
 def test_a_common_factor_of_c_divides_out(r: int, seed: int, factor: float, sign: int) -> None:
     A, B, c = factors(r, 7, 5, seed)
-    torch.testing.assert_close(importance(A, B, sign * factor * c), importance(A, B, c), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        importance(A, B, sign * factor * c), importance(A, B, c), rtol=1e-4, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str
+)
 def test_scores_are_float32_and_exact_for_the_given_values(dtype: torch.dtype) -> None:
     A, B, c = (tensor.to(dtype) for tensor in factors(4, 6, 5))
     scores = importance(A, B, c)
@@ -140,7 +158,9 @@ def test_layers_of_mixed_shapes_are_scored_in_their_order() -> None:
     scores = layer_importance(layers)
     assert [score.shape for score in scores] == [(shape[0],) for shape in shapes]
     for score, adapter in zip(scores, layers, strict=True):
-        expected = equation_7(adapter.lora_A.detach(), adapter.lora_B.detach(), adapter.lora_c.detach())
+        expected = equation_7(
+            adapter.lora_A.detach(), adapter.lora_B.detach(), adapter.lora_c.detach()
+        )
         torch.testing.assert_close(score.double(), expected, rtol=1e-5, atol=0)
         assert not score.requires_grad
         assert score.dtype == torch.float32
@@ -153,7 +173,9 @@ def test_masked_components_do_not_count() -> None:
     [scores] = layer_importance([adapter])
     assert scores[1] == 0
     left = [0, 2, 3]
-    torch.testing.assert_close(scores[left].double(), equation_7(A[left], B[:, left], c[left]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        scores[left].double(), equation_7(A[left], B[:, left], c[left]), rtol=1e-5, atol=0
+    )
 
 
 def test_scores_of_a_bfloat16_model_are_those_of_its_float32_adapters() -> None:
@@ -169,5 +191,7 @@ def test_smoothing_is_a_weighted_sum_of_the_past(beta: float) -> None:
     ema = torch.zeros(4, dtype=torch.float64)
     for score in scores:
         ema = smooth(ema, score, beta)
-    weights = torch.tensor([(1 - beta) * beta**age for age in range(5, -1, -1)], dtype=torch.float64)
+    weights = torch.tensor(
+        [(1 - beta) * beta**age for age in range(5, -1, -1)], dtype=torch.float64
+    )
     torch.testing.assert_close(ema, (weights[:, None] * scores).sum(0))

@@ -50,12 +50,16 @@ def test_what_may_be_kept_only_falls_and_ends_at_the_target(
     counts = [schedule.keep(t, layers) for t in range(schedule.total + 1)]
     assert counts == sorted(counts, reverse=True)
     assert set(counts[schedule.freeze_step :]) == {schedule.target * layers}
-    assert all(abs(count - layers * schedule.budget(t)) <= 0.5 + 1e-9 for t, count in enumerate(counts))
+    assert all(
+        abs(count - layers * schedule.budget(t)) <= 0.5 + 1e-9 for t, count in enumerate(counts)
+    )
 
 
 @settings(deadline=None, max_examples=100, database=None)
 @given(schedules())
-def test_prunes_every_interval_in_the_window_and_last_at_the_freeze(case: tuple[BudgetSchedule, int, int]) -> None:
+def test_prunes_every_interval_in_the_window_and_last_at_the_freeze(
+    case: tuple[BudgetSchedule, int, int],
+) -> None:
     schedule, t_i, t_f = case
     steps = [t for t in range(1, schedule.total + 1) if schedule.prunes_at(t)]
     assert steps[-1] == schedule.total - t_f
@@ -79,7 +83,15 @@ def test_an_interval_longer_than_the_window_prunes_once() -> None:
 
 @pytest.mark.parametrize(
     ("share", "total", "steps"),
-    [(0.29, 100, 29), (0.57, 100, 57), (0.58, 100, 58), (0.07, 100, 7), (0.15, 101, 15), (0.15, 6, 0), (0.299, 10, 2)],
+    [
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+        (0.58, 100, 58),
+        (0.07, 100, 7),
+        (0.15, 101, 15),
+        (0.15, 6, 0),
+        (0.299, 10, 2),
+    ],
 )
 def test_shares_are_floored_as_meant(share: float, total: int, steps: int) -> None:
     assert BudgetSchedule(2, 1, total, warmup=share, final=0).start_step == steps
@@ -114,7 +126,9 @@ def test_init_equal_to_target_never_falls() -> None:
 
 def test_function_and_object_agree() -> None:
     schedule = BudgetSchedule(**PLAIN)
-    assert [schedule.budget(t) for t in range(101)] == [budget_schedule(t, 12, 8, 100, 0.15, 0.5) for t in range(101)]
+    assert [schedule.budget(t) for t in range(101)] == [
+        budget_schedule(t, 12, 8, 100, 0.15, 0.5) for t in range(101)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,16 @@ def test_the_count_is_clipped(count: int, kept: int) -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=9), st.data())
-def test_parameters_are_filled_by_worth_up_to_less_than_one_component(scores: list[float], data: st.DataObject) -> None:
-    costs = data.draw(st.lists(st.sampled_from([3, 7, 10]), min_size=len(scores), max_size=len(scores)))
+def test_parameters_are_filled_by_worth_up_to_less_than_one_component(
+    scores: list[float], data: st.DataObject
+) -> None:
+    costs = data.draw(
+        st.lists(st.sampled_from([3, 7, 10]), min_size=len(scores), max_size=len(scores))
+    )
     limit = data.draw(st.integers(0, sum(costs) + 2))
-    keep = top_parameters(torch.tensor(scores), torch.tensor(costs, dtype=torch.float), limit).tolist()
+    keep = top_parameters(
+        torch.tensor(scores), torch.tensor(costs, dtype=torch.float), limit
+    ).tolist()
     spent = sum(cost for cost, kept in zip(costs, keep, strict=True) if kept)
     assert spent <= limit
     assert all(cost > limit - spent for cost, kept in zip(costs, keep, strict=True) if not kept)
@@ -39,7 +45,9 @@ def test_parameters_are_filled_by_worth_up_to_less_than_one_component(scores: li
 def test_equal_costs_choose_what_counting_chooses() -> None:
     scores = torch.rand(40, generator=torch.Generator().manual_seed(0)).round(decimals=1)
     for count in (0, 1, 17, 40):
-        assert torch.equal(top_parameters(scores, torch.full((40,), 5.0), 5 * count), top_components(scores, count))
+        assert torch.equal(
+            top_parameters(scores, torch.full((40,), 5.0), 5 * count), top_components(scores, count)
+        )
 
 
 @pytest.mark.parametrize("floor", [0, 1, 2])

@@ -16,7 +16,9 @@ from dynarank.allocation.sensitivity import Sensitivity
 
 def layers(*shapes: tuple[int, int], r: int = 4, start: str = "paper") -> dict[str, DoRALinear]:
     torch.manual_seed(0)
-    made = {f"l{i}": DoRALinear(nn.Linear(*shape), r=r, start=start) for i, shape in enumerate(shapes)}
+    made = {
+        f"l{i}": DoRALinear(nn.Linear(*shape), r=r, start=start) for i, shape in enumerate(shapes)
+    }
     for layer in made.values():
         nn.init.normal_(layer.lora_c)
     return made
@@ -34,7 +36,9 @@ def test_the_absolute_score_is_the_components_norm() -> None:
     allocator = RankAllocator(adapters, BudgetSchedule(4, 2, 10), beta=0.0, score="absolute")
     allocator.update()
     wanted = [
-        torch.linalg.matrix_norm(layer.scaling * layer.lora_c[i] * torch.outer(layer.lora_B[:, i], layer.lora_A[i]))
+        torch.linalg.matrix_norm(
+            layer.scaling * layer.lora_c[i] * torch.outer(layer.lora_B[:, i], layer.lora_A[i])
+        )
         for layer in adapters.values()
         for i in range(4)
     ]
@@ -51,7 +55,11 @@ def test_sensitivity_equals_adaloras_own() -> None:
         {
             f"{name}x{factor}x{'default'}": nn.Parameter(weight.detach().clone())
             for name, layer in adapters.items()
-            for factor, weight in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B), ("lora_E", layer.lora_c[:, None]))
+            for factor, weight in (
+                ("lora_A", layer.lora_A),
+                ("lora_B", layer.lora_B),
+                ("lora_E", layer.lora_c[:, None]),
+            )
         }
     )
     config = AdaLoraConfig(init_r=4, target_r=2, total_step=100)
@@ -61,8 +69,14 @@ def test_sensitivity_equals_adaloras_own() -> None:
     for step in range(4):
         backward(adapters, step)
         for name, layer in adapters.items():
-            for factor, weight in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B), ("lora_E", layer.lora_c)):
-                theirs[f"{name}x{factor}xdefault"].grad = weight.grad.reshape(theirs[f"{name}x{factor}xdefault"].shape)
+            for factor, weight in (
+                ("lora_A", layer.lora_A),
+                ("lora_B", layer.lora_B),
+                ("lora_E", layer.lora_c),
+            ):
+                theirs[f"{name}x{factor}xdefault"].grad = weight.grad.reshape(
+                    theirs[f"{name}x{factor}xdefault"].shape
+                )
         scores = torch.cat(ours())
         peft.update_ipt(NamedParameters(named))
     wanted = torch.cat(
@@ -106,7 +120,9 @@ def test_sensitivity_asks_for_gradients_and_is_saved() -> None:
 def test_a_budget_of_parameters_is_spent_up_to_a_component() -> None:
     adapters = layers((6, 5), (60, 5), (6, 40))
     costs = {"l0": 11, "l1": 65, "l2": 46}
-    allocator = RankAllocator(adapters, BudgetSchedule(4, 2, 20, interval=1), beta=0.0, cost_aware=True)
+    allocator = RankAllocator(
+        adapters, BudgetSchedule(4, 2, 20, interval=1), beta=0.0, cost_aware=True
+    )
     for _ in range(10):
         allocator.step()
     assert allocator.frozen
@@ -126,7 +142,10 @@ def test_every_layer_keeps_its_floor() -> None:
         assert sum(counts) == 4
 
 
-@pytest.mark.parametrize(("shape", "halfway"), [("cubic", 0.875), ("cubic_adalora", 0.125), ("linear", 0.5), ("step", 1.0)])
+@pytest.mark.parametrize(
+    ("shape", "halfway"),
+    [("cubic", 0.875), ("cubic_adalora", 0.125), ("linear", 0.5), ("step", 1.0)],
+)
 def test_schedules_differ_inside_the_window_alone(shape: str, halfway: float) -> None:
     at = [budget_schedule(t, 12, 8, 100, 0.2, 0.4, shape) for t in (0, 20, 40, 60, 100)]
     assert at == pytest.approx([12, 12, 8 + 4 * halfway, 8, 8])
@@ -150,5 +169,7 @@ def test_loras_start_equals_the_base_and_learns_from_the_first_step() -> None:
     layer(x).square().sum().backward()
     assert layer.lora_B.grad is not None
     assert float(layer.lora_B.grad.abs().max()) > 0
-    assert float(layer.lora_A.detach().abs().max()) <= 1 / math.sqrt(6)  # LoRA's Kaiming-uniform, a = sqrt(5)
+    assert float(layer.lora_A.detach().abs().max()) <= 1 / math.sqrt(
+        6
+    )  # LoRA's Kaiming-uniform, a = sqrt(5)
     assert bool(layer.active().all())

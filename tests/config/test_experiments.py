@@ -25,7 +25,9 @@ def sweep_of(name: str, scale: str) -> dict[str, list[str]]:
     """What an experiment sweeps: values by setting."""
     register_schemas()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = hydra.compose("train", [f"experiment={name}", f"scale={scale}"], return_hydra_config=True)
+        composed = hydra.compose(
+            "train", [f"experiment={name}", f"scale={scale}"], return_hydra_config=True
+        )
     assert composed.hydra.mode.name == "MULTIRUN"
     assert composed.hydra.launcher._target_.endswith("FreshProcessLauncher")
     return {key: str(values).split(",") for key, values in composed.hydra.sweeper.params.items()}
@@ -53,7 +55,10 @@ def test_an_experiment_runs_from_its_command_to_its_table(hub_root: Path, tmp_pa
     overrides = ["experiment=table5_dem", "scale=small", "task=cola", "seed=1", "logger=none", "trainer.epochs=1",
                  f"hub.root={hub_root}", "model=roberta_base", f"hydra.sweep.dir={tmp_path / 'sweep'}"]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), *overrides], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, str(REPOSITORY / "train.py"), *overrides],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     table = build_table(read_runs([tmp_path / "sweep"])[0])

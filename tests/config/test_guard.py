@@ -44,7 +44,9 @@ TARGETS = [
 
 @pytest.mark.parametrize(("where", "target"), TARGETS)
 def test_only_classes_of_the_listed_packages_are_built(where: str, target: str) -> None:
-    with pytest.raises(UserError, match=rf"hydra\.{where}\.x\._target_ = {target}: a configuration may build only"):
+    with pytest.raises(
+        UserError, match=rf"hydra\.{where}\.x\._target_ = {target}: a configuration may build only"
+    ):
         composed(f"+hydra.{where}.x._target_={target}")
 
 
@@ -65,12 +67,16 @@ IN_FILES = [
 
 @pytest.mark.parametrize("text", IN_FILES)
 def test_nor_from_a_file_by_whatever_way(text: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"may build only|must be one of ext|makes settings of a text"):
+    with pytest.raises(
+        UserError, match=r"may build only|must be one of ext|makes settings of a text"
+    ):
         with_hydra(tmp_path, text)
 
 
 def test_a_saved_configuration_is_checked_when_it_is_run_again(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("output_dir: y\nhydra: {callbacks: {x: {_target_: os.system, command: 'true'}}}\n")
+    (tmp_path / "config.yaml").write_text(
+        "output_dir: y\nhydra: {callbacks: {x: {_target_: os.system, command: 'true'}}}\n"
+    )
     with pytest.raises(UserError, match=r"os\.system"):
         composed(conf=tmp_path, name="config")
 
@@ -78,11 +84,16 @@ def test_a_saved_configuration_is_checked_when_it_is_run_again(tmp_path: Path) -
 def test_what_hydra_and_its_plugins_bring_is_built() -> None:
     composed("hydra/launcher=basic", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
     composed("+hydra.callbacks.x._target_=hydra.experimental.callbacks.LogJobReturnCallback")
-    assert composed().hydra.launcher._target_ == "hydra_plugins.dynarank_launcher.FreshProcessLauncher"
+    assert (
+        composed().hydra.launcher._target_ == "hydra_plugins.dynarank_launcher.FreshProcessLauncher"
+    )
 
 
 def test_a_configuration_that_holds_itself_is_checked_all_the_same(tmp_path: Path) -> None:
-    with_hydra(tmp_path, "  job: {env_set: {X: '${hydra.job.name}'}}\n  callbacks: {y: '${hydra.launcher}'}\n")
+    with_hydra(
+        tmp_path,
+        "  job: {env_set: {X: '${hydra.job.name}'}}\n  callbacks: {y: '${hydra.launcher}'}\n",
+    )
     with pytest.raises(UserError, match="nests too deep"):
         composed("+hydra.callbacks." + ".".join("abcdefgh" * 5) + "=1")
 
@@ -91,7 +102,11 @@ def test_the_check_ends_with_its_block() -> None:
     with guarded():
         pass
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        hydra.compose("train", overrides=["output_dir=x", "+hydra.callbacks.x._target_=os.system"], return_hydra_config=True)
+        hydra.compose(
+            "train",
+            overrides=["output_dir=x", "+hydra.callbacks.x._target_=os.system"],
+            return_hydra_config=True,
+        )
 
 
 SECRETS = [
@@ -118,7 +133,9 @@ SECRETS = [
 
 
 @pytest.mark.parametrize("override", SECRETS)
-def test_secrets_are_refused_and_never_shown(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_refused_and_never_shown(
+    override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CANARY_TOKEN", "not-so-secret-canary")
     with pytest.raises(UserError, match="saved with its run") as caught:
         composed(override)
@@ -138,13 +155,17 @@ INNOCENT = ["task.columns.label=password", "+hydra.job.env_set.TOKENIZERS_PARALL
 
 
 @pytest.mark.parametrize("override", INNOCENT)
-def test_what_only_resembles_a_secret_is_not_refused(override: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_only_resembles_a_secret_is_not_refused(
+    override: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DEPLOY_KEY", str(tmp_path))  # says where a key lies
     monkeypatch.setenv("SHORT_KEY", "cola")
     composed(override, f"hub.root={tmp_path}" if "hub.root" not in override else "seed=1")
 
 
-@pytest.mark.parametrize("option", ["--experimental-rerun", "--experimental-rerun=x.pickle", "--exp", "--e=x"])
+@pytest.mark.parametrize(
+    "option", ["--experimental-rerun", "--experimental-rerun=x.pickle", "--exp", "--e=x"]
+)
 def test_hydras_pickles_are_refused(option: str) -> None:
     with pytest.raises(UserError, match="loads a pickle"):
         refuse_pickle(["task=cola", option, "x.pickle"])
@@ -167,7 +188,9 @@ def test_long_names_are_cut_and_stay_apart(tmp_path: Path) -> None:
         (tmp_path / f"123_{name}").mkdir()
 
 
-@pytest.mark.parametrize("name", ["../../x", "/etc", "a/b", "..", "", "a\0b", "x" * 97, "a\nb", "-rf"])
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc", "a/b", "..", "", "a\0b", "x" * 97, "a\nb", "-rf"]
+)
 def test_names_that_could_leave_their_folder_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"model\.name = .*must be 1 to 96 letters"):
         ModelConfig(name=name, path="org/model")

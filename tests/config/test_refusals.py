@@ -16,13 +16,25 @@ from tiny import configure, glue_rows, write_dataset
 
 from dynarank.checkpoints import resume
 from dynarank.checkpoints.callback import Checkpoints
-from dynarank.checkpoints.storage import DurableIO, Manifest, checkpoint_path, newest_valid, read_checkpoint, seal
+from dynarank.checkpoints.storage import (
+    DurableIO,
+    Manifest,
+    checkpoint_path,
+    newest_valid,
+    read_checkpoint,
+    seal,
+)
 from dynarank.errors import Interrupted, UserError
 from dynarank.runs import prepare
 from dynarank.runs.run import run
 from dynarank.training.module import FineTuning
 
-SETTINGS = ["trainer.epochs=3", "checkpoint.every_steps=1", "budget.interval=1", "optimizer.lr=0.01"]
+SETTINGS = [
+    "trainer.epochs=3",
+    "checkpoint.every_steps=1",
+    "budget.interval=1",
+    "optimizer.lr=0.01",
+]
 """CoLA, 3 steps an epoch; broken off after step 4."""
 
 
@@ -86,18 +98,25 @@ OTHER_RUNS = [
 def test_another_runs_checkpoint_is_refused(
     override: str, said: str, allowed: str, folder: Path, hub_root: Path, unloaded: None
 ) -> None:
-    with pytest.raises(UserError, match=rf"^\S*step-00000004\.ckpt: is of another run: {said}.*Give its settings, or anoth"):
+    with pytest.raises(
+        UserError,
+        match=rf"^\S*step-00000004\.ckpt: is of another run: {said}.*Give its settings, or anoth",
+    ):
         go_on(folder, hub_root, override, f"resume.allow_inexact={allowed}")
 
 
-def test_changed_data_is_refused(folder: Path, hub_root: Path, tmp_path: Path, unloaded: None) -> None:
+def test_changed_data_is_refused(
+    folder: Path, hub_root: Path, tmp_path: Path, unloaded: None
+) -> None:
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "models").symlink_to(hub_root / "models")
     rows = glue_rows("cola", 40, 0)
     rows["label"][17] = 1 - rows["label"][17]
     tables = {"train": rows, "validation": glue_rows("cola", 18, 7)}
     write_dataset(tmp_path / "hub/datasets/nyu-mll/glue", "cola", tables)
-    with pytest.raises(UserError, match=r"is of another run: data was [0-9a-f]{16}, is [0-9a-f]{16}\. "):
+    with pytest.raises(
+        UserError, match=r"is of another run: data was [0-9a-f]{16}, is [0-9a-f]{16}\. "
+    ):
         go_on(folder, tmp_path / "hub")
 
 
@@ -105,8 +124,13 @@ def test_what_would_make_it_inexact_is_refused(
     folder: Path, hub_root: Path, unloaded: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remedy = r"Restore that, or accept it with resume\.allow_inexact=true$"
-    for override, said in (("seed=2", "seed was 1, is 2"), ("optimizer.lr=0.02", "optimizer.lr was 0.01, is 0.02")):
-        with pytest.raises(UserError, match=rf"would not go on exactly as it began: {said}\. {remedy}"):
+    for override, said in (
+        ("seed=2", "seed was 1, is 2"),
+        ("optimizer.lr=0.02", "optimizer.lr was 0.01, is 0.02"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"would not go on exactly as it began: {said}\. {remedy}"
+        ):
             go_on(folder, hub_root, override)
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
@@ -126,19 +150,31 @@ def test_what_was_accepted_stands_in_the_record(folder: Path, hub_root: Path) ->
     assert results.resumed_at == [4]
 
 
-def test_a_checkpoint_from_an_address_is_refused(tmp_path: Path, hub_root: Path, unloaded: None) -> None:
+def test_a_checkpoint_from_an_address_is_refused(
+    tmp_path: Path, hub_root: Path, unloaded: None
+) -> None:
     for address in ("https://example.org/a.ckpt", "s3://bucket/run"):
-        with pytest.raises(UserError, match=rf"resume = {address}: checkpoints are read from disk only"):
+        with pytest.raises(
+            UserError, match=rf"resume = {address}: checkpoints are read from disk only"
+        ):
             run(configure(tmp_path, hub_root, f"resume.path={address}"))
-    for path, said in ((tmp_path / "gone", "no such file or folder"), (tmp_path, "there is no checkpoint in")):
+    for path, said in (
+        (tmp_path / "gone", "no such file or folder"),
+        (tmp_path, "there is no checkpoint in"),
+    ):
         with pytest.raises(UserError, match=rf"resume = {path}: .*{said}"):
             run(configure(tmp_path / "new", hub_root, f"resume.path={path}"))
 
 
-def test_an_unfinished_run_is_not_lost_by_chance(folder: Path, hub_root: Path, tmp_path: Path, unloaded: None) -> None:
+def test_an_unfinished_run_is_not_lost_by_chance(
+    folder: Path, hub_root: Path, tmp_path: Path, unloaded: None
+) -> None:
     other = shutil.copytree(folder, tmp_path / "other")
     for overrides in ([], [f"resume.path={other}"]):
-        with pytest.raises(UserError, match=r"holds an unfinished run, saved at step 4\. Go on with resume=auto, or.*never"):
+        with pytest.raises(
+            UserError,
+            match=r"holds an unfinished run, saved at step 4\. Go on with resume=auto, or.*never",
+        ):
             run(configure(folder, hub_root, *SETTINGS, *overrides))
 
 
@@ -151,17 +187,35 @@ FORGED: list[tuple[str, Change, str]] = [
         "lacks the allocator's sc",
     ),
     ("half a state", lambda c: allocator(c).pop("ema"), "the allocator's saved state lacks ema"),
-    ("fewer scores", lambda c: allocator(c).update(ema=torch.zeros(3)), r"saved scores are \[3\], not \[36\]"),
+    (
+        "fewer scores",
+        lambda c: allocator(c).update(ema=torch.zeros(3)),
+        r"saved scores are \[3\], not \[36\]",
+    ),
     ("no optimizer", lambda c: c.pop("optimizer_states"), "lacks optimizer_states"),
     ("no position", lambda c: c.pop("TaskData"), "lacks TaskData"),
-    ("a name less", lambda c: c["state_dict"].pop(QUERY), rf"{QUERY} was not there, is \[3, 16\] \(1 differ\)"),
-    ("a name more", lambda c: c["state_dict"].update(x=torch.zeros(2)), r"x was \[2\], is not there"),
-    ("a shape", lambda c: c["state_dict"].update({QUERY: torch.zeros(4, 16)}), rf"{QUERY} was \[4, 16\], is \[3, 16\]"),
+    (
+        "a name less",
+        lambda c: c["state_dict"].pop(QUERY),
+        rf"{QUERY} was not there, is \[3, 16\] \(1 differ\)",
+    ),
+    (
+        "a name more",
+        lambda c: c["state_dict"].update(x=torch.zeros(2)),
+        r"x was \[2\], is not there",
+    ),
+    (
+        "a shape",
+        lambda c: c["state_dict"].update({QUERY: torch.zeros(4, 16)}),
+        rf"{QUERY} was \[4, 16\], is \[3, 16\]",
+    ),
 ]
 
 
 def allocator(content: dict[str, Any]) -> Any:
-    return next(state for name, state in content["callbacks"].items() if "Rank" in name)["allocator"]
+    return next(state for name, state in content["callbacks"].items() if "Rank" in name)[
+        "allocator"
+    ]
 
 
 @pytest.mark.parametrize(("name", "change", "said"), FORGED, ids=[name for name, _, _ in FORGED])
@@ -201,7 +255,9 @@ def test_a_run_stopped_before_its_first_step_leaves_the_checkpoint_it_came_from_
     assert go_on(folder, hub_root).resumed_at == [4]
 
 
-def test_a_run_goes_on_in_another_folder_with_its_best_checkpoint(folder: Path, hub_root: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_in_another_folder_with_its_best_checkpoint(
+    folder: Path, hub_root: Path, tmp_path: Path
+) -> None:
     go_on(folder, hub_root)
     step, last = 9, newest_valid(folder / "checkpoints")[1]
     assert last is not None
@@ -209,7 +265,9 @@ def test_a_run_goes_on_in_another_folder_with_its_best_checkpoint(folder: Path, 
     best = {"score": 2.0, "step": step, "epoch": 3}  # better than any score can be
     seal(at, Manifest(**{**asdict(last), "best": best}))
     shutil.copytree(folder / "checkpoints", tmp_path / "elsewhere")
-    results = run(configure(fork, hub_root, *SETTINGS, f"resume.path={tmp_path / 'elsewhere' / at.name}"))
+    results = run(
+        configure(fork, hub_root, *SETTINGS, f"resume.path={tmp_path / 'elsewhere' / at.name}")
+    )
     assert results.selected["step"] == step
     assert (fork / "checkpoints" / at.name).is_file()
     assert (fork / "adapter/adapter_model.safetensors").read_bytes() == (
@@ -219,7 +277,9 @@ def test_a_run_goes_on_in_another_folder_with_its_best_checkpoint(folder: Path, 
 
 def test_a_run_on_files_of_ones_own_goes_on(hub_root: Path, tmp_path: Path) -> None:
     """The classes are known only once the data is read: that is no difference."""
-    rows = "".join(f"a cat sat {'on the mat ' * (row % 5)},{'yes' if row % 2 else 'no'}\n" for row in range(48))
+    rows = "".join(
+        f"a cat sat {'on the mat ' * (row % 5)},{'yes' if row % 2 else 'no'}\n" for row in range(48)
+    )
     (tmp_path / "own.csv").write_text("text,label\n" + rows)
     own = ["task=text_classification", f"task.train_file={tmp_path / 'own.csv'}"]
     break_off(tmp_path / "run", hub_root, *own)

@@ -31,7 +31,15 @@ def test_every_value_of_a_file_has_a_comment_or_a_name_that_says_all(file: Path)
     plain = {"name", "family", "path", "subset", "columns", "labels", "architectures", "metrics", "max_length", "epochs",
              "target", "accelerator", "validation_splits", "dir", "subdir", "app_name", "header", "template",
              "footer"}  # fmt: skip
-    plain |= {"mode", "method", "task", "budget", "seed", "dem.eta", "budget.init"}  # what a sweep varies
+    plain |= {
+        "mode",
+        "method",
+        "task",
+        "budget",
+        "seed",
+        "dem.eta",
+        "budget.init",
+    }  # what a sweep varies
     for line in (CONF / file).read_text().splitlines():
         key, _, value = line.strip().partition(":")
         if value.strip() and not line.strip().startswith(("#", "-")) and "{" not in line:
@@ -51,9 +59,22 @@ def test_the_defaults_are_the_papers() -> None:
     assert (config.budget.warmup, config.budget.final, config.budget.interval) == (0.15, 0.5, 100)
     assert (config.lr, config.epochs, config.batch_size) == (1.48e-4, 15, 16)
     paper = {"name": "dora", "alpha": 8.0, "dropout": 0.1, "beta": 0.9}
-    assert dataclasses.asdict(config.method) == {**paper, "score": "relative", "init": "paper", "c_lr_ratio": 1.0}
-    assert (config.budget.schedule, config.budget.unit, config.budget.min_rank) == ("cubic", "components", 0)
-    assert (config.optimizer.weight_decay, config.optimizer.warmup, config.trainer.clip) == (0.01, 0.06, 1.0)
+    assert dataclasses.asdict(config.method) == {
+        **paper,
+        "score": "relative",
+        "init": "paper",
+        "c_lr_ratio": 1.0,
+    }
+    assert (config.budget.schedule, config.budget.unit, config.budget.min_rank) == (
+        "cubic",
+        "components",
+        0,
+    )
+    assert (config.optimizer.weight_decay, config.optimizer.warmup, config.trainer.clip) == (
+        0.01,
+        0.06,
+        1.0,
+    )
 
 
 @pytest.mark.parametrize(("budget", "initial"), [("r2", 3), ("r4", 6), ("r8", 12), ("r16", 24)])
@@ -96,7 +117,9 @@ BAD_VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("override", "said"), BAD_VALUES, ids=[override for override, _ in BAD_VALUES])
+@pytest.mark.parametrize(
+    ("override", "said"), BAD_VALUES, ids=[override for override, _ in BAD_VALUES]
+)
 def test_a_value_out_of_range_is_named(override: str, said: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         to_config(compose([OUT, override]))
@@ -104,7 +127,13 @@ def test_a_value_out_of_range_is_named(override: str, said: list[str]) -> None:
         assert part in str(caught.value)
 
 
-MISTYPED = ["budget.target=two", "optimizer.lr=fast", "budget.regrow=perhaps", "trainer.epochs=1.5", "seed=abc"]
+MISTYPED = [
+    "budget.target=two",
+    "optimizer.lr=fast",
+    "budget.regrow=perhaps",
+    "trainer.epochs=1.5",
+    "seed=abc",
+]
 UNKNOWN = ["dem.etaa=0.1", "lrr=1", "task=colaa", "trainer.epoch=3", "method=dorra"]
 
 
@@ -137,7 +166,9 @@ def test_a_file_that_is_no_yaml_is_one_error(capsys: pytest.CaptureFixture[str])
 
     with pytest.raises(SystemExit), user_errors(CONF):
         yaml.safe_load("a: [")
-    assert capsys.readouterr().err.startswith("error: a configuration file is no YAML: while parsing")
+    assert capsys.readouterr().err.startswith(
+        "error: a configuration file is no YAML: while parsing"
+    )
 
 
 def test_a_bug_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +179,11 @@ def test_a_bug_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_setting_names_are_those_of_the_composed_configuration() -> None:
     def leaves(node: Any, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(node):
-            return [n for f in dataclasses.fields(node) for n in leaves(getattr(node, f.name), f"{prefix}{f.name}.")]
+            return [
+                n
+                for f in dataclasses.fields(node)
+                for n in leaves(getattr(node, f.name), f"{prefix}{f.name}.")
+            ]
         return [prefix.rstrip(".")]
 
     for task in ("cola", "squad", "xsum"):

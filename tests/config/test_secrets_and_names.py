@@ -11,7 +11,12 @@ def test_no_secret_is_in_any_file_of_a_run(tmp_path: Path, hub_root: Path) -> No
     canaries = {"HF_TOKEN": "hf_canary0canary0canary0canary0", "WANDB_API_KEY": "canary1" * 6,
                 "MY_PASSWORD": "canary2-canary2", "AWS_SECRET_ACCESS_KEY": "canary3/canary3",
                 "HF_ENDPOINT": "https://me:canary4@localhost:9"}  # fmt: skip
-    overrides = ["trainer.epochs=1", "budget.interval=1", "hydra.job.name=canary5", f"hub.root={hub_root}"]
+    overrides = [
+        "trainer.epochs=1",
+        "budget.interval=1",
+        "hydra.job.name=canary5",
+        f"hub.root={hub_root}",
+    ]
     done = command(*overrides, folder=tmp_path, WANDB_MODE="offline", **canaries)
     assert done.returncode == 0, done.stderr
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
@@ -21,7 +26,9 @@ def test_no_secret_is_in_any_file_of_a_run(tmp_path: Path, hub_root: Path) -> No
         held = file.read_bytes()
         for number in range(5):
             assert f"canary{number}".encode() not in held, file
-    assert not any(b"canary5" in file.read_bytes() for file in trackers)  # nor is the command line, which .hydra keeps
+    assert not any(
+        b"canary5" in file.read_bytes() for file in trackers
+    )  # nor is the command line, which .hydra keeps
     assert any(b"canary5" in file.read_bytes() for file in files)
 
 
@@ -44,13 +51,25 @@ def test_names_stay_in_their_folder(tmp_path: Path, hub_root: Path) -> None:
     inside.mkdir(parents=True)
     assert command("task.name=../../../x", f"hub.root={hub_root}", folder=inside).returncode == 2
     assert command("method.name=../../../x", f"hub.root={hub_root}", folder=inside).returncode == 2
-    sweep = ["-m", "task.subset=../../../x,../y", "logger=none", f"hub.root={hub_root}", "hydra.sweep.dir=s"]
+    sweep = [
+        "-m",
+        "task.subset=../../../x,../y",
+        "logger=none",
+        f"hub.root={hub_root}",
+        "hydra.sweep.dir=s",
+    ]
     done = command(*sweep, folder=inside)
     assert (done.returncode, "leaves" in done.stderr) == (2, False)
     points = [path.name for path in (inside / "s").iterdir() if path.is_dir()]
     assert len(points) == 2
     assert all("task.subset=.._" in name for name in points)  # no folders of its own for each slash
-    done = command("-m", "seed=1,2", "hydra.sweep.subdir='../../${hydra.job.num}'", f"hub.root={hub_root}", folder=inside)
+    done = command(
+        "-m",
+        "seed=1,2",
+        "hydra.sweep.subdir='../../${hydra.job.num}'",
+        f"hub.root={hub_root}",
+        folder=inside,
+    )
     assert "leaves the sweep's folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]

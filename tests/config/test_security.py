@@ -84,7 +84,9 @@ def load(folder: Path, **settings: Any) -> Any:
 def test_a_models_own_code_does_not_run(kind: str, model: Path, canary: Path) -> None:
     edit(model / "config.json", model_type=kind)
     if kind == "own":
-        with pytest.raises(UserError, match=r"needs code of its own.*model\.trust_remote_code=true"):
+        with pytest.raises(
+            UserError, match=r"needs code of its own.*model\.trust_remote_code=true"
+        ):
             load(model)
     else:  # transformers knows the architecture, and needs no code
         assert type(load(model)).__module__.startswith("transformers.")
@@ -101,9 +103,16 @@ def test_asked_for_it_runs_and_is_warned_of(
     model: Path, canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_root: Path,
     caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "modules")])
-    overrides = [f"model.path={model}", "model.trust_remote_code=true", "model.targets=[query]", "trainer.epochs=1"]
+    overrides = [
+        f"model.path={model}",
+        "model.trust_remote_code=true",
+        "model.targets=[query]",
+        "trainer.epochs=1",
+    ]
     with caplog.at_level(logging.WARNING):
         results = run(configure(tmp_path / "run", hub_root, *overrides))
     assert canary.exists()
@@ -112,16 +121,28 @@ def test_asked_for_it_runs_and_is_warned_of(
     canary.unlink()
     shutil.rmtree(tmp_path / "modules")
     (tmp_path / "in.csv").write_text("sentence\na cat\n")
-    arguments = [str(tmp_path / "run"), "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "o.csv")]
-    with pytest.raises(SystemExit):  # that the adapter's folder says it was trusted once does not count
+    arguments = [
+        str(tmp_path / "run"),
+        "--input",
+        str(tmp_path / "in.csv"),
+        "--output",
+        str(tmp_path / "o.csv"),
+    ]
+    with pytest.raises(
+        SystemExit
+    ):  # that the adapter's folder says it was trusted once does not count
         predict(arguments)
     assert not canary.exists()
     predict([*arguments, "--trust-remote-code"])
     assert canary.exists()
 
 
-@pytest.mark.parametrize(("revision", "pinned"), [(None, False), ("main", False), ("v1.0", False), ("a" * 40, True)])
-def test_code_that_can_change_is_warned_of(revision: str | None, pinned: bool, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("revision", "pinned"), [(None, False), ("main", False), ("v1.0", False), ("a" * 40, True)]
+)
+def test_code_that_can_change_is_warned_of(
+    revision: str | None, pinned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     config = ModelConfig(path="org/model", revision=revision, trust_remote_code=True)
     warn_of_remote_code(config, Source("org/model", "org/model"))
     assert ("Set model.revision=COMMIT" in caplog.text) is not pinned
@@ -131,14 +152,18 @@ def test_code_that_can_change_is_warned_of(revision: str | None, pinned: bool, c
     assert not caplog.text
 
 
-@pytest.mark.parametrize("name", ["_attn_implementation", "attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize(
+    "name", ["_attn_implementation", "attn_implementation", "experts_implementation"]
+)
 def test_a_kernel_of_the_hub_is_code(name: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", tiny_roberta())
     source, config = Source(str(folder), str(folder)), ModelConfig(path=str(folder))
     load_settings(config, source)
     for value in ({name: "org/kernel"}, {"text_config": {name: "org/kernel:function"}}):
         edit(folder / "config.json", **value)
-        with pytest.raises(UserError, match=rf"names {name} = org/kernel.*not run unless asked for"):
+        with pytest.raises(
+            UserError, match=rf"names {name} = org/kernel.*not run unless asked for"
+        ):
             load_settings(config, source)
         edit(folder / "config.json", **dict.fromkeys(value))
 
@@ -153,7 +178,9 @@ def as_pickle(bomb: Bomb, path: Path) -> None:
 
 @pytest.mark.parametrize("write", [as_archive, as_pickle])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_pickled_weights_are_refused(name: str, write: Callable[..., None], tmp_path: Path, canary: Path) -> None:
+def test_pickled_weights_are_refused(
+    name: str, write: Callable[..., None], tmp_path: Path, canary: Path
+) -> None:
     folder = write_model(tmp_path / "m", tiny_roberta())
     (folder / "model.safetensors").unlink()
     write(Bomb(canary), folder / name)
@@ -169,7 +196,9 @@ def test_honest_weights_of_the_old_form_are_read(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    name, value = next((name, value) for name, value in weights.items() if name.endswith("query.weight"))
+    name, value = next(
+        (name, value) for name, value in weights.items() if name.endswith("query.weight")
+    )
     assert torch.equal(load(folder).state_dict()[f"roberta.{name}"], value)
     with pytest.raises(UserError, match=r"model\.sha256 = 00: there is no model\.safetensors"):
         check_sha256(ModelConfig(path="m", sha256="00"), Source(str(folder), "m"))
@@ -187,25 +216,33 @@ def test_an_adapter_in_a_models_place_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", tiny_roberta())
     base = AutoModelForSequenceClassification.from_pretrained(folder)
     shutil.copytree(folder, tmp_path / "a")
-    peft.get_peft_model(base, peft.LoraConfig(target_modules=["query"], r=2)).save_pretrained(tmp_path / "a")
+    peft.get_peft_model(base, peft.LoraConfig(target_modules=["query"], r=2)).save_pretrained(
+        tmp_path / "a"
+    )
     with pytest.raises(UserError, match="is an adapter, not a model"):
         load(tmp_path / "a")
 
 
-@pytest.mark.parametrize("path", ["package:os.path/x", "package:transformers/../..", "package:/etc", "package:"])
+@pytest.mark.parametrize(
+    "path", ["package:os.path/x", "package:transformers/../..", "package:/etc", "package:"]
+)
 def test_a_package_is_a_plain_name(path: str) -> None:
     with pytest.raises(UserError, match="must be package:MODULE/FOLDER"):
         locate("models", "model.path", path, None)
 
 
 @pytest.mark.parametrize("beside", ["data", "a pickle"])
-def test_a_data_sets_script_does_not_run(beside: str, tmp_path: Path, canary: Path, hub_root: Path) -> None:
+def test_a_data_sets_script_does_not_run(
+    beside: str, tmp_path: Path, canary: Path, hub_root: Path
+) -> None:
     folder = tmp_path / "tweets"
     folder.mkdir()
     rows = {"text": ["a cat", "a dog"] * 4, "label": [0, 1] * 4}
     if beside == "data":
         write_dataset(folder, "tweets", {"train": rows, "validation": rows})
-        (folder / "tweets.py").write_text(f"from pathlib import Path\nPath({str(canary)!r}).touch()\n")
+        (folder / "tweets.py").write_text(
+            f"from pathlib import Path\nPath({str(canary)!r}).touch()\n"
+        )
     else:
         for name in ("train.pkl", "train.pickle", "train.pt"):
             (folder / name).write_bytes(pickle.dumps(Bomb(canary)))
@@ -231,20 +268,34 @@ def test_a_checkpoint_is_not_fetched(tmp_path: Path, hub_root: Path) -> None:
 
 
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-UNSAFE_CALLS = {"eval", "exec", "load_from_checkpoint", "instantiate", "unsafe_load", "full_load", "read_pickle"}
+UNSAFE_CALLS = {
+    "eval",
+    "exec",
+    "load_from_checkpoint",
+    "instantiate",
+    "unsafe_load",
+    "full_load",
+    "read_pickle",
+}
 
 
 def test_no_line_of_the_project_unpickles_or_evaluates() -> None:
     for file in [*(REPOSITORY / "src").rglob("*.py"), REPOSITORY / "train.py"]:
         for node in ast.walk(ast.parse(file.read_text())):
-            names = [alias.name.partition(".")[0] for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
+            names = [
+                alias.name.partition(".")[0]
+                for alias in getattr(node, "names", [])
+                if isinstance(alias, ast.alias)
+            ]
             assert not FORBIDDEN & set(names), f"{file}:{node.lineno}"
             if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in FORBIDDEN:
                 assert names == ["UnpicklingError"], f"{file}:{node.lineno}"
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
-            assert called.rpartition(".")[2] not in UNSAFE_CALLS or called.endswith(".eval"), f"{file}:{node.lineno}"
+            assert called.rpartition(".")[2] not in UNSAFE_CALLS or called.endswith(".eval"), (
+                f"{file}:{node.lineno}"
+            )
             if called == "torch.load":
                 options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 assert options.get("weights_only") == "True", f"{file}:{node.lineno}"
@@ -258,11 +309,19 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_configuration_builds_nothing_of_its_own(way: str, tmp_path: Path, canary: Path, hub_root: Path) -> None:
+def test_a_configuration_builds_nothing_of_its_own(
+    way: str, tmp_path: Path, canary: Path, hub_root: Path
+) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(f"defaults: [train, _self_]\nhydra:\n{WAYS[way].format(own=own, canary=canary)}")
     done = command(
-        "--config-dir", str(tmp_path), "--config-name", "own", f"hub.root={hub_root}", "logger=none", folder=tmp_path
+        "--config-dir",
+        str(tmp_path),
+        "--config-name",
+        "own",
+        f"hub.root={hub_root}",
+        "logger=none",
+        folder=tmp_path,
     )
     assert (done.returncode, canary.exists()) == (2, False), done.stderr
     assert done.stderr.startswith("error: hydra.")

@@ -38,8 +38,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import CONF, tiny_roberta, write_model
 
 HYDRA = [
-    *("hydra.callbacks.x", "hydra.job_logging.filters.x", "hydra.job.env_set.X", "hydra.run.dir", "hydra.sweep.subdir"),
-    *("hydra.launcher", "hydra.verbose", "hydra.searchpath", "hydra.mode", "hydra/launcher", "hydra.output_subdir"),
+    *(
+        "hydra.callbacks.x",
+        "hydra.job_logging.filters.x",
+        "hydra.job.env_set.X",
+        "hydra.run.dir",
+        "hydra.sweep.subdir",
+    ),
+    *(
+        "hydra.launcher",
+        "hydra.verbose",
+        "hydra.searchpath",
+        "hydra.mode",
+        "hydra/launcher",
+        "hydra.output_subdir",
+    ),
 ]
 VALUES = [
     *(
@@ -83,8 +96,16 @@ def config_target() -> Callable[[bytes], None]:
         give = atheris.FuzzedDataProvider(data)
         overrides = ["output_dir=x"]
         for _ in range(give.ConsumeIntInRange(0, 3)):
-            name = give.PickValueInList(names) if give.ConsumeProbability() < 0.9 else give.ConsumeUnicodeNoSurrogates(12)
-            value = give.PickValueInList(VALUES) if give.ConsumeBool() else give.ConsumeUnicodeNoSurrogates(20)
+            name = (
+                give.PickValueInList(names)
+                if give.ConsumeProbability() < 0.9
+                else give.ConsumeUnicodeNoSurrogates(12)
+            )
+            value = (
+                give.PickValueInList(VALUES)
+                if give.ConsumeBool()
+                else give.ConsumeUnicodeNoSurrogates(20)
+            )
             overrides.append(f"{give.PickValueInList(['', '+', '++', '~'])}{name}={value}")
         text = give.ConsumeUnicodeNoSurrogates(60) if give.ConsumeBool() else "seed: 3"
         (folder / "own.yaml").write_text(f"defaults: [train, _self_]\n{text}\n", encoding="utf-8")
@@ -113,11 +134,25 @@ def adapter_target() -> Callable[[bytes], None]:
     base = AutoModelForSequenceClassification.from_pretrained(hub / "models/org/m")
     config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["query"], task_type="SEQ_CLS")
     peft.get_peft_model(copy.deepcopy(base), config).save_pretrained(folder)
-    task = {"name": "cola", "family": "text_classification", "select": "accuracy", "columns": {"text": "a"}}
+    task = {
+        "name": "cola",
+        "family": "text_classification",
+        "select": "accuracy",
+        "columns": {"text": "a"},
+    }
     model = {"name": "m", "path": "org/m", "found": None}
-    parts = {"task": task, "model": model, "method": {"name": "dora"}, "budget": {"target": 2}, "dem": {"eta": 0.1}}
+    parts = {
+        "task": task,
+        "model": model,
+        "method": {"name": "dora"},
+        "budget": {"target": 2},
+        "dem": {"eta": 0.1},
+    }
     (folder / predict.ORIGIN).write_text(json.dumps(parts))
-    honest = {name: (folder / name).read_bytes() for name in (adapter_files.CONFIG, adapter_files.WEIGHTS, predict.ORIGIN)}
+    honest = {
+        name: (folder / name).read_bytes()
+        for name in (adapter_files.CONFIG, adapter_files.WEIGHTS, predict.ORIGIN)
+    }
 
     pretrained = models.Pretrained(base, None, ["classifier"], None)  # type: ignore[arg-type]
     models.load_tokenizer = lambda *given: None  # type: ignore[assignment,return-value]
@@ -142,7 +177,11 @@ def damaged(give: Any, content: bytes, is_json: bool) -> bytes:
     """Bytes put in somewhere; or, in JSON, a value changed."""
     if not is_json or give.ConsumeProbability() < 0.3:
         start = give.ConsumeIntInRange(0, len(content))
-        return content[:start] + give.ConsumeBytes(24) + content[start + give.ConsumeIntInRange(0, 24) :]
+        return (
+            content[:start]
+            + give.ConsumeBytes(24)
+            + content[start + give.ConsumeIntInRange(0, 24) :]
+        )
     record = json.loads(content)
     part = record
     while isinstance(part, dict) and part:
@@ -178,8 +217,16 @@ if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in targets:
         sys.exit(__doc__)
     target = targets[sys.argv.pop(1)]()
-    start = Path(tempfile.mkdtemp())  # libFuzzer would grow inputs from one byte, which choose nothing
+    start = Path(
+        tempfile.mkdtemp()
+    )  # libFuzzer would grow inputs from one byte, which choose nothing
     for number in range(64):
         (start / str(number)).write_bytes(random.Random(number).randbytes(200))
-    atheris.Setup([*sys.argv, *(["-len_control=0", str(start)] if "-max_total_time" in str(sys.argv) else [])], target)
+    atheris.Setup(
+        [
+            *sys.argv,
+            *(["-len_control=0", str(start)] if "-max_total_time" in str(sys.argv) else []),
+        ],
+        target,
+    )
     atheris.Fuzz()

@@ -32,15 +32,25 @@ def roberta(config: Any, device: str = "cpu") -> Any:
 
 
 def adapted(name: str, model: Any, **budget: Any) -> Any:
-    method = build_method(CONFIGS.get(name, MethodConfig)(name=name), BudgetConfig(**budget), DemConfig())
+    method = build_method(
+        CONFIGS.get(name, MethodConfig)(name=name), BudgetConfig(**budget), DemConfig()
+    )
     method.adapt(model, KNOWN_TARGETS["roberta"], ["classifier"])
     return method
 
 
-@pytest.mark.parametrize("name", ["lora", "adalora", "houlsby", "pfeiffer", "bitfit", "full", "prompt"])
+@pytest.mark.parametrize(
+    "name", ["lora", "adalora", "houlsby", "pfeiffer", "bitfit", "full", "prompt"]
+)
 def test_a_whole_run_predicts_what_it_scored(name: str, hub_root: Path, tmp_path: Path) -> None:
     reserved = ["method.reserved=40"] if name == "prompt" else []
-    settings = ["trainer.epochs=3", "budget.interval=1", "optimizer.lr=0.01", "task=mrpc", *reserved]
+    settings = [
+        "trainer.epochs=3",
+        "budget.interval=1",
+        "optimizer.lr=0.01",
+        "task=mrpc",
+        *reserved,
+    ]
     results = run(configure(tmp_path, hub_root, f"method={name}", *settings))
     if name in ("lora", "adalora"):
         assert results.components_kept == results.components_target == 24
@@ -48,7 +58,10 @@ def test_a_whole_run_predicts_what_it_scored(name: str, hub_root: Path, tmp_path
     predictor.task.read(HubConfig(str(hub_root)))
     rows = predictor.task.validation["validation"]
     names = predictor.task.config.labels
-    right = [names.index(r["label"]) == label for r, label in zip(predictor(rows), rows["label"][:], strict=True)]
+    right = [
+        names.index(r["label"]) == label
+        for r, label in zip(predictor(rows), rows["label"][:], strict=True)
+    ]
     assert sum(right) / len(right) == pytest.approx(results.metrics["accuracy"])
 
 
@@ -60,20 +73,34 @@ def test_budgets_are_matched_as_far_as_sizes_are_whole(target: int, within: floa
     nominal = target * 12 * (4 * (768 + 768) + 2 * (768 + 3072))
     for name in ("lora", "houlsby", "pfeiffer"):
         method = adapted(name, roberta(config, "meta"), target=target)
-        assert method.adapter_parameters() == pytest.approx(nominal, rel=0 if name == "lora" else within)
+        assert method.adapter_parameters() == pytest.approx(
+            nominal, rel=0 if name == "lora" else within
+        )
 
 
 @pytest.mark.parametrize(("name", "places"), [("houlsby", 2), ("pfeiffer", 1)])
-def test_bottlenecks_stand_behind_the_sublayers_and_count_as_in_the_papers(name: str, places: int) -> None:
+def test_bottlenecks_stand_behind_the_sublayers_and_count_as_in_the_papers(
+    name: str, places: int
+) -> None:
     model = roberta(tiny_roberta())
     method = adapted(name, model, target=4)
-    found = {key: module for key, module in model.named_modules() if isinstance(module, BottleneckLinear)}
+    found = {
+        key: module for key, module in model.named_modules() if isinstance(module, BottleneckLinear)
+    }
     ends = (
-        ["attention.output.dense", "output.dense"][-places:] if places == 1 else ["attention.output.dense", "output.dense"]
+        ["attention.output.dense", "output.dense"][-places:]
+        if places == 1
+        else ["attention.output.dense", "output.dense"]
     )
-    assert list(found) == [f"roberta.encoder.layer.{layer}.{end}" for layer in (0, 1) for end in ends]
+    assert list(found) == [
+        f"roberta.encoder.layer.{layer}.{end}" for layer in (0, 1) for end in ends
+    ]
     m = next(iter(found.values())).down.out_features
-    assert method.adapter_parameters() == len(found) * (2 * 16 * m + m + 16) == len(found) * bottleneck_parameters(16, m)
+    assert (
+        method.adapter_parameters()
+        == len(found) * (2 * 16 * m + m + 16)
+        == len(found) * bottleneck_parameters(16, m)
+    )
 
 
 def test_a_bottleneck_adds_its_network_to_the_sublayers_output() -> None:
@@ -92,9 +119,13 @@ def test_bitfit_trains_the_biases_and_the_head() -> None:
     model = roberta(tiny_roberta())
     method = adapted("bitfit", model)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {n for n, _ in model.named_parameters() if n.endswith(".bias") or n.startswith("classifier.")}
+    assert trained == {
+        n for n, _ in model.named_parameters() if n.endswith(".bias") or n.startswith("classifier.")
+    }
     assert method.adapter_parameters() == sum(
-        p.numel() for n, p in model.named_parameters() if n.endswith(".bias") and not n.startswith("classifier.")
+        p.numel()
+        for n, p in model.named_parameters()
+        if n.endswith(".bias") and not n.startswith("classifier.")
     )
 
 
@@ -103,7 +134,9 @@ def test_prompts_do_not_fit_question_answering() -> None:
 
     method = build_method(PromptConfig(name="prompt"), BudgetConfig(), DemConfig())
     with pytest.raises(ValueError, match="does not fit a RobertaForQuestionAnswering"):
-        method.adapt(AutoModelForQuestionAnswering.from_config(tiny_roberta()), ["query"], ["qa_outputs"])
+        method.adapt(
+            AutoModelForQuestionAnswering.from_config(tiny_roberta()), ["query"], ["qa_outputs"]
+        )
 
 
 def steps(model: Any, count: int, after: Any) -> None:
@@ -127,7 +160,9 @@ def test_adalora_does_what_pefts_own_loop_does() -> None:
     """
     from peft import AdaLoraConfig, get_peft_model
 
-    method = adapted("adalora", roberta(tiny_roberta()), target=2, init=4, interval=2, warmup=0.2, final=0.3)
+    method = adapted(
+        "adalora", roberta(tiny_roberta()), target=2, init=4, interval=2, warmup=0.2, final=0.3
+    )
     allocator = method.allocator(20)
     for layer in method.layers.values():
         torch.manual_seed(layer.in_features)
@@ -211,10 +246,14 @@ def test_adalora_as_plain_lora_computes_the_same() -> None:
         name = next(n for n, one in method.layers.items() if one is layer)
         A, B = method.factors()[name]
         assert A.shape[0] == 3
-        torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ A.T @ B.T, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            layer(x), layer.base_layer(x) + x @ A.T @ B.T, atol=1e-5, rtol=1e-4
+        )
 
 
-@pytest.mark.parametrize("config", [tiny_bart(), tiny_t5(), GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2)])
+@pytest.mark.parametrize(
+    "config", [tiny_bart(), tiny_t5(), GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2)]
+)
 def test_prompts_do_not_fit_classification_by_a_decoder(config: Any) -> None:
     """PEFT gives embeddings for tokens: BART and T5 raise, and GPT-2 reads the class at a padding."""
     method = build_method(PromptConfig(name="prompt"), BudgetConfig(), DemConfig())
@@ -230,30 +269,52 @@ def test_every_prompt_vector_of_a_generator_trains(config: Any) -> None:
     method = build_method(PromptConfig(name="prompt", reserved=40), BudgetConfig(), DemConfig())
     adapted = method.adapt(model, KNOWN_TARGETS[config.model_type], [])
     adapted(
-        input_ids=torch.tensor([[5, 6, 2]]), attention_mask=torch.ones(1, 3), labels=torch.tensor([[5, 2]])
+        input_ids=torch.tensor([[5, 6, 2]]),
+        attention_mask=torch.ones(1, 3),
+        labels=torch.tensor([[5, 2]]),
     ).loss.backward()
     vectors = adapted.get_parameter("prompt_encoder.default.embedding.weight")
     assert (vectors.grad.abs().sum(dim=1) > 0).all()
-    assert method.adapter_parameters() == vectors.numel() == 16 * (24 if config.model_type == "bart" else 72)
+    assert (
+        method.adapter_parameters()
+        == vectors.numel()
+        == 16 * (24 if config.model_type == "bart" else 72)
+    )
 
 
 def test_prompts_take_the_width_of_the_token_embeddings() -> None:
     from transformers import DistilBertConfig, ElectraConfig
 
-    sizes = dict(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    sizes = dict(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     for config in (DistilBertConfig(vocab_size=32, dim=16, hidden_dim=32, n_layers=1, n_heads=2),
                    ElectraConfig(**sizes, embedding_size=8)):  # fmt: skip
         method = build_method(PromptConfig(name="prompt"), BudgetConfig(), DemConfig())
         model = method.adapt(roberta(config), KNOWN_TARGETS[config.model_type], ["classifier"])
-        assert model(input_ids=torch.tensor([[5, 6]]), attention_mask=torch.ones(1, 2)).logits.shape == (1, 2)
+        assert model(
+            input_ids=torch.tensor([[5, 6]]), attention_mask=torch.ones(1, 2)
+        ).logits.shape == (1, 2)
 
 
 def test_bitfit_finds_debertas_own_biases_and_needs_some_outside_the_head() -> None:
     from transformers import DebertaConfig
 
-    sizes = dict(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    sizes = dict(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     model = roberta(DebertaConfig(**sizes))
-    build_method(MethodConfig(name="bitfit"), BudgetConfig(), DemConfig()).adapt(model, [], ["pooler", "classifier"])
+    build_method(MethodConfig(name="bitfit"), BudgetConfig(), DemConfig()).adapt(
+        model, [], ["pooler", "classifier"]
+    )
     trained = {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
     assert {"bias", "q_bias", "v_bias"} <= trained
     with pytest.raises(ValueError, match="has no biases"):

@@ -50,7 +50,9 @@ def test_the_papers_budgets_on_roberta_base(target: int, millions: float) -> Non
     method = dora(target=target, init=target)
     method.adapt(model, KNOWN_TARGETS["roberta"], ["classifier"])
     assert len(method.layers) == 72
-    parameters = sum(layer.r * (layer.in_features + layer.out_features) for layer in method.layers.values())
+    parameters = sum(
+        layer.r * (layer.in_features + layer.out_features) for layer in method.layers.values()
+    )
     assert parameters / 1e6 == pytest.approx(millions, abs=0.005)
 
 
@@ -59,7 +61,9 @@ def test_the_penalty_is_eta_times_dem_or_nothing() -> None:
 
     net, method = Net(), dora(target=2)
     method.adapt(net, ["first"], ["head"])
-    assert method.penalty(False).item() == pytest.approx(0.5 * dem_penalty(list(method.layers.values())).item())
+    assert method.penalty(False).item() == pytest.approx(
+        0.5 * dem_penalty(list(method.layers.values())).item()
+    )
     method.dem.eta = 0.0
     assert method.penalty(False) is None
 
@@ -67,14 +71,19 @@ def test_the_penalty_is_eta_times_dem_or_nothing() -> None:
 def test_head_only_trains_the_head_and_wants_one() -> None:
     net, method = Net(), build_method(MethodConfig(name="head"), BudgetConfig(), DemConfig())
     method.adapt(net, [], ["head"])
-    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == [
+        "head.weight",
+        "head.bias",
+    ]
     assert method.allocator(10) is None
     with pytest.raises(ValueError, match="no task head"):
         method.adapt(Net(), [], [])
 
 
 def test_an_unknown_method_is_named_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"method\.name = 'dorra' is not known\. Did you mean 'dora'"):
+    with pytest.raises(
+        UserError, match=r"method\.name = 'dorra' is not known\. Did you mean 'dora'"
+    ):
         build_method(MethodConfig(name="dorra"), BudgetConfig(), DemConfig())
 
 
@@ -83,10 +92,14 @@ def test_alpha_null_starts_components_as_large_as_at_r8() -> None:
     sizes = []
     for target in (2, 8):
         net = nn.ModuleDict({"first": nn.Linear(300, 400)})
-        method = build_method(DoRAConfig(name="dora", alpha=None), BudgetConfig(target=target), DemConfig())
+        method = build_method(
+            DoRAConfig(name="dora", alpha=None), BudgetConfig(target=target), DemConfig()
+        )
         method.adapt(net, ["first"], [])
         layer = method.layers["first"]
-        sizes.append((layer.scaling * layer.lora_A.norm(dim=1) * layer.lora_B.norm(dim=0)).mean().item())
+        sizes.append(
+            (layer.scaling * layer.lora_A.norm(dim=1) * layer.lora_B.norm(dim=0)).mean().item()
+        )
     assert method.layers["first"].alpha == 8
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
 
@@ -98,7 +111,9 @@ def test_c_may_have_a_learning_rate_of_its_own() -> None:
     net = Net()
     method = build_method(DoRAConfig(name="dora", c_lr_ratio=5.0), BudgetConfig(), DemConfig())
     method.adapt(net, ["first", "second"], ["head"])
-    optimizer = build_optimizer(net, OptimizerConfig(warmup=0), 0.01, 10, method.lr_ratios())["optimizer"]
+    optimizer = build_optimizer(net, OptimizerConfig(warmup=0), 0.01, 10, method.lr_ratios())[
+        "optimizer"
+    ]
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert len(rates) == sum(parameter.requires_grad for parameter in net.parameters())
     for name, parameter in net.named_parameters():

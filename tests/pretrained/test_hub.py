@@ -15,7 +15,9 @@ from dynarank.pretrained.hub import HubSilent, ModelConfig, Source, check_sha256
 def test_hub_root_comes_before_everything(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "org" / "name"
     folder.mkdir(parents=True)
-    assert locate("models", "model.path", "org/name", str(tmp_path)) == Source(str(folder.resolve()), "org/name")
+    assert locate("models", "model.path", "org/name", str(tmp_path)) == Source(
+        str(folder.resolve()), "org/name"
+    )
 
 
 def test_a_local_folder_needs_no_hub(tmp_path: Path) -> None:
@@ -45,12 +47,19 @@ def test_a_package_is_found_without_being_imported() -> None:
     assert Path(found.path).name == "models"
 
 
-def test_a_silent_hub_is_an_error_with_the_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_hub_is_an_error_with_the_remedies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(HubSilent) as caught:
         locate("models", "model.path", "org/name", str(tmp_path))
     said = str(caught.value)
-    for part in ("model.path = org/name", f"hub.root ({tmp_path})", "DIR/models/org/name", "experiment=quickstart"):
+    for part in (
+        "model.path = org/name",
+        f"hub.root ({tmp_path})",
+        "DIR/models/org/name",
+        "experiment=quickstart",
+    ):
         assert part in said
 
 
@@ -83,7 +92,9 @@ def calls(server: socket.socket) -> int:
     return count
 
 
-def test_a_hub_that_takes_the_call_and_never_answers_is_left_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_takes_the_call_and_never_answers_is_left_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     monkeypatch.setattr(hub, "_stated_offline", lambda: False)
@@ -91,8 +102,13 @@ def test_a_hub_that_takes_the_call_and_never_answers_is_left_soon(tmp_path: Path
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(HubSilent, match=r"model\.path = org/first: .*the hub does not answer \(ReadTimeout: .*\)"):
+        monkeypatch.setattr(
+            huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
+        with pytest.raises(
+            HubSilent,
+            match=r"model\.path = org/first: .*the hub does not answer \(ReadTimeout: .*\)",
+        ):
             locate("models", "model.path", "org/first", str(tmp_path))
         assert calls(silent) > 0
         with pytest.raises(HubSilent):
@@ -104,13 +120,17 @@ def test_a_hub_that_takes_the_call_and_never_answers_is_left_soon(tmp_path: Path
     ("error", "said"), [("RepositoryNotFoundError", "none of that name"), ("GatedRepoError", "hf auth login"),
                         ("RevisionNotFoundError", "no revision 'v9'")]
 )  # fmt: skip
-def test_what_the_hub_refuses_is_said(error: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_hub_refuses_is_said(
+    error: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import httpx
     import huggingface_hub
     from huggingface_hub import errors
 
     def refuse(self: object, path: str, **options: object) -> None:
-        raise getattr(errors, error)("no", response=httpx.Response(404, request=httpx.Request("GET", "http://hub")))
+        raise getattr(errors, error)(
+            "no", response=httpx.Response(404, request=httpx.Request("GET", "http://hub"))
+        )
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     monkeypatch.setattr(hub, "_stated_offline", lambda: False)

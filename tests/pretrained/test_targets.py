@@ -13,12 +13,28 @@ from dynarank.adapters.inject import find_linears, inject
 from dynarank.pretrained.targets import KNOWN_TARGETS
 
 BERT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-BART = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-BART |= {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BART = {
+    "d_model": 8,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+}
+BART |= {
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 BART |= {"decoder_start_token_id": 2, "forced_eos_token_id": 2}
 T5 = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
 LLAMA = BERT | {"num_key_value_heads": 1, "head_dim": 4}
-RELATIVE = BERT | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 8}
+RELATIVE = BERT | {
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "max_relative_positions": 8,
+}
 
 CONFIGS: dict[str, list[dict[str, Any]]] = {
     "bert": [BERT],
@@ -85,4 +101,9 @@ def test_injects_into_a_model_without_weights() -> None:
     model = tiny("gpt2", 0)
     layers = inject(model, KNOWN_TARGETS["gpt2"], r=2, exclude=head_modules(model))
     assert len(layers) == 8
-    assert {(la.in_features, la.out_features) for la in layers.values()} == {(8, 24), (8, 8), (8, 32), (32, 8)}
+    assert {(la.in_features, la.out_features) for la in layers.values()} == {
+        (8, 24),
+        (8, 8),
+        (8, 32),
+        (32, 8),
+    }

@@ -9,13 +9,24 @@ import pytest
 from run_folders import write_run
 from scipy import stats
 
-from dynarank.report.findings import Point, Standing, best_under, headline, number, sentence, standings, undominated
+from dynarank.report.findings import (
+    Point,
+    Standing,
+    best_under,
+    headline,
+    number,
+    sentence,
+    standings,
+    undominated,
+)
 from dynarank.report.runs import read_runs
 from dynarank.report.statistics import chance_correlation, compare, permutation
 from dynarank.report.tables import Table, build_table
 
 
-def table_of(folder: Path, scores: dict[tuple[str, str], list[float]]) -> tuple[Table, list[Standing]]:
+def table_of(
+    folder: Path, scores: dict[tuple[str, str], list[float]]
+) -> tuple[Table, list[Standing]]:
     """By task and method, a score a seed."""
     for (task, method), values in scores.items():
         for seed, score in enumerate(values):
@@ -25,15 +36,24 @@ def table_of(folder: Path, scores: dict[tuple[str, str], list[float]]) -> tuple[
 
 
 def test_the_best_is_named_and_told_apart(tmp_path: Path) -> None:
-    table, found = table_of(tmp_path, {("cola", "dora"): [0.60, 0.63, 0.59], ("cola", "lora"): [0.50, 0.529, 0.491]})
+    table, found = table_of(
+        tmp_path, {("cola", "dora"): [0.60, 0.63, 0.59], ("cola", "lora"): [0.50, 0.529, 0.491]}
+    )
     assert found[0].verdict == "told apart"
-    assert found[0].p_holm == pytest.approx(stats.ttest_rel([0.60, 0.63, 0.59], [0.50, 0.529, 0.491]).pvalue)
-    assert headline(table, found) == "cola: method=dora is highest, 0.6067 accuracy, and told apart from the other."
+    assert found[0].p_holm == pytest.approx(
+        stats.ttest_rel([0.60, 0.63, 0.59], [0.50, 0.529, 0.491]).pvalue
+    )
+    assert (
+        headline(table, found)
+        == "cola: method=dora is highest, 0.6067 accuracy, and told apart from the other."
+    )
     assert "+0.1000 over method=lora, 95 % interval +0.0990 to +0.1010" in sentence(table, found[0])
 
 
 def test_chance_is_not_called_a_result(tmp_path: Path) -> None:
-    table, found = table_of(tmp_path, {("cola", "dora"): [0.6, 0.5, 0.55], ("cola", "lora"): [0.5, 0.58, 0.54]})
+    table, found = table_of(
+        tmp_path, {("cola", "dora"): [0.6, 0.5, 0.55], ("cola", "lora"): [0.5, 0.58, 0.54]}
+    )
     assert found[0].verdict == "not told apart"
     assert headline(table, found).endswith("but not told apart from the other.")
 
@@ -52,7 +72,9 @@ def test_p_is_corrected_over_every_pair_of_every_task(tmp_path: Path) -> None:
     lead = float(stats.ttest_rel(scores["cola", "dora"], scores["cola", "lora"]).pvalue)
     place = raw.index(lead)
     assert found[0].p_holm == pytest.approx(max((4 - i) * raw[i] for i in range(place + 1)))
-    assert headline(table, found).startswith("On 1 of 2 tasks the highest setting is told apart from every other. cola")
+    assert headline(table, found).startswith(
+        "On 1 of 2 tasks the highest setting is told apart from every other. cola"
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +85,9 @@ def test_p_is_corrected_over_every_pair_of_every_task(tmp_path: Path) -> None:
         ({("cola", "dora"): [0.6, 0.5], ("cola", "lora"): [0.5, 0.6]}, "not told apart", "score alike, 0.5500 accuracy"),
     ],
 )  # fmt: skip
-def test_the_smaller_cases(scores: dict[tuple[str, str], list[float]], verdict: str, said: str, tmp_path: Path) -> None:
+def test_the_smaller_cases(
+    scores: dict[tuple[str, str], list[float]], verdict: str, said: str, tmp_path: Path
+) -> None:
     table, found = table_of(tmp_path, scores)
     assert found[0].verdict == verdict
     assert said in sentence(table, found[0])
@@ -78,7 +102,14 @@ def test_settings_without_a_common_seed_are_not_compared(tmp_path: Path) -> None
 
 def test_none_beats_an_undominated_point() -> None:
     points = [
-        Point(*one) for one in [(1, 0.5, ("a",)), (1, 0.6, ("b",)), (2, 0.6, ("c",)), (3, 0.7, ("d",)), (4, 0.1, ("e",))]
+        Point(*one)
+        for one in [
+            (1, 0.5, ("a",)),
+            (1, 0.6, ("b",)),
+            (2, 0.6, ("c",)),
+            (3, 0.7, ("d",)),
+            (4, 0.1, ("e",)),
+        ]
     ]
     assert [point.setting for point in undominated(points)] == [("b",), ("d",)]
     assert [best_under(points, limit) for limit in (0, 2, 9)] == [None, points[1], points[3]]

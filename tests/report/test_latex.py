@@ -17,14 +17,24 @@ def read(folder: Path) -> str:
     return latex(build_table(read_runs([folder])[0]))
 
 
-def point(folder: Path, task: str, method: str, target: int, seed: int, more: dict[str, Any], family: str = "") -> None:
+def point(
+    folder: Path,
+    task: str,
+    method: str,
+    target: int,
+    seed: int,
+    more: dict[str, Any],
+    family: str = "",
+) -> None:
     """A run at a budget, with measures beside the one that selects; its size is 50,000 a component."""
     name = folder / f"{task}-{method}-{target}-{seed}"
     write_run(name, task, method, seed, more["accuracy"] or 0.0, parameters=50_000 * target)
     with (name / ".hydra" / "config.yaml").open("a") as file:
         file.write(f"budget:\n  target: {target}\n")
     config = (name / ".hydra" / "config.yaml").read_text()
-    (name / ".hydra" / "config.yaml").write_text(config.replace("task:\n", f"task:\n  family: '{family}'\n"))
+    (name / ".hydra" / "config.yaml").write_text(
+        config.replace("task:\n", f"task:\n  family: '{family}'\n")
+    )
     results = json.loads((name / "metrics.json").read_text())
     results["metrics"] = more
     (name / "metrics.json").write_text(json.dumps(results))

@@ -27,7 +27,9 @@ def page_of(folder: Path, drawn: bool = False) -> str:
     table = build_table(runs)
     pictures = draw_pictures(table, runs) if drawn else []
     tables = (table, replace(table, last=True))
-    return page(Report("sweep", [folder], tables, table.settings[0], table.runs(), left_out, pictures))
+    return page(
+        Report("sweep", [folder], tables, table.settings[0], table.runs(), left_out, pictures)
+    )
 
 
 def data_of(text: str) -> dict[str, Any]:
@@ -37,7 +39,10 @@ def data_of(text: str) -> dict[str, Any]:
 
 
 def decoded(run: dict[str, Any]) -> list[list[int]]:
-    return [[DIGITS.index(digit) for digit in frame] if isinstance(frame, str) else frame for frame in run["ranks"]]
+    return [
+        [DIGITS.index(digit) for digit in frame] if isinstance(frame, str) else frame
+        for frame in run["ranks"]
+    ]
 
 
 def test_it_opens_with_the_result_and_holds_both_scores(tmp_path: Path) -> None:
@@ -45,12 +50,22 @@ def test_it_opens_with_the_result_and_holds_both_scores(tmp_path: Path) -> None:
         write_run(tmp_path / f"d{seed}", "cola", "dora", seed, 0.6 + shift)
         write_run(tmp_path / f"l{seed}", "cola", "lora", seed, 0.5 + shift + seed / 1000)
     text = page_of(tmp_path)
-    assert "<h1>cola: method=dora is highest, 0.6033 accuracy, and told apart from the other.</h1>" in text
-    assert text.index("<h1>") < text.index('id="table"') < text.index('id="differences"') < text.index('id="runs"')
+    assert (
+        "<h1>cola: method=dora is highest, 0.6033 accuracy, and told apart from the other.</h1>"
+        in text
+    )
+    assert (
+        text.index("<h1>")
+        < text.index('id="table"')
+        < text.index('id="differences"')
+        < text.index('id="runs"')
+    )
     table = text[text.index('id="scores"') : text.index('id="differences"')]
     assert "0.6033" in table
     assert "0.5033" in table  # the last epoch's
-    assert text.count('<tr data-score="at budget">') == text.count('<tr data-score="last epoch">') == 1
+    assert (
+        text.count('<tr data-score="at budget">') == text.count('<tr data-score="last epoch">') == 1
+    )
 
 
 def test_a_run_alone_has_a_page_without_comparisons(tmp_path: Path) -> None:
@@ -82,7 +97,9 @@ def test_no_text_of_a_run_becomes_markup(tmp_path: Path) -> None:
 
 def test_it_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
     text = page_of(write_run(tmp_path / "one", "cola", "dora", 0, 0.5), drawn=True)
-    loaded = re.findall(r'(?:src|href|action|data)="([^"]*)"', text) + re.findall(r"url\(([^)]*)\)", text)
+    loaded = re.findall(r'(?:src|href|action|data)="([^"]*)"', text) + re.findall(
+        r"url\(([^)]*)\)", text
+    )
     assert all(one.startswith(("#", "data:")) for one in loaded)
     assert "default-src 'none'" in html.unescape(text)
     assert "@import" not in text
@@ -96,11 +113,15 @@ def test_histories_are_embedded_as_they_are(tmp_path: Path) -> None:
     names = data["layouts"][run["layout"]]["names"]
     assert names == MATRICES
     assert run["steps"] == [one["step"] for one in written]
-    assert [dict(zip(names, frame, strict=True)) for frame in decoded(run)] == [one["ranks"] for one in written]
+    assert [dict(zip(names, frame, strict=True)) for frame in decoded(run)] == [
+        one["ranks"] for one in written
+    ]
 
 
 @pytest.mark.parametrize("largest", [4, 35, 36, 200])
-def test_long_histories_are_thinned_with_both_ends_kept_at_any_rank(largest: int, tmp_path: Path) -> None:
+def test_long_histories_are_thinned_with_both_ends_kept_at_any_rank(
+    largest: int, tmp_path: Path
+) -> None:
     folder = write_run(tmp_path / "one", "cola", "dora", 0, 0.5)
     written = write_history(folder, 1234, 5, largest)
     found = history(read_runs([folder])[0][0])
@@ -111,7 +132,14 @@ def test_long_histories_are_thinned_with_both_ends_kept_at_any_rank(largest: int
 
 
 def test_a_matrix_has_its_place(tmp_path: Path) -> None:
-    found = layout(["model.encoder.layers.0.fc1", "model.decoder.layers.2.fc2", "model.decoder.layers.0.fc1", "head"])
+    found = layout(
+        [
+            "model.encoder.layers.0.fc1",
+            "model.decoder.layers.2.fc2",
+            "model.decoder.layers.0.fc1",
+            "head",
+        ]
+    )
     assert [(stack["name"], stack["matrices"], stack["layers"]) for stack in found["stacks"]] == [
         ("model.encoder.layers", ["fc1"], 1),
         ("model.decoder.layers", ["fc2", "fc1"], 3),
@@ -145,6 +173,8 @@ def test_a_score_that_is_no_number_does_not_break_the_data(tmp_path: Path) -> No
 def test_many_runs_stay_small(tmp_path: Path) -> None:
     for index in range(24):
         for seed in range(2):
-            folder = write_run(tmp_path / f"{index}-{seed}", "cola", f"m{index}", seed, 0.5 + index / 100)
+            folder = write_run(
+                tmp_path / f"{index}-{seed}", "cola", f"m{index}", seed, 0.5 + index / 100
+            )
             write_history(folder, 60, seed)
     assert len(page_of(tmp_path)) < 400_000

@@ -16,7 +16,7 @@ import pytest
 from run_folders import write_history, write_overrides, write_run
 from scipy import stats
 
-from dynarank.report.__main__ import report
+from dynarank.commands.report import report
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -26,7 +26,11 @@ THEMES = ["light", "dark"]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if path is None and os.environ.get("DYNARANK_BROWSER") != "required":
         pytest.skip("no chromium is installed (apt-get install chromium)")
     assert path is not None, "DYNARANK_BROWSER=required, and no chromium is installed"
@@ -42,11 +46,20 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two settings on two tasks, three seeds, a failed run; one task has a hostile name."""
     root = tmp_path_factory.mktemp("sweep")
     for number, task in enumerate(("cola", HOSTILE)):
-        for method, base in (("dora", 0.61), ("lora", 0.5), ("a setting of quite some length", 0.55)):
+        for method, base in (
+            ("dora", 0.61),
+            ("lora", 0.5),
+            ("a setting of quite some length", 0.55),
+        ):
             for seed, shift in enumerate((0.0, 0.013, -0.021)):
                 score = base + shift + number / 100 + (seed / 500 if method == "dora" else 0)
                 folder = write_run(
-                    root / f"{number}-{method}-{seed}", task, method, seed, score, parameters=100 + len(method)
+                    root / f"{number}-{method}-{seed}",
+                    task,
+                    method,
+                    seed,
+                    score,
+                    parameters=100 + len(method),
                 )
                 write_overrides(folder, f"task={task}", f"method={method}", f"seed={seed}")
                 if method == "dora":
@@ -64,7 +77,9 @@ class Page:
 
     def __init__(self, browser: Any, file: Path, width: int = 1440, theme: str = "light") -> None:
         self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=theme, permissions=["clipboard-read", "clipboard-write"]
+            viewport={"width": width, "height": 900},
+            color_scheme=theme,
+            permissions=["clipboard-read", "clipboard-write"],
         )
         self.tab = self.context.new_page()
         self.wrong: list[str] = []
@@ -85,10 +100,14 @@ class Page:
 
     def drawn(self, which: int) -> dict[str, int]:
         script = f"maps => [...maps[{which}].querySelectorAll('[data-matrix]')].map(t => [t.dataset.matrix, t.textContent])"
-        return {name: int(rank) for name, rank in self.tab.eval_on_selector_all("#maps figure", script)}
+        return {
+            name: int(rank) for name, rank in self.tab.eval_on_selector_all("#maps figure", script)
+        }
 
     def scrub(self, frame: int) -> None:
-        self.tab.eval_on_selector("#pruning", f"s => {{ s.value = {frame}; s.dispatchEvent(new Event('input')) }}")
+        self.tab.eval_on_selector(
+            "#pruning", f"s => {{ s.value = {frame}; s.dispatchEvent(new Event('input')) }}"
+        )
 
 
 @pytest.fixture
@@ -101,7 +120,9 @@ def page(browser: Any, sweep: Path) -> Iterator[Page]:
 
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("width", [375, 1440])
-def test_nothing_is_fetched_nothing_fails_nothing_overflows(browser: Any, sweep: Path, width: int, theme: str) -> None:
+def test_nothing_is_fetched_nothing_fails_nothing_overflows(
+    browser: Any, sweep: Path, width: int, theme: str
+) -> None:
     found = Page(browser, sweep / "report" / "report.html", width, theme)
     assert found.tab.evaluate("document.documentElement.scrollWidth") == width
     for button in found.tab.query_selector_all("button.details")[:1]:
@@ -154,8 +175,12 @@ def test_every_column_sorts_both_ways(page: Page) -> None:
         numbers = all(text.replace(",", "").replace(".", "").isdigit() for text in known)
         key = (lambda text: float(text.replace(",", ""))) if numbers else str.lower
         assert [key(text) for text in known] == sorted((key(text) for text in known), reverse=False)
-        assert [key(text) for text in down if text != "-"] == sorted((key(text) for text in known), reverse=True)
-        assert up[len(known) :] == down[len(known) :] == ["-"] * (len(up) - len(known))  # what is missing comes last
+        assert [key(text) for text in down if text != "-"] == sorted(
+            (key(text) for text in known), reverse=True
+        )
+        assert (
+            up[len(known) :] == down[len(known) :] == ["-"] * (len(up) - len(known))
+        )  # what is missing comes last
     sorted_now = page.tab.query_selector_all('#runs-table th[aria-sort="descending"]')
     assert len(sorted_now) == 1
 
@@ -168,7 +193,10 @@ def test_sorting_works_with_the_keyboard_and_is_said(page: Page) -> None:
 
 
 def test_scrubbing_draws_what_the_history_holds(page: Page, sweep: Path) -> None:
-    written = [json.loads((sweep / f"0-dora-{seed}" / "rank_history.json").read_text()) for seed in range(2)]
+    written = [
+        json.loads((sweep / f"0-dora-{seed}" / "rank_history.json").read_text())
+        for seed in range(2)
+    ]
     assert page.tab.get_attribute("#pruning", "max") == "6"
     assert page.drawn(0) == written[0][-1]["ranks"]
     for frame in (0, 3, 6):
@@ -213,7 +241,9 @@ def test_the_command_is_copied(page: Page) -> None:
     assert page.tab.evaluate("navigator.clipboard.readText()") == shown
     assert "method.name" in page.tab.inner_text("#configuration")
     page.tab.keyboard.press("Escape")
-    assert page.tab.evaluate("document.activeElement.className") == "button details"  # where the reader was
+    assert (
+        page.tab.evaluate("document.activeElement.className") == "button details"
+    )  # where the reader was
 
 
 def test_a_hostile_name_is_shown_and_does_not_run(page: Page) -> None:
@@ -232,7 +262,9 @@ def test_tasks_scores_sizes_and_themes_can_be_chosen(page: Page) -> None:
     shown = page.tab.locator("#pictures figure:visible")
     for index in range(tasks.count()):
         tasks.nth(index).check()
-        assert set(shown.evaluate_all("all => all.map(f => f.dataset.task)")) == {tasks.nth(index).get_attribute("value")}
+        assert set(shown.evaluate_all("all => all.map(f => f.dataset.task)")) == {
+            tasks.nth(index).get_attribute("value")
+        }
     page.tab.check('input[name="score"][value="last epoch"]')
     rows = page.tab.locator("#compared tbody tr:visible")
     assert set(rows.evaluate_all("all => all.map(r => r.dataset.score)")) == {"last epoch"}

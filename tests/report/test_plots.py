@@ -24,7 +24,14 @@ from dynarank.training.rank_map import rank_grid
 def table(tmp_path: Path) -> Table:
     for method, base in (("dora", 0.6), ("adalora", 0.5)):
         for seed in range(3):
-            folder = write_run(tmp_path / f"{method}-{seed}", "cola", method, seed, base + seed / 100, parameters=100 + seed)
+            folder = write_run(
+                tmp_path / f"{method}-{seed}",
+                "cola",
+                method,
+                seed,
+                base + seed / 100,
+                parameters=100 + seed,
+            )
             write_history(folder, 5, seed)
     return build_table(read_runs([tmp_path])[0])
 
@@ -52,7 +59,9 @@ def test_a_curve_is_the_mean_over_seeds_in_a_band_of_their_range(tmp_path: Path)
 
 def test_many_values_are_averaged_and_few_are_not(table: Table, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "long", "cola", "lora", 0, 0.5)
-    (folder / "metrics.csv").write_text("step,train/loss\n" + "".join(f"{i},{i % 2}\n" for i in range(1, 60 * POINTS + 1)))
+    (folder / "metrics.csv").write_text(
+        "step,train/loss\n" + "".join(f"{i},{i % 2}\n" for i in range(1, 60 * POINTS + 1))
+    )
     run = read_runs([folder])[0][0]
     grid, values = over_seeds([run], "train/loss")
     assert values == pytest.approx(np.full((1, POINTS), 0.5))
@@ -81,21 +90,39 @@ def test_labels_keep_their_distance_and_their_order(wanted: list[float], gap: fl
 
 def test_no_label_covers_another(tmp_path: Path) -> None:
     for index in range(16):
-        write_run(tmp_path / str(index), "cola", f"m{index}", 0, 0.5 + (index % 4) / 1000, parameters=100 + index)
+        write_run(
+            tmp_path / str(index),
+            "cola",
+            f"m{index}",
+            0,
+            0.5 + (index % 4) / 1000,
+            parameters=100 + index,
+        )
     figure = draw_budget_against_quality(build_table(read_runs([tmp_path])[0]), "cola")
     assert figure is not None
     figure.savefig(tmp_path / "x.png")
-    boxes = sorted((Text.get_window_extent(text) for text in figure.axes[0].texts), key=lambda box: box.y0)
+    boxes = sorted(
+        (Text.get_window_extent(text) for text in figure.axes[0].texts), key=lambda box: box.y0
+    )
     assert len(boxes) == 16
     assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
 
 
 def test_sizes_are_written_short() -> None:
-    assert [short(value) for value in (0, 86400, 1_330_000, 124e6)] == ["0", "86.4 k", "1.33 M", "124 M"]
+    assert [short(value) for value in (0, 86400, 1_330_000, 124e6)] == [
+        "0",
+        "86.4 k",
+        "1.33 M",
+        "124 M",
+    ]
 
 
 def test_stacks_stand_above_each_other_under_their_own_words() -> None:
-    ranks = {"model.encoder.layers.0.fc1": 1, "model.encoder.layers.1.fc1": 2, "model.decoder.layers.0.fc2": 3}
+    ranks = {
+        "model.encoder.layers.0.fc1": 1,
+        "model.encoder.layers.1.fc1": 2,
+        "model.decoder.layers.0.fc2": 3,
+    }
     names, values = rank_grid(ranks)
     assert names == ["encoder fc1", "decoder fc2"]
     assert np.array_equal(values, [[1, 2], [3, np.nan]], equal_nan=True)

@@ -11,7 +11,7 @@ import pytest
 from run_folders import write_overrides, write_run
 from tiny import configure
 
-from dynarank.report.__main__ import main, report, report_text
+from dynarank.commands.report import main, report, report_text
 from dynarank.report.agreement import agreement_matrix, rank_agreement
 from dynarank.report.runs import read_runs, varied
 from dynarank.report.tables import build_table, differences, find_setting, markdown
@@ -24,7 +24,9 @@ def sweep(tmp_path: Path) -> Path:
     for seed, shift in enumerate(noise):
         for method, base in (("lora", 0.5), ("dora", 0.6)):
             wobble = 0.001 * seed if method == "dora" else 0
-            write_run(tmp_path / f"cola-{method}-{seed}", "cola", method, seed, base + shift + wobble)
+            write_run(
+                tmp_path / f"cola-{method}-{seed}", "cola", method, seed, base + shift + wobble
+            )
         write_run(tmp_path / f"rte-lora-{seed}", "rte", "lora", seed, 0.5 + shift)
         write_run(tmp_path / f"rte-dora-{seed}", "rte", "dora", seed, 0.5 - shift)
     return tmp_path
@@ -77,7 +79,9 @@ def test_what_is_not_finished_or_over_budget_is_listed_and_left_out(sweep: Path)
     runs, unfinished = read_runs([sweep])
     assert len(runs) == 16
     assert [one.folder.name for one in unfinished] == ["dead", "over"]
-    (sweep / "dead" / "error.txt").write_text("exit code 2\nTraceback\nerror: budget.init = 1 is below budget.target = 2\n")
+    (sweep / "dead" / "error.txt").write_text(
+        "exit code 2\nTraceback\nerror: budget.init = 1 is below budget.target = 2\n"
+    )
     failed = read_runs([sweep])[1][0]
     assert str(failed) == f"{sweep / 'dead'}: failed: budget.init = 1 is below budget.target = 2"
     assert "Traceback" in failed.output
@@ -91,7 +95,9 @@ def test_files_and_pictures_are_written(sweep: Path, capsys: pytest.CaptureFixtu
     assert wanted <= {path.name for path in folder.iterdir()}
     with (folder / "table.csv").open(newline="") as file:
         rows = {(row["method.name"], row["task"]): row for row in csv.DictReader(file)}
-    assert [float(score) for score in rows["lora", "rte"]["scores"].split()] == pytest.approx([0.5, 0.52, 0.49, 0.51])
+    assert [float(score) for score in rows["lora", "rte"]["scores"].split()] == pytest.approx(
+        [0.5, 0.52, 0.49, 0.51]
+    )
     assert "| method=dora | cola | +0.1015 |" in capsys.readouterr().out
     assert len(read_runs([sweep])[0]) == 16  # its own folder is not taken for a run
 
@@ -120,7 +126,9 @@ def test_mistakes_are_named(
     assert said in capsys.readouterr().err
 
 
-def test_the_same_run_twice_and_a_damaged_one_are_refused(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_run_twice_and_a_damaged_one_are_refused(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_run(sweep / "again", "cola", "dora", 0, 0.7)
     with pytest.raises(SystemExit):
         main([str(sweep)])
@@ -138,14 +146,21 @@ def test_ranks_agree_as_spearman_says(tmp_path: Path) -> None:
     runs = read_runs([tmp_path])[0]
     assert rank_agreement(runs) == pytest.approx((1 - 1 - 1) / 3)
     assert rank_agreement(runs[:2]) == pytest.approx(1)
-    matrix = agreement_matrix([runs[:2], runs[1:]])  # of seeds 0, 1 and 1, 2: only different ones are compared
+    matrix = agreement_matrix(
+        [runs[:2], runs[1:]]
+    )  # of seeds 0, 1 and 1, 2: only different ones are compared
     assert matrix[0, 0] == pytest.approx(1)
     assert matrix[0, 1] == matrix[1, 0] == pytest.approx((1 - 1 - 1) / 3)
     assert math.isnan(agreement_matrix([runs[:1]])[0, 0])
 
 
 def test_the_command_repeats_the_run_alone(tmp_path: Path) -> None:
-    given = ["task=cola", "task.train_file=my file's.csv", "experiment=table5_dem", "sweep.resume=True"]
+    given = [
+        "task=cola",
+        "task.train_file=my file's.csv",
+        "experiment=table5_dem",
+        "sweep.resume=True",
+    ]
     write_run(tmp_path / "a", "cola", "dora", 0, 0.5)
     write_run(tmp_path / "b", "cola", "dora", 1, 0.5)
     write_overrides(tmp_path / "b", *given)
@@ -167,7 +182,9 @@ def test_the_best_of_a_size_is_named(tmp_path: Path) -> None:
     assert 'value="99"' in (folder / "report.html").read_text()
 
 
-def test_a_setting_that_lacks_a_score_is_named_and_never_averaged_over_the_rest(tmp_path: Path) -> None:
+def test_a_setting_that_lacks_a_score_is_named_and_never_averaged_over_the_rest(
+    tmp_path: Path,
+) -> None:
     for seed in range(3):
         write_run(tmp_path / f"dora-{seed}", "stsb", "dora", seed, 0.5 + seed / 100)
         write_run(tmp_path / f"lora-{seed}", "stsb", "lora", seed, math.nan if seed == 1 else 0.9)

@@ -17,7 +17,9 @@ SEEDS = np.random.default_rng(0).normal(0.5, 0.1, size=(2, 6))
 def test_the_interval_of_a_mean_is_students() -> None:
     found = summarize(SEEDS[0])
     low, high = stats.t.interval(0.95, 5, loc=SEEDS[0].mean(), scale=stats.sem(SEEDS[0]))
-    assert (found.mean, found.sd, found.n) == pytest.approx((SEEDS[0].mean(), SEEDS[0].std(ddof=1), 6))
+    assert (found.mean, found.sd, found.n) == pytest.approx(
+        (SEEDS[0].mean(), SEEDS[0].std(ddof=1), 6)
+    )
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
@@ -29,7 +31,9 @@ def test_one_seed_has_a_mean_and_no_spread() -> None:
 
 
 def test_the_paired_t_test_is_scipys() -> None:
-    assert paired_t(SEEDS[0] - SEEDS[1]) == pytest.approx(stats.ttest_rel(SEEDS[0], SEEDS[1]).pvalue)
+    assert paired_t(SEEDS[0] - SEEDS[1]) == pytest.approx(
+        stats.ttest_rel(SEEDS[0], SEEDS[1]).pvalue
+    )
     assert paired_t(np.zeros(4)) == 1
     assert paired_t(np.full(4, 0.1)) == 0
 
@@ -37,8 +41,12 @@ def test_the_paired_t_test_is_scipys() -> None:
 def test_the_flip_test_counts_every_sign() -> None:
     differences = SEEDS[0] - SEEDS[1]
     means = [abs(np.dot(signs, differences)) for signs in itertools.product((1, -1), repeat=6)]
-    assert permutation(differences) == pytest.approx(np.mean([m >= abs(differences.sum()) - 1e-9 for m in means]))
-    known = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert permutation(differences) == pytest.approx(
+        np.mean([m >= abs(differences.sum()) - 1e-9 for m in means])
+    )
+    known = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=np.inf
+    )
     assert permutation(differences) == pytest.approx(known.pvalue)
     assert permutation(np.ones(5)) == pytest.approx(2 / 2**5)  # its floor with 5 seeds
     with pytest.raises(ValueError, match="20 seeds"):
@@ -48,7 +56,9 @@ def test_the_flip_test_counts_every_sign() -> None:
 def test_the_bootstrap_interval_covers_the_mean_and_is_near_scipys() -> None:
     found = compare(SEEDS[0], SEEDS[1])
     differences = SEEDS[0] - SEEDS[1]
-    known = stats.bootstrap((differences,), np.mean, method="percentile", random_state=1).confidence_interval
+    known = stats.bootstrap(
+        (differences,), np.mean, method="percentile", random_state=1
+    ).confidence_interval
     assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=0.01)
     assert found.low < found.difference < found.high
     assert found == compare(SEEDS[0], SEEDS[1])  # seeded

@@ -44,9 +44,13 @@ def failing(error: Exception, step: int) -> Callable[..., Any]:
 
 
 OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of 1 GiB"),
+    torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of 1 GiB"
+    ),
     MemoryError(),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+    ),
 ]
 
 
@@ -61,7 +65,9 @@ def test_out_of_memory_keeps_the_last_checkpoint_and_says_what_to_lower(
     assert newest_valid(tmp_path / "checkpoints")[0] == tmp_path / "checkpoints/step-00000002.ckpt"
 
 
-def test_a_bug_in_a_step_keeps_its_trace(hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_a_step_keeps_its_trace(
+    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(FineTuning, "training_step", failing(RuntimeError("a bug"), 1))
     with pytest.raises(RuntimeError, match="a bug"):
         run(configure(tmp_path, hub_root))
@@ -78,11 +84,19 @@ def kill_a_worker(rank: int) -> None:
     at_call(torch.optim.AdamW, "step", 5, act)
 
 
-def test_a_worker_that_dies_ends_the_run_with_the_last_checkpoint_named(hub_root: Path, tmp_path: Path) -> None:
-    said, settings = tmp_path / "said.txt", ["trainer.workers=1", "trainer.batch_size=4", "checkpoint.every_steps=2"]
+def test_a_worker_that_dies_ends_the_run_with_the_last_checkpoint_named(
+    hub_root: Path, tmp_path: Path
+) -> None:
+    said, settings = (
+        tmp_path / "said.txt",
+        ["trainer.workers=1", "trainer.batch_size=4", "checkpoint.every_steps=2"],
+    )
     assert start(tmp_path / "run", hub_root, settings, kill_a_worker, said=said) == [2]
     (line,) = [one for one in said.read_text().splitlines() if one.startswith("error: ")]
-    assert re.search(r"a process that makes batches ended: DataLoader worker.*trainer\.workers = 1.*step-0\d+4\.ckpt$", line)
+    assert re.search(
+        r"a process that makes batches ended: DataLoader worker.*trainer\.workers = 1.*step-0\d+4\.ckpt$",
+        line,
+    )
     assert "Traceback" not in said.read_text()
 
 
@@ -92,14 +106,18 @@ def stop(rank: int) -> None:
     at_call(torch.optim.AdamW, "step", 5, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
-def test_a_second_run_in_a_folder_refuses_until_the_first_is_gone(hub_root: Path, tmp_path: Path) -> None:
+def test_a_second_run_in_a_folder_refuses_until_the_first_is_gone(
+    hub_root: Path, tmp_path: Path
+) -> None:
     """Also while the first one's workers are left behind."""
     settings = ["trainer.workers=1", "trainer.batch_size=4", "checkpoint.every_steps=2"]
     (process,) = begin(tmp_path, hub_root, settings, stop)
     while not (tmp_path / "checkpoints/step-00000004.json").is_file():
         time.sleep(0.1)
         assert process.is_alive()
-    with pytest.raises(UserError, match=rf"{tmp_path}: another run is at work there \(process {process.pid} on "):
+    with pytest.raises(
+        UserError, match=rf"{tmp_path}: another run is at work there \(process {process.pid} on "
+    ):
         run(configure(tmp_path, hub_root))
     process.kill()
     process.join()
@@ -119,7 +137,10 @@ def test_a_file_system_without_locks_is_no_other_run(
 
 
 def test_a_run_out_of_time_before_the_freeze_is_no_result(
-    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     calls: Iterator[int] = iter(range(1000))
     monkeypatch.setattr(Timer, "time_elapsed", lambda *_: 0.0 if next(calls) < 2 else 3601.0)
@@ -132,7 +153,15 @@ def test_a_run_out_of_time_before_the_freeze_is_no_result(
     assert newest_valid(tmp_path / "checkpoints")[0] is not None
     (tmp_path / "in.csv").write_text("sentence\na cat\n")
     with pytest.raises(SystemExit, match="2"):
-        predict_main([str(tmp_path), "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")])
+        predict_main(
+            [
+                str(tmp_path),
+                "--input",
+                str(tmp_path / "in.csv"),
+                "--output",
+                str(tmp_path / "out.csv"),
+            ]
+        )
     assert "ended before its ranks were frozen" in capsys.readouterr().err
 
 
@@ -160,7 +189,9 @@ def test_a_full_disk_ends_the_run_with_one_message_and_room_lets_it_go_on(
     assert "Traceback" not in text
     assert newest_valid(small_disk / "run" / "checkpoints")[0] is not None
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    assert start(small_disk / "run", hub_root, [*settings, "resume.path=auto"], said=said) == [0], said.read_text()
+    assert start(small_disk / "run", hub_root, [*settings, "resume.path=auto"], said=said) == [0], (
+        said.read_text()
+    )
 
 
 @pytest.mark.parametrize("argument", ["task=cola", "-m"])
@@ -189,11 +220,20 @@ def test_odd_texts_and_one_validation_row_are_no_trouble(hub_root: Path, tmp_pat
     rows = [{"text": text, "label": row % 2} for row, text in enumerate(ODD * 4)]
     for name, part in (("train", rows), ("val", rows[:1])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    own = [f"task.train_file={tmp_path / 'train.jsonl'}", f"task.validation_file={tmp_path / 'val.jsonl'}"]
-    results = run(configure(tmp_path / "c", hub_root, "task=text_classification", "task.max_length=32", *own))
+    own = [
+        f"task.train_file={tmp_path / 'train.jsonl'}",
+        f"task.validation_file={tmp_path / 'val.jsonl'}",
+    ]
+    results = run(
+        configure(tmp_path / "c", hub_root, "task=text_classification", "task.max_length=32", *own)
+    )
     assert results.metrics["accuracy"] in (0.0, 1.0)
     assert results.at_budget
-    results = run(configure(tmp_path / "r", hub_root, "task=text_regression", "task.max_length=32", *own))
+    results = run(
+        configure(tmp_path / "r", hub_root, "task=text_regression", "task.max_length=32", *own)
+    )
     assert results.at_budget
-    assert json.loads((tmp_path / "r/metrics.json").read_text())["metrics"]["pearson"] is None  # of one row there is none
+    assert (
+        json.loads((tmp_path / "r/metrics.json").read_text())["metrics"]["pearson"] is None
+    )  # of one row there is none
     assert (tmp_path / "r/adapter/adapter_model.safetensors").is_file()

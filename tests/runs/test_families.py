@@ -31,10 +31,21 @@ def test_question_answering_leaves_squads_files(answering: Results, hub_root: Pa
     from datasets import load_dataset
 
     folder = Path(answering.output_dir)
-    ids = load_dataset(str(hub_root / "datasets/rajpurkar/squad_v2"), "squad_v2")["validation"]["id"][:]
-    predictions, nbest, odds = (read(folder, f"{name}.json") for name in ("predictions", "nbest_predictions", "null_odds"))
+    ids = load_dataset(str(hub_root / "datasets/rajpurkar/squad_v2"), "squad_v2")["validation"][
+        "id"
+    ][:]
+    predictions, nbest, odds = (
+        read(folder, f"{name}.json") for name in ("predictions", "nbest_predictions", "null_odds")
+    )
     assert list(predictions) == list(nbest) == list(odds) == ids
-    assert {"exact_match", "f1", "HasAns_f1", "NoAns_f1", "best_f1", "best_f1_thresh"} <= answering.metrics.keys()
+    assert {
+        "exact_match",
+        "f1",
+        "HasAns_f1",
+        "NoAns_f1",
+        "best_f1",
+        "best_f1_thresh",
+    } <= answering.metrics.keys()
     assert answering.metrics["best_f1"] >= answering.metrics["f1"] - 1e-9
     for one in ids:
         assert sum(entry["probability"] for entry in nbest[one]) == pytest.approx(1)
@@ -50,7 +61,9 @@ def test_question_answering_by_another_architecture(hub_root: Path, tmp_path: Pa
 
 def test_long_contexts_are_answered_once(hub_root: Path, tmp_path: Path) -> None:
     windows = ["task.max_length=16", "task.max_question=6", "task.stride=4"]
-    results = run(configure(tmp_path, hub_root, "task=squad", *SHORT, *windows, "task.max_answer=4"))
+    results = run(
+        configure(tmp_path, hub_root, "task=squad", *SHORT, *windows, "task.max_answer=4")
+    )
     assert len(read(tmp_path, "predictions.json")) == 18
     assert 0 <= results.metrics["f1"] <= 100
 
@@ -58,7 +71,16 @@ def test_long_contexts_are_answered_once(hub_root: Path, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def summarizing(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     sample = ["task.validation_sample=5", "task.generate.max_length=8", "task.max_source=40"]
-    return run(configure(tmp_path_factory.mktemp("sum"), hub_root, "task=xsum", "model=bart_base", *SHORT, *sample))
+    return run(
+        configure(
+            tmp_path_factory.mktemp("sum"),
+            hub_root,
+            "task=xsum",
+            "model=bart_base",
+            *SHORT,
+            *sample,
+        )
+    )
 
 
 def test_summaries_are_sampled_in_training_and_whole_at_the_end(summarizing: Results) -> None:
@@ -70,7 +92,9 @@ def test_summaries_are_sampled_in_training_and_whole_at_the_end(summarizing: Res
     scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
     scores = [scorer.score(line["reference"], line["text"]) for line in lines]
     for name in ("rouge1", "rougeL"):
-        assert summarizing.metrics[name] == pytest.approx(100 * sum(s[name].fmeasure for s in scores) / 12, abs=1e-4)
+        assert summarizing.metrics[name] == pytest.approx(
+            100 * sum(s[name].fmeasure for s in scores) / 12, abs=1e-4
+        )
 
 
 def test_the_output_layer_of_a_generator_is_not_trained(summarizing: Results) -> None:
@@ -86,14 +110,18 @@ def test_translation_by_t5(hub_root: Path, tmp_path: Path) -> None:
     assert results.components_kept == results.components_target
 
 
-def test_the_adapter_predicts_what_was_scored(answering: Results, summarizing: Results, hub_root: Path) -> None:
+def test_the_adapter_predicts_what_was_scored(
+    answering: Results, summarizing: Results, hub_root: Path
+) -> None:
     """Through PEFT's own loading, on the CPU, in other batches than in validation."""
     for results, split in ((answering, "answer"), (summarizing, "text")):
         predictor = load_predictor(Path(results.output_dir), HubConfig(str(hub_root)), device="cpu")
         predictor.task.read(HubConfig(str(hub_root)))
         records = predictor(predictor.task.validation["validation"], batch_size=5)
         if split == "answer":
-            assert [r["answer"] for r in records] == list(read(Path(results.output_dir), "predictions.json").values())
+            assert [r["answer"] for r in records] == list(
+                read(Path(results.output_dir), "predictions.json").values()
+            )
         else:
             lines = (Path(results.output_dir) / "predictions.jsonl").read_text().splitlines()
             assert [r["text"] for r in records] == [json.loads(line)["text"] for line in lines]
@@ -103,19 +131,32 @@ def test_the_adapter_predicts_what_was_scored(answering: Results, summarizing: R
 def test_the_users_own_files(ending: str, hub_root: Path, tmp_path: Path) -> None:
     from dynarank.tasks.files import write_file
 
-    rows = [{"words": f"the cat sat {'not ' * (i % 2)}on it", "mood": ["good", "bad"][i % 2], "key": i} for i in range(30)]
+    rows = [
+        {"words": f"the cat sat {'not ' * (i % 2)}on it", "mood": ["good", "bad"][i % 2], "key": i}
+        for i in range(30)
+    ]
     write_file(tmp_path / f"rows.{ending}", rows)
     names = ["task.columns.text=words", "task.columns.label=mood", "task.columns.id=key"]
     given = ["task=text_classification", f"task.train_file={tmp_path / f'rows.{ending}'}"]
-    results = run(configure(tmp_path / "run", hub_root, *given, *names, "trainer.epochs=60", "optimizer.lr=0.01"))
+    results = run(
+        configure(
+            tmp_path / "run", hub_root, *given, *names, "trainer.epochs=60", "optimizer.lr=0.01"
+        )
+    )
     assert set(results.metrics) == {"accuracy", "f1"}
     assert results.metrics["accuracy"] == 1  # one word decides
     assert read(tmp_path / "run", "adapter/dynarank.json")["task"]["labels"] == ["bad", "good"]
 
 
 MISFITS = [
-    (["task=xsum"], r"xsum fits encoder-decoder models, and roberta is an encoder\. Ones that fit: model=bart_base"),
-    (["task=squad", "model.path=gpt"], r"squad fits encoder and encoder-decoder models, and gpt2 is a decoder"),
+    (
+        ["task=xsum"],
+        r"xsum fits encoder-decoder models, and roberta is an encoder\. Ones that fit: model=bart_base",
+    ),
+    (
+        ["task=squad", "model.path=gpt"],
+        r"squad fits encoder and encoder-decoder models, and gpt2 is a decoder",
+    ),
 ]
 
 
@@ -127,7 +168,9 @@ def test_a_model_that_does_not_fit_is_refused_before_it_loads(
 
     import dynarank.runs.prepare as module
 
-    GPT2Config(vocab_size=32, n_positions=64, n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path / "gpt")
+    GPT2Config(vocab_size=32, n_positions=64, n_embd=16, n_layer=1, n_head=2).save_pretrained(
+        tmp_path / "gpt"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "load_pretrained", lambda *args: pytest.fail("loaded the model"))
     with pytest.raises(UserError, match=said):
@@ -135,8 +178,13 @@ def test_a_model_that_does_not_fit_is_refused_before_it_loads(
 
 
 @pytest.mark.parametrize("setting", ["task.max_target", "task.generate.max_length"])
-def test_a_text_to_generate_that_has_no_positions_is_refused(setting: str, hub_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{setting}: a text has 65 tokens, and the model 64 positions\. Set {setting}=64"):
+def test_a_text_to_generate_that_has_no_positions_is_refused(
+    setting: str, hub_root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=rf"{setting}: a text has 65 tokens, and the model 64 positions\. Set {setting}=64",
+    ):
         run(configure(tmp_path, hub_root, "task=xsum", "model=bart_base", f"{setting}=65"))
 
 

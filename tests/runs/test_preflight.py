@@ -15,7 +15,9 @@ from dynarank.runs.run import run
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"output_dir = .*file/run: cannot be written.*hydra\.run\.dir=DIR"):
+    with pytest.raises(
+        UserError, match=r"output_dir = .*file/run: cannot be written.*hydra\.run\.dir=DIR"
+    ):
         check_output_dir(str(tmp_path / "file" / "run"))
 
 
@@ -23,7 +25,9 @@ def test_precisions_that_the_machine_lacks_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(preflight, "_cpu_has_bf16", lambda: False)
     for precision in ("bf16-mixed", "16-mixed"):
-        with pytest.raises(UserError, match=f"trainer.precision = {precision}.*Use trainer.precision=32-true"):
+        with pytest.raises(
+            UserError, match=f"trainer.precision = {precision}.*Use trainer.precision=32-true"
+        ):
             check_machine(TrainerConfig(precision=precision))
     check_machine(TrainerConfig())
     monkeypatch.setattr(preflight, "_cpu_has_bf16", lambda: True)
@@ -38,19 +42,28 @@ def test_an_accelerator_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_model_and_data_are_missed_in_one_message(hub_root: Path, tmp_path: Path) -> None:
     config = configure(tmp_path, hub_root, "model.path=org/model", "task.path=org/data")
-    with pytest.raises(UserError, match=r"task\.path = org/data and model\.path = org/model: not found under hub\.root"):
+    with pytest.raises(
+        UserError,
+        match=r"task\.path = org/data and model\.path = org/model: not found under hub\.root",
+    ):
         locate_model(config)
 
 
-def test_nothing_is_loaded_before_both_are_found(hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_loaded_before_both_are_found(
+    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("loaded data"))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **options: pytest.fail("loaded data")
+    )
     with pytest.raises(UserError, match=r"model\.path = org/model"):
         run(configure(tmp_path, hub_root, "model.path=org/model"))
 
 
-def test_bad_data_is_found_before_the_model_loads(hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_data_is_found_before_the_model_loads(
+    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import dynarank.runs.prepare as module
 
     monkeypatch.setattr(module, "load_pretrained", lambda *args: pytest.fail("loaded the model"))

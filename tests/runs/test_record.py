@@ -20,7 +20,9 @@ def finished(folder: Path) -> Results:
     )  # fmt: skip
 
 
-def test_what_says_finished_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_says_finished_is_written_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -30,7 +32,12 @@ def test_what_says_finished_is_written_last(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "metrics.json").exists()
     monkeypatch.undo()
     write_results(finished(tmp_path), 2, [], tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "ranks.json", "rank_history.json", "rank_map.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "metrics.json",
+        "ranks.json",
+        "rank_history.json",
+        "rank_map.png",
+    }
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:

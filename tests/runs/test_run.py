@@ -21,7 +21,9 @@ from dynarank.runs.run import run
 def finished(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """CoLA, five epochs of 3 steps: T = 15, freeze after step 8, inside the third epoch."""
     folder = tmp_path_factory.mktemp("run")
-    return run(configure(folder, hub_root, "trainer.epochs=5", "budget.interval=1", "optimizer.lr=0.01"))
+    return run(
+        configure(folder, hub_root, "trainer.epochs=5", "budget.interval=1", "optimizer.lr=0.01")
+    )
 
 
 def read(results: Results, name: str) -> Any:
@@ -53,7 +55,12 @@ def test_the_folder_is_complete(finished: Results) -> None:
 def test_metrics_json_says_what_the_run_was(finished: Results) -> None:
     record = read(finished, "metrics.json")
     assert record["metrics"]["matthews"] == finished.score
-    assert (record["task"], record["method"], record["seed"], record["total_steps"]) == ("cola", "dora", 1, 15)
+    assert (record["task"], record["method"], record["seed"], record["total_steps"]) == (
+        "cola",
+        "dora",
+        1,
+        15,
+    )
     ranks = read(finished, "ranks.json")
     sizes = {name: 48 if "intermediate" in name or name.endswith(("r.0.output.dense", "r.1.output.dense"))
              else 32 for name in ranks}  # fmt: skip
@@ -95,26 +102,37 @@ def test_every_pruning_is_exact(finished: Results) -> None:
         assert sum(entry["ranks"].values()) == schedule.keep(entry["step"], 12)
 
 
-def test_peft_alone_loads_the_adapter_to_the_scores_reported(finished: Results, hub_root: Path) -> None:
+def test_peft_alone_loads_the_adapter_to_the_scores_reported(
+    finished: Results, hub_root: Path
+) -> None:
     import peft
     from datasets import load_dataset
     from torchmetrics.functional import matthews_corrcoef
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    base = AutoModelForSequenceClassification.from_pretrained(hub_root / "models/FacebookAI/roberta-base", num_labels=2)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        hub_root / "models/FacebookAI/roberta-base", num_labels=2
+    )
     adapter = Path(finished.output_dir) / "adapter"
     model = peft.PeftModel.from_pretrained(base, str(adapter)).eval()
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     rows = load_dataset(str(hub_root / "datasets/nyu-mll/glue"), "cola")["validation"]
     with torch.no_grad():
-        logits = model(**tokenizer(list(rows["sentence"]), padding=True, return_tensors="pt")).logits
-    score = matthews_corrcoef(logits.argmax(-1), torch.tensor(list(rows["label"])), "multiclass", num_classes=2)
+        logits = model(
+            **tokenizer(list(rows["sentence"]), padding=True, return_tensors="pt")
+        ).logits
+    score = matthews_corrcoef(
+        logits.argmax(-1), torch.tensor(list(rows["label"])), "multiclass", num_classes=2
+    )
     assert float(score) == pytest.approx(finished.score, abs=1e-6)
 
 
 def test_checkpoints_hold_the_trained_part_only(finished: Results) -> None:
     checkpoint = newest_checkpoint(Path(finished.output_dir))
-    assert all(".lora_" in key or ".mask" in key or ".classifier." in key for key in checkpoint["state_dict"])
+    assert all(
+        ".lora_" in key or ".mask" in key or ".classifier." in key
+        for key in checkpoint["state_dict"]
+    )
     allocation = next(state for state in checkpoint["callbacks"].values() if "allocator" in state)
     assert allocation["allocator"]["frozen"]
     assert allocation["allocator"]["t"] == 15
@@ -125,7 +143,9 @@ def test_every_optimizer_step_counts_once(accumulate: int, hub_root: Path, tmp_p
     results = run(configure(tmp_path, hub_root, f"trainer.accumulate={accumulate}"))
     checkpoint = newest_checkpoint(tmp_path)
     allocation = next(state for state in checkpoint["callbacks"].values() if "allocator" in state)
-    assert results.total_steps == {1: 6, 2: 4}[accumulate]  # an epoch of 3 batches ends with a partial window
+    assert (
+        results.total_steps == {1: 6, 2: 4}[accumulate]
+    )  # an epoch of 3 batches ends with a partial window
     assert allocation["allocator"]["t"] == results.total_steps == checkpoint["global_step"]
 
 
@@ -134,7 +154,9 @@ def test_the_same_seed_gives_the_same_run(hub_root: Path, tmp_path: Path) -> Non
         run(configure(folder, hub_root, f"seed={seed}"))
         return dict(newest_checkpoint(folder)["state_dict"])
 
-    first, again, other = (weights(tmp_path / name, seed) for name, seed in (("a", 5), ("b", 5), ("c", 6)))
+    first, again, other = (
+        weights(tmp_path / name, seed) for name, seed in (("a", 5), ("b", 5), ("c", 6))
+    )
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
@@ -145,7 +167,9 @@ def test_init_equal_to_target_never_prunes(hub_root: Path, tmp_path: Path) -> No
 
 
 def test_layers_of_rank_zero_pass_through_everything(hub_root: Path, tmp_path: Path) -> None:
-    results = run(configure(tmp_path, hub_root, "budget.target=1", "budget.init=6", "budget.interval=1"))
+    results = run(
+        configure(tmp_path, hub_root, "budget.target=1", "budget.init=6", "budget.interval=1")
+    )
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert min(results.ranks.values()) == 0
     assert sum(results.ranks.values()) == 12
@@ -178,14 +202,27 @@ def test_head_alone_trains_no_adapter(hub_root: Path, tmp_path: Path) -> None:
     assert (results.adapter_parameters, results.ranks, results.components_target) == (0, {}, None)
     assert results.at_budget
     assert set(load_file(tmp_path / "adapter/trained.safetensors")) == {
-        f"classifier.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("weight", "bias")
+        f"classifier.{layer}.{kind}"
+        for layer in ("dense", "out_proj")
+        for kind in ("weight", "bias")
     }
     assert not (tmp_path / "ranks.json").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_place(hub_root: Path, tmp_path: Path) -> None:
-    config = configure(tmp_path, hub_root, "optimizer.lr=1e20", "optimizer.warmup=0", "trainer.epochs=4", "trainer.clip=0")
-    with pytest.raises(UserError, match=r"step \d+.*(roberta\.|classifier).*optimizer\.lr = 1e\+20"):
+def test_a_loss_that_is_not_finite_stops_with_step_and_place(
+    hub_root: Path, tmp_path: Path
+) -> None:
+    config = configure(
+        tmp_path,
+        hub_root,
+        "optimizer.lr=1e20",
+        "optimizer.warmup=0",
+        "trainer.epochs=4",
+        "trainer.clip=0",
+    )
+    with pytest.raises(
+        UserError, match=r"step \d+.*(roberta\.|classifier).*optimizer\.lr = 1e\+20"
+    ):
         run(config)
     assert not (tmp_path / "metrics.json").exists()
 
@@ -217,13 +254,17 @@ def test_wandb_offline_needs_no_account_and_gets_the_rank_map(
 def test_texts_too_long_for_the_model_are_refused_before_training(
     text: str, overrides: list[str], said: str, hub_root: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{text},{'ab'[i % 2]}\n" for i in range(8)))
+    (tmp_path / "rows.csv").write_text(
+        "text,label\n" + "".join(f"{text},{'ab'[i % 2]}\n" for i in range(8))
+    )
     given = ["task=text_classification", f"task.train_file={tmp_path / 'rows.csv'}"]
     with pytest.raises(UserError, match=said):
         run(configure(tmp_path / "run", hub_root, *given, *overrides))
 
 
-def test_a_folder_used_again_holds_the_last_runs_adapter_alone(hub_root: Path, tmp_path: Path) -> None:
+def test_a_folder_used_again_holds_the_last_runs_adapter_alone(
+    hub_root: Path, tmp_path: Path
+) -> None:
     for method in ("full", "dora", "head"):
         run(configure(tmp_path, hub_root, f"method={method}", "trainer.epochs=1"))
     found = {path.name for path in (tmp_path / "adapter").iterdir()}

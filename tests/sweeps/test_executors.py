@@ -26,7 +26,9 @@ from dynarank.sweeps.sweep import read_sweep
 if importlib.util.find_spec("submitit") is None:
     pytest.skip("submitit is not installed (the extra slurm)", allow_module_level=True)
 
-NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (the extra ray)")
+NEEDS_RAY = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed (the extra ray)"
+)
 
 
 @pytest.fixture
@@ -53,22 +55,30 @@ def local(**changes: Any) -> Submitit:
     ],
     ids=["fresh", "submitit_local", "submitit_slurm", "ray"],
 )  # fmt: skip
-def test_hydra_makes_each_launcher(overrides: list[str], executor: Any, request: pytest.FixtureRequest) -> None:
+def test_hydra_makes_each_launcher(
+    overrides: list[str], executor: Any, request: pytest.FixtureRequest
+) -> None:
     name = request.node.callspec.id
     settings = [f"++hydra.launcher.{one}" for one in overrides]
     register_schemas()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = hydra.compose("train", [f"hydra/launcher={name}", *settings], return_hydra_config=True)
+        composed = hydra.compose(
+            "train", [f"hydra/launcher={name}", *settings], return_hydra_config=True
+        )
     launcher = hydra.utils.instantiate(composed.hydra.launcher)
     assert launcher.executor == executor
 
 
-def test_submitit_runs_the_plain_command_in_jobs(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submitit_runs_the_plain_command_in_jobs(
+    launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dynarank.sweeps.executors.POLL", 0.1)
     found = launched([1, 2, 3], executor=local())
     assert (found[0].return_value, found[2].return_value) == (1.0, 3.0)
     assert "exit code 2\n" in (tmp_path / "s" / "p1" / "error.txt").read_text()
-    with pytest.raises(UserError, match="1 of 3 runs failed, the first being #1: x = 2: no such thing"):
+    with pytest.raises(
+        UserError, match="1 of 3 runs failed, the first being #1: x = 2: no such thing"
+    ):
         _ = found[1].return_value
     assert said(tmp_path / "s" / "p0")["parent"] != os.getpid()
     assert said(tmp_path / "s" / "p0")["WANDB_RUN_GROUP"] == "s"
@@ -78,7 +88,9 @@ def test_submitit_runs_the_plain_command_in_jobs(launched: Any, tmp_path: Path, 
     assert said(tmp_path / "s" / "p0")["pid"] == before
 
 
-def test_a_job_that_is_told_to_go_saves_and_goes_on(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_is_told_to_go_saves_and_goes_on(
+    launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """submitit's signal, as before a time limit: once to the run, which ends with 143, and is started again."""
     import submitit
 
@@ -90,7 +102,9 @@ def test_a_job_that_is_told_to_go_saves_and_goes_on(launched: Any, tmp_path: Pat
             time.sleep(0.05)
         run = json.loads((folder / "running.json").read_text())["pid"]
         parent = int(Path(f"/proc/{run}/stat").read_text().rpartition(")")[2].split()[1])
-        os.kill(run, submitit.JobEnvironment._usr_sig())  # as Slurm does, to every process of the job
+        os.kill(
+            run, submitit.JobEnvironment._usr_sig()
+        )  # as Slurm does, to every process of the job
         os.kill(parent, submitit.JobEnvironment._usr_sig())
 
     thread = threading.Thread(target=preempt, daemon=True)
@@ -101,7 +115,9 @@ def test_a_job_that_is_told_to_go_saves_and_goes_on(launched: Any, tmp_path: Pat
     assert not (folder / "error.txt").exists()
 
 
-def test_a_job_that_is_killed_is_recorded(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_is_killed_is_recorded(
+    launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from submitit import LocalJob
 
     monkeypatch.setattr("dynarank.sweeps.executors.POLL", 0.1)
@@ -117,16 +133,24 @@ def test_a_job_that_is_killed_is_recorded(launched: Any, tmp_path: Path, monkeyp
         os.kill(run, signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
-    with pytest.raises(UserError, match=r"first being #0: job \d+ ended without a result, state FINISHED"):
+    with pytest.raises(
+        UserError, match=r"first being #0: job \d+ ended without a result, state FINISHED"
+    ):
         _ = launched([0], executor=local())[0].return_value
     assert [point.status() for point in read_sweep(tmp_path / "s")] == ["failed"]
 
 
-def test_slurm_is_told_what_the_launcher_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_is_told_what_the_launcher_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stand-in for sbatch keeps what it is given: one array, with the resources, and one process a task."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, text in (("sbatch", f"cp $1 {tmp_path}/batch.sh; echo Submitted batch job 7"), ("srun", ""), ("sacct", "")):
+    for name, text in (
+        ("sbatch", f"cp $1 {tmp_path}/batch.sh; echo Submitted batch job 7"),
+        ("srun", ""),
+        ("sacct", ""),
+    ):
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
@@ -159,12 +183,16 @@ def test_jobs_that_are_still_queued_are_not_submitted_again(
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     (tmp_path / "s" / "p0").mkdir(parents=True)
-    (tmp_path / "s" / "p0" / "submitit.json").write_text(json.dumps({"cluster": "slurm", "id": "7_0"}))
+    (tmp_path / "s" / "p0" / "submitit.json").write_text(
+        json.dumps({"cluster": "slurm", "id": "7_0"})
+    )
     with pytest.raises(UserError, match="still in the queue or at work: 7_0"):
         launched([1], resume=True, executor=Submitit("slurm", {}))
 
 
-def test_what_sbatch_refuses_is_an_error(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_sbatch_refuses_is_an_error(
+    launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, text in (("sbatch", "echo invalid partition >&2; exit 1"), ("srun", "")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
@@ -173,7 +201,9 @@ def test_what_sbatch_refuses_is_an_error(launched: Any, tmp_path: Path, monkeypa
         launched([1, 3], executor=Submitit("slurm", {}))
 
 
-def test_where_something_is_missing_it_says_what(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_something_is_missing_it_says_what(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"no Slurm on this machine"):
         Submitit("slurm", {}).check()
@@ -199,7 +229,9 @@ with pytest.MonkeyPatch.context() as patch:
 print([one.status.name for one in found])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "['COMPLETED', 'FAILED', 'COMPLETED']", done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "['COMPLETED', 'FAILED', 'COMPLETED']", (
+        done.stdout + done.stderr
+    )
     assert "x = 2: no such thing" in (tmp_path / "s" / "p1" / "error.txt").read_text()
     with pytest.raises(UserError, match="num_gpus = -1"):
         RayTasks(num_gpus=-1).check()

@@ -17,8 +17,8 @@ import pytest
 from sweep_folders import launcher, said
 from tiny import REPOSITORY, configure, tiny_roberta, write_dataset, write_model
 
+from dynarank.commands.report import main as report_main
 from dynarank.errors import UserError
-from dynarank.report.__main__ import main as report_main
 from dynarank.runs.run import run
 from dynarank.sweeps import sweep
 from dynarank.sweeps.executors import Processes
@@ -44,12 +44,17 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(
     found = launched([1, 2, 3])
     assert (found[0].return_value, found[2].return_value) == (1.0, 3.0)
     with pytest.raises(
-        UserError, match=r"1 of 3 runs failed, the first being #1: x = 2: no such thing.*\n.*\n.*resume=true"
+        UserError,
+        match=r"1 of 3 runs failed, the first being #1: x = 2: no such thing.*\n.*\n.*resume=true",
     ):
         _ = found[1].return_value
     assert "exit code 2" in (tmp_path / "s" / "p1" / "error.txt").read_text()
     report_main([str(tmp_path / "s"), "--status"])
-    assert capsys.readouterr().out.splitlines()[-1].endswith("s: 2 done, 0 running, 1 failed, 0 missing")
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .endswith("s: 2 done, 0 running, 1 failed, 0 missing")
+    )
 
 
 def test_resumed_it_runs_what_is_missing_or_failed(launched: Any, tmp_path: Path) -> None:
@@ -71,12 +76,16 @@ def test_resumed_a_run_goes_on_where_it_was_begun(launched: Any, tmp_path: Path)
         (tmp_path / "s" / name / "metrics.json").unlink()
     launched([1, 4], resume=True)
     assert said(tmp_path / "s" / "p0")["resume"] == "auto"
-    assert said(tmp_path / "s" / "p1")["resume"] == "never"  # its folder holds a run of other overrides
+    assert (
+        said(tmp_path / "s" / "p1")["resume"] == "never"
+    )  # its folder holds a run of other overrides
     launched([1, 4])
     assert said(tmp_path / "s" / "p0")["resume"] == "never"
 
 
-def test_interrupted_it_starts_no_other_point(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_it_starts_no_other_point(
+    launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = []
 
     def interrupted(job: Job, *rest: Any) -> None:
@@ -111,7 +120,9 @@ def test_what_is_at_work_is_not_started_twice(launched: Any, tmp_path: Path) -> 
     assert launched([1, 3], resume=True)[1].return_value == 3.0
 
 
-def test_the_runs_of_a_sweep_share_a_group_and_tags(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_of_a_sweep_share_a_group_and_tags(
+    launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_TAGS", "mine")
     launched([1, 3])
     found = [said(tmp_path / "s" / f"p{index}") for index in range(2)]
@@ -122,7 +133,9 @@ def test_the_runs_of_a_sweep_share_a_group_and_tags(launched: Any, tmp_path: Pat
     assert said(tmp_path / "s" / "p0")["WANDB_RUN_GROUP"] == "ours"
 
 
-def test_side_by_side_they_share_threads_and_devices(launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_side_by_side_they_share_threads_and_devices(
+    launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     launched([1, 3, 4, 5], executor=Processes(n_jobs=2, devices=[6, 7]))
     found = [said(tmp_path / "s" / f"p{index}") for index in range(4)]
@@ -139,7 +152,11 @@ def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "dem.eta=0,0.1", "model.path=m", "trainer.epochs=2",
                f"hub.root={tmp_path}", "logger=none", f"hydra.sweep.dir={folder}"]  # fmt: skip
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not list(folder.glob("1_*/running.json")):
@@ -151,23 +168,35 @@ def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:
     assert states[1] != "done"
     first = next(folder.glob("0_*/metrics.json"))
     stamp = first.stat().st_mtime_ns
-    done = subprocess.run([*command, "sweep.resume=true"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "sweep.resume=true"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert first.stat().st_mtime_ns == stamp
     assert [point.status() for point in read_sweep(folder)] == ["done", "done"]
 
 
 def test_the_tracker_gets_group_and_tags_and_the_report(
-    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Offline, from a point's environment to what W&B keeps; the report is a run of the same group."""
     monkeypatch.setenv("WANDB_RUN_GROUP", "table5_dem")
     monkeypatch.setenv("WANDB_TAGS", "table5_dem,dem.eta")
-    run(configure(tmp_path / "s" / "0", hub_root, "logger=wandb", "method=head", "trainer.epochs=1"))
+    run(
+        configure(tmp_path / "s" / "0", hub_root, "logger=wandb", "method=head", "trainer.epochs=1")
+    )
     kept = wandb_run(tmp_path / "s" / "0")
-    assert (kept.run_group, list(kept.tags)) == ("table5_dem", ["cola", "head", "roberta-base", "table5_dem", "dem.eta"])
+    assert (kept.run_group, list(kept.tags)) == (
+        "table5_dem",
+        ["cola", "head", "roberta-base", "table5_dem", "dem.eta"],
+    )
     (tmp_path / "s" / "0" / ".hydra").mkdir()
-    (tmp_path / "s" / "0" / ".hydra" / "config.yaml").write_text("logger: {project: mine, mode: offline}\nseed: 1\n")
+    (tmp_path / "s" / "0" / ".hydra" / "config.yaml").write_text(
+        "logger: {project: mine, mode: offline}\nseed: 1\n"
+    )
     report_main([str(tmp_path / "s"), "--wandb"])
     assert "logged to W&B: " in capsys.readouterr().out
     logged = wandb_run(tmp_path / "s" / "report")
@@ -180,7 +209,10 @@ def wandb_run(folder: Path) -> Any:
     from wandb.proto.wandb_internal_pb2 import Record
 
     deadline = time.monotonic() + 60
-    while not (content := next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes())[7:] and time.monotonic() < deadline:
+    while (
+        not (content := next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes())[7:]
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.1)  # its service writes in a process of its own
     place, message = 7, b""
     while place + 7 <= len(content):

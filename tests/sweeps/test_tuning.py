@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from tiny import REPOSITORY
 
+from dynarank.commands.report import main as report_main
 from dynarank.errors import UserError
-from dynarank.report.__main__ import main as report_main
 from dynarank.sweeps import search_space, tuning
 from dynarank.sweeps.search_space import parse_space
 from dynarank.sweeps.sweep import read_sweep
@@ -32,13 +32,17 @@ RATE = "optimizer.lr=interval(1e-5,1e-2)"
 class Launcher:
     """Scores overrides by a function, and remembers what it was asked for."""
 
-    def __init__(self, score: Callable[[dict[str, str]], float | None], stop_at: int = 10**6) -> None:
+    def __init__(
+        self, score: Callable[[dict[str, str]], float | None], stop_at: int = 10**6
+    ) -> None:
         self.score, self.stop_at = score, stop_at
         self.numbers: list[int] = []
         self.batches: list[int] = []
         self.tried: list[dict[str, str]] = []
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, resume: bool) -> list[Any]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, resume: bool
+    ) -> list[Any]:
         assert resume
         self.batches.append(len(job_overrides))
         found = []
@@ -63,9 +67,16 @@ def near_a_thousandth(settings: dict[str, str]) -> float:
 def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(tuning.Tuning, "check_values", lambda self: None)
 
-    def run(launcher: Launcher, arguments: list[str], trials: int = 12, jobs: int = 1, resume: bool = False) -> None:
+    def run(
+        launcher: Launcher,
+        arguments: list[str],
+        trials: int = 12,
+        jobs: int = 1,
+        resume: bool = False,
+    ) -> None:
         config = SimpleNamespace(
-            hydra=SimpleNamespace(sweep=SimpleNamespace(dir=str(tmp_path / "t"))), sweep=SimpleNamespace(resume=resume)
+            hydra=SimpleNamespace(sweep=SimpleNamespace(dir=str(tmp_path / "t"))),
+            sweep=SimpleNamespace(resume=resume),
         )
         tuning.Tuning(parse_space(arguments), None, config, launcher).run(trials, jobs, 4, 1)
 
@@ -96,12 +107,17 @@ def test_the_same_seed_tries_the_same(tune: Any, tmp_path: Path) -> None:
     assert first.tried == second.tried
 
 
-def test_stopped_it_goes_on_as_if_it_had_not_been(tune: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_stopped_it_goes_on_as_if_it_had_not_been(
+    tune: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = Launcher(near_a_thousandth)
     tune(whole, [RATE, "budget.init=3,4,6"])
     (tmp_path / "t" / "study.journal").unlink()
     stopped, resumed = Launcher(near_a_thousandth, stop_at=5), Launcher(near_a_thousandth)
-    with pytest.raises(KeyboardInterrupt, match=r"5 of 12 trials have a score. Go on: the same .* with sweep.resume=true"):
+    with pytest.raises(
+        KeyboardInterrupt,
+        match=r"5 of 12 trials have a score. Go on: the same .* with sweep.resume=true",
+    ):
         tune(stopped, [RATE, "budget.init=3,4,6"])
     tune(resumed, [RATE, "budget.init=3,4,6"], resume=True)
     assert stopped.tried + resumed.tried == whole.tried
@@ -112,7 +128,9 @@ def test_a_search_is_not_mixed_with_another(tune: Any) -> None:
     tune(Launcher(near_a_thousandth), ["task=cola", RATE], trials=2)
     with pytest.raises(UserError, match="holds a search already"):
         tune(Launcher(near_a_thousandth), ["task=cola", RATE], trials=2)
-    with pytest.raises(UserError, match=r"its search was another: fixed was \['task=cola'\], is \['task=sst2'\]"):
+    with pytest.raises(
+        UserError, match=r"its search was another: fixed was \['task=cola'\], is \['task=sst2'\]"
+    ):
         tune(Launcher(near_a_thousandth), ["task=sst2", RATE], trials=4, resume=True)
     more = Launcher(near_a_thousandth)
     tune(more, ["task=cola", "sweep.resume=true", RATE], trials=4, resume=True)
@@ -135,9 +153,14 @@ def test_failed_and_undefined_scores_are_no_scores(tune: Any, tmp_path: Path) ->
     tune(Launcher(score), ["model.name=a,b,c"])
     assert best(tmp_path)["settings"] == {"model.name": "c"}
     states = [
-        one["state"] for one in map(json.loads, (tmp_path / "t/study.journal").read_text().splitlines()) if "state" in one
+        one["state"]
+        for one in map(json.loads, (tmp_path / "t/study.journal").read_text().splitlines())
+        if "state" in one
     ]
-    assert set(states) == {optuna.trial.TrialState.COMPLETE.value, optuna.trial.TrialState.FAIL.value}
+    assert set(states) == {
+        optuna.trial.TrialState.COMPLETE.value,
+        optuna.trial.TrialState.FAIL.value,
+    }
     again = Launcher(lambda settings: 0.5)
     tune(again, ["model.name=a,b,c"], resume=True)
     assert len(again.tried) == states.count(optuna.trial.TrialState.FAIL.value)
@@ -167,7 +190,14 @@ def test_a_range_that_cannot_be_is_refused(arguments: list[str], message: str) -
 
 def test_ranges_become_distributions() -> None:
     space = parse_space(
-        [RATE, "optimizer.warmup=interval(0,0.2)", "budget.init=int(interval(2,8))", "dem=paper,off", "task=cola", "seed=3"]
+        [
+            RATE,
+            "optimizer.warmup=interval(0,0.2)",
+            "budget.init=int(interval(2,8))",
+            "dem=paper,off",
+            "task=cola",
+            "seed=3",
+        ]
     )
     kinds = optuna.distributions
     assert space.distributions == {
@@ -177,7 +207,10 @@ def test_ranges_become_distributions() -> None:
         "dem": kinds.CategoricalDistribution(["paper", "off"]),
     }
     assert (space.fixed, space.seeds) == (["task=cola", "seed=3"], [])
-    assert parse_space(["optimizer.lr=tag(linear,interval(0,1))"]).distributions["optimizer.lr"].log is False
+    assert (
+        parse_space(["optimizer.lr=tag(linear,interval(0,1))"]).distributions["optimizer.lr"].log
+        is False
+    )
 
 
 def test_without_optuna_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +219,9 @@ def test_without_optuna_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         search_space.parse_space([RATE])
 
 
-def test_the_experiment_killed_and_carried_on(hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_experiment_killed_and_carried_on(
+    hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The real command on a tiny model: values refused at once; SIGKILL in the second run; then the same again."""
     folder = tmp_path / "t"
     command = [sys.executable, str(REPOSITORY / "train.py"), "experiment=tune", "task=cola", "method=head", "logger=none",
@@ -195,12 +230,18 @@ def test_the_experiment_killed_and_carried_on(hub_root: Path, tmp_path: Path, ca
     environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, env=environment)
+        return subprocess.run(
+            [*command, *more], cwd=tmp_path, capture_output=True, text=True, env=environment
+        )
 
     refused = run("optimizer.warmup=interval(0,2)")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("error: optimizer.warmup = 2.0 would be tried, and is out of range")
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True, env=environment)
+    assert refused.stderr.startswith(
+        "error: optimizer.warmup = 2.0 would be tried, and is out of range"
+    )
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True, env=environment
+    )
     while process.poll() is None and not list(folder.glob("1_*/running.json")):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
@@ -214,6 +255,10 @@ def test_the_experiment_killed_and_carried_on(hub_root: Path, tmp_path: Path, ca
     assert found["score"] == max(point.score for point in read_sweep(folder))
     assert f"to run it: {found['command']}" in done.stdout
     report_main([str(folder), "--status"])
-    assert capsys.readouterr().out.splitlines()[-1].endswith("t: 2 done, 0 running, 0 failed, 0 missing")
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .endswith("t: 2 done, 0 running, 0 failed, 0 missing")
+    )
     report_main([str(folder)])
     assert "| optimizer.lr | cola (matthews) |" in capsys.readouterr().out

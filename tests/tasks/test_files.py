@@ -41,7 +41,10 @@ def refusal(path: Path, content: str | bytes | None = None) -> str:
 READABLE_CSV = {
     "plain": ("a,b\n1,x\n2,y\n", {"a": ["1", "2"], "b": ["x", "y"]}),
     "quoted": ('a,b\n1,"x, ""y"" z"\n', {"a": ["1"], "b": ['x, "y" z']}),
-    "line breaks in a field": ('a,b\n"x\ny\r\nz",1\nw,2\n', {"a": ["x\ny\r\nz", "w"], "b": ["1", "2"]}),
+    "line breaks in a field": (
+        'a,b\n"x\ny\r\nz",1\nw,2\n',
+        {"a": ["x\ny\r\nz", "w"], "b": ["1", "2"]},
+    ),
     "byte order mark": ("\ufeffa,b\n1,x\n", {"a": ["1"], "b": ["x"]}),
     "byte order mark and quotes": ('\ufeff"a","b"\n1,x\n', {"a": ["1"], "b": ["x"]}),
     "CRLF": ("a,b\r\n1,x\r\n2,y\r\n", {"a": ["1", "2"], "b": ["x", "y"]}),
@@ -62,7 +65,9 @@ def test_csv_is_read_to_the_letter(name: str, tmp_path: Path) -> None:
     assert read(tmp_path / "a.csv", content) == columns
 
 
-@pytest.mark.parametrize("name", ["quoted", "line breaks in a field", "CRLF", "numbers stay texts", "beyond ASCII"])
+@pytest.mark.parametrize(
+    "name", ["quoted", "line breaks in a field", "CRLF", "numbers stay texts", "beyond ASCII"]
+)
 def test_csv_is_read_as_pandas_does(name: str, tmp_path: Path) -> None:
     content = READABLE_CSV[name][0]
     frame = pd.read_csv(io.StringIO(content, newline=""), dtype=str, keep_default_na=False)
@@ -83,11 +88,17 @@ def test_a_quotation_mark_in_tsv_swallows_nothing(tmp_path: Path) -> None:
 
 
 def test_tsv_knows_byte_order_mark_crlf_and_blank_lines(tmp_path: Path) -> None:
-    assert read(tmp_path / "a.tsv", "\ufeffa\tb\r\n\r\n1\t\r\n2\ty\r\n") == {"a": ["1", "2"], "b": ["", "y"]}
+    assert read(tmp_path / "a.tsv", "\ufeffa\tb\r\n\r\n1\t\r\n2\ty\r\n") == {
+        "a": ["1", "2"],
+        "b": ["", "y"],
+    }
 
 
 def test_json_lines_keep_types_nesting_and_missing_keys(tmp_path: Path) -> None:
-    rows = [{"t": "a\nb", "n": 1, "d": {"en": "x", "ro": "y"}, "l": [1, 2]}, {"t": "c", "l": [], "late": True}]
+    rows = [
+        {"t": "a\nb", "n": 1, "d": {"en": "x", "ro": "y"}, "l": [1, 2]},
+        {"t": "c", "l": [], "late": True},
+    ]
     content = "\ufeff" + json.dumps(rows[0]) + "\r\n\n" + json.dumps(rows[1])
     assert read(tmp_path / "a.jsonl", content) == {
         "t": ["a\nb", "c"],
@@ -103,30 +114,50 @@ def test_json_lines_line_separators_inside_a_text_stay(tmp_path: Path) -> None:
 
 
 def test_parquet_keeps_types(tmp_path: Path) -> None:
-    columns = {"t": ["a", None], "n": [1, 2], "x": [0.5, None], "f": [True, False], "l": [[1], []], "d": [{"k": "v"}] * 2}
+    columns = {
+        "t": ["a", None],
+        "n": [1, 2],
+        "x": [0.5, None],
+        "f": [True, False],
+        "l": [[1], []],
+        "d": [{"k": "v"}] * 2,
+    }
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == columns
 
 
 def test_parquet_in_a_folder_with_an_equals_sign_gains_no_column(tmp_path: Path) -> None:
     (tmp_path / "seed=3").mkdir()
-    pd.DataFrame({"t": pd.Categorical(["a", "b", "a"])}).to_parquet(tmp_path / "seed=3" / "a.parquet")
+    pd.DataFrame({"t": pd.Categorical(["a", "b", "a"])}).to_parquet(
+        tmp_path / "seed=3" / "a.parquet"
+    )
     assert read(tmp_path / "seed=3" / "a.parquet") == {"t": ["a", "b", "a"]}
 
 
-def test_the_home_folder_may_be_abbreviated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_may_be_abbreviated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.csv").write_text("a\n1\n")
     assert read_file(FIELD, "~/a.csv").to_dict() == {"a": ["1"]}
 
 
 ROWS = [
-    {"id": 0, "text": 'he said "no", then', "score": 0.25, "tags": ["ă", "b"], "nested": {"k": "v"}},
+    {
+        "id": 0,
+        "text": 'he said "no", then',
+        "score": 0.25,
+        "tags": ["ă", "b"],
+        "nested": {"k": "v"},
+    },
     {"id": 1, "text": '"quoted"', "score": -1.5, "tags": ["c"], "nested": {"k": "日"}},
     {"id": 2, "text": " spaces ", "score": 3.0, "tags": ["d"], "nested": {"k": ""}},
 ]
 AS_TEXT = [
-    {name: json.dumps(v, ensure_ascii=False) if isinstance(v, (list, dict)) else str(v) for name, v in row.items()}
+    {
+        name: json.dumps(v, ensure_ascii=False) if isinstance(v, (list, dict)) else str(v)
+        for name, v in row.items()
+    }
     for row in ROWS
 ]
 
@@ -162,21 +193,29 @@ def test_nothing_becomes_an_empty_field(tmp_path: Path) -> None:
         assert read(tmp_path / f"a{ending}") == {"a": [""], "b": ["1"]}
 
 
-TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), min_size=1, max_size=5)
+TEXTS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    min_size=1,
+    max_size=5,
+)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 @settings(deadline=None, max_examples=40)
 @given(texts=TEXTS)
 @example(texts=["carriage\rreturn", "line\nbreak", "both\r\n", '"', ""])
-def test_any_text_survives_a_round_trip(ending: str, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_text_survives_a_round_trip(
+    ending: str, texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / f"any{ending}"
     write_file(path, [{"n": str(n), "text": text} for n, text in enumerate(texts)])
     assert read(path)["text"] == texts
 
 
 @pytest.mark.parametrize("text", ["line\nbreak", "tab\there", "carriage\rreturn"])
-def test_what_tsv_cannot_hold_is_refused_before_anything_is_written(text: str, tmp_path: Path) -> None:
+def test_what_tsv_cannot_hold_is_refused_before_anything_is_written(
+    text: str, tmp_path: Path
+) -> None:
     path = tmp_path / "a.tsv"
     with pytest.raises(UserError, match=r"--output .*a\.tsv: .* holds a tab or a line break"):
         write_file(path, [{"text": "good"}, {"text": text}])
@@ -187,7 +226,8 @@ def test_an_unknown_ending_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("precious")
     with pytest.raises(
-        UserError, match=r"--output .*notes\.txt: the ending must be one of \.csv, \.tsv, \.jsonl, \.parquet"
+        UserError,
+        match=r"--output .*notes\.txt: the ending must be one of \.csv, \.tsv, \.jsonl, \.parquet",
     ):
         write_file(path, ROWS)
     assert path.read_text() == "precious"
@@ -199,7 +239,10 @@ def test_a_missing_file_is_named_with_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.xlsx", "a.json", "a.csv.gz"])
 def test_an_unknown_ending_names_the_known_ones(name: str, tmp_path: Path) -> None:
-    assert refusal(tmp_path / name, "a\n1\n") == "the ending must be one of .csv, .tsv, .jsonl, .parquet"
+    assert (
+        refusal(tmp_path / name, "a\n1\n")
+        == "the ending must be one of .csv, .tsv, .jsonl, .parquet"
+    )
 
 
 @pytest.mark.parametrize("ending", READERS)
@@ -209,7 +252,13 @@ def test_an_empty_file_is_refused(ending: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.csv", "a,b\n"), ("a.tsv", "a\tb\r\n\r\n"), ("b.csv", "\n\n"), ("a.jsonl", "\n \n"), ("c.csv", "\ufeff")],
+    [
+        ("a.csv", "a,b\n"),
+        ("a.tsv", "a\tb\r\n\r\n"),
+        ("b.csv", "\n\n"),
+        ("a.jsonl", "\n \n"),
+        ("c.csv", "\ufeff"),
+    ],
 )
 def test_a_file_without_rows_is_refused(name: str, content: str, tmp_path: Path) -> None:
     assert refusal(tmp_path / name, content) == "the file has no rows"
@@ -243,12 +292,24 @@ BROKEN: list[tuple[str, str | bytes, str]] = [
     ("twice.csv", "a,b,a\n1,2,3\n", r"the header names a column twice: a, b, a"),
     ("open.csv", 'a,b\n1,x\n"2,y\n3,z\n', r"line 4: unexpected end of data"),
     ("astray.csv", 'a,b\n"x"y,1\n', r"line 2: ',' expected after '\"'"),
-    ("broken.jsonl", '{"a": 1}\n\n{"a": 2\n', r"row 1 \(line 3\) is not JSON: Expecting ',' delimiter$"),
+    (
+        "broken.jsonl",
+        '{"a": 1}\n\n{"a": 2\n',
+        r"row 1 \(line 3\) is not JSON: Expecting ',' delimiter$",
+    ),
     ("text.jsonl", "a,b\n1,2\n", r"row 0 \(line 1\) is not JSON: Expecting value$"),
     ("number.jsonl", '{"a": 1}\n7\n', r"row 1 \(line 2\) is int, not an object of columns"),
-    ("array.jsonl", '[\n {"a": 1},\n {"a": 2}\n]\n', rf"row 0 \(line 1\) is not JSON.*{NO_DOCUMENT}"),
+    (
+        "array.jsonl",
+        '[\n {"a": 1},\n {"a": 2}\n]\n',
+        rf"row 0 \(line 1\) is not JSON.*{NO_DOCUMENT}",
+    ),
     ("begun.jsonl", '[{"a": 1},\n{"a": 2}]\n', rf"row 0 \(line 1\) is not JSON.*{NO_DOCUMENT}"),
-    ("one_line.jsonl", '[{"a": 1}, {"a": 2}]\n', r"row 0 \(line 1\) is list, not an object of columns"),
+    (
+        "one_line.jsonl",
+        '[{"a": 1}, {"a": 2}]\n',
+        r"row 0 \(line 1\) is list, not an object of columns",
+    ),
     ("document.jsonl", '{\n "data": []\n}\n', rf"row 0 \(line 1\) is not JSON.*{NO_DOCUMENT}"),
     ("mixed.jsonl", '{"a": 1}\n{"a": "x"}\n', r"ArrowInvalid: .*'x'"),
     ("csv.parquet", "a,b\n1,2\n", r"is no parquet file, whatever its ending says"),
@@ -257,17 +318,27 @@ BROKEN: list[tuple[str, str | bytes, str]] = [
     ("zip.csv", zipped(), NOT_TEXT),
     ("utf16.csv", "a,b\n1,x\n".encode("utf-16"), NOT_TEXT),
     ("nul.csv", "a,b\n1,\0\n", r"holds binary data, so it is no \.csv file"),
-    ("latin.csv", "a,b\n1,x\n2,é\n".encode("latin-1"), r"line 3 is not UTF-8 text.*Save it as UTF-8"),
+    (
+        "latin.csv",
+        "a,b\n1,x\n2,é\n".encode("latin-1"),
+        r"line 3 is not UTF-8 text.*Save it as UTF-8",
+    ),
     ("latin.jsonl", '{"a": "é"}\n'.encode("latin-1"), r"line 1 is not UTF-8 text"),
     ("late.tsv", b"a\tb\n" + b"1\tx\n" * 20_000 + b"2\t\xe9\n", r"line 20002 is not UTF-8 text"),
     ("lines.csv", '{"a": "x", "b": 1}\n', r"begins with '{': it looks like JSON, not like \.csv"),
-    ("compact.csv", '{"a":"x","b":1}\n{"a":"y","b":2}\n', r"begins with '{': it looks like JSON, not like \.csv"),
+    (
+        "compact.csv",
+        '{"a":"x","b":1}\n{"a":"y","b":2}\n',
+        r"begins with '{': it looks like JSON, not like \.csv",
+    ),
     ("array.tsv", '[\n{"a": 1}\n]\n', r"begins with '\[': it looks like JSON, not like \.tsv"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "said"), BROKEN, ids=[name for name, _, _ in BROKEN])
-def test_a_broken_file_is_named_with_what_breaks_it(name: str, content: str | bytes, said: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_named_with_what_breaks_it(
+    name: str, content: str | bytes, said: str, tmp_path: Path
+) -> None:
     message = refusal(tmp_path / name, content)
     assert re.match(said, message)
     assert "\n" not in message

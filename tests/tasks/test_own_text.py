@@ -24,7 +24,12 @@ def make(*overrides: str) -> Task:
 
 
 def read(
-    folder: Path, train: Rows, *overrides: str, name: str = "text_classification", ending: str = ".jsonl", **more: Rows
+    folder: Path,
+    train: Rows,
+    *overrides: str,
+    name: str = "text_classification",
+    ending: str = ".jsonl",
+    **more: Rows,
 ) -> Task:
     """A task that has read `train`, and the same or `validation`, from files in the folder."""
     for stem, rows in {"train": train, "validation": more.get("validation", train)}.items():
@@ -80,7 +85,11 @@ def test_typed_labels_become_classes_in_their_order(
 @pytest.mark.parametrize("ending", [".csv", ".tsv"])
 @pytest.mark.parametrize(
     ("labels", "names"),
-    [((10, 9, 1), ["1", "9", "10"]), ((10.0, 9.0, 1.5), ["1.5", "9.0", "10.0"]), ((2, 10, "x"), ["10", "2", "x"])],
+    [
+        ((10, 9, 1), ["1", "9", "10"]),
+        ((10.0, 9.0, 1.5), ["1.5", "9.0", "10.0"]),
+        ((2, 10, "x"), ["10", "2", "x"]),
+    ],
 )
 def test_numbers_that_are_texts_are_sorted_as_numbers(
     labels: tuple[Any, ...], names: list[str], ending: str, tmp_path: Path
@@ -117,7 +126,9 @@ def test_given_classes_are_matched_by_name_and_by_number(
 
 
 def test_where_names_are_numbers_a_class_has_no_other_number(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.jsonl, row 2: label = 0 is not a class from 0 to 2 \(1, 2, 3\)"):
+    with pytest.raises(
+        UserError, match=r"train\.jsonl, row 2: label = 0 is not a class from 0 to 2 \(1, 2, 3\)"
+    ):
         read(tmp_path, labelled(1, 2, 0), "task.labels=['1','2','3']")
 
 
@@ -152,7 +163,11 @@ def test_pairs_are_read_by_the_users_own_column_names(ending: str, tmp_path: Pat
     task = read(tmp_path, rows, columns, name="text_pair_classification", ending=ending)
     assert task.config.labels == ["other", "same"]
     assert numbers(task) == [1, 0]
-    assert (task.train["one"][:], task.train["two"][:], task.train["uid"][:]) == (["x", "z"], ["y", "w"], ["a", "b"])
+    assert (task.train["one"][:], task.train["two"][:], task.train["uid"][:]) == (
+        ["x", "z"],
+        ["y", "w"],
+        ["a", "b"],
+    )
 
 
 @pytest.mark.parametrize("ending", READERS)
@@ -164,13 +179,19 @@ def test_numbers_are_read_from_every_kind_of_file(ending: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("ending", READERS)
 def test_sources_and_targets_are_read_from_every_kind_of_file(ending: str, tmp_path: Path) -> None:
-    rows = [{"article": "a long one", "summary": "one"}, {"article": "another, longer", "summary": "two"}]
+    rows = [
+        {"article": "a long one", "summary": "one"},
+        {"article": "another, longer", "summary": "two"},
+    ]
     columns = ["task.columns.source=article", "task.columns.target=summary"]
     task = read(tmp_path, rows, *columns, name="seq2seq", ending=ending)
     assert task.train.to_list() == task.validation["validation"].to_list() == rows
 
 
-NESTED = [{"id": 1, "translation": {"en": "hello", "ro": "salut"}}, {"id": 2, "translation": {"en": "bye", "ro": "pa"}}]
+NESTED = [
+    {"id": 1, "translation": {"en": "hello", "ro": "salut"}},
+    {"id": 2, "translation": {"en": "bye", "ro": "pa"}},
+]
 DOTTED = ["task.columns.source=translation.en", "task.columns.target=translation.ro"]
 
 
@@ -184,7 +205,10 @@ def test_a_dot_reaches_into_a_nested_column(ending: str, tmp_path: Path) -> None
 def test_a_nested_text_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl, row 2: translation\.ro is missing"):
         read(tmp_path, [*NESTED, {"id": 3, "translation": {"en": "only"}}], *DOTTED, name="seq2seq")
-    with pytest.raises(UserError, match=r"'translation\.fr'; it has id, translation\.en, translation\.ro.*columns\.target"):
+    with pytest.raises(
+        UserError,
+        match=r"'translation\.fr'; it has id, translation\.en, translation\.ro.*columns\.target",
+    ):
         read(tmp_path, NESTED, DOTTED[0], "task.columns.target=translation.fr", name="seq2seq")
 
 
@@ -194,30 +218,44 @@ def refused(said: str, folder: Path, train: Rows, *overrides: str, **more: Any) 
 
 
 @pytest.mark.parametrize("ending", READERS)
-def test_a_class_unknown_in_training_is_named_with_file_row_and_label(ending: str, tmp_path: Path) -> None:
+def test_a_class_unknown_in_training_is_named_with_file_row_and_label(
+    ending: str, tmp_path: Path
+) -> None:
     validation = labelled("ham", "spam", "eggs", "eggs")
-    said = (
-        r"^task\.validation_file = .*validation\..*, row 2: label = 'eggs' is not a class from 0 to 1 \(ham, spam\) \(2 such"
-    )
+    said = r"^task\.validation_file = .*validation\..*, row 2: label = 'eggs' is not a class from 0 to 1 \(ham, spam\) \(2 such"
     refused(said, tmp_path, labelled("ham", "spam"), ending=ending, validation=validation)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\u00a0"])
 @pytest.mark.parametrize("ending", READERS)
 def test_an_empty_text_is_named_with_its_row(text: str, ending: str, tmp_path: Path) -> None:
-    pairs = [{"text": "a", "text_pair": "b", "label": 0}, {"text": "a", "text_pair": text, "label": 1}]
+    pairs = [
+        {"text": "a", "text_pair": "b", "label": 0},
+        {"text": "a", "text_pair": text, "label": 1},
+    ]
     said = r"^task\.train_file = .*, row 1: text_pair is empty \(1 such rows\)"
     refused(said, tmp_path, pairs, name="text_pair_classification", ending=ending)
-    refused(r", row 1: target is empty", tmp_path, [{"source": "a", "target": t} for t in ("b", text)], name="seq2seq")
+    refused(
+        r", row 1: target is empty",
+        tmp_path,
+        [{"source": "a", "target": t} for t in ("b", text)],
+        name="seq2seq",
+    )
 
 
 @pytest.mark.parametrize(
-    ("ending", "how"), [(".csv", "empty"), (".tsv", "empty"), (".jsonl", "missing"), (".parquet", "missing")]
+    ("ending", "how"),
+    [(".csv", "empty"), (".tsv", "empty"), (".jsonl", "missing"), (".parquet", "missing")],
 )
 def test_a_missing_value_is_named_with_its_row(ending: str, how: str, tmp_path: Path) -> None:
     textless = [*labelled("a", "b"), {"text": None, "label": "a"}]
     refused(rf"^task\.train_file = .*, row 2: text is {how}", tmp_path, textless, ending=ending)
-    refused(r"^task\.train_file = .*: label is missing in row 1", tmp_path, labelled("a", None, "b"), ending=ending)
+    refused(
+        r"^task\.train_file = .*: label is missing in row 1",
+        tmp_path,
+        labelled("a", None, "b"),
+        ending=ending,
+    )
     said = r"^task\.validation_file = .*, row 1: label = (''|None) is not a class"
     refused(said, tmp_path, labelled("a", "b"), ending=ending, validation=labelled("a", None))
     said = r"^task\.train_file = .*, row 1: label = (''|None) is not a finite number"
@@ -228,14 +266,21 @@ def test_not_a_number_is_no_class(tmp_path: Path) -> None:
     refused(r"label is missing in row 1", tmp_path, labelled(1.0, float("nan"), 2.0))
 
 
-@pytest.mark.parametrize(("ending", "bad"), [(".csv", "five"), (".csv", "1,5"), (".csv", "inf"), (".jsonl", float("nan"))])
+@pytest.mark.parametrize(
+    ("ending", "bad"),
+    [(".csv", "five"), (".csv", "1,5"), (".csv", "inf"), (".jsonl", float("nan"))],
+)
 def test_what_is_no_number_is_named_with_its_row(ending: str, bad: Any, tmp_path: Path) -> None:
     said = rf"^task\.train_file = .*, row 2: label = {bad!r} is not a finite number"
     refused(said, tmp_path, labelled(1, 2, bad), name="text_regression", ending=ending)
 
 
 def test_one_class_only_is_nothing_to_learn(tmp_path: Path) -> None:
-    refused(r"^task\.train_file = .*: label is 'a' in every row: there is nothing to learn", tmp_path, labelled("a", "a"))
+    refused(
+        r"^task\.train_file = .*: label is 'a' in every row: there is nothing to learn",
+        tmp_path,
+        labelled("a", "a"),
+    )
 
 
 @pytest.mark.parametrize("ending", READERS)
@@ -243,12 +288,16 @@ def test_too_many_classes_suggest_regression(ending: str, tmp_path: Path) -> Non
     said = r"label has 101 distinct values in 101 rows: not classes\..*task=text_regression .*task\.columns\.label"
     refused(said, tmp_path, labelled(*(i / 8 for i in range(101))), ending=ending)
     assert len(read(tmp_path, labelled(*range(100)), ending=ending).config.labels) == 100
-    assert len(read(tmp_path, labelled(*range(101), *range(101)), ending=ending).config.labels) == 101
+    assert (
+        len(read(tmp_path, labelled(*range(101), *range(101)), ending=ending).config.labels) == 101
+    )
 
 
 @pytest.mark.parametrize("ending", READERS)
 def test_an_id_that_occurs_twice_is_named_with_both_rows(ending: str, tmp_path: Path) -> None:
-    rows = [{**row, "key": key} for row, key in zip(labelled(0, 1, 0, 1), (7, 8, 9, 8), strict=True)]
+    rows = [
+        {**row, "key": key} for row, key in zip(labelled(0, 1, 0, 1), (7, 8, 9, 8), strict=True)
+    ]
     said = r"^task\.train_file = .*, rows 1 and 3: key = '8' twice \(1 such ids\).*task\.columns\.id=null"
     refused(said, tmp_path, rows, "task.columns.id=key", ending=ending)
     assert len(read(tmp_path, rows, ending=ending).train) == 4
@@ -263,15 +312,23 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "role", "column"), WRONG)
-def test_a_wrong_column_is_named_with_those_there_are(name: str, role: str, column: str, tmp_path: Path) -> None:
-    rows = [{"text": "a", "text_pair": "b", "label": i, "source": "c", "target": "d"} for i in range(2)]
+def test_a_wrong_column_is_named_with_those_there_are(
+    name: str, role: str, column: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"text": "a", "text_pair": "b", "label": i, "source": "c", "target": "d"} for i in range(2)
+    ]
     there = "text, text_pair, label, source, target"
     said = rf"^task\.train_file = .* has no column '{column}'; it has {there}\. Name yours in task\.columns\.{role}$"
     refused(said, tmp_path, rows, f"task.columns.{role}={column}", name=name)
 
 
 def test_numbers_are_no_texts(tmp_path: Path) -> None:
-    refused(r"the column 'text' holds int64, not text", tmp_path, [{"text": i, "label": i} for i in range(2)])
+    refused(
+        r"the column 'text' holds int64, not text",
+        tmp_path,
+        [{"text": i, "label": i} for i in range(2)],
+    )
 
 
 def test_a_row_of_an_only_file_has_its_number_there(tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ def archive() -> Path:
 
 def test_tweets_are_balanced_as_documented(archive: Path) -> None:
     splits = packaged.load_packaged("vaderSentiment/tweets")
-    assert {name: len(split) for name, split in splits.items()} == {"train": 2918, "validation": 514}
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 2918,
+        "validation": 514,
+    }
     for split in splits.values():
         assert 0.6 < np.mean(split["label"]) < 0.75
         assert all(text == text.strip() and text for text in split["text"])
@@ -55,10 +58,14 @@ def test_the_split_keeps_groups_whole_and_is_seeded() -> None:
     assert (chosen == packaged.split_by_duplicates(texts, 0.2, seed=0)).all()
 
 
-def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_fails_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
-    with pytest.raises(UserError, match=r"No matching distribution.*or put vaderSentiment-0\.5\.zip into"):
+    with pytest.raises(
+        UserError, match=r"No matching distribution.*or put vaderSentiment-0\.5\.zip into"
+    ):
         packaged.fetch(tmp_path)
 
 

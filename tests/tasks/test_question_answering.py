@@ -34,7 +34,9 @@ def read(folder: Path, rows: Sequence[Row], *overrides: str) -> Task:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in rows))
     files = (f"task.train_file={file}", f"task.validation_file={file}", "task.columns.id=id")
-    task = build_task(to_config(compose(["output_dir=x", "task=question_answering", *files, *overrides])).task)
+    task = build_task(
+        to_config(compose(["output_dir=x", "task=question_answering", *files, *overrides])).task
+    )
     task.read(HubConfig())
     return task
 
@@ -43,7 +45,10 @@ def encoded(folder: Path, rows: Sequence[Row], *overrides: str) -> tuple[Task, A
     from transformers import AutoTokenizer
 
     write_tokenizer(folder / "tokenizer")
-    task, tokenizer = read(folder, rows, *overrides), AutoTokenizer.from_pretrained(folder / "tokenizer")
+    task, tokenizer = (
+        read(folder, rows, *overrides),
+        AutoTokenizer.from_pretrained(folder / "tokenizer"),
+    )
     task.encode(tokenizer, None)  # no model: it has no say here
     return task, tokenizer
 
@@ -64,7 +69,9 @@ def windows_of(task: Task, question: int) -> list[Row]:
 @pytest.mark.parametrize("stride", [0, 1, 3, 7])
 def test_windows_cover_the_context_and_overlap_by_the_stride(stride: int, tmp_path: Path) -> None:
     questions = ["she", "he sat", "is it good", "was the cat bad", "are they"]
-    contexts = [numbered(words) for words in (40, 4, 9, 10)] + ["w0, w1! (w2)  w3\tw4; w5 -- w6: 'w7' \"w8\""]
+    contexts = [numbered(words) for words in (40, 4, 9, 10)] + [
+        "w0, w1! (w2)  w3\tw4; w5 -- w6: 'w7' \"w8\""
+    ]
     rows = [row(*texts, "w1") for texts in zip(questions, contexts, strict=True)]
     task, tokenizer = encoded(tmp_path, rows, *SMALL[:2], f"task.stride={stride}")
     rows_of_windows = task.rows_of(task.validation_features["validation"]).tolist()
@@ -76,14 +83,18 @@ def test_windows_cover_the_context_and_overlap_by_the_stride(stride: int, tmp_pa
         joined = words[0] + [word for part in words[1:] for word in part[stride:]]
         assert joined == [match.span() for match in re.finditer(r"\w+|[^\w\s]+", context)]
         for window in windows_of(task, index):
-            assert window["input_ids"][: window["context_start"]] == tokenizer(question)["input_ids"]
+            assert (
+                window["input_ids"][: window["context_start"]] == tokenizer(question)["input_ids"]
+            )
             assert window["context_end"] == len(window["input_ids"]) - 1 <= 15
 
 
 ROWS = [
     row("who sat", numbered(30), "w3 w4", "w3"),
     row("who ran", numbered(30), "w10 w11"),  # the first window ends with w10
-    row("what is on it", numbered(30), "w5 w6 w7 w8 w9 w10"),  # longer than what windows share, and across two
+    row(
+        "what is on it", numbered(30), "w5 w6 w7 w8 w9 w10"
+    ),  # longer than what windows share, and across two
     row("is it", "(w0) w1 w2 w3 w4 w5 w6 (w8)", "w8)"),  # the first window ends with w8
     row("a part of a word", "the catdog sat", "dog s"),
     row("short", "the cat, sat", "the cat"),
@@ -102,7 +113,10 @@ def test_positions_decode_to_the_answer_where_a_window_holds_it(tmp_path: Path) 
             first, last = window["start_positions"], window["end_positions"]
             held[index].append(answer <= set(places_of_words(window)))
             if held[index][-1]:
-                assert (window["offset_start"][first], window["offset_end"][last]) == (min(answer)[0], max(answer)[1])
+                assert (window["offset_start"][first], window["offset_end"][last]) == (
+                    min(answer)[0],
+                    max(answer)[1],
+                )
             else:
                 assert (first, last) == (0, 0)
     assert held[1][:2] == [False, True]  # cut by the first window
@@ -110,24 +124,40 @@ def test_positions_decode_to_the_answer_where_a_window_holds_it(tmp_path: Path) 
 
 
 def test_questions_without_an_answer_point_to_the_first_token(tmp_path: Path) -> None:
-    task, _ = encoded(tmp_path, [row("q0", numbered(20)), row("q1", numbered(20), "w2")], "task.no_answer=true", *SMALL)
-    places = [{(one["start_positions"], one["end_positions"]) for one in windows_of(task, index)} for index in (0, 1)]
+    task, _ = encoded(
+        tmp_path,
+        [row("q0", numbered(20)), row("q1", numbered(20), "w2")],
+        "task.no_answer=true",
+        *SMALL,
+    )
+    places = [
+        {(one["start_positions"], one["end_positions"]) for one in windows_of(task, index)}
+        for index in (0, 1)
+    ]
     assert places[0] == {(0, 0)} < places[1]
 
 
 def test_a_long_question_is_cut(tmp_path: Path) -> None:
-    task, tokenizer = encoded(tmp_path, [row(" ".join(WORDS), "w0 w1", "w1"), row("is it, or", "w0", "w0")], *SMALL)
+    task, tokenizer = encoded(
+        tmp_path, [row(" ".join(WORDS), "w0 w1", "w1"), row("is it, or", "w0", "w0")], *SMALL
+    )
     assert windows_of(task, 0)[0]["input_ids"][:6] == tokenizer(" ".join(WORDS[:4]))["input_ids"]
     assert windows_of(task, 1)[0]["input_ids"][:6] == tokenizer("is it, or")["input_ids"]
 
 
-@pytest.mark.parametrize("question", ["\u5b57" * 8, "ab" + "\U0001f600" * 3, "abcdefgh", "abcdefghi"])
-def test_a_question_whose_characters_are_several_tokens_is_cut_by_tokens(question: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "question", ["\u5b57" * 8, "ab" + "\U0001f600" * 3, "abcdefgh", "abcdefghi"]
+)
+def test_a_question_whose_characters_are_several_tokens_is_cut_by_tokens(
+    question: str, tmp_path: Path
+) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytewise = Tokenizer(models.BPE({"<pad>": 0} | {letter: index + 1 for index, letter in enumerate(letters)}, []))
+    bytewise = Tokenizer(
+        models.BPE({"<pad>": 0} | {letter: index + 1 for index, letter in enumerate(letters)}, [])
+    )
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytewise.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, pad_token="<pad>")
@@ -148,7 +178,13 @@ class Fixed(nn.Module):
     def forward(self, **batch: torch.Tensor) -> Any:
         from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
-        assert batch.keys() <= {"input_ids", "attention_mask", "token_type_ids", "start_positions", "end_positions"}
+        assert batch.keys() <= {
+            "input_ids",
+            "attention_mask",
+            "token_type_ids",
+            "start_positions",
+            "end_positions",
+        }
         return QuestionAnsweringModelOutput(torch.tensor(0.5), *self.logits)
 
 
@@ -170,7 +206,10 @@ def certain(task: Task) -> list[np.ndarray]:
     features = task.validation_features["validation"]
     places = zip(features["start_positions"], features["end_positions"], strict=True)
     lengths = map(len, features["input_ids"])
-    return [10.0 * (np.arange(n) == np.asarray(pair)[:, None]) for n, pair in zip(lengths, places, strict=True)]
+    return [
+        10.0 * (np.arange(n) == np.asarray(pair)[:, None])
+        for n, pair in zip(lengths, places, strict=True)
+    ]
 
 
 def test_the_gold_spans_score_in_full_in_any_order_of_batches(tmp_path: Path) -> None:
@@ -188,12 +227,17 @@ def test_only_the_rows_that_were_scored_count(tmp_path: Path) -> None:
         logits[index][:] = np.arange(logits[index].shape[1]) == 6  # the window's first word
     scores = scored(task, tokenizer, logits, np.flatnonzero(rows % 2)[::-1].tolist())
     assert scores.compute() == {"exact_match": 50, "f1": 50}
-    assert list(task.artifacts("validation", scores)["predictions.json"]) == [ROWS[1]["id"], ROWS[5]["id"]]
+    assert list(task.artifacts("validation", scores)["predictions.json"]) == [
+        ROWS[1]["id"],
+        ROWS[5]["id"],
+    ]
     scores = scored(task, tokenizer, logits, np.flatnonzero(rows % 2 == 0).tolist())
     assert scores.compute() == {"exact_match": 100, "f1": 100}
 
 
-def searched(task: Task, question: int, logits: list[np.ndarray], best: int, most: int) -> list[tuple[str, int, float]]:
+def searched(
+    task: Task, question: int, logits: list[np.ndarray], best: int, most: int
+) -> list[tuple[str, int, float]]:
     """A question's n-best list by plain loops over the spans of all its windows."""
     context = task.validation["validation"][question]["context"]
     found: dict[tuple[int, int], float] = {}
@@ -212,40 +256,70 @@ def searched(task: Task, question: int, logits: list[np.ndarray], best: int, mos
 
 @pytest.mark.parametrize("no_answer", [False, True])
 @pytest.mark.parametrize(("best", "most"), [(20, 30), (3, 4), (1, 1)])
-def test_the_files_hold_what_a_search_of_all_windows_finds(best: int, most: int, no_answer: bool, tmp_path: Path) -> None:
-    rows = [row(f"{word} it", numbered(words), "w1") for word, words in zip(WORDS, [40, 3, 12, 25, 9, 2], strict=False)]
+def test_the_files_hold_what_a_search_of_all_windows_finds(
+    best: int, most: int, no_answer: bool, tmp_path: Path
+) -> None:
+    rows = [
+        row(f"{word} it", numbered(words), "w1")
+        for word, words in zip(WORDS, [40, 3, 12, 25, 9, 2], strict=False)
+    ]
     limits = (f"task.best={best}", f"task.max_answer={most}", f"task.no_answer={no_answer}")
     task, tokenizer = encoded(tmp_path, rows, *SMALL, *limits)
     rng, features = np.random.default_rng(best), task.validation_features["validation"]
     logits = [rng.normal(size=(2, len(ids))).astype(np.float32) for ids in features["input_ids"]]
-    files = task.artifacts("validation", scored(task, tokenizer, logits, rng.permutation(len(logits)).tolist()))
-    names = ["predictions.json", "nbest_predictions.json", *(["null_odds.json"] if no_answer else [])]
+    files = task.artifacts(
+        "validation", scored(task, tokenizer, logits, rng.permutation(len(logits)).tolist())
+    )
+    names = [
+        "predictions.json",
+        "nbest_predictions.json",
+        *(["null_odds.json"] if no_answer else []),
+    ]
     assert [list(files[name]) for name in names] == [[one["id"] for one in rows]] * len(files)
     json.dumps(files, allow_nan=False)
     for index, (question, found) in enumerate(files["nbest_predictions.json"].items()):
-        null = min(float(logits[window["feature"]][:, 0].sum()) for window in windows_of(task, index))
+        null = min(
+            float(logits[window["feature"]][:, 0].sum()) for window in windows_of(task, index)
+        )
         spans = searched(task, index, logits, best, most)
         if no_answer:
-            assert files["null_odds.json"][question] == pytest.approx(null - spans[0][2] if spans else 0, abs=1e-5)
+            assert files["null_odds.json"][question] == pytest.approx(
+                null - spans[0][2] if spans else 0, abs=1e-5
+            )
         silence = [("", -1, null)] if no_answer or not spans else []
         wanted = sorted([*spans, *silence], key=lambda one: -one[2])
         assert [(one["text"], one["start"]) for one in found] == [one[:2] for one in wanted]
         weights = np.exp([one[2] for one in wanted])
-        assert [one["probability"] for one in found] == pytest.approx(weights / weights.sum(), abs=1e-5)
+        assert [one["probability"] for one in found] == pytest.approx(
+            weights / weights.sum(), abs=1e-5
+        )
         assert files["predictions.json"][question] == wanted[0][0]
 
 
-@pytest.mark.parametrize(("threshold", "percent"), [(0, [50, 50, 50]), (2, [50, 50, 50]), (-9, [50, 0, 100])])
-def test_no_answer_is_given_above_the_threshold(threshold: int, percent: list[int], tmp_path: Path) -> None:
-    rows = [row("q0", "w0 w1", "w0"), row("q1", "w0 w1"), row("q2", "w0 w1", "w1"), row("q3", "w0 w1")]
-    task, tokenizer = encoded(tmp_path, rows, "task.no_answer=true", f"task.null_threshold={threshold}")
+@pytest.mark.parametrize(
+    ("threshold", "percent"), [(0, [50, 50, 50]), (2, [50, 50, 50]), (-9, [50, 0, 100])]
+)
+def test_no_answer_is_given_above_the_threshold(
+    threshold: int, percent: list[int], tmp_path: Path
+) -> None:
+    rows = [
+        row("q0", "w0 w1", "w0"),
+        row("q1", "w0 w1"),
+        row("q2", "w0 w1", "w1"),
+        row("q3", "w0 w1"),
+    ]
+    task, tokenizer = encoded(
+        tmp_path, rows, "task.no_answer=true", f"task.null_threshold={threshold}"
+    )
     odds, logits = [-4, -2, 2, 4], [np.full((2, 6), -9, dtype=np.float32) for _ in rows]
     for index, one in enumerate(logits):
         one[:, 0], one[:, 3] = index, index - odds[index] / 2  # nothing, or w0
     scores = scored(task, tokenizer, logits, range(4))
     found, files = scores.compute(), task.artifacts("validation", scores)
     assert list(files["null_odds.json"].values()) == odds
-    assert list(files["predictions.json"].values()) == ["" if one > threshold else "w0" for one in odds]
+    assert list(files["predictions.json"].values()) == [
+        "" if one > threshold else "w0" for one in odds
+    ]
     keys = ("exact_match", "HasAns_exact", "NoAns_exact", "best_exact", "best_exact_thresh")
     assert [found[key] for key in keys] == [*percent, 75, -4]
     assert found.keys() == {*keys, "f1", "HasAns_f1", "NoAns_f1", "best_f1", "best_f1_thresh"}
@@ -253,15 +327,27 @@ def test_no_answer_is_given_above_the_threshold(threshold: int, percent: list[in
 
 SQUAD, EMPTY = row("good", "a cat sat", "cat")["answers"], r"row 1: answers is empty"
 UNUSABLE: list[tuple[Any, Row, str]] = [
-    (SQUAD, {"answers": {"text": ["dog"], "answer_start": [2]}}, r"row 1: .*'dog' does not stand at character 2 of the"),
-    (SQUAD, {"answers": {"text": ["cat"], "answer_start": [1]}}, r"row 1: .*'cat' does not stand at character 1 of the"),
+    (
+        SQUAD,
+        {"answers": {"text": ["dog"], "answer_start": [2]}},
+        r"row 1: .*'dog' does not stand at character 2 of the",
+    ),
+    (
+        SQUAD,
+        {"answers": {"text": ["cat"], "answer_start": [1]}},
+        r"row 1: .*'cat' does not stand at character 1 of the",
+    ),
     (SQUAD, {"answers": {"text": [], "answer_start": []}}, EMPTY + r"\..*task\.no_answer=true"),
     (SQUAD, {"answers": {"text": [" "], "answer_start": [1]}}, EMPTY),
     ("cat", {"answers": "dog"}, r"row 1: the answer 'dog' does not stand in the context"),
     ("cat", {"begin": "1"}, r"row 1: the answer 'cat' does not stand at character 1 of"),
     ("cat", {"begin": "two"}, r"'cat' does not stand at character two of"),
     ("cat", {"answers": ""}, EMPTY),
-    (["cat"], {"answers": ["dog", "cat"]}, r"row 1: the answer 'dog' does not stand in the context"),
+    (
+        ["cat"],
+        {"answers": ["dog", "cat"]},
+        r"row 1: the answer 'dog' does not stand in the context",
+    ),
     (["cat"], {"answers": [""]}, EMPTY),
     ([["cat"]], {}, r"row 0: answers = \[\['cat'\]\] is neither"),
     ([{"text": "cat", "answer_start": 2}], {}, r"row 0: answers = .* is neither"),
@@ -282,18 +368,25 @@ def test_unusable_rows_are_named(form: Any, changes: Row, said: str, tmp_path: P
 
 @pytest.mark.parametrize("role", ["question", "context", "answers", "answer_start"])
 def test_a_missing_column_is_named(role: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"no column 'nosuch'.*Name yours in task\.columns\.{role}"):
+    with pytest.raises(
+        UserError, match=rf"no column 'nosuch'.*Name yours in task\.columns\.{role}"
+    ):
         read(tmp_path, [row("q", "a cat sat", "cat")], f"task.columns.{role}=nosuch")
 
 
 PLACES: list[tuple[Any, Any, int]] = [
-    *(("cat", begin, place) for begin, place in (("", 2), (None, 2), (12, 12), ("12", 12), (12.0, 12))),
+    *(
+        ("cat", begin, place)
+        for begin, place in (("", 2), (None, 2), (12, 12), ("12", 12), (12.0, 12))
+    ),
     (["cat", "a"], [12, 0], 12),
     ({"text": ["", "cat"], "answer_start": [0, 12]}, None, 12),
 ]
 
 
 @pytest.mark.parametrize(("answers", "begin", "place"), PLACES)
-def test_an_answer_stands_where_the_row_says_or_first(answers: Any, begin: Any, place: int, tmp_path: Path) -> None:
+def test_an_answer_stands_where_the_row_says_or_first(
+    answers: Any, begin: Any, place: int, tmp_path: Path
+) -> None:
     one = row("who", "a cat and a cat sat") | {"answers": answers, "begin": begin}
     assert read(tmp_path, [one], "task.columns.answer_start=begin").train["_start"][:] == [place]

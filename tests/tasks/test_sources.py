@@ -16,7 +16,14 @@ from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig, Source
 from dynarank.tasks import build_task, sources
 from dynarank.tasks.config import TaskConfig, TextClassificationConfig
-from dynarank.tasks.sources import CONVERTED, check_source, cut_validation, describe, locate_data, open_splits
+from dynarank.tasks.sources import (
+    CONVERTED,
+    check_source,
+    cut_validation,
+    describe,
+    locate_data,
+    open_splits,
+)
 
 SCRIPT = "Dataset scripts are no longer supported, but found somewhere.py"
 
@@ -26,7 +33,9 @@ def opened(mine: TaskConfig, hub: HubConfig, seed: int) -> Mapping[str, Dataset]
 
 
 def config(**changes: Any) -> TextClassificationConfig:
-    return TextClassificationConfig(**{"name": "mine", "family": "text_classification", "select": "accuracy", **changes})
+    return TextClassificationConfig(
+        **{"name": "mine", "family": "text_classification", "select": "accuracy", **changes}
+    )
 
 
 def write_rows(path: Path, count: int) -> str:
@@ -39,17 +48,34 @@ def texts(splits: Any, split: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "given", [{"path": "org/name"}, {"train_file": "a.csv"}, {"train_file": "a.csv", "validation_file": "b"}]
+    "given",
+    [
+        {"path": "org/name"},
+        {"train_file": "a.csv"},
+        {"train_file": "a.csv", "validation_file": "b"},
+    ],
 )
 def test_one_source_is_enough(given: dict[str, str]) -> None:
     check_source(config(**given))
 
 
 UNCLEAR = [
-    ({}, r"^task\.path = null, task\.train_file = null: where is the data\? Give task\.train_file=FILE .*task\.path="),
-    ({"validation_file": "b.csv"}, r"^task\.path = null, task\.train_file = null: .*task\.train_file=FILE"),
-    ({"path": "org/name", "train_file": "a.csv"}, r"^task\.path = org/name, task\.train_file = a\.csv: two sources"),
-    ({"path": "org/name", "validation_file": "b.csv"}, r"^task\.validation_file = b\.csv: needs task\.train_file beside it"),
+    (
+        {},
+        r"^task\.path = null, task\.train_file = null: where is the data\? Give task\.train_file=FILE .*task\.path=",
+    ),
+    (
+        {"validation_file": "b.csv"},
+        r"^task\.path = null, task\.train_file = null: .*task\.train_file=FILE",
+    ),
+    (
+        {"path": "org/name", "train_file": "a.csv"},
+        r"^task\.path = org/name, task\.train_file = a\.csv: two sources",
+    ),
+    (
+        {"path": "org/name", "validation_file": "b.csv"},
+        r"^task\.validation_file = b\.csv: needs task\.train_file beside it",
+    ),
 ]
 
 
@@ -70,7 +96,10 @@ def test_only_a_hubs_data_is_located(tmp_path: Path) -> None:
 
 
 def test_a_given_validation_file_is_taken_whole_and_in_order(tmp_path: Path) -> None:
-    mine = config(train_file=write_rows(tmp_path / "a.csv", 9), validation_file=write_rows(tmp_path / "b.csv", 4))
+    mine = config(
+        train_file=write_rows(tmp_path / "a.csv", 9),
+        validation_file=write_rows(tmp_path / "b.csv", 4),
+    )
     splits = opened(mine, HubConfig(), 3)
     assert texts(splits, "train") == [f"text {i}" for i in range(9)]
     assert texts(splits, "validation") == [f"text {i}" for i in range(4)]
@@ -78,10 +107,18 @@ def test_a_given_validation_file_is_taken_whole_and_in_order(tmp_path: Path) -> 
 
 def test_the_file_that_is_at_fault_is_the_one_that_is_named(tmp_path: Path) -> None:
     good = write_rows(tmp_path / "a.csv", 4)
-    with pytest.raises(UserError, match=r"^task\.train_file = .*nosuch\.csv: there is no such file"):
-        opened(config(train_file=str(tmp_path / "nosuch.csv"), validation_file=good), HubConfig(), 0)
-    with pytest.raises(UserError, match=r"^task\.validation_file = .*nosuch\.csv: there is no such file"):
-        opened(config(train_file=good, validation_file=str(tmp_path / "nosuch.csv")), HubConfig(), 0)
+    with pytest.raises(
+        UserError, match=r"^task\.train_file = .*nosuch\.csv: there is no such file"
+    ):
+        opened(
+            config(train_file=str(tmp_path / "nosuch.csv"), validation_file=good), HubConfig(), 0
+        )
+    with pytest.raises(
+        UserError, match=r"^task\.validation_file = .*nosuch\.csv: there is no such file"
+    ):
+        opened(
+            config(train_file=good, validation_file=str(tmp_path / "nosuch.csv")), HubConfig(), 0
+        )
 
 
 def test_one_file_is_cut_in_two_by_the_seed(tmp_path: Path) -> None:
@@ -90,27 +127,48 @@ def test_one_file_is_cut_in_two_by_the_seed(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         assert texts(first, split) == texts(again, split)
         assert set(texts(first, split)) != set(texts(other, split))
-    assert sorted(texts(first, "train") + texts(first, "validation")) == sorted(f"text {i}" for i in range(50))
+    assert sorted(texts(first, "train") + texts(first, "validation")) == sorted(
+        f"text {i}" for i in range(50)
+    )
 
 
 def test_texts_keep_their_labels_in_the_cut(tmp_path: Path) -> None:
     splits = opened(config(train_file=write_rows(tmp_path / "a.csv", 30)), HubConfig(), 0)
     for rows in splits.values():
-        assert [int(text.split()[1]) % 2 for text in rows["text"][:]] == [int(label) for label in rows["label"][:]]
+        assert [int(text.split()[1]) % 2 for text in rows["text"][:]] == [
+            int(label) for label in rows["label"][:]
+        ]
 
 
 @pytest.mark.parametrize(
     ("rows", "share", "cut"),
-    [(50, 0.1, 5), (50, 0.5, 25), (47, 0.1, 5), (3, 0.1, 1), (2, 0.1, 1), (2, 0.9, 1), (10, 0.99, 9)],
+    [
+        (50, 0.1, 5),
+        (50, 0.5, 25),
+        (47, 0.1, 5),
+        (3, 0.1, 1),
+        (2, 0.1, 1),
+        (2, 0.9, 1),
+        (10, 0.99, 9),
+    ],
 )
-def test_the_share_is_rounded_and_leaves_a_row_on_either_side(rows: int, share: float, cut: int, tmp_path: Path) -> None:
-    splits = opened(config(train_file=write_rows(tmp_path / "a.csv", rows), validation_share=share), HubConfig(), 0)
+def test_the_share_is_rounded_and_leaves_a_row_on_either_side(
+    rows: int, share: float, cut: int, tmp_path: Path
+) -> None:
+    splits = opened(
+        config(train_file=write_rows(tmp_path / "a.csv", rows), validation_share=share),
+        HubConfig(),
+        0,
+    )
     assert (len(splits["train"]), len(splits["validation"])) == (rows - cut, cut)
 
 
 def test_one_row_cannot_be_cut(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.csv", 1)
-    with pytest.raises(UserError, match=r"^task\.train_file = .*one row cannot be split\. Give task\.validation_file"):
+    with pytest.raises(
+        UserError,
+        match=r"^task\.train_file = .*one row cannot be split\. Give task\.validation_file",
+    ):
         opened(config(train_file=path), HubConfig(), 0)
     splits = opened(config(train_file=path, validation_file=path), HubConfig(), 0)
     assert len(splits["train"]) == 1
@@ -118,9 +176,14 @@ def test_one_row_cannot_be_cut(tmp_path: Path) -> None:
 
 def test_a_split_is_described_by_what_the_user_gave() -> None:
     assert describe(config(path="org/name"), "dev") == "task.path = org/name, split 'dev'"
-    assert describe(config(path="org/name", subset="x"), "dev") == "task.path = org/name (x), split 'dev'"
+    assert (
+        describe(config(path="org/name", subset="x"), "dev")
+        == "task.path = org/name (x), split 'dev'"
+    )
     one, two = config(train_file="a.csv"), config(train_file="a.csv", validation_file="b.csv")
-    assert [describe(one, split) for split in ("train", "validation")] == ["task.train_file = a.csv"] * 2
+    assert [describe(one, split) for split in ("train", "validation")] == [
+        "task.train_file = a.csv"
+    ] * 2
     assert [describe(two, split) for split in ("train", "validation")] == [
         "task.train_file = a.csv",
         "task.validation_file = b.csv",
@@ -137,7 +200,9 @@ def folder_with(folder: Path, *subsets: str) -> str:
 def test_of_several_subsets_the_one_of_the_tasks_name_is_taken(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "data", "another", "mine", "third")
     assert texts(opened(config(path=folder), HubConfig(), 0), "train")[0] == "of mine"
-    assert texts(opened(config(path=folder, subset="third"), HubConfig(), 0), "train")[0] == "of third"
+    assert (
+        texts(opened(config(path=folder, subset="third"), HubConfig(), 0), "train")[0] == "of third"
+    )
 
 
 def test_an_only_subset_is_taken_whatever_its_name(tmp_path: Path) -> None:
@@ -146,9 +211,12 @@ def test_an_only_subset_is_taken_whatever_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("subsets", "said"), [(("mines", "other"), r"Did you mean 'mines'\?"), (("xx", "yy"), r"Known: xx, yy")]
+    ("subsets", "said"),
+    [(("mines", "other"), r"Did you mean 'mines'\?"), (("xx", "yy"), r"Known: xx, yy")],
 )
-def test_several_subsets_without_the_tasks_name_are_named(subsets: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_several_subsets_without_the_tasks_name_are_named(
+    subsets: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
     folder = folder_with(tmp_path / "data", *subsets)
     with pytest.raises(UserError, match=rf"^task\.subset = null: {folder} has several\. {said}"):
         opened(config(path=folder), HubConfig(), 0)
@@ -189,7 +257,10 @@ def test_a_damaged_cache_is_made_anew(
 
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and then nothing of use")
-    with pytest.raises(UserError, match=rf"^task\.path = {tmp_path}, task\.subset = None: cannot be read from {tmp_path}: "):
+    with pytest.raises(
+        UserError,
+        match=rf"^task\.path = {tmp_path}, task\.subset = None: cannot be read from {tmp_path}: ",
+    ):
         opened(config(path=str(tmp_path)), HubConfig(), 0)
 
 
@@ -198,13 +269,17 @@ Load = Callable[[str | None], Any]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Load], list[tuple[str, str | None, str | None]]]:
+def asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Load], list[tuple[str, str | None, str | None]]]:
     """Puts a hub in datasets' place that answers by revision; gives the list of what was asked of it."""
 
     def install(answer: Load) -> list[tuple[str, str | None, str | None]]:
         calls: list[tuple[str, str | None, str | None]] = []
 
-        def load_dataset(path: str, subset: str | None, *, revision: str | None, **options: Any) -> Any:
+        def load_dataset(
+            path: str, subset: str | None, *, revision: str | None, **options: Any
+        ) -> Any:
             calls.append((path, subset, revision))
             return answer(revision)
 
@@ -214,7 +289,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Load], list[tuple[str, s
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         monkeypatch.setattr(datasets, "get_dataset_config_names", names)
-        monkeypatch.setattr(sources, "locate", lambda kind, field, path, root, revision: Source(path, path))
+        monkeypatch.setattr(
+            sources, "locate", lambda kind, field, path, root, revision: Source(path, path)
+        )
         return calls
 
     return install
@@ -261,7 +338,10 @@ def test_any_other_failure_is_told_and_not_covered_up(
     calls = asked(answer)
     with pytest.raises(UserError) as raised:
         opened(config(path="org/name", subset="x", **changes), HubConfig(), 0)
-    assert str(raised.value) == f"task.path = org/name, task.subset = x: cannot be read from org/name: {said}"
+    assert (
+        str(raised.value)
+        == f"task.path = org/name, task.subset = x: cannot be read from org/name: {said}"
+    )
     assert [revision for _, _, revision in calls] == revisions
 
 

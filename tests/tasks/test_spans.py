@@ -10,19 +10,25 @@ from dynarank.tasks.spans import Candidates, best_spans, merge_windows
 Span = tuple[int, int, float]
 
 
-def brute_force(start: Tensor, end: Tensor, context: Tensor, k: int, max_tokens: int) -> list[list[Span]]:
+def brute_force(
+    start: Tensor, end: Tensor, context: Tensor, k: int, max_tokens: int
+) -> list[list[Span]]:
     """Each window's allowed spans among its k best starts times k best ends, the k best of them, best first."""
     windows = []
     for begins, ends, allowed in zip(start.tolist(), end.tolist(), context.tolist(), strict=True):
         tokens = [token for token, inside in enumerate(allowed) if inside]
         firsts = sorted(tokens, key=lambda token: -begins[token])[:k]
         lasts = sorted(tokens, key=lambda token: -ends[token])[:k]
-        pairs = [(i, j, begins[i] + ends[j]) for i in firsts for j in lasts if i <= j < i + max_tokens]
+        pairs = [
+            (i, j, begins[i] + ends[j]) for i in firsts for j in lasts if i <= j < i + max_tokens
+        ]
         windows.append(sorted(pairs, key=lambda span: -span[2])[:k])
     return windows
 
 
-def found_spans(start: Tensor, end: Tensor, context: Tensor, k: int, max_tokens: int) -> list[list[Span]]:
+def found_spans(
+    start: Tensor, end: Tensor, context: Tensor, k: int, max_tokens: int
+) -> list[list[Span]]:
     first, last, score = best_spans(start, end, context, k, max_tokens)
     assert first.shape == last.shape == score.shape == (len(start), min(k, start.shape[1] ** 2))
     windows = []
@@ -35,7 +41,9 @@ def found_spans(start: Tensor, end: Tensor, context: Tensor, k: int, max_tokens:
 
 
 def same(found: list[list[Span]], wanted: list[list[Span]]) -> bool:
-    return [[span[:2] for span in spans] for spans in found] == [[span[:2] for span in spans] for spans in wanted] and all(
+    return [[span[:2] for span in spans] for spans in found] == [
+        [span[:2] for span in spans] for spans in wanted
+    ] and all(
         a[2] == pytest.approx(b[2], abs=1e-5)
         for one, other in zip(found, wanted, strict=True)
         for a, b in zip(one, other, strict=True)
@@ -77,14 +85,19 @@ def test_half_precision_logits_are_added_in_single_precision() -> None:
     assert found_spans(start, end, torch.ones(1, 2, dtype=torch.bool), 1, 2) == [[(0, 1, 2049.0)]]
 
 
-def merged(row: list[int], start: np.ndarray, end: np.ndarray, score: np.ndarray) -> list[tuple[int, int, int, float]]:
+def merged(
+    row: list[int], start: np.ndarray, end: np.ndarray, score: np.ndarray
+) -> list[tuple[int, int, int, float]]:
     best: dict[tuple[int, int, int], float] = {}
     for window, question in enumerate(row):
         for begin, stop, value in zip(start[window], end[window], score[window], strict=True):
             if value > -np.inf:
                 key = (question, int(begin), int(stop))
                 best[key] = max(best.get(key, -np.inf), float(value))
-    return sorted(((*key, value) for key, value in best.items()), key=lambda one: (one[0], -one[3], one[1], one[2]))
+    return sorted(
+        ((*key, value) for key, value in best.items()),
+        key=lambda one: (one[0], -one[3], one[1], one[2]),
+    )
 
 
 def as_tuples(spans: Candidates) -> list[tuple[int, int, int, float]]:
@@ -100,7 +113,9 @@ def test_merged_windows_are_a_dictionarys() -> None:
         start = rng.integers(0, 4, (windows, k))
         end = start + rng.integers(0, 3, (windows, k))
         score = rng.choice([-np.inf, -1.0, 0.0, 0.5, 2.0], (windows, k))
-        assert as_tuples(merge_windows(row, start, end, score)) == merged(row.tolist(), start, end, score)
+        assert as_tuples(merge_windows(row, start, end, score)) == merged(
+            row.tolist(), start, end, score
+        )
 
 
 def test_a_span_in_two_windows_counts_once_at_its_best_score() -> None:
@@ -118,11 +133,22 @@ def test_the_same_span_of_two_questions_counts_for_each() -> None:
 def test_ties_go_to_the_earlier_then_the_shorter_span() -> None:
     start, end = np.asarray([[7, 2, 2, 2]]), np.asarray([[8, 9, 4, 6]])
     spans = merge_windows(np.asarray([0]), start, end, np.full((1, 4), 1.5))
-    assert list(zip(spans.start.tolist(), spans.end.tolist(), strict=True)) == [(2, 4), (2, 6), (2, 9), (7, 8)]
+    assert list(zip(spans.start.tolist(), spans.end.tolist(), strict=True)) == [
+        (2, 4),
+        (2, 6),
+        (2, 9),
+        (7, 8),
+    ]
 
 
 def test_questions_without_spans_are_left_out() -> None:
     start = np.asarray([[1, 2], [1, 2], [1, 2]])
     score = np.asarray([[0.0, -np.inf], [-np.inf, -np.inf], [-np.inf, 1.0]])
-    assert as_tuples(merge_windows(np.asarray([0, 1, 2]), start, start + 1, score)) == [(0, 1, 2, 0.0), (2, 2, 3, 1.0)]
-    assert as_tuples(merge_windows(np.asarray([0, 1, 2]), start, start + 1, np.full((3, 2), -np.inf))) == []
+    assert as_tuples(merge_windows(np.asarray([0, 1, 2]), start, start + 1, score)) == [
+        (0, 1, 2, 0.0),
+        (2, 2, 3, 1.0),
+    ]
+    assert (
+        as_tuples(merge_windows(np.asarray([0, 1, 2]), start, start + 1, np.full((3, 2), -np.inf)))
+        == []
+    )

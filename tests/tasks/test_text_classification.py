@@ -42,8 +42,14 @@ BAD_ROWS = [
         {"text": ["a"], "label": [0]},
         r"'train' has no column 'sentence'; it has text, label\. Name yours in task\.columns\.text",
     ),
-    ({"sentence": ["a"], "labels": [0]}, r"no column 'label'; it has sentence, labels\. Name yours in task\.columns\.label"),
-    ({"sentence": ["a", "b"], "label": [0, 2]}, r"'train', row 1: label = 2 is not a class from 0 to 1 \(unacceptable, acc"),
+    (
+        {"sentence": ["a"], "labels": [0]},
+        r"no column 'label'; it has sentence, labels\. Name yours in task\.columns\.label",
+    ),
+    (
+        {"sentence": ["a", "b"], "label": [0, 2]},
+        r"'train', row 1: label = 2 is not a class from 0 to 1 \(unacceptable, acc",
+    ),
     ({"sentence": ["a", "b"], "label": [-1, -1]}, r"row 0: label = -1 .*\(2 such rows\)"),
     ({"sentence": ["a", "b"], "label": [0.5, 1]}, r"row 0: label = 0\.5"),
     ({"sentence": ["a"], "label": ["yes"]}, r"row 0: label = 'yes' is not a class from 0 to 1"),
@@ -61,7 +67,9 @@ def test_unusable_data_is_named(rows: dict[str, list[Any]], said: str, tmp_path:
 
 def test_a_number_that_is_not_finite_is_named(tmp_path: Path) -> None:
     rows = {"sentence1": ["a", "b"], "sentence2": ["a", "b"], "label": [1.0, float("nan")]}
-    write_dataset(tmp_path / "datasets" / "nyu-mll" / "glue", "stsb", {"train": rows, "validation": rows})
+    write_dataset(
+        tmp_path / "datasets" / "nyu-mll" / "glue", "stsb", {"train": rows, "validation": rows}
+    )
     with pytest.raises(UserError, match=r"row 1: label = None is not a finite number"):
         make("task=stsb").read(HubConfig(root=str(tmp_path)))
 
@@ -108,7 +116,9 @@ def test_every_glue_task_encodes_and_batches(subset: str, hub_root: Path) -> Non
     assert first["input_ids"] == tokenizer(*texts)["input_ids"]
     assert first["labels"] == raw["label"]
     batch = task.collator(tokenizer)([task.train_features[i] for i in range(4)])
-    assert batch["input_ids"].shape[1] == max(len(task.train_features[i]["input_ids"]) for i in range(4))
+    assert batch["input_ids"].shape[1] == max(
+        len(task.train_features[i]["input_ids"]) for i in range(4)
+    )
     assert batch["labels"].dtype == (torch.float32 if subset == "stsb" else torch.int64)
 
 
@@ -124,7 +134,9 @@ def test_encoding_is_cached_by_tokenizer_and_settings(hub_root: Path) -> None:
         task = make(*overrides)
         task.read(HubConfig(root=str(hub_root)))
         tokenizer = tokenizer_of(hub_root)
-        tokenizer(["used before"], truncation=True, max_length=3)  # changes its pickle, not its vocabulary
+        tokenizer(
+            ["used before"], truncation=True, max_length=3
+        )  # changes its pickle, not its vocabulary
         task.encode(tokenizer, None)
         return str(task.train_features._fingerprint)
 
@@ -148,7 +160,9 @@ class Fixed(torch.nn.Module):
 def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     metrics = task.scores("validation")
     for part in np.array_split(np.arange(len(labels)), 3):  # uneven batches
-        task.score(Fixed(torch.tensor(logits[part])), {"labels": torch.tensor(labels[part])}, metrics)
+        task.score(
+            Fixed(torch.tensor(logits[part])), {"labels": torch.tensor(labels[part])}, metrics
+        )
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
@@ -161,7 +175,9 @@ def test_classification_scores_equal_their_definitions() -> None:
     mrpc = scores(make("task=mrpc"), logits, labels)
     assert mrpc == pytest.approx({"accuracy": (tp + tn) / 50, "f1": 2 * tp / (2 * tp + fp + fn)})
     matthews = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    assert scores(make("task=cola"), logits, labels) == pytest.approx({"matthews": matthews}, abs=1e-6)
+    assert scores(make("task=cola"), logits, labels) == pytest.approx(
+        {"matthews": matthews}, abs=1e-6
+    )
 
 
 def test_regression_scores_equal_scipys() -> None:
@@ -173,7 +189,13 @@ def test_regression_scores_equal_scipys() -> None:
     assert found["spearman"] == pytest.approx(stats.spearmanr(logits[:, 0], labels)[0], abs=1e-5)
 
 
-ROWS = {"cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3667, 408), "stsb": (5749, 1500), "rte": (2490, 277)}
+ROWS = {
+    "cola": (8551, 1043),
+    "sst2": (67349, 872),
+    "mrpc": (3667, 408),
+    "stsb": (5749, 1500),
+    "rte": (2490, 277),
+}
 """Rows of the local copies; the hub's MRPC has one more to train on."""
 
 
@@ -186,5 +208,7 @@ def test_real_glue_is_read_whole(subset: str) -> None:
 
 
 def test_an_unknown_family_is_named_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"task\.family = 'text_clasification' is not known.*'text_classification'"):
+    with pytest.raises(
+        UserError, match=r"task\.family = 'text_clasification' is not known.*'text_classification'"
+    ):
         make("task.family=text_clasification")

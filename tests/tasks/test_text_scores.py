@@ -32,7 +32,9 @@ FLAT_REFERENCES = [" ".join(reference) for reference in REFERENCES]
 @pytest.mark.parametrize("names", [ROUGE, ROUGE[:1], ROUGE[:3], ROUGE[3:], ["rougeLsum", "rouge2"]])
 def test_rouge_is_the_mean_f_measure_of_its_authors_scorer(names: list[str]) -> None:
     scorer = RougeScorer(ROUGE, use_stemmer=True)
-    each = [scorer.score("\n".join(r), "\n".join(t)) for r, t in zip(REFERENCES, TEXTS, strict=True)]
+    each = [
+        scorer.score("\n".join(r), "\n".join(t)) for r, t in zip(REFERENCES, TEXTS, strict=True)
+    ]
     expected = {name: 100 * np.mean([scores[name].fmeasure for scores in each]) for name in names}
     found = rouge(names, FLAT, FLAT_REFERENCES)
     assert list(found) == names
@@ -42,7 +44,11 @@ def test_rouge_is_the_mean_f_measure_of_its_authors_scorer(names: list[str]) -> 
 
 CRAFTED = [
     # 5 of 6 and 5 of 5 words; 3 of 5 and 3 of 4 bigrams; the longest common subsequence has 5 words
-    ("the cat sat on the mat", "the cat on the mat", {"rouge1": 10 / 11, "rouge2": 2 / 3, "rougeL": 10 / 11}),
+    (
+        "the cat sat on the mat",
+        "the cat on the mat",
+        {"rouge1": 10 / 11, "rouge2": 2 / 3, "rougeL": 10 / 11},
+    ),
     # the same words, but in order only 2 of 4
     ("c d a b", "a b c d", {"rouge1": 1.0, "rouge2": 2 / 3, "rougeL": 0.5}),
     # a word counts as often as it is in both
@@ -54,19 +60,27 @@ CRAFTED = [
 
 
 @pytest.mark.parametrize(("text", "reference", "expected"), CRAFTED)
-def test_rouge_equals_what_is_counted_by_hand(text: str, reference: str, expected: dict[str, float]) -> None:
+def test_rouge_equals_what_is_counted_by_hand(
+    text: str, reference: str, expected: dict[str, float]
+) -> None:
     found = rouge(ROUGE[:3], [text], [reference])
     assert found == pytest.approx({name: 100 * value for name, value in expected.items()})
-    assert rouge(ROUGE, [text], [reference]) == pytest.approx({**found, "rougeLsum": found["rougeL"]})
+    assert rouge(ROUGE, [text], [reference]) == pytest.approx(
+        {**found, "rougeLsum": found["rougeL"]}
+    )
 
 
 def test_rouge_lsum_minds_sentences_and_not_their_order() -> None:
     text, reference = "The dog ran away. A cat sat there.", "A cat sat there. The dog ran away."
-    assert rouge(["rougeL", "rougeLsum"], [text], [reference]) == pytest.approx({"rougeL": 50.0, "rougeLsum": 100.0})
+    assert rouge(["rougeL", "rougeLsum"], [text], [reference]) == pytest.approx(
+        {"rougeL": 50.0, "rougeLsum": 100.0}
+    )
 
 
 def test_rouge_is_a_mean_over_rows() -> None:
-    assert rouge(["rouge1"], ["a b", "x", "c d"], ["a b", "y", "c e"]) == pytest.approx({"rouge1": 50.0})
+    assert rouge(["rouge1"], ["a b", "x", "c d"], ["a b", "y", "c e"]) == pytest.approx(
+        {"rouge1": 50.0}
+    )
 
 
 def test_bleu_and_chrf_are_sacrebleus() -> None:
@@ -81,12 +95,16 @@ def test_bleu_and_chrf_are_sacrebleus() -> None:
 def test_bleu_is_over_the_corpus_and_not_a_mean_over_rows() -> None:
     texts, references = ["the cat sat on the mat", "a dog"], ["the cat sat on the mat", "a cat"]
     # 7/8, 5/6, 4/4 and 3/3 of the n-grams; no brevity penalty
-    assert text_scores(["bleu"], texts, references)["bleu"] == pytest.approx(100 * (7 / 8 * 5 / 6) ** 0.25)
+    assert text_scores(["bleu"], texts, references)["bleu"] == pytest.approx(
+        100 * (7 / 8 * 5 / 6) ** 0.25
+    )
 
 
 def test_short_texts_are_penalized_by_bleu() -> None:
     text, reference = "the cat sat on the mat", "the cat sat on the mat and slept there"
-    assert text_scores(["bleu"], [text], [reference])["bleu"] == pytest.approx(100 * np.exp(1 - 9 / 6))
+    assert text_scores(["bleu"], [text], [reference])["bleu"] == pytest.approx(
+        100 * np.exp(1 - 9 / 6)
+    )
 
 
 def test_an_identical_text_scores_100() -> None:
@@ -94,20 +112,28 @@ def test_an_identical_text_scores_100() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reference"), [("", "the cat sat on the mat"), ("the cat sat on the mat", ""), ("", ""), ("?!", "?!")]
+    ("text", "reference"),
+    [("", "the cat sat on the mat"), ("the cat sat on the mat", ""), ("", ""), ("?!", "?!")],
 )
 def test_an_empty_text_scores_0_in_rouge(text: str, reference: str) -> None:
     assert text_scores(ROUGE, [text], [reference]) == dict.fromkeys(ROUGE, 0.0)
 
 
 def test_an_empty_text_scores_0_in_bleu_and_chrf() -> None:
-    assert text_scores(["bleu", "chrf"], [""], ["the cat sat on the mat"]) == {"bleu": 0.0, "chrf": 0.0}
+    assert text_scores(["bleu", "chrf"], [""], ["the cat sat on the mat"]) == {
+        "bleu": 0.0,
+        "chrf": 0.0,
+    }
 
 
 @pytest.mark.parametrize("names", [[name] for name in ALL])
 def test_only_what_is_asked_for_is_scored(names: list[str]) -> None:
     assert text_scores(names, FLAT, FLAT_REFERENCES) == pytest.approx(
-        {name: value for name, value in text_scores(ALL, FLAT, FLAT_REFERENCES).items() if name in names}
+        {
+            name: value
+            for name, value in text_scores(ALL, FLAT, FLAT_REFERENCES).items()
+            if name in names
+        }
     )
 
 
@@ -131,7 +157,13 @@ def test_sentences_stand_on_lines_of_their_own(text: str, lines: list[str]) -> N
 
 
 @pytest.mark.parametrize(
-    "text", [*FLAT, 'He said: "Go. Now."  Then  (U.S.A.) ...', "ţară. Õhtu? 日本語。次の文。", "a\tb\r\n\r\nc"]
+    "text",
+    [
+        *FLAT,
+        'He said: "Go. Now."  Then  (U.S.A.) ...',
+        "ţară. Õhtu? 日本語。次の文。",
+        "a\tb\r\n\r\nc",
+    ],
 )
 def test_no_word_is_lost_between_sentences(text: str) -> None:
     assert by_sentence(text).split() == text.split()
@@ -158,8 +190,14 @@ def test_a_fresh_process_without_a_home_scores_too(tmp_path: Path) -> None:
         "from dynarank.tasks.text_scores import text_scores\n"
         f"print(sorted(text_scores({ALL!r}, ['A cat. A dog.'], ['A cat. A dog.'])))\n"
     )
-    environment = {"HOME": str(tmp_path), "NLTK_DATA": str(tmp_path), "PYTHONPATH": ":".join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        "HOME": str(tmp_path),
+        "NLTK_DATA": str(tmp_path),
+        "PYTHONPATH": ":".join(filter(None, sys.path)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(sorted(ALL))
     assert not list(tmp_path.iterdir())

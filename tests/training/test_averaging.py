@@ -25,7 +25,9 @@ Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def averaged(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, list[Weights], list[Weights]]:
+def averaged(
+    hub_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Results, list[Weights], list[Weights]]:
     """A run's results, its weights at the start and after every step, and those that were validated."""
     steps: list[Weights] = []
     validated: list[Weights] = []
@@ -49,7 +51,13 @@ def averaged(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dynarank.runs.prepare.FineTuning", Recorded)
         folder = tmp_path_factory.mktemp("averaged")
-        settings = ["task=stsb", "budget.interval=1", "optimizer.lr=0.02", "trainer.epochs=5", f"trainer.ema={DECAY}"]
+        settings = [
+            "task=stsb",
+            "budget.interval=1",
+            "optimizer.lr=0.02",
+            "trainer.epochs=5",
+            f"trainer.ema={DECAY}",
+        ]
         return run(configure(folder, hub_root, *settings)), steps, validated
 
 
@@ -58,12 +66,16 @@ def expected(steps: list[Weights], last: int) -> Weights:
     found = {name: value.double() for name, value in steps[0].items()}
     for n, weights in enumerate(steps[1 : last + 1]):
         d = min(DECAY, (1 + n) / (10 + n))
-        found = {name: (d * found[name] + (1 - d) * w.double()) * (w != 0) for name, w in weights.items()}
+        found = {
+            name: (d * found[name] + (1 - d) * w.double()) * (w != 0) for name, w in weights.items()
+        }
     return found
 
 
 def close(a: Weights, b: Weights) -> bool:
-    return a.keys() == b.keys() and all(torch.allclose(a[name].double(), b[name].double(), atol=1e-6) for name in a)
+    return a.keys() == b.keys() and all(
+        torch.allclose(a[name].double(), b[name].double(), atol=1e-6) for name in a
+    )
 
 
 def test_it_is_the_average_of_every_steps_weights(averaged: Any) -> None:
@@ -85,7 +97,10 @@ def test_every_validation_sees_it(averaged: Any) -> None:
 def test_it_keeps_as_many_components_as_the_budget(averaged: Any) -> None:
     results, _, validated = averaged
     assert sum(results.ranks.values()) == results.components_target == 24
-    nonzero = [sum(int((w != 0).sum()) for name, w in one.items() if name.endswith("lora_c")) for one in validated]
+    nonzero = [
+        sum(int((w != 0).sum()) for name, w in one.items() if name.endswith("lora_c"))
+        for one in validated
+    ]
     history = json.loads((Path(results.output_dir) / "rank_history.json").read_text())
     pruned = {entry["step"]: sum(entry["ranks"].values()) for entry in history}
     assert nonzero[:5] == [pruned.get(step, 24) for step in (3, 6, 9, 12, 15)]
@@ -100,20 +115,31 @@ def test_what_is_scored_is_what_is_exported(averaged: Any, hub_root: Path) -> No
     rows = load_dataset(str(hub_root / "datasets/nyu-mll/glue"), "stsb")["validation"]
     found = torch.tensor([record["score"] for record in predictor(rows)])
     pearson = torch.corrcoef(torch.stack([found, torch.tensor(rows["label"][:])]))[0, 1]
-    assert float(pearson) == pytest.approx(results.metrics["pearson"], abs=1e-3)  # the scores lie within 0.001
+    assert float(pearson) == pytest.approx(
+        results.metrics["pearson"], abs=1e-3
+    )  # the scores lie within 0.001
     selected = expected(steps, results.selected["step"])
     adapter = load_file(Path(results.output_dir) / "adapter/adapter_model.safetensors")
     head = [name for name in selected if "classifier" in name]
-    assert close({name: adapter[f"base_model.{name}"] for name in head}, {name: selected[name] for name in head})
+    assert close(
+        {name: adapter[f"base_model.{name}"] for name in head},
+        {name: selected[name] for name in head},
+    )
     for name, rank in results.ranks.items():
         A, B, c = (selected[f"model.{name}.lora_{factor}"] for factor in "ABc")
         assert int((c != 0).sum()) == rank
         if rank:
-            exported = [adapter[f"base_model.model.{name}.lora_{factor}.weight"].double() for factor in "BA"]
+            exported = [
+                adapter[f"base_model.model.{name}.lora_{factor}.weight"].double() for factor in "BA"
+            ]
             assert torch.allclose(exported[0] @ exported[1], 8 / 3 * (B * c) @ A, atol=1e-6)
 
 
 def test_batches_that_only_accumulate_do_not_count(hub_root: Path, tmp_path: Path) -> None:
     run(configure(tmp_path, hub_root, "trainer.accumulate=3", "trainer.ema=0.9", "method=head"))
-    state = next(state for name, state in newest_checkpoint(tmp_path)["callbacks"].items() if "WeightAverage" in name)
+    state = next(
+        state
+        for name, state in newest_checkpoint(tmp_path)["callbacks"].items()
+        if "WeightAverage" in name
+    )
     assert state == {"updates": 2}

@@ -50,12 +50,21 @@ def test_any_batch_size(batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["cola", "squad"])
-def test_a_seeded_sample_of_whole_rows_is_scored_until_all_are_wanted(name: str, hub_root: Path) -> None:
+def test_a_seeded_sample_of_whole_rows_is_scored_until_all_are_wanted(
+    name: str, hub_root: Path
+) -> None:
     from transformers import AutoTokenizer
 
-    windows = ["task.max_length=14", "task.max_question=4", "task.stride=2"] if name == "squad" else []
-    config = to_config(compose(["output_dir=x", f"task={name}", "task.validation_sample=5", *windows]))
-    task, tokenizer = build_task(config.task), AutoTokenizer.from_pretrained(hub_root / "models/FacebookAI/roberta-base")
+    windows = (
+        ["task.max_length=14", "task.max_question=4", "task.stride=2"] if name == "squad" else []
+    )
+    config = to_config(
+        compose(["output_dir=x", f"task={name}", "task.validation_sample=5", *windows])
+    )
+    task, tokenizer = (
+        build_task(config.task),
+        AutoTokenizer.from_pretrained(hub_root / "models/FacebookAI/roberta-base"),
+    )
     task.read(HubConfig(str(hub_root)))
     task.encode(tokenizer, None)  # type: ignore[arg-type]
     features = task.validation_features["validation"]
@@ -63,12 +72,16 @@ def test_a_seeded_sample_of_whole_rows_is_scored_until_all_are_wanted(name: str,
     def scored(seed: int, sample: int | None) -> list[int]:
         data = TaskData(task, tokenizer, 4, seed)
         data.sample = sample
-        return sorted(int(index) for batch in data.val_dataloader()[0].batch_sampler for index in batch)
+        return sorted(
+            int(index) for batch in data.val_dataloader()[0].batch_sampler for index in batch
+        )
 
     rows = task.rows_of(features)
     chosen = scored(0, 5)
     assert len(set(rows[chosen])) == 5
-    assert sorted(np.flatnonzero(np.isin(rows, rows[chosen]))) == chosen  # a row's windows stay together
+    assert (
+        sorted(np.flatnonzero(np.isin(rows, rows[chosen]))) == chosen
+    )  # a row's windows stay together
     assert chosen == scored(0, 5) != scored(1, 5)
     assert scored(0, None) == list(range(len(features)))
     assert TaskData(task, tokenizer, 4, 0).sample == 5

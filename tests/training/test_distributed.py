@@ -14,12 +14,27 @@ import numpy as np
 import pytest
 import torch
 from killing import start
-from tiny import REPOSITORY, glue_rows, newest_checkpoint, summary_rows, tiny_bart, tiny_roberta, write_dataset, write_model
+from tiny import (
+    REPOSITORY,
+    glue_rows,
+    newest_checkpoint,
+    summary_rows,
+    tiny_bart,
+    tiny_roberta,
+    write_dataset,
+    write_model,
+)
 
 from dynarank.sweeps.sweep import read_sweep
 from dynarank.training.data import LengthGroupedSampler, even_batches
 
-SHORT = ["trainer.epochs=3", "trainer.batch_size=8", "budget.interval=1", "optimizer.lr=0.01", "method.dropout=0"]
+SHORT = [
+    "trainer.epochs=3",
+    "trainer.batch_size=8",
+    "budget.interval=1",
+    "optimizer.lr=0.01",
+    "method.dropout=0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +45,25 @@ def calm_hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(root / "models/FacebookAI/roberta-base", tiny_roberta(**still))
     write_model(root / "models/facebook/bart-base", tiny_bart(dropout=0.0))
     write_dataset(
-        root / "datasets/nyu-mll/glue", "stsb", {"train": glue_rows("stsb", 45, 0), "validation": glue_rows("stsb", 19, 7)}
+        root / "datasets/nyu-mll/glue",
+        "stsb",
+        {"train": glue_rows("stsb", 45, 0), "validation": glue_rows("stsb", 19, 7)},
     )
     write_dataset(
-        root / "datasets/EdinburghNLP/xsum", "default", {"train": summary_rows(45, 0), "validation": summary_rows(13, 7)}
+        root / "datasets/EdinburghNLP/xsum",
+        "default",
+        {"train": summary_rows(45, 0), "validation": summary_rows(13, 7)},
     )
     return root
 
 
-SUMMARIES = ["task=xsum", "model=bart_base", "task.generate.max_length=8", "task.max_source=40", "trainer.epochs=1"]
+SUMMARIES = [
+    "task=xsum",
+    "model=bart_base",
+    "task.generate.max_length=8",
+    "task.max_source=40",
+    "trainer.epochs=1",
+]
 CASES = {
     "regression": ["task=stsb"],
     "accumulation": ["task=stsb", "trainer.accumulate=2"],
@@ -64,10 +89,16 @@ def alone(calm_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(
     ("strategy", "case"),
-    [("ddp", case) for case in CASES] + [("fsdp", case) for case in ("regression", "accumulation", "adalora", "summaries")],
+    [("ddp", case) for case in CASES]
+    + [("fsdp", case) for case in ("regression", "accumulation", "adalora", "summaries")],
 )
-def test_two_processes_train_as_one(strategy: str, case: str, alone: Any, calm_hub: Path, tmp_path: Path) -> None:
-    assert start(tmp_path, calm_hub, [*SHORT, f"trainer={strategy}", *CASES[case]], world=2) == [0, 0]
+def test_two_processes_train_as_one(
+    strategy: str, case: str, alone: Any, calm_hub: Path, tmp_path: Path
+) -> None:
+    assert start(tmp_path, calm_hub, [*SHORT, f"trainer={strategy}", *CASES[case]], world=2) == [
+        0,
+        0,
+    ]
     one, two = (newest_checkpoint(folder)["state_dict"] for folder in (alone(case), tmp_path))
     assert list(one) == list(two)
     for name in one:
@@ -75,15 +106,23 @@ def test_two_processes_train_as_one(strategy: str, case: str, alone: Any, calm_h
             assert torch.equal(one[name], two[name]), name
         else:
             assert torch.allclose(one[name], two[name], rtol=0, atol=1e-6), name
-    histories = [json.loads((folder / "rank_history.json").read_text()) for folder in (alone(case), tmp_path)]
+    histories = [
+        json.loads((folder / "rank_history.json").read_text()) for folder in (alone(case), tmp_path)
+    ]
     assert histories[0] == histories[1]
-    records = [json.loads((folder / "metrics.json").read_text()) for folder in (alone(case), tmp_path)]
-    assert records[0]["metrics"] == pytest.approx(records[1]["metrics"], abs=2e-3)  # of a model that answers nearly alike
+    records = [
+        json.loads((folder / "metrics.json").read_text()) for folder in (alone(case), tmp_path)
+    ]
+    assert records[0]["metrics"] == pytest.approx(
+        records[1]["metrics"], abs=2e-3
+    )  # of a model that answers nearly alike
     losses = [[float(row["train/loss"]) for row in csv.DictReader((folder / "metrics.csv").open()) if row["train/loss"]]
               for folder in (alone(case), tmp_path)]  # fmt: skip
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     if case == "summaries":
-        assert (tmp_path / "predictions.jsonl").read_text() == (alone(case) / "predictions.jsonl").read_text()
+        assert (tmp_path / "predictions.jsonl").read_text() == (
+            alone(case) / "predictions.jsonl"
+        ).read_text()
 
 
 def drift(rank: int) -> None:
@@ -100,7 +139,9 @@ def drift(rank: int) -> None:
     RankAllocator.update = drifting  # type: ignore[method-assign]
 
 
-def test_scores_that_drift_apart_do_not_part_the_ranks(alone: Any, calm_hub: Path, tmp_path: Path) -> None:
+def test_scores_that_drift_apart_do_not_part_the_ranks(
+    alone: Any, calm_hub: Path, tmp_path: Path
+) -> None:
     assert start(tmp_path, calm_hub, [*SHORT, "task=stsb", "trainer=ddp"], drift, world=2) == [0, 0]
     for name in ("ranks.json", "rank_history.json"):
         assert (tmp_path / name).read_text() == (alone("regression") / name).read_text()
@@ -119,9 +160,18 @@ def test_ranks_that_are_configured_differently_do_not_start(calm_hub: Path, tmp_
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_points_of_a_sweep_that_are_distributed_keep_their_settings(calm_hub: Path, tmp_path: Path) -> None:
+def test_points_of_a_sweep_that_are_distributed_keep_their_settings(
+    calm_hub: Path, tmp_path: Path
+) -> None:
     """By the real command: two points, each started again by Lightning as a second rank; ranks compare their settings."""
-    settings = [f"hub.root={calm_hub}", "logger=none", "trainer.accelerator=cpu", *SHORT, "task=stsb", "trainer=ddp"]
+    settings = [
+        f"hub.root={calm_hub}",
+        "logger=none",
+        "trainer.accelerator=cpu",
+        *SHORT,
+        "task=stsb",
+        "trainer=ddp",
+    ]
     command = [
         sys.executable,
         str(REPOSITORY / "train.py"),
@@ -136,9 +186,13 @@ def test_points_of_a_sweep_that_are_distributed_keep_their_settings(calm_hub: Pa
     for folder in (point.folder for point in read_sweep(tmp_path)):
         identity = json.loads(max((folder / "checkpoints").glob("*.json")).read_text())["identity"]
         alone = tmp_path / f"alone{identity['method.alpha']:g}"
-        assert start(alone, calm_hub, [*SHORT, "task=stsb", f"method.alpha={identity['method.alpha']}"]) == [0]
+        assert start(
+            alone, calm_hub, [*SHORT, "task=stsb", f"method.alpha={identity['method.alpha']}"]
+        ) == [0]
         one, two = (newest_checkpoint(place)["state_dict"] for place in (alone, folder))
-        assert all(float((one[name].float() - two[name].float()).abs().max()) <= 1e-6 for name in one)
+        assert all(
+            float((one[name].float() - two[name].float()).abs().max()) <= 1e-6 for name in one
+        )
 
 
 def count_shards(rank: int) -> None:
@@ -149,7 +203,10 @@ def count_shards(rank: int) -> None:
 
     def look(self: Any, trainer: Any, module: Any) -> None:
         begin(self, trainer, module)
-        found = {name: hasattr(p, "to_local") and p.to_local().numel() / p.numel() for name, p in module.named_parameters()}
+        found = {
+            name: hasattr(p, "to_local") and p.to_local().numel() / p.numel()
+            for name, p in module.named_parameters()
+        }
         trained = {name: bool(p.requires_grad) for name, p in module.named_parameters()}
         (self.folder.parent / f"shards{rank}.json").write_text(json.dumps([found, trained]))
 
@@ -157,10 +214,14 @@ def count_shards(rank: int) -> None:
 
 
 def test_fsdp_shards_what_is_frozen_and_only_that(calm_hub: Path, tmp_path: Path) -> None:
-    assert start(tmp_path, calm_hub, [*SHORT, "task=stsb", "trainer=fsdp"], count_shards, world=2) == [0, 0]
+    assert start(
+        tmp_path, calm_hub, [*SHORT, "task=stsb", "trainer=fsdp"], count_shards, world=2
+    ) == [0, 0]
     shares, trained = json.loads((tmp_path / "shards1.json").read_text())
     assert all((share is False) == trained[name] for name, share in shares.items())
-    assert np.mean([share for name, share in shares.items() if not trained[name]]) == pytest.approx(0.5, abs=0.05)
+    assert np.mean([share for name, share in shares.items() if not trained[name]]) == pytest.approx(
+        0.5, abs=0.05
+    )
 
 
 @pytest.mark.parametrize("rows", [1003, 992, 993, 7])

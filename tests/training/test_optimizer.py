@@ -20,7 +20,11 @@ def model() -> nn.Module:
 def test_c_and_biases_do_not_decay_and_the_base_is_in_no_group(model: nn.Module) -> None:
     decayed, plain = parameter_groups(model, 0.01)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(p)] for p in decayed["params"]} == {"body.lora_A", "body.lora_B", "head.weight"}
+    assert {names[id(p)] for p in decayed["params"]} == {
+        "body.lora_A",
+        "body.lora_B",
+        "head.weight",
+    }
     assert {names[id(p)] for p in plain["params"]} == {"body.lora_c", "head.bias"}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
 
@@ -40,9 +44,17 @@ def test_rate_rises_over_the_warmup_and_ends_at_zero(model: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("batches", "epochs", "accumulate", "max_steps", "total"),
-    [(10, 3, 1, None, 30), (10, 3, 4, None, 9), (10, 3, 4, 5, 5), (10, 3, 1, 100, 30), (1, 1, 8, None, 1)],
+    [
+        (10, 3, 1, None, 30),
+        (10, 3, 4, None, 9),
+        (10, 3, 4, 5, 5),
+        (10, 3, 1, 100, 30),
+        (1, 1, 8, None, 1),
+    ],
 )
-def test_total_steps(batches: int, epochs: int, accumulate: int, max_steps: int | None, total: int) -> None:
+def test_total_steps(
+    batches: int, epochs: int, accumulate: int, max_steps: int | None, total: int
+) -> None:
     assert resolve_total_steps(batches, epochs, accumulate, max_steps) == total
 
 

@@ -25,7 +25,11 @@ NARROW = "model.dtype=bfloat16"
 def all_float32(folder: Path) -> bool:
     saved = newest_checkpoint(folder)
     weights = [value for key, value in saved["state_dict"].items() if not key.endswith(".mask")]
-    moments = [value for state in saved["optimizer_states"][0]["state"].values() for value in state.values()]
+    moments = [
+        value
+        for state in saved["optimizer_states"][0]["state"].values()
+        for value in state.values()
+    ]
     return len(weights) > 2 and {value.dtype for value in (*weights, *moments)} == {torch.float32}
 
 
@@ -43,7 +47,11 @@ def test_what_trains_is_float32(settings: list[str], hub_root: Path, tmp_path: P
     results = run(configure(tmp_path, hub_root, *SHORT, *" ".join(settings).split()))
     assert all_float32(tmp_path)
     assert all(torch.isfinite(torch.tensor(value)) for value in results.metrics.values())
-    moved = [value for key, value in newest_checkpoint(tmp_path)["state_dict"].items() if key.endswith(".lora_c")]
+    moved = [
+        value
+        for key, value in newest_checkpoint(tmp_path)["state_dict"].items()
+        if key.endswith(".lora_c")
+    ]
     assert all(value.any() for value in moved if len(value))
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     if weights.is_file():
@@ -51,7 +59,9 @@ def test_what_trains_is_float32(settings: list[str], hub_root: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("method", ["full", "bitfit"])
-def test_methods_that_train_the_base_refuse_a_narrow_one(method: str, hub_root: Path, tmp_path: Path) -> None:
+def test_methods_that_train_the_base_refuse_a_narrow_one(
+    method: str, hub_root: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=rf"method={method}: .*model\.dtype=float32"):
         run(configure(tmp_path, hub_root, NARROW, f"method={method}"))
 
@@ -61,7 +71,9 @@ def test_a_narrow_base_is_narrow_and_its_head_is_not(hub_root: Path, tmp_path: P
     kinds = {(parameter.requires_grad, parameter.dtype) for parameter in module.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     model = module.model.eval()
-    output = model(input_ids=torch.tensor([[1, 5, 2]]), labels=torch.tensor([1]), output_hidden_states=True)
+    output = model(
+        input_ids=torch.tensor([[1, 5, 2]]), labels=torch.tensor([1]), output_hidden_states=True
+    )
     assert output.hidden_states[-1].dtype == torch.bfloat16
     assert output.logits.dtype == output.loss.dtype == torch.float32
 
@@ -73,12 +85,23 @@ def test_text_to_text_gets_its_loss_from_float32_logits(hub_root: Path, tmp_path
     assert output.logits.dtype == output.loss.dtype == torch.float32
 
 
-def test_predictions_are_those_of_the_adapter_on_the_narrow_weights(hub_root: Path, tmp_path: Path) -> None:
+def test_predictions_are_those_of_the_adapter_on_the_narrow_weights(
+    hub_root: Path, tmp_path: Path
+) -> None:
     """Against PEFT in float32, on the rounded base weights: not merged into them, where an update would be lost."""
     import peft
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    run(configure(tmp_path / "run", hub_root, NARROW, "trainer.epochs=12", "optimizer.lr=0.03", "budget.interval=5"))
+    run(
+        configure(
+            tmp_path / "run",
+            hub_root,
+            NARROW,
+            "trainer.epochs=12",
+            "optimizer.lr=0.03",
+            "budget.interval=5",
+        )
+    )
     texts = ["the cat sat", "he was not very good", "dog", "they sleep on a mat"]
     (tmp_path / "in.csv").write_text("sentence\n" + "\n".join(texts) + "\n")
     main([str(tmp_path / "run"), "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv"),

@@ -21,7 +21,9 @@ class Setting:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 4))
         layers = inject(self.model, ["0"], r=3)
-        self.callback = RankAllocation(RankAllocator(layers, BudgetSchedule(3, 1, total=8, interval=1)))
+        self.callback = RankAllocation(
+            RankAllocator(layers, BudgetSchedule(3, 1, total=8, interval=1))
+        )
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(trainable, lr=0.1)
         self.trainer: Any = SimpleNamespace(world_size=1, optimizers=[self.optimizer], loggers=[])

@@ -9,7 +9,10 @@ from dynarank.training.rank_map import Place, draw_rank_map, place
 
 BART = {
     f"model.{stack}.layers.{layer}.{matrix}": layer
-    for stack, matrices in {"encoder": ["self_attn.q_proj", "fc1"], "decoder": ["encoder_attn.k_proj"]}.items()
+    for stack, matrices in {
+        "encoder": ["self_attn.q_proj", "fc1"],
+        "decoder": ["encoder_attn.k_proj"],
+    }.items()
     for layer in range(3)
     for matrix in matrices
 }
@@ -18,8 +21,14 @@ BART = {
 @pytest.mark.parametrize(
     ("name", "where"),
     [
-        ("roberta.encoder.layer.11.output.dense", Place("roberta.encoder.layer", 11, "output.dense")),
-        ("encoder.block.2.layer.1.DenseReluDense.wi", Place("encoder.block", 2, "layer.1.DenseReluDense.wi")),
+        (
+            "roberta.encoder.layer.11.output.dense",
+            Place("roberta.encoder.layer", 11, "output.dense"),
+        ),
+        (
+            "encoder.block.2.layer.1.DenseReluDense.wi",
+            Place("encoder.block", 2, "layer.1.DenseReluDense.wi"),
+        ),
         ("lm_head", Place("", 0, "lm_head")),
     ],
 )
@@ -30,8 +39,14 @@ def test_place(name: str, where: Place) -> None:
 def test_a_panel_a_stack_a_cell_a_matrix() -> None:
     figure = draw_rank_map(BART, 3, "bart")
     panels = [axes for axes in figure.axes if axes.images and axes.get_title(loc="left")]
-    assert [axes.get_title(loc="left") for axes in panels] == ["model.encoder.layers", "model.decoder.layers"]
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["self_attn.q_proj", "fc1"]
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        "model.encoder.layers",
+        "model.decoder.layers",
+    ]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == [
+        "self_attn.q_proj",
+        "fc1",
+    ]
     assert [text.get_text() for text in panels[0].texts] == ["0", "1", "2"] * 2
 
 
@@ -48,4 +63,9 @@ def test_no_ranks_is_an_error() -> None:
 
 def test_numbers_for_trackers_without_pictures() -> None:
     means = ranks_by_matrix({"h.0.a": 0, "h.1.a": 4, "h.1.b": 2})
-    assert means == {"rank/matrix/a": 2.0, "rank/matrix/b": 2.0, "rank/layer/00": 0.0, "rank/layer/01": 3.0}
+    assert means == {
+        "rank/matrix/a": 2.0,
+        "rank/matrix/b": 2.0,
+        "rank/layer/00": 0.0,
+        "rank/layer/01": 3.0,
+    }

@@ -31,7 +31,9 @@ def no_dropout(tmp_path: Path) -> str:
     return f"model.path={write_model(tmp_path / 'model', sizes)}"
 
 
-def by_hand(prepared: Prepared, epochs: int, accumulate: int, clip: float) -> dict[str, torch.Tensor]:
+def by_hand(
+    prepared: Prepared, epochs: int, accumulate: int, clip: float
+) -> dict[str, torch.Tensor]:
     """The same training in a plain loop: the loss of an update is the mean of its batches'."""
     module, data, scheduled = prepared.module, prepared.data, prepared.module.configure_optimizers()
     optimizer, scheduler = scheduled["optimizer"], scheduled["lr_scheduler"]["scheduler"]
@@ -43,7 +45,9 @@ def by_hand(prepared: Prepared, epochs: int, accumulate: int, clip: float) -> di
         batches = list(loader)
         for start in range(0, len(batches), accumulate):
             window = batches[start : start + accumulate]
-            torch.stack([module.model(**module.task.inputs(batch)).loss for batch in window]).mean().backward()
+            torch.stack(
+                [module.model(**module.task.inputs(batch)).loss for batch in window]
+            ).mean().backward()
             torch.nn.utils.clip_grad_norm_(trained, clip)
             optimizer.step()
             scheduler.step()
@@ -56,9 +60,13 @@ def by_hand(prepared: Prepared, epochs: int, accumulate: int, clip: float) -> di
 def test_a_shorter_last_window_is_the_mean_of_its_own_batches(
     accumulate: int, hub_root: Path, tmp_path: Path, no_dropout: str
 ) -> None:
-    config = configure(tmp_path / "run", hub_root, *PLAIN, no_dropout, f"trainer.accumulate={accumulate}")
+    config = configure(
+        tmp_path / "run", hub_root, *PLAIN, no_dropout, f"trainer.accumulate={accumulate}"
+    )
     run(config)
-    expected = by_hand(prepare(config, tmp_path / "hand"), config.epochs, accumulate, config.trainer.clip)
+    expected = by_hand(
+        prepare(config, tmp_path / "hand"), config.epochs, accumulate, config.trainer.clip
+    )
     saved = newest_checkpoint(tmp_path / "run")["state_dict"]
     head = [name for name in saved if "classifier" in name]
     assert len(head) == 4
@@ -84,8 +92,14 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     recorded = Recorded()
 
     class HalfOnCPU(pl.Trainer):
-        def __init__(self, *, plugins: list[Any], precision: str, callbacks: list[Any], **options: Any) -> None:
-            half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=4))
+        def __init__(
+            self, *, plugins: list[Any], precision: str, callbacks: list[Any], **options: Any
+        ) -> None:
+            half = MixedPrecision(
+                "16-mixed",
+                "cpu",
+                torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=4),
+            )
             super().__init__(plugins=[*plugins, half], callbacks=[*callbacks, recorded], **options)
 
     monkeypatch.setattr(trainer.pl, "Trainer", HalfOnCPU)
@@ -125,18 +139,25 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     def spoil(module: FineTuning) -> None:
         if module.trainer.global_step == 3:
             for index in (0, 1):
-                layer = module.get_submodule(f"model.roberta.encoder.layer.{index}.attention.self.key")
+                layer = module.get_submodule(
+                    f"model.roberta.encoder.layer.{index}.attention.self.key"
+                )
                 layer.lora_B.grad[0, 0] = torch.inf if clip else torch.nan
 
     monkeypatch.setattr(FineTuning, "on_after_backward", spoil)
-    with pytest.raises(UserError, match=r"step 4: the gradient is not finite.*layer\.1\.attention\.self\.key\.lora_B"):
+    with pytest.raises(
+        UserError,
+        match=r"step 4: the gradient is not finite.*layer\.1\.attention\.self\.key\.lora_B",
+    ):
         run(config)
     saved = newest_checkpoint(tmp_path)
     assert saved["global_step"] == 3
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
-def test_the_loss_is_looked_at_once_an_update(hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_is_looked_at_once_an_update(
+    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A loss that is not finite inside an accumulation window stops the run at that window's end, at its own batch."""
     config = configure(tmp_path, hub_root, *PLAIN, "trainer.accumulate=2")
     calls: list[int] = []
@@ -151,7 +172,11 @@ def test_the_loss_is_looked_at_once_an_update(hub_root: Path, tmp_path: Path, mo
     words = prepared.pretrained.model.roberta.embeddings
     words.word_embeddings.__class__ = Spoiled
     with Signals() as signals:
-        checkpoints = Checkpoints(tmp_path / "checkpoints", config.checkpoint, {}, signals, None, 0.0)
-        with pytest.raises(NonFiniteError, match=r"step 2: the loss is nan; first at roberta\.embeddings"):
+        checkpoints = Checkpoints(
+            tmp_path / "checkpoints", config.checkpoint, {}, signals, None, 0.0
+        )
+        with pytest.raises(
+            NonFiniteError, match=r"step 2: the loss is nan; first at roberta\.embeddings"
+        ):
             trainer.fit(trainer.build_trainer(config, tmp_path, prepared, checkpoints), prepared)
     assert len(calls) == 5  # the fifth names the place

@@ -19,7 +19,9 @@ def matches(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)
 
 
-def find_linears(model: nn.Module, targets: Sequence[str], exclude: Sequence[str] = ()) -> list[str]:
+def find_linears(
+    model: nn.Module, targets: Sequence[str], exclude: Sequence[str] = ()
+) -> list[str]:
     """Full names of the linear maps that fit any target, in the model's order.
 
     `exclude` names modules whose inside is left alone (the task head).
@@ -31,15 +33,20 @@ def find_linears(model: nn.Module, targets: Sequence[str], exclude: Sequence[str
     linears = [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and not any(name == head or name.startswith(head + ".") for head in exclude)
+        if is_linear(module)
+        and not any(name == head or name.startswith(head + ".") for head in exclude)
     ]
     for target in targets:
         try:
             found = any(matches(name, target) for name in linears)
         except re.error as error:
-            raise ValueError(f"target {target!r} is not a valid regular expression: {error}") from None
+            raise ValueError(
+                f"target {target!r} is not a valid regular expression: {error}"
+            ) from None
         if not found:
-            raise ValueError(f"target {target!r} matches no linear layer. The model's linear layers are: {_kinds(linears)}")
+            raise ValueError(
+                f"target {target!r} matches no linear layer. The model's linear layers are: {_kinds(linears)}"
+            )
     return [name for name in linears if any(matches(name, target) for target in targets)]
 
 
@@ -70,14 +77,18 @@ def inject(
     for name in find_linears(model, targets, exclude):
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)
-        layers[name] = DoRALinear(getattr(parent, child), r, alpha, dropout, start).train(model.training)
+        layers[name] = DoRALinear(getattr(parent, child), r, alpha, dropout, start).train(
+            model.training
+        )
         setattr(parent, child, layers[name])
     return layers
 
 
 def adapter_layers(model: nn.Module) -> dict[str, DoRALinear]:
     """The model's adapters by full name, in model order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, DoRALinear)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, DoRALinear)
+    }
 
 
 def mark_trainable(model: nn.Module, head: Sequence[str] = ()) -> None:

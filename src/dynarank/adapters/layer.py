@@ -60,7 +60,14 @@ class DoRALinear(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, base: nn.Module, r: int, alpha: float = 8.0, dropout: float = 0.0, start: str = "paper") -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        r: int,
+        alpha: float = 8.0,
+        dropout: float = 0.0,
+        start: str = "paper",
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features = linear_shape(base)
         if r < 1:
@@ -77,8 +84,12 @@ class DoRALinear(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
         device = next(base.parameters()).device
-        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, device=device, dtype=torch.float32))
-        self.lora_B = nn.Parameter(torch.empty(self.out_features, r, device=device, dtype=torch.float32))
+        self.lora_A = nn.Parameter(
+            torch.empty(r, self.in_features, device=device, dtype=torch.float32)
+        )
+        self.lora_B = nn.Parameter(
+            torch.empty(self.out_features, r, device=device, dtype=torch.float32)
+        )
         self.lora_c = nn.Parameter(torch.zeros(r, device=device, dtype=torch.float32))
         self.register_buffer("mask", torch.ones(r, device=device, dtype=torch.bool))
         nn.init.kaiming_uniform_(self.lora_A, a=0 if start == "paper" else math.sqrt(5))
@@ -102,7 +113,9 @@ class DoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
         h = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A)  # (..., r')
-        return (y + F.linear(h * (self.scaling * self.coefficients()), self.lora_B)).to(y.dtype)  # rounded once
+        return (y + F.linear(h * (self.scaling * self.coefficients()), self.lora_B)).to(
+            y.dtype
+        )  # rounded once
 
     def delta_weight(self) -> Tensor:
         """The update s sum_i c_i B[:, i] A[i, :] as one matrix, (d_out, d_in). For merging and for tests."""
@@ -115,7 +128,9 @@ class DoRALinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DoRALinear:
         def never_narrower(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            return moved if moved.element_size() >= tensor.element_size() else tensor.to(moved.device)
+            return (
+                moved if moved.element_size() >= tensor.element_size() else tensor.to(moved.device)
+            )
 
         if recurse:
             self.base._apply(fn)

@@ -1,7 +1,6 @@
-"""Out of training: fold a layer's components into plain LoRA factors, merge them, or write a PEFT adapter.
+"""Write adapters as a plain PEFT LoRA adapter. Needs safetensors and peft beside torch.
 
-Legend: k components that a layer kept, A (k, d_in), B (d_out, k). `fold` and `merge` need torch alone;
-`write_peft_adapter` also safetensors and peft.
+Legend: k components that a layer kept, A (k, d_in), B (d_out, k).
 """
 
 from __future__ import annotations
@@ -13,44 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dynarank.adapters.folding import Factors, fold
 from dynarank.adapters.inject import adapter_layers
-from dynarank.adapters.layer import DoRALinear
-
-Factors = tuple[Tensor, Tensor]
-"""A (k, d_in) and B (d_out, k)."""
-
-
-@torch.no_grad()
-def fold(layer: DoRALinear) -> tuple[Tensor, Tensor]:
-    """A layer's nonzero components as LoRA factors with scale 1: A (k, d_in), and B (d_out, k) with s and c inside."""
-    kept = layer.active()
-    return layer.lora_A[kept].clone(), layer.lora_B[:, kept] * (layer.scaling * layer.lora_c[kept])
-
-
-@torch.no_grad()
-def merge(model: nn.Module) -> nn.Module:
-    """Add every adapter's update to its base weight and take the adapter away, in place; returns the model.
-
-    Raises:
-        ValueError: a base weight is quantized, so that an update cannot be added to it; the model is left as it was.
-    """
-    layers = adapter_layers(model)
-    for name, layer in layers.items():
-        if not layer.weight.is_floating_point():
-            raise ValueError(f"{name} has a {layer.weight.dtype} weight: load the base model unquantized to merge")
-    for name, layer in layers.items():
-        weight, delta = layer.weight, layer.delta_weight()  # (d_out, d_in)
-        if not isinstance(layer.base, nn.Linear):
-            delta = delta.T  # Conv1D holds (d_in, d_out)
-        wide = torch.promote_types(weight.dtype, delta.dtype)
-        weight.copy_((weight.to(wide) + delta.to(wide)).to(weight.dtype))
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.base)
-    return model
 
 
 def write_peft_adapter(
-    model: nn.Module, folder: str | Path, base: str, task_type: str | None = None, head: Sequence[str] = ()
+    model: nn.Module,
+    folder: str | Path,
+    base: str,
+    task_type: str | None = None,
+    head: Sequence[str] = (),
 ) -> dict[str, int]:
     """Write the adapters as a plain PEFT LoRA adapter that peft alone loads to the same outputs; returns ranks by name.
 
@@ -68,7 +39,15 @@ def write_peft_adapter(
     """
     layers = adapter_layers(model)
     transposed = not any(isinstance(layer.base, nn.Linear) for layer in layers.values())
-    return write_factors({n: fold(layer) for n, layer in layers.items()}, model, folder, base, task_type, head, transposed)
+    return write_factors(
+        {n: fold(layer) for n, layer in layers.items()},
+        model,
+        folder,
+        base,
+        task_type,
+        head,
+        transposed,
+    )
 
 
 def write_factors(
@@ -95,7 +74,9 @@ def write_factors(
     ranks = {name: len(lora_A) for name, (lora_A, _) in factors.items()}
     kept = {name: rank for name, rank in ranks.items() if rank}
     if not kept:
-        raise ValueError("every layer has rank 0: there is no adapter to write, only the base model and its head")
+        raise ValueError(
+            "every layer has rank 0: there is no adapter to write, only the base model and its head"
+        )
 
     tensors: dict[str, Tensor] = {}
     for name in kept:
@@ -105,10 +86,14 @@ def write_factors(
     for module in head:
         for key, value in model.get_submodule(module).state_dict(prefix=f"{module}.").items():
             tensors[f"base_model.model.{key}"] = value.detach()
-    tensors = {key: value.detach().cpu().to(torch.float32).contiguous() for key, value in tensors.items()}
+    tensors = {
+        key: value.detach().cpu().to(torch.float32).contiguous() for key, value in tensors.items()
+    }
     for key, value in tensors.items():
         if not bool(value.isfinite().all()):
-            raise ValueError(f"{key} holds values that are not finite: this model cannot be exported")
+            raise ValueError(
+                f"{key} holds values that are not finite: this model cannot be exported"
+            )
 
     pattern = {"^" + re.escape(name): rank for name, rank in kept.items()}
     config = peft.LoraConfig(
@@ -128,9 +113,3 @@ def write_factors(
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     return ranks
-
-
-if __name__ == "__main__":
-    from dynarank.commands.export import main
-
-    main()

@@ -60,7 +60,9 @@ class RankAllocator:
         if score not in SCORES:
             raise ValueError(f"score = {score!r}: must be one of {', '.join(SCORES)}")
         if not 0 <= min_rank <= schedule.target:
-            raise ValueError(f"min_rank = {min_rank}: must be 0 to the schedule's target, {schedule.target:g}")
+            raise ValueError(
+                f"min_rank = {min_rank}: must be 0 to the schedule's target, {schedule.target:g}"
+            )
         self.names = list(layers)
         self.layers = list(layers.values())
         self.schedule, self.beta, self.regrow = schedule, beta, regrow
@@ -72,7 +74,9 @@ class RankAllocator:
         self.agree: Callable[[Tensor], Tensor] = lambda keep: keep
         """What is kept of the components that this process would keep, (n) bool to (n) bool: where several processes train
         one model, the choice of the first."""
-        self.ema = torch.zeros(sum(self.sizes), device=self.layers[0].lora_c.device)  # e, (n) float32
+        self.ema = torch.zeros(
+            sum(self.sizes), device=self.layers[0].lora_c.device
+        )  # e, (n) float32
 
     def step(self) -> bool:
         """Account for one optimizer step; returns whether it pruned. After the freeze it only counts."""
@@ -91,19 +95,30 @@ class RankAllocator:
         """What may be kept after step t: K(t) components, or where costs count, parameters."""
         if not self.cost_aware:
             return self.schedule.keep(t, len(self.layers))
-        return math.floor(self.schedule.budget(t) * sum(component_parameters(layer) for layer in self.layers) + 0.5)
+        return math.floor(
+            self.schedule.budget(t) * sum(component_parameters(layer) for layer in self.layers)
+            + 0.5
+        )
 
     def _scores(self) -> list[Tensor]:
         if self.sensitivity is not None:
             return self.sensitivity()
-        return layer_importance(self.layers) if self.score == "relative" else layer_norms(self.layers)
+        return (
+            layer_importance(self.layers) if self.score == "relative" else layer_norms(self.layers)
+        )
 
     def update(self) -> None:
         """Smooth the components' present scores into e (Eqs. 7 and 8)."""
         scores = torch.cat([score.to(self.ema.device) for score in self._scores()])  # (n)
         if not bool(torch.isfinite(scores).all()):
-            broken = [n for n, s in zip(self.names, scores.split(self.sizes), strict=True) if not s.isfinite().all()]
-            raise FloatingPointError(f"step {self.t}: the importance of a component of {broken[0]} is not finite")
+            broken = [
+                n
+                for n, s in zip(self.names, scores.split(self.sizes), strict=True)
+                if not s.isfinite().all()
+            ]
+            raise FloatingPointError(
+                f"step {self.t}: the importance of a component of {broken[0]} is not finite"
+            )
         self.ema = smooth(self.ema, scores, self.beta) if self.sensitivity is None else scores
 
     @torch.no_grad()
@@ -115,9 +130,15 @@ class RankAllocator:
         parameters, filled up to less than one component.
         """
         alive = torch.cat([layer.mask.to(self.ema.device) for layer in self.layers])
-        scores = torch.where(alive, self.ema, torch.full_like(self.ema, -1.0))  # scores are never negative
+        scores = torch.where(
+            alive, self.ema, torch.full_like(self.ema, -1.0)
+        )  # scores are never negative
         scores = with_floors(scores, self.sizes, self.min_rank)
-        keep = top_parameters(scores, self._costs(), count) if self.cost_aware else top_components(scores, count) & alive
+        keep = (
+            top_parameters(scores, self._costs(), count)
+            if self.cost_aware
+            else top_components(scores, count) & alive
+        )
         keep = self.agree(keep)
         for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
             kept = kept.to(layer.lora_c.device)
@@ -149,7 +170,10 @@ class RankAllocator:
 
     def ranks(self) -> dict[str, int]:
         """Number of nonzero components by module name, in model order."""
-        return {name: int(layer.active().sum()) for name, layer in zip(self.names, self.layers, strict=True)}
+        return {
+            name: int(layer.active().sum())
+            for name, layer in zip(self.names, self.layers, strict=True)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs beside the model's own parameters and masks."""
@@ -159,8 +183,14 @@ class RankAllocator:
             "ema": self.ema.cpu(),
             "layers": dict(zip(self.names, self.sizes, strict=True)),
             "schedule": vars(self.schedule).copy(),
-            "choice": {"score": self.score, "cost_aware": self.cost_aware, "min_rank": self.min_rank},
-            "sensitivity": None if self.sensitivity is None or self.frozen else self.sensitivity.state_dict(),
+            "choice": {
+                "score": self.score,
+                "cost_aware": self.cost_aware,
+                "min_rank": self.min_rank,
+            },
+            "sensitivity": None
+            if self.sensitivity is None or self.frozen
+            else self.sensitivity.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -170,7 +200,9 @@ class RankAllocator:
             raise ValueError(f"the allocator's saved state lacks {min(missing)}")
         for key in ("layers", "schedule", "choice"):
             theirs, ours = state[key], mine[key]
-            if list(theirs.items()) != list(ours.items()):  # their order counts: e is laid out by it
+            if list(theirs.items()) != list(
+                ours.items()
+            ):  # their order counts: e is laid out by it
                 differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
                 first = differing[0] if differing else "order"
                 raise ValueError(
@@ -178,7 +210,9 @@ class RankAllocator:
                     f"is {ours.get(first)} ({len(differing)} differ)"
                 )
         if state["ema"].shape != self.ema.shape:
-            raise ValueError(f"the allocator's saved scores are {list(state['ema'].shape)}, not {list(self.ema.shape)}")
+            raise ValueError(
+                f"the allocator's saved scores are {list(state['ema'].shape)}, not {list(self.ema.shape)}"
+            )
         self.t, self.frozen = int(state["t"]), bool(state["frozen"])
         self.ema = state["ema"].to(self.ema.device, torch.float32)
         if self.sensitivity is not None and state["sensitivity"] is not None:

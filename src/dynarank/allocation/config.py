@@ -36,7 +36,9 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         if self.target < 1:
-            raise ValueError(f"budget.target = {self.target}: a run keeps at least 1 component a layer on average")
+            raise ValueError(
+                f"budget.target = {self.target}: a run keeps at least 1 component a layer on average"
+            )
         if self.init is not None and self.init < self.target:
             raise ValueError(
                 f"budget.init = {self.init} is below budget.target = {self.target}: pruning only takes away. "
@@ -44,7 +46,9 @@ class BudgetConfig:
             )
         for field in ("warmup", "final"):
             if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"budget.{field} = {getattr(self, field)}: a share of the steps, from 0 to below 1")
+                raise ValueError(
+                    f"budget.{field} = {getattr(self, field)}: a share of the steps, from 0 to below 1"
+                )
         if self.warmup + self.final >= 1:
             raise ValueError(
                 f"budget.warmup + budget.final = {self.warmup} + {self.final} = {self.warmup + self.final:g}: "
@@ -53,7 +57,9 @@ class BudgetConfig:
         if self.interval < 1:
             raise ValueError(f"budget.interval = {self.interval}: at least 1 step")
         if self.schedule not in SHAPES:
-            raise ValueError(f"budget.schedule = {self.schedule!r}: must be one of {', '.join(SHAPES)}")
+            raise ValueError(
+                f"budget.schedule = {self.schedule!r}: must be one of {', '.join(SHAPES)}"
+            )
         if self.unit not in UNITS:
             raise ValueError(f"budget.unit = {self.unit!r}: must be one of {', '.join(UNITS)}")
         if not 0 <= self.min_rank <= self.target:

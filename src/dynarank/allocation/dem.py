@@ -28,7 +28,9 @@ def dem_penalty(layers: Sequence[DoRALinear]) -> Tensor:
             by_shape[vectors.shape, vectors.device].append(vectors)
     device = layers[0].lora_A.device
     with torch.autocast(device.type, enabled=False):
-        total = torch.stack([_variances(torch.stack(group)).sum().to(device) for group in by_shape.values()]).sum()
+        total = torch.stack(
+            [_variances(torch.stack(group)).sum().to(device) for group in by_shape.values()]
+        ).sum()
     return total / sum(layer.r for layer in layers)
 
 

@@ -59,7 +59,12 @@ def layer_importance(layers: Sequence[DoRALinear]) -> list[Tensor]:
 def layer_norms(layers: Sequence[DoRALinear]) -> list[Tensor]:
     """The plain norms ||s c_i b_i a_i^T||_F of every layer's components, one (r') float32 tensor a layer."""
     return [
-        (layer.scaling * layer.coefficients().abs() * layer.lora_A.norm(dim=1) * layer.lora_B.norm(dim=0)).float()
+        (
+            layer.scaling
+            * layer.coefficients().abs()
+            * layer.lora_A.norm(dim=1)
+            * layer.lora_B.norm(dim=0)
+        ).float()
         for layer in layers
     ]
 

@@ -25,7 +25,13 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 
 def budget_schedule(
-    t: int, init: float, target: float, total: int, warmup: float, final: float, shape: str = "cubic"
+    t: int,
+    init: float,
+    target: float,
+    total: int,
+    warmup: float,
+    final: float,
+    shape: str = "cubic",
 ) -> float:
     """b(t) of Eq. 9, in the form that reaches bT (the paper's print does not; the authors' code does).
 
@@ -61,11 +67,17 @@ class BudgetSchedule:
         if self.shape not in SHAPES:
             raise ValueError(f"shape = {self.shape!r}: must be one of {', '.join(SHAPES)}")
         if self.total < 1:
-            raise ValueError(f"total = {self.total}: the run's optimizer steps must be known, and at least 1")
+            raise ValueError(
+                f"total = {self.total}: the run's optimizer steps must be known, and at least 1"
+            )
         if not 0 <= self.target <= self.init < math.inf:  # nor NaN, which compares with nothing
-            raise ValueError(f"init = {self.init}, target = {self.target}: wanted init >= target >= 0")
+            raise ValueError(
+                f"init = {self.init}, target = {self.target}: wanted init >= target >= 0"
+            )
         if not (0 <= self.warmup < 1 and 0 <= self.final < 1 and self.warmup + self.final < 1):
-            raise ValueError(f"warmup = {self.warmup}, final = {self.final}: shares of the run whose sum is below 1")
+            raise ValueError(
+                f"warmup = {self.warmup}, final = {self.final}: shares of the run whose sum is below 1"
+            )
         if self.interval < 1:
             raise ValueError(f"interval = {self.interval}: at least 1 step")
 
@@ -81,7 +93,9 @@ class BudgetSchedule:
 
     def budget(self, t: int) -> float:
         """b(t), the mean number of components a layer may keep after step t."""
-        return budget_schedule(t, self.init, self.target, self.total, self.warmup, self.final, self.shape)
+        return budget_schedule(
+            t, self.init, self.target, self.total, self.warmup, self.final, self.shape
+        )
 
     def keep(self, t: int, layers: int) -> int:
         """K(t), the number of components that `layers` layers may keep together after step t; halves round up."""
@@ -89,4 +103,6 @@ class BudgetSchedule:
 
     def prunes_at(self, t: int) -> bool:
         """Whether step t prunes: every `interval` steps from t_i on, and always at T - t_f."""
-        return t == self.freeze_step or (self.start_step <= t < self.freeze_step and t % self.interval == 0)
+        return t == self.freeze_step or (
+            self.start_step <= t < self.freeze_step and t % self.interval == 0
+        )

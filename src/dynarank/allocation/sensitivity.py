@@ -38,7 +38,9 @@ class Sensitivity:
         weights = self._weights()
         gradients = [w.grad for w in weights if w.grad is not None]
         if len(gradients) < len(weights):
-            raise ValueError("score = sensitivity needs gradients: step the allocator before optimizer.zero_grad()")
+            raise ValueError(
+                "score = sensitivity needs gradients: step the allocator before optimizer.zero_grad()"
+            )
         now = [(w * gradient).abs() for w, gradient in zip(weights, gradients, strict=True)]
         keep = self.beta
         self.mean = [keep * old + (1 - keep) * new for old, new in zip(self.mean, now, strict=True)]
@@ -46,12 +48,17 @@ class Sensitivity:
             keep * old + (1 - keep) * (new - mean).abs()
             for old, new, mean in zip(self.deviation, now, self.mean, strict=True)
         ]
-        products = [mean * deviation for mean, deviation in zip(self.mean, self.deviation, strict=True)]
+        products = [
+            mean * deviation for mean, deviation in zip(self.mean, self.deviation, strict=True)
+        ]
         parts = zip(products[0::3], products[1::3], products[2::3], strict=True)
         return [a.mean(dim=1) + b.mean(dim=0) + c for a, b, c in parts]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"mean": [m.cpu() for m in self.mean], "deviation": [d.cpu() for d in self.deviation]}
+        return {
+            "mean": [m.cpu() for m in self.mean],
+            "deviation": [d.cpu() for d in self.deviation],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("mean", "deviation"):

@@ -71,9 +71,14 @@ class Checkpoints(Callback):
         self.signals.deferred = True
         if trainer.world_size > 1:
             known = json.dumps({**self.identity, "threads": None}, sort_keys=True)
-            check_alike(int(hashlib.sha256(known.encode()).hexdigest()[:15], 16), "settings, data and versions")
+            check_alike(
+                int(hashlib.sha256(known.encode()).hexdigest()[:15], 16),
+                "settings, data and versions",
+            )
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self._pending is not None:
             self._restore(trainer)
         if batch_idx % trainer.accumulate_grad_batches:
@@ -105,7 +110,11 @@ class Checkpoints(Callback):
     @staticmethod
     def _agreed(trainer: pl.Trainer, flag: bool) -> bool:
         """Whether it is so on any rank: all answer alike."""
-        return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
+        return (
+            trainer.strategy.reduce_boolean_decision(flag, all=False)
+            if trainer.world_size > 1
+            else flag
+        )
 
     @property
     def _number(self) -> signal.Signals:
@@ -118,7 +127,11 @@ class Checkpoints(Callback):
         self._due = True
         score = float(trainer.callback_metrics[SELECTION])
         if not math.isnan(score) and (self.best is None or score > self.best["score"]):
-            self.best = {"score": score, "step": trainer.global_step, "epoch": trainer.current_epoch + 1}
+            self.best = {
+                "score": score,
+                "step": trainer.global_step,
+                "epoch": trainer.current_epoch + 1,
+            }
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer, finished=True)
@@ -159,7 +172,9 @@ class Checkpoints(Callback):
             inexact=self.inexact,
         )
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """On every rank: the generators differ from rank to rank."""
         states = [random_state()]
         if trainer.world_size > 1:
@@ -171,7 +186,9 @@ class Checkpoints(Callback):
             "validation_progress": trainer.fit_loop.epoch_loop.val_loop.batch_progress.state_dict(),
         }
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._pending = checkpoint["rest"]
 
 

@@ -29,7 +29,11 @@ def silence(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> No
         pruned = (~layer.mask).nonzero().flatten()
         for name, axis in AXIS.items():
             factor = layer.get_parameter(name)
-            moments = [value for optimizer in optimizers for value in optimizer.state.get(factor, {}).values()]
+            moments = [
+                value
+                for optimizer in optimizers
+                for value in optimizer.state.get(factor, {}).values()
+            ]
             for tensor in (factor, *moments):
                 if isinstance(tensor, Tensor) and tensor.shape == factor.shape:
                     tensor.index_fill_(axis, pruned, 0)
@@ -43,7 +47,10 @@ def compact(checkpoint: dict[str, Any], names: list[str]) -> None:
     """
     kept = _kept(checkpoint)
     checkpoint[NAMES] = names
-    _replace(checkpoint, lambda name, axis, tensor: tensor.index_select(axis, kept[name].nonzero().flatten()))
+    _replace(
+        checkpoint,
+        lambda name, axis, tensor: tensor.index_select(axis, kept[name].nonzero().flatten()),
+    )
 
 
 def expand(checkpoint: dict[str, Any]) -> None:
@@ -63,7 +70,11 @@ def expand(checkpoint: dict[str, Any]) -> None:
 
 def _kept(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """Masks by their layer's name."""
-    return {key.removesuffix(".mask"): value for key, value in checkpoint["state_dict"].items() if key.endswith(".mask")}
+    return {
+        key.removesuffix(".mask"): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.endswith(".mask")
+    }
 
 
 def _replace(checkpoint: dict[str, Any], change: Callable[[str, int, Tensor], Tensor]) -> None:
@@ -72,7 +83,12 @@ def _replace(checkpoint: dict[str, Any], change: Callable[[str, int, Tensor], Te
 
     def changed(name: str, value: Any) -> Any:
         layer, _, factor = name.rpartition(".")
-        if layer not in masked or factor not in AXIS or not isinstance(value, Tensor) or value.ndim == 0:
+        if (
+            layer not in masked
+            or factor not in AXIS
+            or not isinstance(value, Tensor)
+            or value.ndim == 0
+        ):
             return value
         return change(layer, AXIS[factor], value)
 
@@ -80,6 +96,12 @@ def _replace(checkpoint: dict[str, Any], change: Callable[[str, int, Tensor], Te
         checkpoint[part] = {name: changed(name, value) for name, value in checkpoint[part].items()}
     names = checkpoint[NAMES]
     checkpoint["optimizer_states"] = [
-        {**saved, "state": {i: {k: changed(names[i], v) for k, v in state.items()} for i, state in saved["state"].items()}}
+        {
+            **saved,
+            "state": {
+                i: {k: changed(names[i], v) for k, v in state.items()}
+                for i, state in saved["state"].items()
+            },
+        }
         for saved in checkpoint["optimizer_states"]
     ]

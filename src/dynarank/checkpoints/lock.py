@@ -36,7 +36,11 @@ def locked(folder: Path) -> Iterator[None]:
                 "Wait for it, or choose another: hydra.run.dir=DIR"
             ) from None
         except OSError as error:
-            log.warning("%s: its file system knows no locks (%s); see that no other run works there", folder, error.strerror)
+            log.warning(
+                "%s: its file system knows no locks (%s); see that no other run works there",
+                folder,
+                error.strerror,
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -17,7 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from dynarank.checkpoints.storage import DamagedCheckpoint, Manifest, checkpoint_path, newest_valid, verify
+from dynarank.checkpoints.storage import (
+    DamagedCheckpoint,
+    Manifest,
+    checkpoint_path,
+    newest_valid,
+    verify,
+)
 from dynarank.config.schema import TrainConfig
 from dynarank.errors import UserError
 from dynarank.runs.record import package_versions
@@ -28,7 +34,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LENGTH = ("trainer.batch_size", "trainer.accumulate", "trainer.epochs", "trainer.max_steps", "total_steps")
+LENGTH = (
+    "trainer.batch_size",
+    "trainer.accumulate",
+    "trainer.epochs",
+    "trainer.max_steps",
+    "total_steps",
+)
 FIXED = ("model", "task", "method", "budget", "dem", "data", "base_weights", *LENGTH)
 """What a run cannot change and stay itself. Anything else that differs makes a resume inexact."""
 FREE = (
@@ -49,9 +61,13 @@ class Resumption:
 def identity(config: TrainConfig, **found: Any) -> dict[str, Any]:
     """What a run is, by dotted name: its settings, its place, and what else is `found` (digests, total_steps)."""
     flat = _flatten(asdict(config))
-    kept = {name: value for name, value in flat.items() if not any(_below(name, free) for free in FREE)}
+    kept = {
+        name: value for name, value in flat.items() if not any(_below(name, free) for free in FREE)
+    }
     place = {
-        **({"threads": torch.get_num_threads()} if is_first() else {}),  # launchers give other ranks fewer
+        **(
+            {"threads": torch.get_num_threads()} if is_first() else {}
+        ),  # launchers give other ranks fewer
         "device": _device_name(config.trainer.accelerator),
         **{f"versions.{name}": version for name, version in package_versions().items()},
     }
@@ -69,7 +85,11 @@ def identity(config: TrainConfig, **found: Any) -> dict[str, Any]:
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= (
+            _flatten(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {prefix + name: value}
+        )
     return flat
 
 
@@ -80,7 +100,11 @@ def _below(name: str, group: str) -> bool:
 def _device_name(accelerator: str) -> str:
     if torch.cuda.is_available() and accelerator in ("auto", "gpu"):
         return torch.cuda.get_device_name()
-    return "mps" if torch.backends.mps.is_available() and accelerator in ("auto", "mps") else platform.machine()
+    return (
+        "mps"
+        if torch.backends.mps.is_available() and accelerator in ("auto", "mps")
+        else platform.machine()
+    )
 
 
 def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -94,7 +118,9 @@ def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> tuple[list[str]
         if theirs[name] != mine[name]:
             said = f"{name} was {theirs[name]}, is {mine[name]}"
             (fixed if any(_below(name, one) for one in FIXED) else rest).append(said)
-    return sorted(fixed, key=lambda said: (".name was " not in said, said)), sorted(rest)  # a name says most
+    return sorted(fixed, key=lambda said: (".name was " not in said, said)), sorted(
+        rest
+    )  # a name says most
 
 
 def check_identity(resumption: Resumption, mine: dict[str, Any], allow_inexact: bool) -> None:
@@ -133,15 +159,25 @@ def find_resumption(path: str | None, folder: Path) -> Resumption | None:
             _refuse_to_lose(folder)
         return None
     if "://" in path:
-        raise UserError(f"resume = {path}: checkpoints are read from disk only, for one from elsewhere is not to be trusted")
+        raise UserError(
+            f"resume = {path}: checkpoints are read from disk only, for one from elsewhere is not to be trusted"
+        )
     named = checkpoints if path == "auto" else Path(path)
-    inside = named.parent if named.is_file() else named / "checkpoints" if (named / "checkpoints").is_dir() else named
+    inside = (
+        named.parent
+        if named.is_file()
+        else named / "checkpoints"
+        if (named / "checkpoints").is_dir()
+        else named
+    )
     if inside.resolve() != checkpoints.resolve():
         _refuse_to_lose(folder)
     if named.is_file():
         return _exactly(named)
     if not named.is_dir() and path != "auto":
-        raise UserError(f"resume = {path}: there is no such file or folder. Name a run's folder or a .ckpt in it")
+        raise UserError(
+            f"resume = {path}: there is no such file or folder. Name a run's folder or a .ckpt in it"
+        )
     newest, manifest, skipped = newest_valid(inside)
     for reason in skipped:
         log.warning("skipped a checkpoint: %s", reason)
@@ -149,7 +185,9 @@ def find_resumption(path: str | None, folder: Path) -> Resumption | None:
         log.info("resuming from %s (step %d)", newest, manifest.step)
         return Resumption(newest, manifest)
     if skipped:
-        raise UserError(f"resume = {path}: no checkpoint in {inside} is whole ({skipped[0]}). Start over with resume=never")
+        raise UserError(
+            f"resume = {path}: no checkpoint in {inside} is whole ({skipped[0]}). Start over with resume=never"
+        )
     if path != "auto":
         raise UserError(f"resume = {path}: there is no checkpoint in {inside}")
     return None
@@ -166,7 +204,9 @@ def _refuse_to_lose(folder: Path) -> None:
             "or start over with resume=never, which removes it"
         )
     for reason in skipped:
-        log.warning("starting over an unfinished run, for its checkpoint cannot be used: %s", reason)
+        log.warning(
+            "starting over an unfinished run, for its checkpoint cannot be used: %s", reason
+        )
 
 
 def bring(resumption: Resumption, folder: Path) -> None:
@@ -175,7 +215,10 @@ def bring(resumption: Resumption, folder: Path) -> None:
     best = resumption.manifest.best
     target.mkdir()
     for step in {resumption.manifest.step, *([best["step"]] if best else [])}:
-        for path in (checkpoint_path(source, step), checkpoint_path(source, step).with_suffix(".json")):
+        for path in (
+            checkpoint_path(source, step),
+            checkpoint_path(source, step).with_suffix(".json"),
+        ):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)
     if (history := source.parent / "metrics.csv").is_file():
@@ -186,7 +229,9 @@ def _exactly(path: Path) -> Resumption:
     try:
         return Resumption(path, verify(path))
     except DamagedCheckpoint as error:
-        raise UserError(f"resume = {path}: {error}. resume={path.parent} takes the newest that is whole") from None
+        raise UserError(
+            f"resume = {path}: {error}. resume={path.parent} takes the newest that is whole"
+        ) from None
 
 
 def rows_digest(datasets: dict[str, Dataset]) -> str:
@@ -220,7 +265,13 @@ def random_state() -> dict[str, Any]:
     kind, array, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": [version, list(keys), gauss],
-        "numpy": [kind, torch.from_numpy(np.asarray(array).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            kind,
+            torch.from_numpy(np.asarray(array).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

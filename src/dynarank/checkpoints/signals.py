@@ -36,17 +36,26 @@ class Signals:
 
     def install(self) -> None:
         """Take the signals; again, once Lightning has put its own handlers in their place."""
-        if threading.current_thread() is threading.main_thread():  # Python allows no other thread to
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python allows no other thread to
             for number in SIGNALS:
                 signal.signal(number, self._handle)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker process, which has inherited this: it ends when training does
+        if (
+            os.getpid() != self._process
+        ):  # a worker process, which has inherited this: it ends when training does
             return
         again, self.received = self.received is not None, signal.Signals(number)
         if again or not self.deferred:

@@ -92,11 +92,15 @@ def _sync_folder(folder: Path) -> None:
 class DurableIO(CheckpointIO):
     """Lightning's way to the disk, by `write_durably`."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         _write_or_say(Path(path), lambda file: torch.save(checkpoint, file))
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -162,7 +166,9 @@ def verify(path: Path) -> Manifest:
     if not path.is_file():
         raise DamagedCheckpoint(f"{path.name}: is missing")
     if path.stat().st_size != manifest.bytes:
-        raise DamagedCheckpoint(f"{path.name}: holds {path.stat().st_size:,} of {manifest.bytes:,} bytes")
+        raise DamagedCheckpoint(
+            f"{path.name}: holds {path.stat().st_size:,} of {manifest.bytes:,} bytes"
+        )
     try:
         digest = _digest(path)
     except OSError as error:
@@ -192,7 +198,9 @@ def _read_manifest(path: Path) -> Manifest:
 def newest_valid(folder: Path) -> tuple[Path | None, Manifest | None, list[str]]:
     """The newest whole checkpoint of a folder, its manifest, and what is wrong with those newer than it."""
     skipped: list[str] = []
-    stems = {path.stem for pattern in ("step-*.ckpt", "step-*.json") for path in folder.glob(pattern)}
+    stems = {
+        path.stem for pattern in ("step-*.ckpt", "step-*.json") for path in folder.glob(pattern)
+    }
     for stem in sorted(stems, reverse=True):
         path = folder / f"{stem}.ckpt"
         try:

@@ -1,12 +1,13 @@
 """What every method takes under a budget, for any model, without loading its weights.
 
-python -m dynarank.commands.budget model=roberta_base budget=r2
+python -m dynarank.budget model=roberta_base budget=r2
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,9 @@ def cost(config: TrainConfig, name: str) -> Cost:
     matrices = matrices if name in RANKED else 0
     nominal = nominal_parameters(model, targets, head, config.budget.target)
     default = recorded_config({"name": name}, f"method/{name}", "method/plain")
-    method = build_method(config.method if config.method.name == name else default, config.budget, config.dem)
+    method = build_method(
+        config.method if config.method.name == name else default, config.budget, config.dem
+    )
     try:
         adapted = method.adapt(model, targets, head)
     except ValueError as error:
@@ -100,7 +103,11 @@ def _size(name: str, config: TrainConfig, adapted: Any) -> str:
         return f"rank {budget.target}"
     if name == "prompt":
         return f"{adapted.peft_config['default'].num_virtual_tokens} vectors"
-    widths = [module.down.out_features for module in adapted.modules() if isinstance(module, BottleneckLinear)]
+    widths = [
+        module.down.out_features
+        for module in adapted.modules()
+        if isinstance(module, BottleneckLinear)
+    ]
     return f"bottleneck {widths[0]}" if widths else ""
 
 
@@ -118,7 +125,9 @@ def _empty_model(config: TrainConfig) -> tuple[Any, list[str]]:
     check_fit(config.model, source, task)
     settings, trust = load_settings(config.model, source), config.model.trust_remote_code
     with torch.device("meta"):
-        model = getattr(transformers, task.auto_class).from_config(settings, trust_remote_code=trust)
+        model = getattr(transformers, task.auto_class).from_config(
+            settings, trust_remote_code=trust
+        )
     return model, head_modules(model, set()) if task.has_head else []
 
 
@@ -127,7 +136,15 @@ def table(found: list[Cost], title: str) -> Any:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for column in ("method", "size", "matrices", "components", "adapter parameters", "% of model", "MB"):
+    for column in (
+        "method",
+        "size",
+        "matrices",
+        "components",
+        "adapter parameters",
+        "% of model",
+        "MB",
+    ):
         table.add_column(column, justify="left" if column in ("method", "size") else "right")
     for one in found:
         numbers = (f"{one.parameters:,}", f"{one.share:.3f}", f"{one.megabytes:.2f}")
@@ -137,7 +154,19 @@ def table(found: list[Cost], title: str) -> Any:
     return table
 
 
-def main(overrides: list[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command. Exits with 2 and one message for a user's mistake."""
+    from dynarank.commands.user_errors import user_errors
+
+    overrides = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(overrides):
+        print(__doc__)
+        sys.exit(0)
+    with user_errors(conf_folder()):
+        print_table(overrides)
+
+
+def print_table(overrides: list[str]) -> None:
     """Compose the configuration of the overrides and print the table."""
     import hydra
     from rich.console import Console
@@ -161,13 +190,3 @@ def conf_folder() -> Path:
     """The repository's conf/, from where it is run or where the package lies."""
     places = [Path.cwd() / "conf", Path(__file__).resolve().parents[2] / "conf"]
     return next((place for place in places if (place / "train.yaml").is_file()), places[0])
-
-
-if __name__ == "__main__":
-    from dynarank.commands.user_errors import user_errors
-
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit(0)
-    with user_errors(conf_folder()):
-        main(sys.argv[1:])

@@ -1,7 +1,7 @@
 """Whether this machine can train: versions, devices, precisions, hub and data, tracker, disk, threads; on one screen.
 
-python -m dynarank.commands.doctor           # exit code 1 if something will fail
-python -m dynarank.commands.doctor --json
+python -m dynarank.doctor           # exit code 1 if something will fail
+python -m dynarank.doctor --json
 """
 
 from __future__ import annotations
@@ -54,15 +54,26 @@ def packages() -> Iterator[Check]:
     """One line for all that fit their ranges, one for each that does not."""
     found = requirements()
     if not found:
-        yield Check("packages", NOTE, "dynarank itself is not installed, so that its requirements are unknown", INSTALL)
+        yield Check(
+            "packages",
+            NOTE,
+            "dynarank itself is not installed, so that its requirements are unknown",
+            INSTALL,
+        )
         return
     for one in found:
         if one.trouble:
-            command = INSTALL if one.extra and one.version is None else f"pip install '{one.name}>={one.least}'"
+            command = (
+                INSTALL
+                if one.extra and one.version is None
+                else f"pip install '{one.name}>={one.least}'"
+            )
             yield Check("package", FAIL, one.trouble, command)
     fitting = {one.name: one.version for one in found if not one.trouble}
     first = ", ".join(
-        f"{name} {fitting[name]}" for name in ("torch", "lightning", "transformers", "peft") if name in fitting
+        f"{name} {fitting[name]}"
+        for name in ("torch", "lightning", "transformers", "peft")
+        if name in fitting
     )
     yield Check("packages", OK, f"{len(fitting)} fit: {first}")
 
@@ -72,14 +83,31 @@ def devices() -> Iterator[Check]:
 
     if not torch.cuda.is_available():
         mps = torch.backends.mps.is_available()
-        yield Check("device", OK, "Apple GPU (mps)" if mps else f"CPU ({torch.backends.cpu.get_cpu_capability()})")
+        yield Check(
+            "device",
+            OK,
+            "Apple GPU (mps)" if mps else f"CPU ({torch.backends.cpu.get_cpu_capability()})",
+        )
         if not mps and shutil.which("nvidia-smi"):
-            why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no driver that suits it"
-            yield Check("device", NOTE, f"there is an NVIDIA driver, but {why}", "install torch for your CUDA version")
+            why = (
+                "this torch is built without CUDA"
+                if torch.version.cuda is None
+                else "torch finds no driver that suits it"
+            )
+            yield Check(
+                "device",
+                NOTE,
+                f"there is an NVIDIA driver, but {why}",
+                "install torch for your CUDA version",
+            )
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         free = torch.cuda.mem_get_info(index)[0] / GIB
-        yield Check("device", OK, f"cuda:{index} {gpu.name}, {free:.0f} of {gpu.total_memory / GIB:.0f} GiB free")
+        yield Check(
+            "device",
+            OK,
+            f"cuda:{index} {gpu.name}, {free:.0f} of {gpu.total_memory / GIB:.0f} GiB free",
+        )
 
 
 def precisions() -> Iterator[Check]:
@@ -108,20 +136,31 @@ def sources() -> Iterator[Check]:
         yield Check("hub", OK, "answers")
         return
     lost = local.status != OK and model.status != OK
-    remedy = "set DYNARANK_HUB=DIR to a local copy" + ("" if model.status != OK else "; experiment=quickstart needs neither")
+    remedy = "set DYNARANK_HUB=DIR to a local copy" + (
+        "" if model.status != OK else "; experiment=quickstart needs neither"
+    )
     yield Check("hub", FAIL if lost else NOTE, f"does not answer ({silent[:100]})", remedy)
 
 
 def local_hub() -> Check:
     root = os.environ.get("DYNARANK_HUB")
     if not root:
-        return Check("local hub", NOTE, "DYNARANK_HUB is not set, so models and data come from the hub and its cache")
+        return Check(
+            "local hub",
+            NOTE,
+            "DYNARANK_HUB is not set, so models and data come from the hub and its cache",
+        )
     folders = [Path(root).expanduser() / kind for kind in ("models", "datasets")]
     if not any(folder.is_dir() for folder in folders):
         return Check(
-            "local hub", FAIL, f"DYNARANK_HUB={root}: holds neither models/ nor datasets/", "correct it, or unset it"
+            "local hub",
+            FAIL,
+            f"DYNARANK_HUB={root}: holds neither models/ nor datasets/",
+            "correct it, or unset it",
         )
-    counts = [f"{sum(path.is_dir() for path in folder.glob('*/*'))} {folder.name}" for folder in folders]
+    counts = [
+        f"{sum(path.is_dir() for path in folder.glob('*/*'))} {folder.name}" for folder in folders
+    ]
     return Check("local hub", OK, f"{root}: {', '.join(counts)}")
 
 
@@ -149,7 +188,12 @@ def tracker() -> Iterator[Check]:
 
     mode, reason = mode_and_reason("auto")
     if mode not in (*WANDB_MODES, "shared", "dryrun", "run"):
-        yield Check("tracker", FAIL, f"{reason}={mode}: no mode of W&B's", "unset WANDB_MODE, or set logger.mode=offline")
+        yield Check(
+            "tracker",
+            FAIL,
+            f"{reason}={mode}: no mode of W&B's",
+            "unset WANDB_MODE, or set logger.mode=offline",
+        )
     else:
         yield Check("tracker", OK, f"W&B {mode} ({reason})")
 
@@ -171,10 +215,19 @@ def disk() -> Iterator[Check]:
     for names in seen.values():
         free = shutil.disk_usage(places[names[0]]).free / GIB
         status = FAIL if free < LEAST_DISK else NOTE if free < ENOUGH_DISK else OK
-        remedy = "" if status == OK else "make room: HF_HOME, DYNARANK_CACHE and hydra.run.dir move these"
+        remedy = (
+            ""
+            if status == OK
+            else "make room: HF_HOME, DYNARANK_CACHE and hydra.run.dir move these"
+        )
         yield Check("disk", status, f"{free:.1f} GiB free for {', '.join(names)}", remedy)
     if not os.access(Path.cwd(), os.W_OK):
-        yield Check("disk", FAIL, f"{Path.cwd()} cannot be written", "work elsewhere, or set hydra.run.dir=DIR")
+        yield Check(
+            "disk",
+            FAIL,
+            f"{Path.cwd()} cannot be written",
+            "work elsewhere, or set hydra.run.dir=DIR",
+        )
 
 
 def threads() -> Iterator[Check]:
@@ -184,14 +237,21 @@ def threads() -> Iterator[Check]:
     used = torch.get_num_threads()
     found = f"{used} threads on {allowed:g} of {os.cpu_count()} cores"
     if used > allowed:
-        yield Check("threads", NOTE, f"{found}: they wait for each other", f"OMP_NUM_THREADS={max(1, int(allowed))}")
+        yield Check(
+            "threads",
+            NOTE,
+            f"{found}: they wait for each other",
+            f"OMP_NUM_THREADS={max(1, int(allowed))}",
+        )
     else:
         yield Check("threads", OK, found)
 
 
 def allowed_cores(root: Path = Path("/sys/fs/cgroup")) -> float:
     """Cores that this process may use: its affinity, less what a container's limit (cgroup 2 or 1) leaves of them."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = float(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             quota, period = " ".join((root / name).read_text() for name in names).split()
@@ -210,7 +270,9 @@ def shared_memory() -> Iterator[Check]:
     free = shutil.disk_usage(place).free / GIB
     few = free < LEAST_SHM
     remedy = "keep trainer.workers=0, or start the container with --shm-size=1g" if few else ""
-    yield Check("/dev/shm", NOTE if few else OK, f"{free:.2f} GiB free, which data workers share", remedy)
+    yield Check(
+        "/dev/shm", NOTE if few else OK, f"{free:.2f} GiB free, which data workers share", remedy
+    )
 
 
 def ignored() -> Iterator[Check]:
@@ -221,13 +283,31 @@ def ignored() -> Iterator[Check]:
     except (OSError, subprocess.TimeoutExpired):  # no git
         return
     if code == 1:
-        yield Check("git", NOTE, "outputs/ is not ignored here: runs would be committed", "echo outputs/ >> .gitignore")
+        yield Check(
+            "git",
+            NOTE,
+            "outputs/ is not ignored here: runs would be committed",
+            "echo outputs/ >> .gitignore",
+        )
 
 
-CHECKS = (python, packages, devices, precisions, sources, tracker, disk, threads, shared_memory, ignored)
+CHECKS = (
+    python,
+    packages,
+    devices,
+    precisions,
+    sources,
+    tracker,
+    disk,
+    threads,
+    shared_memory,
+    ignored,
+)
 
 
-def examine(checks: Sequence[Callable[[], Iterator[Check]]] = CHECKS, seconds: float = SECONDS) -> list[Check]:
+def examine(
+    checks: Sequence[Callable[[], Iterator[Check]]] = CHECKS, seconds: float = SECONDS
+) -> list[Check]:
     """Every check's findings, secrets redacted; one that raises or takes too long is a finding of its own.
 
     Where a release that is known to be bad is installed, nothing is imported.
@@ -245,14 +325,21 @@ def _within(seconds: float, check: Callable[[], Iterator[Check]]) -> list[Check]
         try:
             findings.extend(check())
         except ImportError as error:
-            findings.append(Check(name, FAIL, f"not looked at, for {error.name or error} is missing", INSTALL))
+            findings.append(
+                Check(name, FAIL, f"not looked at, for {error.name or error} is missing", INSTALL)
+            )
         except Exception as error:  # a finding too: whatever broke here would break a run
             findings.append(Check(name, FAIL, f"{type(error).__name__}: {error}".splitlines()[0]))
 
-    thread = threading.Thread(target=work, daemon=True)  # a thread that hangs does not keep the process
+    thread = threading.Thread(
+        target=work, daemon=True
+    )  # a thread that hangs does not keep the process
     thread.start()
     thread.join(seconds)
-    return [*findings, *([Check(name, FAIL, f"no answer within {seconds:g} s")] if thread.is_alive() else [])]
+    return [
+        *findings,
+        *([Check(name, FAIL, f"no answer within {seconds:g} s")] if thread.is_alive() else []),
+    ]
 
 
 def report(found: Sequence[Check]) -> str:
@@ -268,17 +355,15 @@ def report(found: Sequence[Check]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the findings; exits with 1 if something will fail."""
-    parser = argparse.ArgumentParser("python -m dynarank.commands.doctor", description=__doc__,
+    parser = argparse.ArgumentParser("python -m dynarank.doctor", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--json", action="store_true", help="for scripts")
     options = parser.parse_args(arguments)
     found = examine()
     failed = any(one.status == FAIL for one in found)
     print(
-        json.dumps({"ok": not failed, "checks": [asdict(one) for one in found]}, indent=2) if options.json else report(found)
+        json.dumps({"ok": not failed, "checks": [asdict(one) for one in found]}, indent=2)
+        if options.json
+        else report(found)
     )
     sys.exit(int(failed))
-
-
-if __name__ == "__main__":
-    main()

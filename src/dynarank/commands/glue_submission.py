@@ -29,7 +29,9 @@ NAMED = ("mnli", "qnli", "rte")
 """Subsets whose classes the site wants by name; of others, by number."""
 
 
-def write_submission(predictor: Predictor, hub: HubConfig, folder: Path, batch_size: int = 32) -> list[Path]:
+def write_submission(
+    predictor: Predictor, hub: HubConfig, folder: Path, batch_size: int = 32
+) -> list[Path]:
     """Predict the task's test splits into the site's files; returns their paths. Raises `UserError`."""
     config = predictor.task.config
     wanted = {split: name for (subset, split), name in FILES.items() if subset == config.subset}
@@ -38,7 +40,9 @@ def write_submission(predictor: Predictor, hub: HubConfig, folder: Path, batch_s
     splits = open_splits(config, hub)
     missing = [split for split in wanted if split not in splits]
     if missing:
-        raise UserError(f"{describe(config, missing[0])}: there is none; it has {', '.join(splits)}")
+        raise UserError(
+            f"{describe(config, missing[0])}: there is none; it has {', '.join(splits)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for split, name in wanted.items():

@@ -39,7 +39,9 @@ def user_errors(conf: Path) -> Iterator[None]:
         sys.exit(130)
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr)
+            print(
+                f"error: {error}. Go on with:\n  {go_on(sys.argv, error.folder)}", file=sys.stderr
+            )
         sys.exit(error.code)
     except Exception as error:
         message = _message(error, conf)
@@ -59,9 +61,16 @@ def expand_resume(arguments: list[str]) -> list[str]:
     Raises:
         UserError: `resume=auto` without a folder, in which nothing could ever be found.
     """
-    expanded = [f"resume.path={one.partition('=')[2]}" if one.startswith("resume=") else one for one in arguments]
-    named = [one.partition("=")[2].strip("'\"") for one in expanded if one.startswith("resume.path=")]
-    placed = any(one.startswith(("hydra.run.dir=", "hydra.sweep.dir=", "experiment=")) for one in expanded)
+    expanded = [
+        f"resume.path={one.partition('=')[2]}" if one.startswith("resume=") else one
+        for one in arguments
+    ]
+    named = [
+        one.partition("=")[2].strip("'\"") for one in expanded if one.startswith("resume.path=")
+    ]
+    placed = any(
+        one.startswith(("hydra.run.dir=", "hydra.sweep.dir=", "experiment=")) for one in expanded
+    )
     if not named or placed or {"-m", "--multirun"} & set(expanded):
         return expanded
     if named[-1] == "auto":
@@ -69,7 +78,9 @@ def expand_resume(arguments: list[str]) -> list[str]:
             "resume=auto goes on in the run's folder, and by default that is a new one: name it, hydra.run.dir=DIR"
         )
     path = Path(named[-1])
-    folder = path.parent.parent if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path
+    folder = (
+        path.parent.parent if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path
+    )
     if (folder / "checkpoints").is_dir():
         expanded.append(f"hydra.run.dir={_quoted(folder)}")
     return expanded
@@ -83,7 +94,11 @@ def _quoted(folder: Path) -> str:
 
 def go_on(command: list[str], folder: Path | None) -> str:
     """The command line that continues what `command` began in `folder`."""
-    kept = [one for one in command[1:] if not one.startswith(("resume=", "resume.path=", "hydra.run.dir="))]
+    kept = [
+        one
+        for one in command[1:]
+        if not one.startswith(("resume=", "resume.path=", "hydra.run.dir="))
+    ]
     where = [f"hydra.run.dir={_quoted(folder)}"] if folder else []
     return shlex.join(["python", command[0], *kept, *where, "resume=auto"])
 
@@ -106,7 +121,10 @@ def _message(error: Exception, conf: Path) -> str | None:
         lines = [line.strip() for line in f"{error}{reason}".splitlines()]
         internal = ("object_type=", "reference_type=", "full_key:")
         return "\n  ".join(
-            [*(line for line in lines if line and not line.startswith(internal)), *_hints(sys.argv[1:], conf)]
+            [
+                *(line for line in lines if line and not line.startswith(internal)),
+                *_hints(sys.argv[1:], conf),
+            ]
         )
     if isinstance(error, OSError) and error.filename is not None and _in_hydra(error):
         return f"the output folder {error.filename} cannot be written ({error.strerror}). Choose another: hydra.run.dir=DIR"
@@ -137,7 +155,9 @@ def _hints(overrides: list[str], conf: Path) -> Iterator[str]:
     from dynarank.config.schema import setting_names
 
     groups = {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in conf.iterdir() if folder.is_dir()
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in conf.iterdir()
+        if folder.is_dir()
     }
     settings = setting_names()
     for override in overrides:

@@ -50,7 +50,9 @@ def _parse(stated: str) -> Requirement:
     wanted, _, marker = stated.partition(";")
     name, _, least = wanted.strip().partition(">=")
     extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
-    return Requirement(name.strip(), least.strip() or "0", extra[1] if extra else "", installed(name.strip()))
+    return Requirement(
+        name.strip(), least.strip() or "0", extra[1] if extra else "", installed(name.strip())
+    )
 
 
 def installed(name: str) -> str | None:

@@ -16,11 +16,20 @@ from dynarank.errors import UserError
 
 BUILDERS = ("_target_", "()", "class", "factory")
 """Keys by which Hydra, and Python's logging, name what to build."""
-PACKAGES = ("hydra._internal.core_plugins.", "hydra.experimental.callbacks.", "hydra_plugins.", "dynarank.")
+PACKAGES = (
+    "hydra._internal.core_plugins.",
+    "hydra.experimental.callbacks.",
+    "hydra_plugins.",
+    "dynarank.",
+)
 """Whose classes may be built. Not what they import: `dynarank.sweeps.sweep.subprocess.run` is no class of dynarank's."""
 LOGGING = (
     *("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter"),
-    *("logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler", "colorlog.ColoredFormatter"),
+    *(
+        "logging.handlers.RotatingFileHandler",
+        "logging.handlers.TimedRotatingFileHandler",
+        "colorlog.ColoredFormatter",
+    ),
 )
 MAKERS = ("oc.create", "oc.decode")
 """Resolvers that make a mapping of a text."""
@@ -63,18 +72,26 @@ def check(composed: Any) -> None:
     from omegaconf import OmegaConf
 
     known = secret_environment()
-    for name, key, raw, value in sorted(entries(composed), key=lambda one: one[0].startswith("hydra.")):  # settings first
+    for name, key, raw, value in sorted(
+        entries(composed), key=lambda one: one[0].startswith("hydra.")
+    ):  # settings first
         if key in BUILDERS:
             check_target(name, value)
         if str(value).startswith("ext://") and value not in STREAMS:
             raise UserError(f"{name} = {value}: must be one of {', '.join(STREAMS)}")
         if value not in (None, "", {}, []) and SECRET_NAME.search(key):
-            raise UserError(f"{name} looks like a secret, and a configuration is saved with its run. {REMEDY}")
+            raise UserError(
+                f"{name} looks like a secret, and a configuration is saved with its run. {REMEDY}"
+            )
         for text in (key, raw, "" if OmegaConf.is_config(value) else str(value)):
             if any(form.search(text) for form in SECRET_FORMS):
-                raise UserError(f"{name} holds a token, or a URL with one, and is saved with its run. {REMEDY}")
+                raise UserError(
+                    f"{name} holds a token, or a URL with one, and is saved with its run. {REMEDY}"
+                )
             if leaked := [variable for variable, secret in known.items() if secret in text]:
-                raise UserError(f"{name} holds the value of ${leaked[0]}, and is saved with its run. {REMEDY}")
+                raise UserError(
+                    f"{name} holds the value of ${leaked[0]}, and is saved with its run. {REMEDY}"
+                )
 
 
 def entries(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
@@ -96,7 +113,9 @@ def entries(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
             value = node[key]
         except Exception:  # what it refers to is checked where it stands
             if any(maker in raw for maker in MAKERS):
-                raise UserError(f"{name} = {raw}: makes settings of a text that is not known yet. Write them out") from None
+                raise UserError(
+                    f"{name} = {raw}: makes settings of a text that is not known yet. Write them out"
+                ) from None
             value = raw
         yield name, str(key), raw, value
         if OmegaConf.is_config(value) and (not reference or any(maker in raw for maker in MAKERS)):
@@ -105,7 +124,9 @@ def entries(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
 
 def check_target(name: str, target: Any) -> None:
     """Raise `UserError` unless it names a class of those that a configuration may build."""
-    if target in LOGGING or (isinstance(target, str) and target.startswith(PACKAGES) and _is_own_class(target)):
+    if target in LOGGING or (
+        isinstance(target, str) and target.startswith(PACKAGES) and _is_own_class(target)
+    ):
         return
     raise UserError(
         f"{name} = {target}: a configuration may build only classes of {', '.join(one[:-1] for one in PACKAGES)}, and "

@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 import re
 
-SECRET_NAME = re.compile(r"(^|[._-])(token|(api)?key|secret|pass(word|wd|phrase)|credentials?)$", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"(^|[._-])(token|(api)?key|secret|pass(word|wd|phrase)|credentials?)$", re.IGNORECASE
+)
 """Names of settings and of environment variables."""
 SECRET_FORMS = (
-    re.compile(r"\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-|wandb_v1_)[\w-]{16,}|\bAKIA[0-9A-Z]{16}\b"),
-    re.compile(r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)|(?<=https://)[^/\s@]+(?=@)|(?<=http://)[^/\s@]+(?=@)"),
-    re.compile(r"(?<=[?&])(x-(amz|goog)-(signature|credential)|sig|signature|(access_?)?token|(api_?)?key)=[^&\s]*", re.I),
+    re.compile(
+        r"\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-|wandb_v1_)[\w-]{16,}|\bAKIA[0-9A-Z]{16}\b"
+    ),
+    re.compile(
+        r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)|(?<=https://)[^/\s@]+(?=@)|(?<=http://)[^/\s@]+(?=@)"
+    ),
+    re.compile(
+        r"(?<=[?&])(x-(amz|goog)-(signature|credential)|sig|signature|(access_?)?token|(api_?)?key)=[^&\s]*",
+        re.I,
+    ),
 )
 """Tokens, a user with a password in a URL, a signed URL."""
 SHORTEST = 8

@@ -10,9 +10,20 @@ from typing import Any
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError, nearest
-from dynarank.methods.config import AdaLoRAConfig, DoRAConfig, LoRAConfig, MethodConfig, PromptConfig
+from dynarank.methods.config import (
+    AdaLoRAConfig,
+    DoRAConfig,
+    LoRAConfig,
+    MethodConfig,
+    PromptConfig,
+)
 from dynarank.pretrained.hub import HubConfig, ModelConfig
-from dynarank.tasks.config import QuestionAnsweringConfig, Seq2SeqConfig, TaskConfig, TextClassificationConfig
+from dynarank.tasks.config import (
+    QuestionAnsweringConfig,
+    Seq2SeqConfig,
+    TaskConfig,
+    TextClassificationConfig,
+)
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
@@ -49,7 +60,9 @@ class OptimizerConfig:
         if self.weight_decay < 0:
             raise ValueError(f"optimizer.weight_decay = {self.weight_decay}: must be 0 or more")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"optimizer.warmup = {self.warmup}: a share of the steps, from 0 to below 1")
+            raise ValueError(
+                f"optimizer.warmup = {self.warmup}: a share of the steps, from 0 to below 1"
+            )
 
 
 @dataclass
@@ -105,13 +118,19 @@ class TrainerConfig:
             "nodes",
         )
         if self.clip < 0 or self.workers < 0:
-            raise ValueError(f"trainer.clip = {self.clip}, trainer.workers = {self.workers}: must be 0 or more")
+            raise ValueError(
+                f"trainer.clip = {self.clip}, trainer.workers = {self.workers}: must be 0 or more"
+            )
         if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time):
-            raise ValueError(f"trainer.max_time = {self.max_time}: must be DD:HH:MM:SS, as 00:08:00:00 for eight hours")
+            raise ValueError(
+                f"trainer.max_time = {self.max_time}: must be DD:HH:MM:SS, as 00:08:00:00 for eight hours"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"trainer.ema = {self.ema}: must lie between 0 and 1, or be null")
         if self.compile and self.strategy == "fsdp":
-            raise ValueError("trainer.compile = true: not with trainer.strategy = fsdp. Use ddp, or compile=false")
+            raise ValueError(
+                "trainer.compile = true: not with trainer.strategy = fsdp. Use ddp, or compile=false"
+            )
         _one_of("trainer.precision", self.precision, PRECISIONS)
         _one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
         _one_of("trainer.strategy", self.strategy, STRATEGIES)
@@ -161,7 +180,9 @@ class LoggerConfig:
         _one_of("logger.tracker", self.tracker, TRACKERS)
         _one_of("logger.mode", self.mode, WANDB_MODES)
         if not 0 < len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
-            raise ValueError(f"logger.project = {self.project!r}: 1 to 128 characters, and none of / \\ # ? % :")
+            raise ValueError(
+                f"logger.project = {self.project!r}: 1 to 128 characters, and none of / \\ # ? % :"
+            )
 
 
 @dataclass
@@ -199,7 +220,9 @@ class TrainConfig:
     @property
     def lr(self) -> float:
         """The peak learning rate, resolved."""
-        return self.task.lr * self.model.lr_scale if self.optimizer.lr is None else self.optimizer.lr
+        return (
+            self.task.lr * self.model.lr_scale if self.optimizer.lr is None else self.optimizer.lr
+        )
 
     @property
     def epochs(self) -> int:
@@ -231,7 +254,9 @@ def register_schemas() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
-    OmegaConf.register_new_resolver("basename", lambda path: path.rstrip("/").rpartition("/")[2], replace=True)
+    OmegaConf.register_new_resolver(
+        "basename", lambda path: path.rstrip("/").rpartition("/")[2], replace=True
+    )
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainConfig)
     for path, schema in SCHEMAS.items():
@@ -262,7 +287,9 @@ def to_config(composed: Any) -> TrainConfig:
     try:
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
-        raise UserError(f"{str(error).splitlines()[0]}. Give it on the command line, or in the configuration") from None
+        raise UserError(
+            f"{str(error).splitlines()[0]}. Give it on the command line, or in the configuration"
+        ) from None
     except ValueError as error:  # a dataclass's own check
         raise UserError(str(error)) from None
     assert isinstance(config, TrainConfig)
@@ -286,7 +313,9 @@ def setting_names(schema: Any = TrainConfig, prefix: str = "") -> list[str]:
     """Every setting's dotted name, those of all variants included: what a mistyped one is compared with."""
     names: dict[str, None] = {}
     for entry in dataclasses.fields(schema):
-        default = entry.default_factory if entry.default_factory is not dataclasses.MISSING else None
+        default = (
+            entry.default_factory if entry.default_factory is not dataclasses.MISSING else None
+        )
         group = f"{prefix}{entry.name}/"
         variants: list[Any] = [kind for path, kind in SCHEMAS.items() if path.startswith(group)]
         for nested in variants or [default]:

@@ -16,8 +16,9 @@ from peft import AdaLoraConfig, AdaLoraModel
 from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import Tensor, nn
 
+from dynarank.adapters.folding import Factors
 from dynarank.adapters.inject import find_linears
-from dynarank.adapters.peft_format import Factors, write_factors
+from dynarank.adapters.peft_format import write_factors
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.allocation.selection import top_components
 from dynarank.methods.base import Method
@@ -39,7 +40,10 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
             if name not in self.exp_avg_ipt:
                 found[name] = torch.zeros(len(E), device=E.device)
                 continue
-            a, b = (self._element_score(name.replace("lora_E", factor)) for factor in ("lora_A", "lora_B"))
+            a, b = (
+                self._element_score(name.replace("lora_E", factor))
+                for factor in ("lora_A", "lora_B")
+            )
             vectors = torch.stack([a.mean(dim=1), b.mean(dim=0)], dim=1)  # (r, 2)
             found[name] = self._combine_ipt(self._element_score(name), vectors)  # (r)
         return found
@@ -57,7 +61,9 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
 class AdaLoRAAllocation:
     """PEFT's allocation in the form of our `RankAllocator` (`dynarank.methods.base.Allocator`)."""
 
-    def __init__(self, tuner: AdaLoraModel, layers: dict[str, Any], schedule: BudgetSchedule) -> None:
+    def __init__(
+        self, tuner: AdaLoraModel, layers: dict[str, Any], schedule: BudgetSchedule
+    ) -> None:
         self.tuner, self.layers, self.schedule = tuner, layers, schedule
         self.sizes = [layer.lora_E[ADAPTER].shape[0] for layer in layers.values()]
         self.t, self.frozen = 0, False
@@ -82,7 +88,11 @@ class AdaLoRAAllocation:
 
     def step(self) -> bool:
         self.t += 1
-        due = not self.frozen and self.schedule.start_step < self.t and self.schedule.prunes_at(self.t)
+        due = (
+            not self.frozen
+            and self.schedule.start_step < self.t
+            and self.schedule.prunes_at(self.t)
+        )
         self.tuner.update_and_allocate(self.t)
         self.frozen = self.t >= self.schedule.freeze_step
         return due
@@ -92,10 +102,14 @@ class AdaLoRAAllocation:
         return float(self.tuner.rankallocator.budget_schedule(self.t)[0]) / len(self.layers)
 
     def active_count(self) -> Tensor:
-        return torch.cat([layer.lora_E[ADAPTER].detach().ravel() != 0 for layer in self.layers.values()]).sum()
+        return torch.cat(
+            [layer.lora_E[ADAPTER].detach().ravel() != 0 for layer in self.layers.values()]
+        ).sum()
 
     def ranks(self) -> dict[str, int]:
-        return {name: int((layer.lora_E[ADAPTER] != 0).sum()) for name, layer in self.layers.items()}
+        return {
+            name: int((layer.lora_E[ADAPTER] != 0).sum()) for name, layer in self.layers.items()
+        }
 
     def allowance(self, t: int) -> int:
         return int(self.tuner.rankallocator.budget_schedule(t)[0])
@@ -103,14 +117,24 @@ class AdaLoRAAllocation:
     def state_dict(self) -> dict[str, Any]:
         """What PEFT itself does not save: the smoothed scores."""
         inner = self.tuner.rankallocator
-        averages = {name: dict(getattr(inner, name)) for name in ("exp_avg_ipt", "exp_avg_unc", "ipt")}
-        return {"t": self.t, "frozen": self.frozen, "rank_pattern": self.tuner.peft_config[ADAPTER].rank_pattern, **averages}
+        averages = {
+            name: dict(getattr(inner, name)) for name in ("exp_avg_ipt", "exp_avg_unc", "ipt")
+        }
+        return {
+            "t": self.t,
+            "frozen": self.frozen,
+            "rank_pattern": self.tuner.peft_config[ADAPTER].rank_pattern,
+            **averages,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.t, self.frozen = state["t"], state["frozen"]
         self.tuner.peft_config[ADAPTER].rank_pattern = state["rank_pattern"]
         for name in ("exp_avg_ipt", "exp_avg_unc", "ipt"):
-            own = {key: value.to(self.tuner.model.get_parameter(key).device) for key, value in state[name].items()}
+            own = {
+                key: value.to(self.tuner.model.get_parameter(key).device)
+                for key, value in state[name].items()
+            }
             setattr(self.tuner.rankallocator, name, own)
 
 
@@ -143,24 +167,33 @@ class AdaLoRA(Method[AdaLoRAConfig]):
     def allocator(self, total_steps: int) -> AdaLoRAAllocation:
         budget = self.budget
         spans = (budget.warmup, budget.final, budget.interval)
-        schedule = BudgetSchedule(budget.initial, budget.target, total_steps, *spans, "cubic_adalora")
+        schedule = BudgetSchedule(
+            budget.initial, budget.target, total_steps, *spans, "cubic_adalora"
+        )
         return AdaLoRAAllocation(self.tuner, self.layers, schedule)
 
     def penalty(self, frozen: bool) -> Tensor | None:
         """PEFT's orthogonal regularization: the mean of ||A A^T - I|| and ||B^T B - I|| over all factors."""
         if not self.config.orthogonality:
             return None
-        pairs = [(layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].mT) for layer in self.layers.values()]
+        pairs = [
+            (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].mT) for layer in self.layers.values()
+        ]
         grams = [rows @ rows.mT for pair in pairs for rows in pair]
         norms = [(gram - torch.eye(len(gram), device=gram.device)).norm() for gram in grams]
         return self.config.orthogonality * torch.stack(norms).mean()
 
     def ranks(self) -> dict[str, int]:
-        return {name: int((layer.lora_E[ADAPTER] != 0).sum()) for name, layer in self.layers.items()}
+        return {
+            name: int((layer.lora_E[ADAPTER] != 0).sum()) for name, layer in self.layers.items()
+        }
 
     def adapter_parameters(self) -> int:
         ranks = self.ranks()
-        return sum(rank * (self.layers[n].in_features + self.layers[n].out_features) for n, rank in ranks.items())
+        return sum(
+            rank * (self.layers[n].in_features + self.layers[n].out_features)
+            for n, rank in ranks.items()
+        )
 
     @torch.no_grad()
     def factors(self) -> dict[str, Factors]:
@@ -170,9 +203,14 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             E = layer.lora_E[ADAPTER].ravel()
             scale = layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER] + 1e-5)
             kept = E != 0
-            found[name] = (layer.lora_A[ADAPTER][kept], layer.lora_B[ADAPTER][:, kept] * (scale * E[kept]))
+            found[name] = (
+                layer.lora_A[ADAPTER][kept],
+                layer.lora_B[ADAPTER][:, kept] * (scale * E[kept]),
+            )
         return found
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
-        transposed = not any(isinstance(layer.base_layer, nn.Linear) for layer in self.layers.values())
+        transposed = not any(
+            isinstance(layer.base_layer, nn.Linear) for layer in self.layers.values()
+        )
         write_factors(self.factors(), self.model, folder, base, task_type, self.head, transposed)

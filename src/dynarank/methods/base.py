@@ -89,7 +89,9 @@ class Method(ABC, Generic[ConfigT]):
                     raise ValueError(
                         "it trains the base model's own weights, which must be float32: set model.dtype=float32"
                     )
-                parameter.data = parameter.data.float()  # in bfloat16 a weight does not move at usual rates
+                parameter.data = (
+                    parameter.data.float()
+                )  # in bfloat16 a weight does not move at usual rates
         return self.model
 
     @abstractmethod
@@ -115,17 +117,27 @@ class Method(ABC, Generic[ConfigT]):
     def adapter_parameters(self) -> int:
         """Parameters that the adaptation adds or changes at its final size; the task head is not counted."""
         head = {id(p) for name in self.head for p in self.model.get_submodule(name).parameters()}
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad and id(p) not in head)
+        return sum(
+            p.numel() for p in self.model.parameters() if p.requires_grad and id(p) not in head
+        )
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
         """Write what was trained into a folder. Raises `ValueError` where there is nothing that can be loaded again."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
+        trained = {
+            name: p.detach().cpu().contiguous()
+            for name, p in self.model.named_parameters()
+            if p.requires_grad
+        }
         save_file(trained, folder / TRAINED, metadata={"format": "pt"})
 
 
-def nominal_parameters(model: nn.Module, targets: Sequence[str], head: Sequence[str], r: int) -> int:
+def nominal_parameters(
+    model: nn.Module, targets: Sequence[str], head: Sequence[str], r: int
+) -> int:
     """What `r` components in every target layer take: the budget that other methods are matched to."""
-    return r * sum(sum(linear_shape(model.get_submodule(name))) for name in find_linears(model, targets, head))
+    return r * sum(
+        sum(linear_shape(model.get_submodule(name))) for name in find_linears(model, targets, head)
+    )

@@ -25,7 +25,14 @@ ATTENTION_OUTPUTS = [
     *(r".*Attention\.o", r".*attn\.c_proj"),
 ]
 """Last linear map of the attention sublayer, in the architectures that we know."""
-FEEDFORWARD_OUTPUTS = [r".*\d\.output\.dense", "fc2", "lin2", "down_proj", r".*DenseReluDense\.wo", r".*mlp\.c_proj"]
+FEEDFORWARD_OUTPUTS = [
+    r".*\d\.output\.dense",
+    "fc2",
+    "lin2",
+    "down_proj",
+    r".*DenseReluDense\.wo",
+    r".*mlp\.c_proj",
+]
 
 
 class BottleneckLinear(nn.Module):
@@ -67,7 +74,9 @@ class Houlsby(Method[MethodConfig]):
         wanted = FEEDFORWARD_OUTPUTS + (ATTENTION_OUTPUTS if self.behind_attention else [])
         names = _known(model, wanted, self.head)
         if not names:
-            raise ValueError(f"no place for method={self.config.name} is known in a {type(model).__name__}")
+            raise ValueError(
+                f"no place for method={self.config.name} is known in a {type(model).__name__}"
+            )
         widths = [linear_shape(model.get_submodule(name))[1] for name in names]
         budget = nominal_parameters(model, targets, self.head, self.budget.target)
         m = max(1, round((budget - sum(widths)) / sum(2 * d + 1 for d in widths)))

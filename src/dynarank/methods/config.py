@@ -45,7 +45,9 @@ class DoRAConfig(MethodConfig):
             raise ValueError(f"method.c_lr_ratio = {self.c_lr_ratio}: must be above 0")
         for name, known in (("score", SCORES), ("init", STARTS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"method.{name} = {getattr(self, name)!r}: must be one of {', '.join(known)}")
+                raise ValueError(
+                    f"method.{name} = {getattr(self, name)!r}: must be one of {', '.join(known)}"
+                )
         for name in ("dropout", "beta"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"method.{name} = {getattr(self, name)}: must lie in [0, 1)")

@@ -26,13 +26,17 @@ class DoRA(Method[DoRAConfig]):
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         config, r = self.config, self.budget.initial
         start = config.init
-        self.layers = inject(model, targets, r, config.alpha_at(r), config.dropout, exclude=self.head, start=start)
+        self.layers = inject(
+            model, targets, r, config.alpha_at(r), config.dropout, exclude=self.head, start=start
+        )
         return model
 
     def allocator(self, total_steps: int) -> RankAllocator:
         budget = self.budget
         spans = (budget.warmup, budget.final, budget.interval)
-        schedule = BudgetSchedule(budget.initial, budget.target, total_steps, *spans, budget.schedule)
+        schedule = BudgetSchedule(
+            budget.initial, budget.target, total_steps, *spans, budget.schedule
+        )
         choice = (self.config.score, budget.unit == "parameters", budget.min_rank)
         return RankAllocator(self.layers, schedule, self.config.beta, budget.regrow, *choice)
 
@@ -41,13 +45,19 @@ class DoRA(Method[DoRAConfig]):
         return [] if ratio == 1 else [([layer.lora_c for layer in self.layers.values()], ratio)]
 
     def penalty(self, frozen: bool) -> Tensor | None:
-        return self.dem.eta * dem_penalty(list(self.layers.values())) if self.dem.eta and not frozen else None
+        return (
+            self.dem.eta * dem_penalty(list(self.layers.values()))
+            if self.dem.eta and not frozen
+            else None
+        )
 
     def ranks(self) -> dict[str, int]:
         return {name: int(layer.active().sum()) for name, layer in self.layers.items()}
 
     def adapter_parameters(self) -> int:
-        return sum(rank * component_parameters(self.layers[name]) for name, rank in self.ranks().items())
+        return sum(
+            rank * component_parameters(self.layers[name]) for name, rank in self.ranks().items()
+        )
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
         write_peft_adapter(self.model, folder, base, task_type, self.head)

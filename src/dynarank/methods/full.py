@@ -33,9 +33,13 @@ class BitFit(Method[MethodConfig]):
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         head = {id(p) for name in self.head for p in model.get_submodule(name).parameters()}
         # DeBERTa has a q_bias and a v_bias.
-        biases = [p for name, p in model.named_parameters() if name.endswith("bias") and id(p) not in head]
+        biases = [
+            p for name, p in model.named_parameters() if name.endswith("bias") and id(p) not in head
+        ]
         if not biases:
-            raise ValueError("the model has no biases, so that method=bitfit would train nothing but the head")
+            raise ValueError(
+                "the model has no biases, so that method=bitfit would train nothing but the head"
+            )
         for bias in biases:
             bias.requires_grad_(True)
         return model

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynarank.adapters.folding import Factors
 from dynarank.adapters.inject import find_linears
-from dynarank.adapters.peft_format import Factors, write_factors
+from dynarank.adapters.peft_format import write_factors
 from dynarank.methods.base import Method
 from dynarank.methods.config import LoRAConfig
 
@@ -29,7 +30,10 @@ class LoRA(Method[LoRAConfig]):
 
         names = find_linears(model, targets, self.head)
         config = peft.LoraConfig(
-            r=self.budget.target, lora_alpha=self.config.alpha, lora_dropout=self.config.dropout, target_modules=names
+            r=self.budget.target,
+            lora_alpha=self.config.alpha,
+            lora_dropout=self.config.dropout,
+            target_modules=names,
         )
         peft.inject_adapter_in_model(config, model, ADAPTER)
         self.layers = {name: model.get_submodule(name) for name in names}
@@ -49,7 +53,9 @@ class LoRA(Method[LoRAConfig]):
         }
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
-        transposed = not any(isinstance(layer.base_layer, nn.Linear) for layer in self.layers.values())
+        transposed = not any(
+            isinstance(layer.base_layer, nn.Linear) for layer in self.layers.values()
+        )
         write_factors(self.factors(), self.model, folder, base, task_type, self.head, transposed)
 
 

@@ -12,7 +12,10 @@ from dynarank.methods.base import Method, nominal_parameters
 from dynarank.methods.config import PromptConfig
 from dynarank.pretrained.models import architecture, positions
 
-FITS = {("encoder", "ForSequenceClassification"): "SEQ_CLS", ("encoder-decoder", "ForConditionalGeneration"): "SEQ_2_SEQ_LM"}
+FITS = {
+    ("encoder", "ForSequenceClassification"): "SEQ_CLS",
+    ("encoder-decoder", "ForConditionalGeneration"): "SEQ_2_SEQ_LM",
+}
 """PEFT's task type by architecture and by the model class's ending.
 
 Not question answering: there PEFT leaves the answers' positions where they were, though its vectors move every token. Not
@@ -40,7 +43,9 @@ class PromptTuning(Method[PromptConfig]):
         places = positions(model)
         room = wanted if places is None else places - self.config.reserved
         if room < 1:
-            raise ValueError(f"method.reserved = {self.config.reserved}: the model has {places} positions in all")
+            raise ValueError(
+                f"method.reserved = {self.config.reserved}: the model has {places} positions in all"
+            )
         settings = peft.PromptTuningConfig(
             task_type=task_type,
             num_virtual_tokens=min(wanted, room),

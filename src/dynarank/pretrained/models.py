@@ -55,7 +55,9 @@ def check_fit(config: ModelConfig, source: Source, task: Task[Any]) -> None:
             f"model.path = {config.path}: {task.config.name} fits {' and '.join(fitting)} models, and {settings.model_type} "
             f"is {'a' if kind == 'decoder' else 'an'} {kind}. Ones that fit: {known}"
         )
-    own = config.trust_remote_code and task.auto_class in (getattr(settings, "auto_map", None) or {})
+    own = config.trust_remote_code and task.auto_class in (
+        getattr(settings, "auto_map", None) or {}
+    )
     if not own and type(settings) not in getattr(transformers, task.auto_class)._model_mapping:
         raise UserError(
             f"model.path = {config.path}: transformers has no {settings.model_type} for {task.config.family} "
@@ -78,7 +80,11 @@ def architecture(settings: Any) -> str:
     if settings.is_encoder_decoder:
         return "encoder-decoder"
     masked = settings.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return "decoder" if settings.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked else "encoder"
+    return (
+        "decoder"
+        if settings.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked
+        else "encoder"
+    )
 
 
 def load_settings(config: ModelConfig, source: Source) -> Any:
@@ -88,7 +94,9 @@ def load_settings(config: ModelConfig, source: Source) -> Any:
     settings = _load(transformers.AutoConfig, "configuration", config, source)
     recorded, _ = settings.get_config_dict(source.path, revision=config.revision)
     if not config.trust_remote_code and (kernel := _hub_kernel(recorded)):
-        raise UserError(f"model.path = {config.path}: its config.json names {kernel}, code from the hub. {ASKED}")
+        raise UserError(
+            f"model.path = {config.path}: its config.json names {kernel}, code from the hub. {ASKED}"
+        )
     return settings
 
 
@@ -112,7 +120,9 @@ def load_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def load_pretrained(config: ModelConfig, source: Source, task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> Pretrained:
+def load_pretrained(
+    config: ModelConfig, source: Source, task: Task[Any], tokenizer: PreTrainedTokenizerBase
+) -> Pretrained:
     """The pretrained weights in `model.dtype` under the task's auto class, in training mode; its head in float32.
 
     Raises:
@@ -125,17 +135,32 @@ def load_pretrained(config: ModelConfig, source: Source, task: Task[Any], tokeni
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # else a table of the head's missing weights, which are meant
     dtype: torch.dtype = getattr(torch, config.dtype)
-    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **task.model_options()}
+    options = {
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        **task.model_options(),
+    }
     model, info = _load(getattr(transformers, task.auto_class), "model", config, source, **options)
-    if getattr(model, "_hf_peft_config_loaded", False):  # transformers follows an adapter to whatever base it names
-        raise UserError(f"model.path = {config.path}: is an adapter, not a model. Give the model that it adapts")
+    if getattr(
+        model, "_hf_peft_config_loaded", False
+    ):  # transformers follows an adapter to whatever base it names
+        raise UserError(
+            f"model.path = {config.path}: is an adapter, not a model. Give the model that it adapts"
+        )
     if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2's and LLaMA's heads look for the last real token
+        model.config.pad_token_id = (
+            tokenizer.pad_token_id
+        )  # GPT-2's and LLaMA's heads look for the last real token
     model.train()  # from_pretrained gives evaluation mode, and Lightning leaves modes as they are
     body = f"{model.base_model_prefix}."
-    misshapen = [key for key, *_ in info["mismatched_keys"] if key.startswith(body) or not task.has_head]
+    misshapen = [
+        key for key, *_ in info["mismatched_keys"] if key.startswith(body) or not task.has_head
+    ]
     if misshapen:  # a head of another task's size is begun anew; nothing else may be
-        raise UserError(f"model.path = {config.path}: {misshapen[0]} has not the shape that its config.json gives it")
+        raise UserError(
+            f"model.path = {config.path}: {misshapen[0]} has not the shape that its config.json gives it"
+        )
     head = head_modules(model, info["missing_keys"]) if task.has_head else []
     if dtype != torch.float32:
         _widen_head(model, head, dtype)
@@ -154,8 +179,12 @@ def head_modules(model: PreTrainedModel, fresh: set[str]) -> list[str]:
             f"model.path: what is pretrained in a {type(model).__name__} does not stand apart from its task head. "
             "Choose another model"
         )
-    beside = [name for name, child in model.named_children() if name != body and _has_parameters(child)]
-    inside = dict.fromkeys(key.rpartition(".")[0] for key in sorted(fresh) if key.startswith(body + "."))
+    beside = [
+        name for name, child in model.named_children() if name != body and _has_parameters(child)
+    ]
+    inside = dict.fromkeys(
+        key.rpartition(".")[0] for key in sorted(fresh) if key.startswith(body + ".")
+    )
     return beside + list(inside)
 
 
@@ -163,15 +192,22 @@ def _widen_head(model: PreTrainedModel, head: Sequence[str], dtype: torch.dtype)
     """Let the head compute in float32 behind a narrower body; where the body's own output layer is the head, its logits."""
 
     def widened(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(one.float() if isinstance(one, Tensor) and one.is_floating_point() else one for one in inputs)
+        return tuple(
+            one.float() if isinstance(one, Tensor) and one.is_floating_point() else one
+            for one in inputs
+        )
 
     def cast_output(to: torch.dtype) -> Any:
-        return lambda module, inputs, output: output.to(to) if isinstance(output, Tensor) else output
+        return lambda module, inputs, output: (
+            output.to(to) if isinstance(output, Tensor) else output
+        )
 
     for name in head:
         module = model.get_submodule(name).float()
         module.register_forward_pre_hook(widened)
-        if name.startswith(f"{model.base_model_prefix}."):  # a fresh pooler: what follows it in the body is narrow
+        if name.startswith(
+            f"{model.base_model_prefix}."
+        ):  # a fresh pooler: what follows it in the body is narrow
             module.register_forward_hook(cast_output(dtype))
     if not head and (logits := model.get_output_embeddings()) is not None:
         logits.register_forward_hook(cast_output(torch.float32))
@@ -224,8 +260,14 @@ def _load(auto_class: Any, what: str, config: ModelConfig, source: Source, **opt
     trust = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         return auto_class.from_pretrained(source.path, **trust, **options)
-    except Exception as error:  # a damaged or hostile folder raises any kind: safetensors', pickle's, TypeError
+    except (
+        Exception
+    ) as error:  # a damaged or hostile folder raises any kind: safetensors', pickle's, TypeError
         if "custom code" in str(error) and not config.trust_remote_code:
-            raise UserError(f"model.path = {config.path}: its {what} needs code of its own. {ASKED}") from None
+            raise UserError(
+                f"model.path = {config.path}: its {what} needs code of its own. {ASKED}"
+            ) from None
         first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"model.path = {config.path}: no {what} can be loaded from {source.path}: {first_line}") from error
+        raise UserError(
+            f"model.path = {config.path}: no {what} can be loaded from {source.path}: {first_line}"
+        ) from error

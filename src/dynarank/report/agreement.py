@@ -20,7 +20,13 @@ def correlation(first: Run, second: Run) -> float:
 
 def rank_agreement(runs: Sequence[Run]) -> float:
     """Mean correlation of every two runs; NaN where there is none."""
-    return _mean([correlation(first, second) for index, first in enumerate(runs) for second in runs[index + 1 :]])
+    return _mean(
+        [
+            correlation(first, second)
+            for index, first in enumerate(runs)
+            for second in runs[index + 1 :]
+        ]
+    )
 
 
 def agreement_matrix(groups: Sequence[Sequence[Run]]) -> np.ndarray:
@@ -34,7 +40,9 @@ def agreement_matrix(groups: Sequence[Sequence[Run]]) -> np.ndarray:
         for column in range(row):
             pairs = [(first, second) for first in mine for second in groups[column]]
             apart = [pair for pair in pairs if pair[0].seed != pair[1].seed] or pairs
-            matrix[row, column] = matrix[column, row] = _mean([correlation(*pair) for pair in apart])
+            matrix[row, column] = matrix[column, row] = _mean(
+                [correlation(*pair) for pair in apart]
+            )
     return matrix
 
 

@@ -33,7 +33,11 @@ class Standing:
     @property
     def tied(self) -> bool:
         """Whether the first two differ by less than is printed."""
-        return self.lead is not None and abs(self.lead.difference) < 5e-5 and self.order[1] not in self.beaten
+        return (
+            self.lead is not None
+            and abs(self.lead.difference) < 5e-5
+            and self.order[1] not in self.beaten
+        )
 
     @property
     def verdict(self) -> str:
@@ -50,8 +54,12 @@ class Standing:
 def standings(table: Table) -> list[Standing]:
     """One a task, in the table's order."""
     orders = {task: standing_order(table, task) for task in table.tasks}
-    pairs = [(task, *two) for task, order in orders.items() for two in itertools.combinations(order, 2)]
-    p_values = dict(zip(pairs, holm([_p_value(*_shared(table, *pair)) for pair in pairs]), strict=True))
+    pairs = [
+        (task, *two) for task, order in orders.items() for two in itertools.combinations(order, 2)
+    ]
+    p_values = dict(
+        zip(pairs, holm([_p_value(*_shared(table, *pair)) for pair in pairs]), strict=True)
+    )
     found = []
     for task, order in orders.items():
         lead, p_holm = None, math.nan
@@ -60,17 +68,28 @@ def standings(table: Table) -> list[Standing]:
             lead = compare(first, second) if first else None
             p_holm = p_values[task, order[0], order[1]]
         beaten = [other for other in order[1:] if p_values[task, order[0], other] <= ALPHA]
-        found.append(Standing(task, order, lead, p_holm, beaten, sum(not math.isnan(p) for p in p_values.values())))
+        found.append(
+            Standing(
+                task, order, lead, p_holm, beaten, sum(not math.isnan(p) for p in p_values.values())
+            )
+        )
     return found
 
 
 def standing_order(table: Table, task: str) -> list[Setting]:
     """Settings by mean score, the highest first; those without a score are missing."""
-    means = {setting: one.mean for setting in table.settings if (one := table.summary(setting, task))}
-    return sorted((setting for setting in means if not math.isnan(means[setting])), key=lambda one: -means[one])
+    means = {
+        setting: one.mean for setting in table.settings if (one := table.summary(setting, task))
+    }
+    return sorted(
+        (setting for setting in means if not math.isnan(means[setting])),
+        key=lambda one: -means[one],
+    )
 
 
-def _shared(table: Table, task: str, first: Setting, second: Setting) -> tuple[list[float], list[float]]:
+def _shared(
+    table: Table, task: str, first: Setting, second: Setting
+) -> tuple[list[float], list[float]]:
     mine, theirs = table.scores(first, task), table.scores(second, task)
     seeds = sorted(mine.keys() & theirs.keys())
     return [mine[seed] for seed in seeds], [theirs[seed] for seed in seeds]
@@ -141,7 +160,9 @@ def _lead(one: Standing, second: str) -> str:
         return f"{by}; one seed tells nothing of chance"
     doubt = f"{by}, 95 % interval {one.lead.low:+.4f} to {one.lead.high:+.4f}, p = {one.p_holm:.3f}"
     if one.verdict == "told apart":
-        return f"and told apart from {'every other setting' if others > 1 else 'the other'} ({doubt})"
+        return (
+            f"and told apart from {'every other setting' if others > 1 else 'the other'} ({doubt})"
+        )
     if one.verdict == "in part":
         return f"told apart from {len(one.beaten)} of {others} others (next: {doubt})"
     return f"but not told apart from {'any other' if others > 1 else 'the other'} ({doubt})"
@@ -161,20 +182,32 @@ def sizes_and_scores(table: Table, task: str) -> list[Point]:
     for setting in standing_order(table, task):
         runs, summary = table.cells[setting, task].values(), table.summary(setting, task)
         assert summary is not None
-        points.append(Point(float(np.mean([run.results["adapter_parameters"] for run in runs])), summary.mean, setting))
+        points.append(
+            Point(
+                float(np.mean([run.results["adapter_parameters"] for run in runs])),
+                summary.mean,
+                setting,
+            )
+        )
     return sorted(points, key=lambda point: point[:2])
 
 
 def undominated(points: Sequence[Point]) -> list[Point]:
     """Those that no other beats in one without losing in the other."""
     return [
-        one for one in points if not any(p <= one[0] and s >= one[1] and (p < one[0] or s > one[1]) for p, s, _ in points)
+        one
+        for one in points
+        if not any(p <= one[0] and s >= one[1] and (p < one[0] or s > one[1]) for p, s, _ in points)
     ]
 
 
 def best_under(points: Sequence[Point], limit: float) -> Point | None:
     """The highest score with at most `limit` adapter parameters; None where all are larger."""
-    return max((point for point in points if point.parameters <= limit), key=lambda point: point.score, default=None)
+    return max(
+        (point for point in points if point.parameters <= limit),
+        key=lambda point: point.score,
+        default=None,
+    )
 
 
 def without_mean(table: Table, task: str) -> str:

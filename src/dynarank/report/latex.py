@@ -43,10 +43,14 @@ PERCENT_ALREADY = ("question_answering", "seq2seq")
 
 def latex(table: Table) -> str:
     """Means and standard deviations over seeds, in percent; an average over tasks where there are several."""
-    tasks = sorted(table.tasks, key=lambda task: (ORDER.index(task) if task in ORDER else len(ORDER), task))
+    tasks = sorted(
+        table.tasks, key=lambda task: (ORDER.index(task) if task in ORDER else len(ORDER), task)
+    )
     sized = "method.name" in table.keys or "budget.target" in table.keys
     columns = [_title(task) for task in tasks] + (["Avg."] if len(tasks) > 1 else [])
-    measures = ["/".join(MEASURES.get(one, _escaped(one)) for one in _shown(table, task)) for task in tasks]
+    measures = [
+        "/".join(MEASURES.get(one, _escaped(one)) for one in _shown(table, task)) for task in tasks
+    ]
     labels = [_title(key.removesuffix(".name") if key not in TITLES else key) for key in table.keys]
     before = [*labels, *([r"\# Params"] if sized else [])]
     lines = [
@@ -64,14 +68,18 @@ def _block(table: Table, settings: list[Setting], tasks: list[str], sized: bool)
     """Lines of one budget, the highest mean of each column bold."""
     means = [_means(table, setting, tasks) for setting in settings]
     top = [
-        max((value for value in column if not math.isnan(value)), default=math.nan) for column in zip(*means, strict=True)
+        max((value for value in column if not math.isnan(value)), default=math.nan)
+        for column in zip(*means, strict=True)
     ]
     lines = []
     for setting, mine in zip(settings, means, strict=True):
         cells = [_cell(table, setting, task) for task in tasks]
         if len(tasks) > 1:
             cells.append("--" if math.isnan(mine[-1]) else f"{mine[-1]:.2f}")
-        bold = [rf"\textbf{{{c}}}" if value == best else c for c, value, best in zip(cells, mine, top, strict=True)]
+        bold = [
+            rf"\textbf{{{c}}}" if value == best else c
+            for c, value, best in zip(cells, mine, top, strict=True)
+        ]
         size = [_size(table, setting, tasks)] if sized else []
         lines.append(_row([*map(_title, setting), *size, *bold]))
     return lines

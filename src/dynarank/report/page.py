@@ -79,7 +79,9 @@ def page(report: Report) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters.update(
-        number=number, label=report.tables[0].label, verdict=lambda name: VERDICTS.get(name, ("?", name))
+        number=number,
+        label=report.tables[0].label,
+        verdict=lambda name: VERDICTS.get(name, ("?", name)),
     )
     return environment.get_template("page.html").render(
         report=report,
@@ -92,7 +94,9 @@ def page(report: Report) -> str:
         largest=max((point.parameters for card in cards for point in card["sizes"]), default=0),
         headline=headline(report.tables[0], standings(report.tables[0])),
         rows=[_row(report, setting) for setting in report.tables[0].settings],
-        compared=[line for table in report.tables for line in _differences(table, report.reference)],
+        compared=[
+            line for table in report.tables for line in _differences(table, report.reference)
+        ],
         agreements=_agreements(report.tables[0]),
         best=[_highest(report.tables, task) for task in report.tables[0].tasks],
         runs=[_run(report, run) for run in report.runs],
@@ -126,7 +130,9 @@ def _cards(report: Report) -> list[dict[str, Any]]:
         {
             "standing": first[task],
             "sentence": sentence(table, first[task]),
-            "other": _other(in_short(table, first[task]), in_short(second, other[task]), which(second)),
+            "other": _other(
+                in_short(table, first[task]), in_short(second, other[task]), which(second)
+            ),
             "unranked": without_mean(table, task),
             "dots": _dots(table, first[task]),
             "sizes": sizes_and_scores(table, task),
@@ -161,7 +167,9 @@ def _dots(table: Table, standing: Standing, most: int = 10) -> dict[str, Any]:
 def _row(report: Report, setting: Setting) -> dict[str, Any]:
     """A setting's line of the table: for each task the summary of either score."""
     tables = report.tables
-    runs = [run for task in tables[0].tasks for run in tables[0].cells.get((setting, task), {}).values()]
+    runs = [
+        run for task in tables[0].tasks for run in tables[0].cells.get((setting, task), {}).values()
+    ]
     parameters = [run.results["adapter_parameters"] for run in runs]
     cells = [[table.summary(setting, task) for table in tables] for task in tables[0].tasks]
     return {"setting": setting, "cells": cells, "parameters": sum(parameters) / len(parameters)}
@@ -169,8 +177,13 @@ def _row(report: Report, setting: Setting) -> dict[str, Any]:
 
 def _highest(tables: Sequence[Table], task: str) -> list[float]:
     """The highest mean of a task by either score."""
-    means = [[one.mean for setting in table.settings if (one := table.summary(setting, task))] for table in tables]
-    return [max((mean for mean in column if not math.isnan(mean)), default=math.nan) for column in means]
+    means = [
+        [one.mean for setting in table.settings if (one := table.summary(setting, task))]
+        for table in tables
+    ]
+    return [
+        max((mean for mean in column if not math.isnan(mean)), default=math.nan) for column in means
+    ]
 
 
 def _run(report: Report, run: Run) -> dict[str, Any]:
@@ -196,9 +209,13 @@ def _differences(table: Table, reference: Setting) -> list[dict[str, Any]]:
 def _bar(one: Difference, found: Sequence[Difference]) -> dict[str, float] | None:
     if math.isnan(one.found.low):
         return None
-    mine = [other.found for other in found if other.task == one.task and not math.isnan(other.found.low)]
+    mine = [
+        other.found for other in found if other.task == one.task and not math.isnan(other.found.low)
+    ]
     reach = max(max(abs(c.low), abs(c.high)) for c in mine) or 1.0
-    left, middle, right = (50 + 48 * value / reach for value in (one.found.low, one.found.difference, one.found.high))
+    left, middle, right = (
+        50 + 48 * value / reach for value in (one.found.low, one.found.difference, one.found.high)
+    )
     return {"left": left, "width": right - left, "middle": middle}
 
 

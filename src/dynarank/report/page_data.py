@@ -62,7 +62,11 @@ def _plain(content: Any) -> Any:
 def shared_settings(runs: Sequence[Run]) -> dict[str, Any]:
     """Settings with one value in all runs."""
     first = runs[0].settings
-    return {key: value for key, value in first.items() if all(run.settings.get(key, OPEN) == value for run in runs[1:])}
+    return {
+        key: value
+        for key, value in first.items()
+        if all(run.settings.get(key, OPEN) == value for run in runs[1:])
+    }
 
 
 def history(run: Run) -> dict[str, Any]:
@@ -72,7 +76,11 @@ def history(run: Run) -> dict[str, Any]:
     kept = np.unique(np.linspace(0, count - 1, min(count, MOST_PRUNINGS)).round().astype(int))
     frames = [[run.prunings[index][1].get(name, 0) for name in names] for index in kept]
     largest = max(max(frame) for frame in frames)
-    coded: list[Any] = ["".join(DIGITS[rank] for rank in frame) for frame in frames] if largest < len(DIGITS) else frames
+    coded: list[Any] = (
+        ["".join(DIGITS[rank] for rank in frame) for frame in frames]
+        if largest < len(DIGITS)
+        else frames
+    )
     return {"steps": [run.prunings[index][0] for index in kept], "ranks": coded, "prunings": count}
 
 
@@ -86,7 +94,9 @@ def layout(names: Sequence[str]) -> dict[str, Any]:
         if spot.matrix not in stack["matrices"]:
             stack["matrices"].append(spot.matrix)
         stack["layers"] = max(stack["layers"], spot.layer + 1)
-        cells.append([list(stacks).index(spot.stack), stack["matrices"].index(spot.matrix), spot.layer])
+        cells.append(
+            [list(stacks).index(spot.stack), stack["matrices"].index(spot.matrix), spot.layer]
+        )
     return {"names": list(names), "stacks": list(stacks.values()), "cells": cells}
 
 

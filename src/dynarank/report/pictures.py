@@ -17,7 +17,12 @@ from dynarank.report.tables import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE = {"text.parse_math": False, "svg.fonttype": "none", "axes.titlesize": 10, "axes.labelsize": 9}
+STYLE = {
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+}
 """Names are shown as they are, dollars too; letters in an SVG stay letters."""
 
 
@@ -57,23 +62,55 @@ def draw_pictures(table: Table, runs: Sequence[Run]) -> list[Picture]:
 def _of_task(table: Table, task: str, runs: Sequence[Run]) -> list[Picture]:
     from dynarank.report.plot_quality import draw_budget_against_quality
     from dynarank.report.plot_ranks import draw_rank_agreement, draw_rank_maps
-    from dynarank.report.plots import draw_allocation, draw_budgets, draw_curves, draw_losses, draw_score_spread
+    from dynarank.report.plots import (
+        draw_allocation,
+        draw_budgets,
+        draw_curves,
+        draw_losses,
+        draw_score_spread,
+    )
 
     found: dict[str, tuple[Figure | None, str]] = {}
     if len(table.settings) > 1:
-        found["budget_quality"] = (draw_budget_against_quality(table, task), "What each size of adapter scores.")
-    found["curves"] = (draw_curves(table, task), "Validation score: mean over seeds, and the range that they span.")
-    found["loss"] = (draw_losses(table, task), "Loss: mean over seeds, and the range that they span.")
+        found["budget_quality"] = (
+            draw_budget_against_quality(table, task),
+            "What each size of adapter scores.",
+        )
+    found["curves"] = (
+        draw_curves(table, task),
+        "Validation score: mean over seeds, and the range that they span.",
+    )
+    found["loss"] = (
+        draw_losses(table, task),
+        "Loss: mean over seeds, and the range that they span.",
+    )
     if len(runs) == 1:
         ranked = "budget/scheduled" in runs[0].history
-        found["allocation"] = (draw_allocation(runs[0]) if ranked else None, "Budget, and the scores of components.")
+        found["allocation"] = (
+            draw_allocation(runs[0]) if ranked else None,
+            "Budget, and the scores of components.",
+        )
     else:
-        found["budget"] = (draw_budgets(table, task), "The scheduled budget, and what was not zero at each step.")
-        found["scores"] = (draw_score_spread(table, task), "How the scores of components spread while training.")
-        found["rank_maps"] = (draw_rank_maps(table, task), "Ranks under other seeds and settings, side by side.")
-        found["rank_agreement"] = (draw_rank_agreement(table, task), "Rank correlation between settings and between seeds.")
+        found["budget"] = (
+            draw_budgets(table, task),
+            "The scheduled budget, and what was not zero at each step.",
+        )
+        found["scores"] = (
+            draw_score_spread(table, task),
+            "How the scores of components spread while training.",
+        )
+        found["rank_maps"] = (
+            draw_rank_maps(table, task),
+            "Ranks under other seeds and settings, side by side.",
+        )
+        found["rank_agreement"] = (
+            draw_rank_agreement(table, task),
+            "Rank correlation between settings and between seeds.",
+        )
     return [
-        Picture(name if name == "allocation" else f"{name}_{file_name(task)}", task, caption, figure)
+        Picture(
+            name if name == "allocation" else f"{name}_{file_name(task)}", task, caption, figure
+        )
         for name, (figure, caption) in found.items()
         if figure is not None
     ]
@@ -96,9 +133,17 @@ def inline_svg(picture: Picture) -> str:
     svg = picture.svg[picture.svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
-    taken_colours = {"#000000": "currentColor", "#ffffff": "none", "#666666": "var(--quiet)", "#0072b2": "var(--dot)"}
+    taken_colours = {
+        "#000000": "currentColor",
+        "#ffffff": "none",
+        "#666666": "var(--quiet)",
+        "#0072b2": "var(--dot)",
+    }
     for drawn, taken in taken_colours.items():
         svg = svg.replace(f": {drawn}", f": {taken}")
     return re.sub(
-        r'(<svg[^>]*?) width="[^"]*pt"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", svg, count=1), count=1
+        r'(<svg[^>]*?) width="[^"]*pt"',
+        r"\1",
+        re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", svg, count=1),
+        count=1,
     )

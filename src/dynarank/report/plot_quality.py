@@ -32,15 +32,37 @@ def draw_budget_against_quality(table: Table, task: str) -> Figure | None:
     best = undominated(points)
     figure = Figure(figsize=(8.5, max(3.8, 1.4 + LINE * len(points))), layout="constrained")
     axes = figure.subplots()
-    axes.step([p.parameters for p in best], [p.score for p in best], where="post", color=COLOURS[0], linewidth=1.4, zorder=1)
+    axes.step(
+        [p.parameters for p in best],
+        [p.score for p in best],
+        where="post",
+        color=COLOURS[0],
+        linewidth=1.4,
+        zorder=1,
+    )
     rest = [point for point in points if point not in best]
-    axes.scatter([p.parameters for p in rest], [p.score for p in rest], facecolors="none", edgecolors=GREY, zorder=2)
-    axes.scatter([p.parameters for p in best], [p.score for p in best], color=COLOURS[0], marker="D", s=32, zorder=3)
+    axes.scatter(
+        [p.parameters for p in rest],
+        [p.score for p in rest],
+        facecolors="none",
+        edgecolors=GREY,
+        zorder=2,
+    )
+    axes.scatter(
+        [p.parameters for p in best],
+        [p.score for p in best],
+        color=COLOURS[0],
+        marker="D",
+        s=32,
+        zorder=3,
+    )
     axes.set(xlabel="adapter parameters", ylabel=f"{table.metrics[task]} (mean over seeds)")
     _plain_scales(axes, [p.parameters for p in points], [p.score for p in points])
     _label(axes, table, points, best)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{brief(task, 30)}: budget and quality; ◆ is the best with so few parameters", fontsize=11)
+    figure.suptitle(
+        f"{brief(task, 30)}: budget and quality; ◆ is the best with so few parameters", fontsize=11
+    )
     return figure
 
 
@@ -64,8 +86,14 @@ def _plain_scales(axes: Axes, parameters: Sequence[float], scores: Sequence[floa
 
 def _logarithmic(axes: Axes, positive: Sequence[float], zero: bool) -> None:
     """Powers of ten, with 2 and 5 between them where they are few; zero, where it occurs, left of the smallest."""
-    decades = range(int(np.floor(np.log10(min(positive)))), 1 + int(np.ceil(np.log10(max(positive)))))
-    ticks = [step * 10.0**decade for decade in decades for step in ((1, 2, 5) if len(decades) < 4 else (1,))]
+    decades = range(
+        int(np.floor(np.log10(min(positive)))), 1 + int(np.ceil(np.log10(max(positive))))
+    )
+    ticks = [
+        step * 10.0**decade
+        for decade in decades
+        for step in ((1, 2, 5) if len(decades) < 4 else (1,))
+    ]
     ticks = [tick for tick in ticks if min(positive) / 1.1 <= tick <= max(positive) * 1.1]
     if zero:
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
@@ -109,5 +137,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    level = np.repeat([total / count for total, count in blocks], [int(count) for _, count in blocks])
+    level = np.repeat(
+        [total / count for total, count in blocks], [int(count) for _, count in blocks]
+    )
     return [float(value) for value in level + steps]

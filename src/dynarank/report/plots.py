@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 Dashes = str | tuple[int, tuple[int, ...]]
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F"]
 """Okabe and Ito's, which colour-blind readers tell apart, with a darker yellow."""
-DASHES: list[Dashes] = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)), (0, (1, 2))]
+DASHES: list[Dashes] = [
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (8, 2)),
+    (0, (3, 1)),
+    (0, (1, 2)),
+]
 """A line's second mark, for those who see no colour."""
 GREY = "#999999"
 POINTS = 60
@@ -59,7 +68,9 @@ def shared_settings(table: Table, task: str, column: str) -> dict[Setting, list[
     found = {}
     for setting in table.settings:
         runs = table.cells.get((setting, task), {}).values()
-        if having := [run for run in runs if column in run.history and run.history[column].notna().any()]:
+        if having := [
+            run for run in runs if column in run.history and run.history[column].notna().any()
+        ]:
             found[setting] = having
     return found
 
@@ -73,7 +84,12 @@ def over_seeds(runs: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray
 
 def _curve(run: Run, column: str) -> tuple[np.ndarray, np.ndarray]:
     last = max(1, run.history["step"].max())
-    rows = run.history[["step", column]].dropna().drop_duplicates("step", keep="last").sort_values("step")
+    rows = (
+        run.history[["step", column]]
+        .dropna()
+        .drop_duplicates("step", keep="last")
+        .sort_values("step")
+    )
     x, y = rows["step"].to_numpy(dtype=float) / last, rows[column].to_numpy(dtype=float)
     if len(x) > POINTS:
         parts = np.array_split(np.arange(len(x)), POINTS)
@@ -90,7 +106,9 @@ def draw_band(axes: Axes, runs: Sequence[Run], column: str, look: Look, scale: f
     axes.plot(grid, values.mean(axis=0), color=look.colour, linestyle=look.dashes, linewidth=width,
               label=look.label, marker=marker, markersize=4, zorder=order)  # fmt: skip
     if look.label and len(runs) > 1:
-        axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=look.colour, alpha=0.15, linewidth=0)
+        axes.fill_between(
+            grid, values.min(axis=0), values.max(axis=0), color=look.colour, alpha=0.15, linewidth=0
+        )
 
 
 def draw_curves(table: Table, task: str) -> Figure:
@@ -137,13 +155,19 @@ def draw_budgets(table: Table, task: str) -> Figure | None:
         axes.set_ylim(bottom=0)
         mark_freeze(axes, table, task)
     bottom.set_xlabel("share of training")
-    return titled(figure, top, table, f"{brief(task, 30)}: budget, and components that are not zero", task)
+    return titled(
+        figure, top, table, f"{brief(task, 30)}: budget, and components that are not zero", task
+    )
 
 
 def draw_score_spread(table: Table, task: str) -> Figure | None:
     """How the components' smoothed scores spread, a panel a setting (the eight best); None where no method scores."""
     settings = shared_settings(table, task, QUANTILES[2])
-    shown = [setting for setting in looks(table, task) if setting in settings and looks(table, task)[setting].label]
+    shown = [
+        setting
+        for setting in looks(table, task)
+        if setting in settings and looks(table, task)[setting].label
+    ]
     if not shown:
         return None
     from matplotlib.figure import Figure
@@ -163,7 +187,9 @@ def draw_score_spread(table: Table, task: str) -> Figure | None:
     figure.supylabel("smoothed score of a component", fontsize=9)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.suptitle(f"{brief(task, 30)}: scores of components, mean of each quantile over seeds", fontsize=10)
+    figure.suptitle(
+        f"{brief(task, 30)}: scores of components, mean of each quantile over seeds", fontsize=10
+    )
     return figure
 
 
@@ -172,7 +198,9 @@ def draw_quantiles(axes: Axes, runs: Sequence[Run]) -> None:
     grid, _ = over_seeds(runs, QUANTILES[0])
     low, lower, middle, upper, high = (over_seeds(runs, name)[1].mean(axis=0) for name in QUANTILES)
     axes.fill_between(grid, low, high, color=COLOURS[0], alpha=0.18, linewidth=0, label="5 to 95 %")
-    axes.fill_between(grid, lower, upper, color=COLOURS[0], alpha=0.38, linewidth=0, label="25 to 75 %")
+    axes.fill_between(
+        grid, lower, upper, color=COLOURS[0], alpha=0.38, linewidth=0, label="25 to 75 %"
+    )
     axes.plot(grid, middle, color=COLOURS[0], label="median")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
@@ -182,8 +210,13 @@ def draw_allocation(run: Run) -> Figure:
     """A run's scheduled budget and nonzero components, and the spread of its scores."""
     figure, (top, bottom) = panels(2, legend=0)
     draw_band(top, [run], "budget/scheduled", Look(COLOURS[0], "-", "scheduled"))
-    draw_band(top, [run], "budget/nonzero", Look(COLOURS[1], "--", "nonzero"), 1 / max(1, len(run.ranks)))
-    top.set(ylabel="components a matrix", title=f"{brief(run.results['task'], 30)}, seed {run.seed}: allocation")
+    draw_band(
+        top, [run], "budget/nonzero", Look(COLOURS[1], "--", "nonzero"), 1 / max(1, len(run.ranks))
+    )
+    top.set(
+        ylabel="components a matrix",
+        title=f"{brief(run.results['task'], 30)}, seed {run.seed}: allocation",
+    )
     top.set_ylim(bottom=0)
     draw_quantiles(bottom, [run])
     bottom.set(xlabel="share of training", ylabel="smoothed score")
@@ -216,14 +249,20 @@ def titled(figure: Figure, axes: Axes, table: Table, title: str, task: str) -> F
         handles.append(Line2D([], [], color=GREY, linewidth=0.8))
         labels.append(f"{len(background)} others")
     if len(handles) > 1:
-        figure.legend(handles, labels, loc="outside lower center", fontsize=8, frameon=False, handlelength=3.5)
+        figure.legend(
+            handles, labels, loc="outside lower center", fontsize=8, frameon=False, handlelength=3.5
+        )
     return figure
 
 
 def mark_freeze(axes: Axes, table: Table, task: str) -> None:
     """A dotted line where ranks are frozen, if it is the same for all runs that freeze: only scores after it count."""
-    runs = [run for setting in table.settings for run in table.cells.get((setting, task), {}).values()]
-    shares = [run.prunings[-1][0] / run.results["total_steps"] for run in runs if len(run.prunings) > 1]
+    runs = [
+        run for setting in table.settings for run in table.cells.get((setting, task), {}).values()
+    ]
+    shares = [
+        run.prunings[-1][0] / run.results["total_steps"] for run in runs if len(run.prunings) > 1
+    ]
     if shares and max(shares) - min(shares) < 0.02:
         axes.axvline(max(shares), color=GREY, linestyle=":", linewidth=1, zorder=0)
         axes.annotate("ranks frozen", (max(shares), 1), xycoords=axes.get_xaxis_transform(), xytext=(3, -9),

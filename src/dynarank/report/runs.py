@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
 FIRST = ("model.name", "method.name", "budget.target", "budget.init", "dem.eta")
 """Settings that name a row before any others do."""
-IGNORED = ("seed", "output_dir", "sweep.", "hub.", "logger.", "hydra.", "trainer.log_every", "trainer.workers")
+IGNORED = (
+    "seed",
+    "output_dir",
+    "sweep.",
+    "hub.",
+    "logger.",
+    "hydra.",
+    "trainer.log_every",
+    "trainer.workers",
+)
 """Settings that do not make runs different."""
 OPEN = "(none)"
 
@@ -49,12 +58,18 @@ class Run:
     @cached_property
     def ranks(self) -> dict[str, int]:
         """Kept rank by matrix; empty for a method without ranks."""
-        return dict(_json(self.folder / "ranks.json")) if (self.folder / "ranks.json").is_file() else {}
+        return (
+            dict(_json(self.folder / "ranks.json"))
+            if (self.folder / "ranks.json").is_file()
+            else {}
+        )
 
     @cached_property
     def prunings(self) -> list[tuple[int, dict[str, int]]]:
         """Optimizer step and rank by matrix after every pruning; the final ranks alone where no history was kept."""
-        if (self.folder / "rank_history.json").is_file() and (history := _json(self.folder / "rank_history.json")):
+        if (self.folder / "rank_history.json").is_file() and (
+            history := _json(self.folder / "rank_history.json")
+        ):
             return [(int(one["step"]), dict(one["ranks"])) for one in history]
         return [(int(self.results.get("total_steps", 0)), self.ranks)] if self.ranks else []
 
@@ -112,11 +127,17 @@ def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
             continue
         results = _json(folder / "metrics.json")
         if not results["at_budget"]:
-            left_out.append(LeftOut(folder, "ended before its ranks were frozen, so it is over budget and left out"))
+            left_out.append(
+                LeftOut(
+                    folder, "ended before its ranks were frozen, so it is over budget and left out"
+                )
+            )
             continue
         settings = _settings(folder)
         if "model.name" in settings:
-            settings["model.name"] = results["model"]  # in the configuration it may follow from the model's path
+            settings["model.name"] = results[
+                "model"
+            ]  # in the configuration it may follow from the model's path
         runs.append(Run(folder, settings, results))
     if not runs:
         raise UserError(f"no finished run in {', '.join(map(str, places))}{_listed(left_out)}")
@@ -128,7 +149,9 @@ def _unfinished(folder: Path) -> LeftOut:
         return LeftOut(folder, "not finished (no metrics.json)")
     lines = (folder / "error.txt").read_text(errors="replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return LeftOut(folder, f"failed: {(errors or lines or ['it said nothing'])[-1]}", "\n".join(lines))
+    return LeftOut(
+        folder, f"failed: {(errors or lines or ['it said nothing'])[-1]}", "\n".join(lines)
+    )
 
 
 def _listed(left_out: Sequence[LeftOut]) -> str:
@@ -140,7 +163,9 @@ def _folders(places: Sequence[Path]) -> Iterator[Path]:
     seen = set()
     for place in places:
         if not place.is_dir():
-            raise UserError(f"{place}: there is no such folder. Give a run's folder, a sweep's, or outputs/")
+            raise UserError(
+                f"{place}: there is no such folder. Give a run's folder, a sweep's, or outputs/"
+            )
         for config in sorted(place.rglob(".hydra/config.yaml")):
             folder = config.parent.parent
             if folder.resolve() not in seen:
@@ -152,13 +177,17 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is damaged ({error.msg} at line {error.lineno}). Run it again, or move it away") from None
+        raise UserError(
+            f"{path}: is damaged ({error.msg} at line {error.lineno}). Run it again, or move it away"
+        ) from None
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    return dict(_flat(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml")), ""))
+    return dict(
+        _flat(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml")), "")
+    )
 
 
 def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -195,5 +224,9 @@ def implied(runs: Sequence[Run], chosen: Sequence[str]) -> list[str]:
 
 def _candidates(runs: Sequence[Run]) -> list[str]:
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    candidates = [key for key in keys if not key.startswith(IGNORED) and not key.startswith("task.")]
-    return sorted(candidates, key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key))
+    candidates = [
+        key for key in keys if not key.startswith(IGNORED) and not key.startswith("task.")
+    ]
+    return sorted(
+        candidates, key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key)
+    )

@@ -82,7 +82,9 @@ def paired_t(differences: np.ndarray) -> float:
 def permutation(differences: np.ndarray) -> float:
     """p of the exact sign-flip test of the mean; NaN if a difference is. Raises `ValueError` beyond `EXACT_LIMIT` seeds."""
     if len(differences) > EXACT_LIMIT:
-        raise ValueError(f"{len(differences)} seeds: the exact test counts 2^n flips, and stops at n = {EXACT_LIMIT}")
+        raise ValueError(
+            f"{len(differences)} seeds: the exact test counts 2^n flips, and stops at n = {EXACT_LIMIT}"
+        )
     if np.isnan(differences).any():
         return math.nan
     flips = np.asarray(list(itertools.product((1, -1), repeat=len(differences))))

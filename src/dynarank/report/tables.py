@@ -40,12 +40,16 @@ class Table:
 
     def runs(self) -> list[Run]:
         """All runs, by task, setting and seed."""
-        cells = [self.cells.get((setting, task), {}) for task in self.tasks for setting in self.settings]
+        cells = [
+            self.cells.get((setting, task), {}) for task in self.tasks for setting in self.settings
+        ]
         return [run for cell in cells for _, run in sorted(cell.items())]
 
     def scores(self, setting: Setting, task: str) -> dict[int, float]:
         """By seed; empty where there is no run."""
-        return {seed: run.score(self.last) for seed, run in self.cells.get((setting, task), {}).items()}
+        return {
+            seed: run.score(self.last) for seed, run in self.cells.get((setting, task), {}).items()
+        }
 
     def summary(self, setting: Setting, task: str) -> Summary | None:
         scores = list(self.scores(setting, task).values())
@@ -54,7 +58,9 @@ class Table:
     def label(self, setting: Setting) -> str:
         """The setting in words; the method's name where nothing varies."""
         pairs = zip(self.keys, setting, strict=True)
-        words = ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in pairs if value != OPEN)
+        words = ", ".join(
+            f"{key.removesuffix('.name')}={value}" for key, value in pairs if value != OPEN
+        )
         return words or str(self.runs()[0].results["method"])
 
 
@@ -77,7 +83,9 @@ def build_table(runs: Sequence[Run], last: bool = False) -> Table:
         cell[run.seed] = run
     tasks = sorted({task for _, task in cells})
     metrics = {run.results["task"]: run.metric for run in runs}
-    settings = sorted({setting for setting, _ in cells}, key=lambda one: [(isinstance(v, str), v) for v in one])
+    settings = sorted(
+        {setting for setting, _ in cells}, key=lambda one: [(isinstance(v, str), v) for v in one]
+    )
     return Table(keys, tasks, metrics, cells, last, settings, implied(runs, keys))
 
 
@@ -108,7 +116,9 @@ def differences(table: Table, against: Setting) -> list[Difference]:
             mine, theirs = table.scores(setting, task), table.scores(against, task)
             seeds = sorted(mine.keys() & theirs.keys())
             if setting != against and seeds:
-                found.append((setting, task, compare([mine[s] for s in seeds], [theirs[s] for s in seeds])))
+                found.append(
+                    (setting, task, compare([mine[s] for s in seeds], [theirs[s] for s in seeds]))
+                )
     adjusted = holm([one.p_t for _, _, one in found])
     return [Difference(*parts, p) for parts, p in zip(found, adjusted, strict=True)]
 
@@ -121,10 +131,14 @@ def find_setting(table: Table, wanted: str | None) -> Setting:
     names = {name.removesuffix(".name"): index for index, name in enumerate(table.keys)}
     index = names.get(key.removesuffix(".name"))
     if index is None:
-        raise UserError(f"--against {wanted}: {key} does not vary here. {nearest(key, names or ['nothing'])}")
+        raise UserError(
+            f"--against {wanted}: {key} does not vary here. {nearest(key, names or ['nothing'])}"
+        )
     fitting = [setting for setting in table.settings if str(setting[index]) == value]
     if not fitting:
-        raise UserError(f"--against {wanted}: there is {', '.join(sorted({str(s[index]) for s in table.settings}))}")
+        raise UserError(
+            f"--against {wanted}: there is {', '.join(sorted({str(s[index]) for s in table.settings}))}"
+        )
     return fitting[0]
 
 
@@ -133,7 +147,9 @@ def _cells(table: Table, setting: Setting, form: Mapping[str, str]) -> list[str]
     for task in table.tasks:
         one = table.summary(setting, task)
         if one is None or one.undefined:
-            found.append(form["none"] + (form["undefined"].format(one.undefined, one.n) if one else ""))
+            found.append(
+                form["none"] + (form["undefined"].format(one.undefined, one.n) if one else "")
+            )
             continue
         spread = "" if one.n == 1 else form["spread"].format(one.sd)
         found.append(f"{one.mean:.4f}{spread}" + form["n"].format(one.n))
@@ -142,8 +158,16 @@ def _cells(table: Table, setting: Setting, form: Mapping[str, str]) -> list[str]
 
 def markdown(table: Table) -> str:
     """Mean, standard deviation and number of seeds in each cell."""
-    heads = [*(key.removesuffix(".name") for key in table.keys), *(f"{t} ({table.metrics[t]})" for t in table.tasks)]
-    form = {"spread": " ± {:.4f}", "n": " (n={})", "none": "-", "undefined": " ({} of {} seeds without a score)"}
+    heads = [
+        *(key.removesuffix(".name") for key in table.keys),
+        *(f"{t} ({table.metrics[t]})" for t in table.tasks),
+    ]
+    form = {
+        "spread": " ± {:.4f}",
+        "n": " (n={})",
+        "none": "-",
+        "undefined": " ({} of {} seeds without a score)",
+    }
     rows = [[*map(str, setting), *_cells(table, setting, form)] for setting in table.settings]
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -153,14 +177,28 @@ def as_csv(table: Table) -> str:
     """A line a setting and task: mean, standard deviation, n, interval, and every seed's score."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*table.keys, "task", "metric", "mean", "sd", "n", "low", "high", "seeds", "scores"])
+    writer.writerow(
+        [*table.keys, "task", "metric", "mean", "sd", "n", "low", "high", "seeds", "scores"]
+    )
     for setting in table.settings:
         for task in table.tasks:
             if one := table.summary(setting, task):
                 scores = table.scores(setting, task)
                 seeds, values = zip(*sorted(scores.items()), strict=True)
                 lists = (" ".join(map(str, seeds)), " ".join(f"{value:.6g}" for value in values))
-                writer.writerow([*setting, task, table.metrics[task], one.mean, one.sd, one.n, one.low, one.high, *lists])
+                writer.writerow(
+                    [
+                        *setting,
+                        task,
+                        table.metrics[task],
+                        one.mean,
+                        one.sd,
+                        one.n,
+                        one.low,
+                        one.high,
+                        *lists,
+                    ]
+                )
     return text.getvalue()
 
 
@@ -174,7 +212,17 @@ def differences_markdown(table: Table, against: Setting, found: Sequence[Differe
     for one in found:
         c = one.found
         interval = "-" if math.isnan(c.low) else f"{c.low:+.4f} to {c.high:+.4f}"
-        p_values = ("-" if math.isnan(p) else f"{p:.4f}" for p in (c.p_t, one.p_holm, c.p_permutation))
-        cells = (table.label(one.setting), one.task, f"{c.difference:+.4f}", interval, *p_values, str(c.n), one.verdict)
+        p_values = (
+            "-" if math.isnan(p) else f"{p:.4f}" for p in (c.p_t, one.p_holm, c.p_permutation)
+        )
+        cells = (
+            table.label(one.setting),
+            one.task,
+            f"{c.difference:+.4f}",
+            interval,
+            *p_values,
+            str(c.n),
+            one.verdict,
+        )
         lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)

@@ -27,7 +27,9 @@ def log_report(folders: Sequence[Path], report: Path) -> str:
         group=group,
         job_type="report",
         name=f"{group}-report",
-        settings=wandb.Settings(mode=wandb_mode(str(settings.get("logger.mode", "auto"))), console="off", silent=True),
+        settings=wandb.Settings(
+            mode=wandb_mode(str(settings.get("logger.mode", "auto"))), console="off", silent=True
+        ),
     )
     pictures = {path.stem: wandb.Image(str(path)) for path in sorted(report.glob("*.png"))}
     run.log({"table": wandb.Table(dataframe=pd.read_csv(report / "table.csv")), **pictures})

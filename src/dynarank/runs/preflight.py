@@ -8,7 +8,13 @@ import torch
 
 from dynarank.config.schema import TrainConfig, TrainerConfig
 from dynarank.errors import UserError
-from dynarank.pretrained.hub import HubSilent, Source, hub_silent_message, locate, warn_of_remote_code
+from dynarank.pretrained.hub import (
+    HubSilent,
+    Source,
+    hub_silent_message,
+    locate,
+    warn_of_remote_code,
+)
 from dynarank.tasks.sources import locate_data
 
 
@@ -31,13 +37,21 @@ def check_machine(config: TrainerConfig) -> None:
     """Refuse an accelerator or a precision that this machine lacks (`UserError`)."""
     available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(config.accelerator, True):
-        raise UserError(f"trainer.accelerator = {config.accelerator}: this machine has none. Use trainer.accelerator=auto")
+        raise UserError(
+            f"trainer.accelerator = {config.accelerator}: this machine has none. Use trainer.accelerator=auto"
+        )
     on_gpu = available["gpu"] and config.accelerator in ("auto", "gpu")
     remedy = "Use trainer.precision=32-true"
     if config.precision == "16-mixed" and not on_gpu:
-        raise UserError(f"trainer.precision = 16-mixed needs a CUDA GPU, and this run has none. {remedy}")
-    if config.precision == "bf16-mixed" and not (torch.cuda.is_bf16_supported(False) if on_gpu else _cpu_has_bf16()):
-        raise UserError(f"trainer.precision = bf16-mixed: this machine computes no bfloat16 in hardware. {remedy}")
+        raise UserError(
+            f"trainer.precision = 16-mixed needs a CUDA GPU, and this run has none. {remedy}"
+        )
+    if config.precision == "bf16-mixed" and not (
+        torch.cuda.is_bf16_supported(False) if on_gpu else _cpu_has_bf16()
+    ):
+        raise UserError(
+            f"trainer.precision = bf16-mixed: this machine computes no bfloat16 in hardware. {remedy}"
+        )
 
 
 def check_compiler(config: TrainerConfig) -> None:
@@ -50,12 +64,20 @@ def check_compiler(config: TrainerConfig) -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        raise UserError("trainer.compile = true needs a C++ compiler. Install g++, or use trainer.compile=false") from None
+        raise UserError(
+            "trainer.compile = true needs a C++ compiler. Install g++, or use trainer.compile=false"
+        ) from None
 
 
 def best_device() -> str:
     """A GPU where there is one, as torch names it; else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
 
 
 def named_device(name: str | None) -> torch.device:
@@ -72,7 +94,9 @@ def _cpu_has_bf16() -> bool:
 
 def find_model(config: TrainConfig) -> Source:
     """Where the model is. Raises `UserError`."""
-    source = locate("models", "model.path", config.model.path, config.hub.root, config.model.revision)
+    source = locate(
+        "models", "model.path", config.model.path, config.hub.root, config.model.revision
+    )
     warn_of_remote_code(config.model, source)
     return source
 

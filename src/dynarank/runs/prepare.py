@@ -11,13 +11,27 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from dynarank.checkpoints.resume import Resumption, check_identity, find_resumption, identity, rows_digest, weights_digest
+from dynarank.checkpoints.resume import (
+    Resumption,
+    check_identity,
+    find_resumption,
+    identity,
+    rows_digest,
+    weights_digest,
+)
 from dynarank.config.schema import TrainConfig
 from dynarank.errors import UserError
 from dynarank.methods import build_method
 from dynarank.methods.base import Method
 from dynarank.pretrained.hub import Source
-from dynarank.pretrained.models import Pretrained, check_fit, check_length, load_pretrained, load_tokenizer, resolve_targets
+from dynarank.pretrained.models import (
+    Pretrained,
+    check_fit,
+    check_length,
+    load_pretrained,
+    load_tokenizer,
+    resolve_targets,
+)
 from dynarank.runs.preflight import check_compiler, check_machine, locate_model
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
@@ -55,7 +69,9 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     check_compiler(config.trainer)
     check_devices(config.trainer, config.batch_size)
     if config.trainer.strategy == "fsdp" and config.method.name == "full":
-        raise UserError("trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. Use ddp")
+        raise UserError(
+            "trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. Use ddp"
+        )
     source = locate_model(config)
     resumption = find_resumption(config.resume.path, folder)
     same_run(resumption, config)
@@ -70,7 +86,11 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     pretrained = load_pretrained(config.model, source, task, tokenizer)
     found["base_weights"] = weights_digest(pretrained.model, pretrained.head)
     model_parameters = sum(parameter.numel() for parameter in pretrained.model.parameters())
-    head_parameters = sum(p.numel() for name in pretrained.head for p in pretrained.model.get_submodule(name).parameters())
+    head_parameters = sum(
+        p.numel()
+        for name in pretrained.head
+        for p in pretrained.model.get_submodule(name).parameters()
+    )
     method = build_method(config.method, config.budget, config.dem)
     task.encode(tokenizer, pretrained.model)
     if config.trainer.gradient_checkpointing:
@@ -88,7 +108,9 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     )
     found["total_steps"] = total_steps
     same_run(resumption, config, **found)
-    module = FineTuning(model, task, method, config.optimizer, config.lr, total_steps, config.trainer.ema)
+    module = FineTuning(
+        model, task, method, config.optimizer, config.lr, total_steps, config.trainer.ema
+    )
     if config.trainer.compile:
         module.compile_training_pass()
     say_plan(config, module, method, task)
@@ -103,18 +125,26 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
 def checkpoint_activations(model: Any, config: TrainConfig) -> None:
     """Let transformers keep a layer's input alone. Raises `UserError` where it cannot for this architecture."""
     if not model.supports_gradient_checkpointing:
-        raise UserError(f"trainer.gradient_checkpointing = true: transformers cannot for {config.model.path}. Use false")
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # its older name
+        raise UserError(
+            f"trainer.gradient_checkpointing = true: transformers cannot for {config.model.path}. Use false"
+        )
+    enable = getattr(
+        model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+    )  # its older name
     enable({"use_reentrant": False})
     model.disable_input_require_grads()  # for the reentrant kind, which loses the gradient behind frozen embeddings
-    model.config.use_cache = False  # of keys and values, in training; generation has its own setting
+    model.config.use_cache = (
+        False  # of keys and values, in training; generation has its own setting
+    )
 
 
 def check_shares(task: Task[Any], world: int) -> None:
     """Raise `UserError` where a split has fewer features than there are devices."""
     for split, features in {"train": task.train_features, **task.validation_features}.items():
         if len(features) < world:
-            raise UserError(f"{split} has {len(features)} rows for {world} devices. Use fewer: trainer.devices")
+            raise UserError(
+                f"{split} has {len(features)} rows for {world} devices. Use fewer: trainer.devices"
+            )
 
 
 def same_run(resumption: Resumption | None, config: TrainConfig, **found: Any) -> None:
@@ -125,7 +155,11 @@ def same_run(resumption: Resumption | None, config: TrainConfig, **found: Any) -
 
 def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> nn.Module:
     """Let the method change the model; returns what is trained. Raises `UserError` where they do not fit."""
-    targets = resolve_targets(config.model, pretrained.model.config.model_type) if method.takes_targets else []
+    targets = (
+        resolve_targets(config.model, pretrained.model.config.model_type)
+        if method.takes_targets
+        else []
+    )
     try:
         model = method.adapt(pretrained.model, targets, pretrained.head)
     except ValueError as error:
@@ -134,7 +168,10 @@ def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> n
     log.info(
         "%s: %d layers of %s adapted, %s parameters train; head: %s",
         *(config.method.name, len(method.ranks()), config.model.path),
-        *(f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}", ", ".join(pretrained.head) or "none"),
+        *(
+            f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
+            ", ".join(pretrained.head) or "none",
+        ),
     )
     return model
 
@@ -154,6 +191,12 @@ def say_plan(config: TrainConfig, module: FineTuning, method: Method[Any], task:
     log.info(
         "budget: %g components a layer until step %d, then down every %d steps to %g at step %d, where ranks freeze "
         "(%s %s; %d components now)",
-        *(schedule.init, schedule.start_step, schedule.interval, schedule.target, schedule.freeze_step),
+        *(
+            schedule.init,
+            schedule.start_step,
+            schedule.interval,
+            schedule.target,
+            schedule.freeze_step,
+        ),
         *(f"{allocator.allowance(schedule.total):,}", config.budget.unit, sum(allocator.sizes)),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynarank.checkpoints.storage import write_durably
-from dynarank.commands.predict import ORIGIN
+from dynarank.run_folder import ORIGIN
 from dynarank.training.rank_map import draw_rank_map
 
 if TYPE_CHECKING:
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from dynarank.pretrained.hub import Source
     from dynarank.training.module import FineTuning
 
-PACKAGES = ("dynarank", "torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "hydra-core")
+PACKAGES = (
+    "dynarank",
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "datasets",
+    "torchmetrics",
+    "hydra-core",
+)
 
 
 @dataclass
@@ -81,27 +90,37 @@ def read_results(folder: Path) -> Results:
     return Results(**record, ranks=json.loads(ranks.read_text()) if ranks.is_file() else {})
 
 
-def write_results(results: Results, largest_rank: int, history: list[dict[str, Any]], folder: Path) -> None:
+def write_results(
+    results: Results, largest_rank: int, history: list[dict[str, Any]], folder: Path
+) -> None:
     """For a method with ranks ranks.json, rank_history.json and rank_map.png; metrics.json last, for it says "finished"."""
     record = asdict(results)
     if ranks := record.pop("ranks"):
         _write_json(folder / "ranks.json", ranks)
         _write_json(folder / "rank_history.json", history)
-        draw_rank_map(ranks, largest_rank, f"{results.task}, {results.method}").savefig(folder / "rank_map.png", dpi=150)
+        draw_rank_map(ranks, largest_rank, f"{results.task}, {results.method}").savefig(
+            folder / "rank_map.png", dpi=150
+        )
     _write_json(folder / "metrics.json", record)
 
 
 def gather_artifacts(module: FineTuning) -> dict[str, Any]:
     """The task's own files (predictions), by name, of the last validation; all ranks must ask, for it is all ranks' rows."""
     pairs = zip(module.task.validation, module.scores, strict=True)
-    return {name: one for split, scores in pairs for name, one in module.task.artifacts(split, scores).items()}
+    return {
+        name: one
+        for split, scores in pairs
+        for name, one in module.task.artifacts(split, scores).items()
+    }
 
 
 def write_artifacts(artifacts: Mapping[str, Any], folder: Path) -> None:
     """The task's own files: JSON, or for .jsonl a line an item."""
     for name, content in artifacts.items():
         if name.endswith(".jsonl"):
-            (folder / name).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in content))
+            (folder / name).write_text(
+                "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in content)
+            )
         else:
             _write_json(folder / name, content)
 
@@ -109,8 +128,17 @@ def write_artifacts(artifacts: Mapping[str, Any], folder: Path) -> None:
 def write_origin(folder: Path, config: TrainConfig, source: Source) -> None:
     """Beside an adapter, what `dynarank.commands.predict` needs to use it: the task, and where the base model came from."""
     model = {**asdict(config.model), "found": source.path}
-    parts: dict[str, Any] = {"task": config.task, "method": config.method, "budget": config.budget, "dem": config.dem}
-    origin = {"model": model, **{name: asdict(part) for name, part in parts.items()}, "versions": package_versions()}
+    parts: dict[str, Any] = {
+        "task": config.task,
+        "method": config.method,
+        "budget": config.budget,
+        "dem": config.dem,
+    }
+    origin = {
+        "model": model,
+        **{name: asdict(part) for name, part in parts.items()},
+        "versions": package_versions(),
+    }
     _write_json(folder / ORIGIN, origin)
 
 
@@ -133,7 +161,11 @@ def print_summary(results: Results) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{results.task} / {results.method} / {results.model}", show_header=False, title_justify="left")
+    table = Table(
+        title=f"{results.task} / {results.method} / {results.model}",
+        show_header=False,
+        title_justify="left",
+    )
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in summary_rows(results).items():
@@ -149,12 +181,18 @@ def summary_rows(results: Results) -> Mapping[str, str]:
     rows = {}
     when = "at budget" if results.at_budget else "BUDGET NOT REACHED"
     for name, value in results.metrics.items():
-        mark = f" (best, epoch {results.selected['epoch']}, {when})" if name == results.selected["metric"] else ""
+        mark = (
+            f" (best, epoch {results.selected['epoch']}, {when})"
+            if name == results.selected["metric"]
+            else ""
+        )
         rows[name] = f"{value:.4f}{mark}"
     if results.components_target is not None:
         rows["components"] = f"{results.components_kept} of {results.components_target} budgeted"
         ranks = results.ranks.values()
-        rows["ranks"] = f"{min(ranks)} to {max(ranks)} in {len(ranks)} matrices (budget: {results.budget_target} on average)"
+        rows["ranks"] = (
+            f"{min(ranks)} to {max(ranks)} in {len(ranks)} matrices (budget: {results.budget_target} on average)"
+        )
     share = 100 * results.adapter_parameters / results.model_parameters
     rows["parameters"] = (
         f"{results.adapter_parameters:,} adapter ({share:.2f} % of the model), {results.head_parameters:,} head"
@@ -175,4 +213,7 @@ def places(results: Results) -> list[str]:
         "metrics.csv": "history",
         "wandb": f"the same, to browse: wandb leet {shown / 'wandb'}",
     }
-    return [f"{shown}/", *(f"  {name:<17} {what}" for name, what in kinds.items() if (folder / name).exists())]
+    return [
+        f"{shown}/",
+        *(f"  {name:<17} {what}" for name, what in kinds.items() if (folder / name).exists()),
+    ]

@@ -17,9 +17,9 @@ from dynarank.checkpoints.lock import locked
 from dynarank.checkpoints.resume import bring
 from dynarank.checkpoints.signals import Signals
 from dynarank.checkpoints.storage import DamagedCheckpoint, checkpoint_path, read_checkpoint, verify
-from dynarank.commands.export import OVER_BUDGET
 from dynarank.config.schema import TrainConfig
 from dynarank.errors import Interrupted
+from dynarank.run_folder import OVER_BUDGET
 from dynarank.runs.failures import failures_said
 from dynarank.runs.preflight import check_output_dir
 from dynarank.runs.prepare import Prepared, prepare
@@ -63,7 +63,10 @@ def run(config: TrainConfig) -> Results:
 def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> Results:
     """`run`, in a folder that is ours alone. `start` is when it began, on `time.monotonic`'s clock."""
     prepared = prepare(config, folder)
-    elsewhere = prepared.resumption and prepared.resumption.path.parent.resolve() != (folder / "checkpoints").resolve()
+    elsewhere = (
+        prepared.resumption
+        and prepared.resumption.path.parent.resolve() != (folder / "checkpoints").resolve()
+    )
     if prepared.resumption is None or elsewhere:
         if is_first():
             start_over(folder)
@@ -73,7 +76,12 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
         log.info("the run is finished already")
         return read_results(folder)
     checkpoints = Checkpoints(
-        folder / "checkpoints", config.checkpoint, prepared.identity, signals, prepared.resumption, start
+        folder / "checkpoints",
+        config.checkpoint,
+        prepared.identity,
+        signals,
+        prepared.resumption,
+        start,
     )
     trainer = build_trainer(config, folder, prepared, checkpoints)
     with failures_said(config, folder):
@@ -93,13 +101,18 @@ def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None
     within = prepared.module.at_budget
     adapter = folder / ("adapter" if within else OVER_BUDGET)
     if not within and not any(prepared.method.ranks().values()):
-        log.warning("the run ended before its ranks were frozen, and before it had learned anything to export")
+        log.warning(
+            "the run ended before its ranks were frozen, and before it had learned anything to export"
+        )
         return
     prepared.pretrained.tokenizer.save_pretrained(adapter)
     prepared.method.export(adapter, prepared.source.recorded, prepared.task.peft_task_type)
     write_origin(adapter, config, prepared.source)
     if not within:
-        log.warning("the run ended before its ranks were frozen: its adapter is over budget, and lies in %s", adapter)
+        log.warning(
+            "the run ended before its ranks were frozen: its adapter is over budget, and lies in %s",
+            adapter,
+        )
 
 
 def remove_adapters(folder: Path) -> None:
@@ -108,7 +121,13 @@ def remove_adapters(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def finish(config: TrainConfig, folder: Path, prepared: Prepared, trainer: pl.Trainer, checkpoints: Checkpoints) -> Results:
+def finish(
+    config: TrainConfig,
+    folder: Path,
+    prepared: Prepared,
+    trainer: pl.Trainer,
+    checkpoints: Checkpoints,
+) -> Results:
     """Score, select, export and record what was trained."""
     module, data, method = prepared.module, prepared.data, prepared.method
     if module.average is not None:
@@ -122,7 +141,11 @@ def finish(config: TrainConfig, folder: Path, prepared: Prepared, trainer: pl.Tr
     metrics = last if selected["step"] == trainer.global_step else validate(trainer, module, data)
     ranks = method.ranks()
     if trainer.global_step < module.total_steps:
-        log.warning("trainer.max_time ended the run after %d of %d steps", trainer.global_step, module.total_steps)
+        log.warning(
+            "trainer.max_time ended the run after %d of %d steps",
+            trainer.global_step,
+            module.total_steps,
+        )
     first = trainer.is_global_zero
     if first:
         remove_adapters(folder)  # a killed finish may have left part of one
@@ -137,7 +160,9 @@ def finish(config: TrainConfig, folder: Path, prepared: Prepared, trainer: pl.Tr
         last=last,
         at_budget=module.at_budget,
         budget_target=config.budget.target if ranks else None,
-        components_target=config.budget.target * len(ranks) if ranks and config.budget.unit == "components" else None,
+        components_target=config.budget.target * len(ranks)
+        if ranks and config.budget.unit == "components"
+        else None,
         components_kept=sum(ranks.values()),
         adapter_parameters=method.adapter_parameters(),
         head_parameters=prepared.head_parameters,
@@ -167,10 +192,14 @@ def score_last(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> dict[
     """Validation scores of the last step's weights; scored now where max_steps ended the run inside an epoch."""
     if not module.history or module.history[-1]["step"] != trainer.global_step:
         return validate(trainer, module, data)
-    return {name: value for name, value in module.history[-1].items() if name not in ("epoch", "step")}
+    return {
+        name: value for name, value in module.history[-1].items() if name not in ("epoch", "step")
+    }
 
 
-def restore_best(trainer: pl.Trainer, module: FineTuning, checkpoints: Checkpoints, last_score: float) -> dict[str, Any]:
+def restore_best(
+    trainer: pl.Trainer, module: FineTuning, checkpoints: Checkpoints, last_score: float
+) -> dict[str, Any]:
     """Put the best weights at budget back; returns their epoch and step. The last ones stay where none are better."""
     last = {"epoch": trainer.current_epoch, "step": trainer.global_step}
     best = checkpoints.best
@@ -185,15 +214,23 @@ def restore_best(trainer: pl.Trainer, module: FineTuning, checkpoints: Checkpoin
     checkpoint = read_checkpoint(path)
     expand(checkpoint)
     assert module.unlike(checkpoint["state_dict"]) is None
-    module.load_state_dict({**checkpoint["state_dict"], **checkpoint.get("average", {})}, strict=False)
+    module.load_state_dict(
+        {**checkpoint["state_dict"], **checkpoint.get("average", {})}, strict=False
+    )
     return {"epoch": best["epoch"], "step": best["step"]}
 
 
 def validate(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> dict[str, float]:
     """Validation scores of the model as it is."""
     logged = trainer.validate(module, data, verbose=False)
-    merged = {name.removeprefix("val/"): value for scores in logged for name, value in scores.items()}
-    return {name: value for name, value in merged.items() if name != SELECTION and not name.endswith("loss")}
+    merged = {
+        name.removeprefix("val/"): value for scores in logged for name, value in scores.items()
+    }
+    return {
+        name: value
+        for name, value in merged.items()
+        if name != SELECTION and not name.endswith("loss")
+    }
 
 
 def finish_trackers(trainer: pl.Trainer, results: Results) -> None:
@@ -203,7 +240,10 @@ def finish_trackers(trainer: pl.Trainer, results: Results) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             final = {f"final/{name}": value for name, value in results.metrics.items()}
-            final |= {"final/components": results.components_kept, "final/adapter_parameters": results.adapter_parameters}
+            final |= {
+                "final/components": results.components_kept,
+                "final/adapter_parameters": results.adapter_parameters,
+            }
             logger.experiment.summary.update(final)
             logger.experiment.finish()
         logger.finalize("success")

@@ -37,7 +37,9 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def build_trainer(config: TrainConfig, folder: Path, prepared: Prepared, checkpoints: Checkpoints) -> pl.Trainer:
+def build_trainer(
+    config: TrainConfig, folder: Path, prepared: Prepared, checkpoints: Checkpoints
+) -> pl.Trainer:
     """Lightning's trainer for a run."""
     callbacks: list[Callback] = [checkpoints]
     if _on_terminal():
@@ -55,7 +57,9 @@ def build_trainer(config: TrainConfig, folder: Path, prepared: Prepared, checkpo
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.trainer.clip or None,
         val_check_interval=validation_interval(
-            prepared.data.batches_per_epoch, config.trainer.validations_per_epoch, config.trainer.accumulate
+            prepared.data.batches_per_epoch,
+            config.trainer.validations_per_epoch,
+            config.trainer.accumulate,
         ),
         log_every_n_steps=config.trainer.log_every,
         num_sanity_val_steps=0,

@@ -147,7 +147,9 @@ class Submitit:
         try:
             import submitit
         except ImportError:
-            raise UserError(f"hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e '.[slurm]'") from None
+            raise UserError(
+                f"hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e '.[slurm]'"
+            ) from None
         if self.cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
             raise UserError(
                 "hydra/launcher=submitit_slurm: there is no Slurm on this machine (no srun). Start the sweep on a login "
@@ -166,7 +168,9 @@ class Submitit:
                 batch = waiting if self.n_jobs is None else waiting[: self.n_jobs - len(active)]
                 waiting = waiting[len(batch) :]
                 active |= self._submit(executor, batch)
-                for number in [number for number, (_, submitted) in active.items() if submitted.done()]:
+                for number in [
+                    number for number, (_, submitted) in active.items() if submitted.done()
+                ]:
                     self._finish(*active.pop(number))
                 time.sleep(POLL if active else 0)
         except BaseException:
@@ -178,14 +182,19 @@ class Submitit:
         import submitit
 
         logging.getLogger("submitit").propagate = False  # it prints by itself
-        prefixed = {name if name in SHARED else f"slurm_{name}": value for name, value in self.parameters.items()}
+        prefixed = {
+            name if name in SHARED else f"slurm_{name}": value
+            for name, value in self.parameters.items()
+        }
         executor: Any
         try:
             if self.cluster == "local":
                 executor = submitit.LocalExecutor(folder, max_num_timeout=self.max_num_timeout)
                 executor.update_parameters(**self.parameters)
             else:
-                executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self.max_num_timeout)
+                executor = submitit.AutoExecutor(
+                    folder, cluster="slurm", slurm_max_num_timeout=self.max_num_timeout
+                )
                 executor.update_parameters(name="dynarank", **prefixed)
         except (ValueError, TypeError, NameError) as error:
             raise UserError(f"hydra.launcher: submitit does not take that: {error}") from None
@@ -196,7 +205,9 @@ class Submitit:
 
         if not batch:
             return {}
-        environment = {name: value for name, value in self.environment.items() if name not in os.environ}
+        environment = {
+            name: value for name, value in self.environment.items() if name not in os.environ
+        }
         told = [replace(job, environment={**environment, **job.environment}) for job in batch]
         try:
             submitted = executor.map_array(SubmittedRun(), told)
@@ -211,10 +222,15 @@ class Submitit:
 
     def _finish(self, job: Job, submitted: Any) -> None:
         point = job.point
-        error = submitted.exception()  # what happened to the job; what happened to the run is in its folder already
+        error = (
+            submitted.exception()
+        )  # what happened to the job; what happened to the run is in its folder already
         if error is not None and not point.finished and not (point.folder / "error.txt").is_file():
             lines = str(error).splitlines()
-            point.fail(f"error: job {submitted.job_id} ended without a result, state {submitted.state}", lines)
+            point.fail(
+                f"error: job {submitted.job_id} ended without a result, state {submitted.state}",
+                lines,
+            )
             (point.folder / "running.json").unlink(missing_ok=True)
         point.log_outcome()
 
@@ -237,12 +253,24 @@ class RayTasks:
             raise UserError("hydra/launcher=ray needs Ray: pip install -e '.[ray]'") from None
         if not ray.is_initialized():
             try:
-                ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(
+                    self.address,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
             except (ConnectionError, ValueError) as error:
-                raise UserError(f"hydra.launcher.address = {self.address}: {str(error).splitlines()[0]}") from None
-        for name, wanted, resource in (("num_cpus", self.num_cpus, "CPU"), ("num_gpus", self.num_gpus, "GPU")):
+                raise UserError(
+                    f"hydra.launcher.address = {self.address}: {str(error).splitlines()[0]}"
+                ) from None
+        for name, wanted, resource in (
+            ("num_cpus", self.num_cpus, "CPU"),
+            ("num_gpus", self.num_gpus, "GPU"),
+        ):
             if wanted > (there := ray.cluster_resources().get(resource, 0)):
-                raise UserError(f"hydra.launcher.{name} = {wanted}: all of Ray's machines have {there:g} {resource}s")
+                raise UserError(
+                    f"hydra.launcher.{name} = {wanted}: all of Ray's machines have {there:g} {resource}s"
+                )
 
     def run(self, jobs: Sequence[Job], sweep: Path) -> None:
         import ray
@@ -256,10 +284,14 @@ class RayTasks:
                     try:
                         ray.get(done)
                     except ray.exceptions.RayError as error:
-                        point.fail(f"error: Ray ended it: {type(error).__name__}", str(error).splitlines())
+                        point.fail(
+                            f"error: Ray ended it: {type(error).__name__}", str(error).splitlines()
+                        )
                     point.log_outcome()
         except BaseException:
             for one in waiting:
                 ray.cancel(one)
-            ray.wait(list(waiting), num_returns=len(waiting), timeout=60)  # for them to stop their runs
+            ray.wait(
+                list(waiting), num_returns=len(waiting), timeout=60
+            )  # for them to stop their runs
             raise

@@ -93,7 +93,9 @@ def _alive(record: Path) -> bool:
         if known.get("host", socket.gethostname()) != socket.gethostname():
             return time.time() - record.stat().st_mtime < 4 * HEARTBEAT
         os.kill(int(known["pid"]), 0)
-        stat = Path(f"/proc/{int(known['pid'])}/stat")  # an orphan that has ended may stay as a zombie, in containers
+        stat = Path(
+            f"/proc/{int(known['pid'])}/stat"
+        )  # an orphan that has ended may stay as a zombie, in containers
         return not (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
     except (OSError, ValueError, KeyError):
         return False
@@ -119,7 +121,10 @@ class Job:
     """The overrides by which it differs from the others."""
 
     def run(
-        self, environment: Mapping[str, str] | None = None, rank: int = 0, ignored: Collection[signal.Signals] = ()
+        self,
+        environment: Mapping[str, str] | None = None,
+        rank: int = 0,
+        ignored: Collection[signal.Signals] = (),
     ) -> int:
         """Run the command to its end; its output and what becomes of it go to the folder. Returns the exit code.
 
@@ -153,14 +158,19 @@ class Job:
 
     def going_on(self) -> Job:
         """The same, from its newest checkpoint on."""
-        return replace(self, command=[*(one for one in self.command if not one.startswith("resume.path=")), RESUME])
+        return replace(
+            self,
+            command=[*(one for one in self.command if not one.startswith("resume.path=")), RESUME],
+        )
 
     def stop(self) -> None:
         """Have the command save and end, by SIGUSR1, and wait for that. In the process that is in `run`."""
         try:
             process = int(json.loads((self.point.folder / "running.json").read_text())["pid"])
             os.kill(process, signal.SIGUSR1)
-            os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)  # `run`, interrupted for this, holds Popen's lock
+            os.waitid(
+                os.P_PID, process, os.WEXITED | os.WNOWAIT
+            )  # `run`, interrupted for this, holds Popen's lock
         except (OSError, ValueError, KeyError):
             return  # not started yet, or over
 

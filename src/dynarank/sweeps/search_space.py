@@ -58,7 +58,9 @@ class Space:
         """What a search cannot change and stay itself."""
         from optuna.distributions import distribution_to_json
 
-        searched = {name: distribution_to_json(one) for name, one in sorted(self.distributions.items())}
+        searched = {
+            name: distribution_to_json(one) for name, one in sorted(self.distributions.items())
+        }
         return {"searched": searched, "fixed": sorted(kept(self.fixed)), "seeds": self.seeds}
 
 
@@ -81,7 +83,10 @@ def parse_space(arguments: Sequence[str]) -> Space:
     optuna = import_optuna()
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = {one.get_key_element(): one for one in OverridesParser.create().parse_overrides(list(arguments))}
+    parsed = {
+        one.get_key_element(): one
+        for one in OverridesParser.create().parse_overrides(list(arguments))
+    }
     space = Space({}, [], [])
     for name, override in parsed.items():
         if override.is_sweep_override() and name == "seed" and override.is_discrete_sweep():
@@ -94,7 +99,9 @@ def parse_space(arguments: Sequence[str]) -> Space:
         else:
             space.fixed.append(f"{name}={override.get_value_element_as_str()}")
     if not space.distributions:
-        raise UserError("nothing to search: name a range, 'optimizer.lr=interval(1e-5,1e-2)', or choices, budget.init=3,4,6")
+        raise UserError(
+            "nothing to search: name a range, 'optimizer.lr=interval(1e-5,1e-2)', or choices, budget.init=3,4,6"
+        )
     return space
 
 
@@ -103,12 +110,16 @@ def _range(name: str, interval: Any) -> BaseDistribution:
     low, high = interval.start, interval.end
     given = f"{name}=interval({low},{high})"
     if unknown := interval.tags - {"log", "linear"}:
-        raise UserError(f"{given}: the tag {min(unknown)!r} says nothing. {nearest(min(unknown), ['log', 'linear'])}")
+        raise UserError(
+            f"{given}: the tag {min(unknown)!r} says nothing. {nearest(min(unknown), ['log', 'linear'])}"
+        )
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise UserError(f"{given}: the lower end must be below the upper, and both finite")
     scale_log = "log" in interval.tags or (name in LOG and "linear" not in interval.tags)
     if scale_log and low <= 0:
-        raise UserError(f"{given}: a logarithmic range begins above 0. Or take 'tag(linear,interval({low},{high}))'")
+        raise UserError(
+            f"{given}: a logarithmic range begins above 0. Or take 'tag(linear,interval({low},{high}))'"
+        )
     kind = optuna.distributions
     if isinstance(low, int) and isinstance(high, int):
         return kind.IntDistribution(low, high, log=scale_log)

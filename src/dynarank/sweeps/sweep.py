@@ -21,7 +21,15 @@ from dynarank.sweeps.point import POINT, START_OVER, Job, Point
 
 log = logging.getLogger(__name__)
 
-OWN = ("hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper", "hydra.mode", "hydra.run.dir")
+OWN = (
+    "hydra.sweep",
+    "hydra.launcher",
+    "hydra/launcher",
+    "hydra.sweeper",
+    "hydra/sweeper",
+    "hydra.mode",
+    "hydra.run.dir",
+)
 """Hydra's settings that are the sweep's, not a point's."""
 
 
@@ -34,7 +42,12 @@ def read_sweep(folder: Path) -> list[Point]:
 
 
 def launch(
-    context: Any, config: Any, job_overrides: Sequence[Sequence[str]], first: int, executor: Executor, resume: bool = False
+    context: Any,
+    config: Any,
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    executor: Executor,
+    resume: bool = False,
 ) -> list[Any]:
     """Run all points; returns Hydra's job returns, of which a failed one raises when it is looked at.
 
@@ -42,23 +55,37 @@ def launch(
     sampling sweeper sets it.
     """
     if POINT in os.environ:
-        raise UserError("a point of a sweep would start a sweep of its own: take -m or hydra.mode out of its overrides")
+        raise UserError(
+            "a point of a sweep would start a sweep of its own: take -m or hydra.mode out of its overrides"
+        )
     executor.check()
     resume, sampled = resume or bool(config.sweep.resume), resume
-    composed = [_compose(context, config, overrides, first + index) for index, overrides in enumerate(job_overrides)]
+    composed = [
+        _compose(context, config, overrides, first + index)
+        for index, overrides in enumerate(job_overrides)
+    ]
     check_sources(composed)
-    points = [_point(one, overrides) for one, overrides in zip(composed, job_overrides, strict=True)]
+    points = [
+        _point(one, overrides) for one, overrides in zip(composed, job_overrides, strict=True)
+    ]
     sweep = Path(str(config.hydra.sweep.dir))
     todo = [point for point in points if not (resume and point.finished)]
     refuse_running(todo)
     _record(sweep, points)
     if not sampled:
-        log.info("sweep of %d runs in %s%s", len(points), sweep, "" if todo == points else f", {len(todo)} to go")
+        log.info(
+            "sweep of %d runs in %s%s",
+            len(points),
+            sweep,
+            "" if todo == points else f", {len(todo)} to go",
+        )
     try:
         jobs = _jobs(todo, points, config, sweep)
         executor.run([job.going_on() if resume and job.point.begun else job for job in jobs], sweep)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Go on: the same command with sweep.resume=true hydra.sweep.dir={sweep}") from None
+        raise KeyboardInterrupt(
+            f"Go on: the same command with sweep.resume=true hydra.sweep.dir={sweep}"
+        ) from None
     return [_job_return(point, sweep) for point in points]
 
 
@@ -76,7 +103,9 @@ def refuse_running(points: Sequence[Point]) -> None:
 def _jobs(todo: Sequence[Point], points: Sequence[Point], config: Any, sweep: Path) -> list[Job]:
     """The plain command of each point that is to be run."""
     common = [one for one in config.hydra.overrides.hydra if not one.lstrip("+~").startswith(OWN)]
-    shared = set.intersection(*(set(point.overrides) for point in points)) if len(points) > 1 else set()
+    shared = (
+        set.intersection(*(set(point.overrides) for point in points)) if len(points) > 1 else set()
+    )
     environment = tracker_environment(config, sweep, points[0])
     script = str(Path(sys.argv[0]).resolve())
     jobs = []
@@ -104,7 +133,11 @@ def tracker_environment(config: Any, sweep: Path, point: Point) -> dict[str, str
     axes = [one.partition("=")[0].lstrip("+") for one in point.overrides if one not in fixed]
     given = [os.environ["WANDB_TAGS"]] if os.environ.get("WANDB_TAGS") else []
     experiment = config.hydra.runtime.choices.get("experiment")
-    tags = [*given, *([str(experiment)] if experiment else []), *(axis for axis in axes if axis != "seed")]
+    tags = [
+        *given,
+        *([str(experiment)] if experiment else []),
+        *(axis for axis in axes if axis != "seed"),
+    ]
     group = os.environ.get("WANDB_RUN_GROUP") or sweep.resolve().name
     return {"WANDB_RUN_GROUP": group, "WANDB_TAGS": ",".join(tags)}
 
@@ -134,17 +167,26 @@ def _point(composed: Any, overrides: Sequence[str]) -> Point:
     sweep, subdir = Path(str(composed.hydra.sweep.dir)), str(composed.hydra.sweep.subdir)
     folder = sweep / subdir
     if not folder.resolve().is_relative_to(sweep.resolve()):
-        raise UserError(f"hydra.sweep.subdir = {subdir}: leaves the sweep's folder, {sweep}. Name one inside it")
+        raise UserError(
+            f"hydra.sweep.subdir = {subdir}: leaves the sweep's folder, {sweep}. Name one inside it"
+        )
     return Point(int(composed.hydra.job.num), folder, list(overrides))
 
 
 def _record(sweep: Path, points: Sequence[Point]) -> None:
     """Write sweep.json; points of earlier batches of a sampling sweeper stay."""
     sweep.mkdir(parents=True, exist_ok=True)
-    known = {point.number: point for point in (read_sweep(sweep) if (sweep / "sweep.json").is_file() else [])}
+    known = {
+        point.number: point
+        for point in (read_sweep(sweep) if (sweep / "sweep.json").is_file() else [])
+    }
     known |= {point.number: point for point in points}
     content = [
-        {"number": number, "folder": str(point.folder.relative_to(sweep)), "overrides": point.overrides}
+        {
+            "number": number,
+            "folder": str(point.folder.relative_to(sweep)),
+            "overrides": point.overrides,
+        }
         for number, point in sorted(known.items())
     ]
     temporary = sweep / "sweep.json.tmp"

@@ -41,7 +41,11 @@ class Tuning:
             UserError: a value out of range, a study that is another search's, or no trial has a score.
             KeyboardInterrupt: with the remedy, after Ctrl-C.
         """
-        for name, value in (("n_trials", n_trials), ("n_jobs", n_jobs), ("n_startup_trials", n_startup_trials)):
+        for name, value in (
+            ("n_trials", n_trials),
+            ("n_jobs", n_jobs),
+            ("n_startup_trials", n_startup_trials),
+        ):
             if value < 1:
                 raise UserError(f"hydra.sweeper.{name} = {value}: at least 1")
         self.check_values()
@@ -60,7 +64,9 @@ class Tuning:
                 left -= len(batch)
         except KeyboardInterrupt:
             scored = len(_scored(study))
-            raise KeyboardInterrupt(f"{scored} of {n_trials} trials have a score. {self.how_to_go_on()}") from None
+            raise KeyboardInterrupt(
+                f"{scored} of {n_trials} trials have a score. {self.how_to_go_on()}"
+            ) from None
         self.report(study)
 
     def check_values(self) -> None:
@@ -76,15 +82,21 @@ class Tuning:
             except ConfigCompositionException as error:
                 if "could not be converted to Integer" not in str(error.__cause__):
                     raise
-                whole = next((one for one in self.space.distributions if f" {one}=" in str(error)), name)
-                raise UserError(f"{whole} takes whole numbers: '{whole}=int(interval(LOW,HIGH))'") from None
+                whole = next(
+                    (one for one in self.space.distributions if f" {one}=" in str(error)), name
+                )
+                raise UserError(
+                    f"{whole} takes whole numbers: '{whole}=int(interval(LOW,HIGH))'"
+                ) from None
             with open_dict(composed):
                 del composed["hydra"]
             composed.output_dir = str(self.folder)
             try:
                 to_config(composed)
             except UserError as error:
-                raise UserError(f"{name} = {value} would be tried, and is out of range: {error}") from None
+                raise UserError(
+                    f"{name} = {value} would be tried, and is out of range: {error}"
+                ) from None
 
     def open_study(self) -> Study:
         """The folder's study, or a new one. Raises `UserError` where it is another search's, or sweep.resume is not set."""
@@ -96,12 +108,16 @@ class Tuning:
 
         def load() -> Study:
             storage = JournalStorage(JournalFileBackend(str(path)))
-            return optuna.create_study(storage=storage, study_name="tune", direction="maximize", load_if_exists=True)
+            return optuna.create_study(
+                storage=storage, study_name="tune", direction="maximize", load_if_exists=True
+            )
 
         study = load()
         if not self.config.sweep.resume and study.trials:
             if any(one.state.is_finished() for one in study.trials):
-                raise UserError(f"{self.folder} holds a search already. {self.how_to_go_on()}, or choose another folder")
+                raise UserError(
+                    f"{self.folder} holds a search already. {self.how_to_go_on()}, or choose another folder"
+                )
             path.unlink()  # of a command that came to nothing
             study = load()
         record = self.space.record()
@@ -121,14 +137,19 @@ class Tuning:
             trial = unfinished.pop(0)
             if trial.params.keys() == self.space.distributions.keys():
                 return trial
-            study.tell(trial.number, state=import_optuna().trial.TrialState.FAIL)  # ended while it was drawn
+            study.tell(
+                trial.number, state=import_optuna().trial.TrialState.FAIL
+            )  # ended while it was drawn
         return None
 
     def ask(self, study: Study, n_startup_trials: int, seed: int) -> FrozenTrial:
         """A new trial. It depends on those before it and on `seed` alone: a search that was stopped goes on alike."""
         optuna = import_optuna()
         study.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=n_startup_trials, multivariate=True, constant_liar=True, seed=seed + len(study.trials)
+            n_startup_trials=n_startup_trials,
+            multivariate=True,
+            constant_liar=True,
+            seed=seed + len(study.trials),
         )
         number = study.ask(self.space.distributions).number
         return study.trials[number]
@@ -188,7 +209,13 @@ class Tuning:
         best = study.best_trial
         log.info(
             "best of %d%s: %.4f by trial %d; to run it: %s\nwritten: %s; all of them: python -m dynarank.report %s",
-            *(len(scored), f" ({failed} failed)" if failed else "", best.value, best.number, self.command(best.params)),
+            *(
+                len(scored),
+                f" ({failed} failed)" if failed else "",
+                best.value,
+                best.number,
+                self.command(best.params),
+            ),
             *(self.folder / BEST, self.folder),
         )
 
@@ -204,11 +231,16 @@ def _mean(found: Sequence[Any]) -> float | None:
     """Of the runs' scores; None where one failed or is not a number."""
     from hydra.core.utils import JobStatus
 
-    scores = [float(one.return_value) if one.status == JobStatus.COMPLETED else math.nan for one in found]
+    scores = [
+        float(one.return_value) if one.status == JobStatus.COMPLETED else math.nan for one in found
+    ]
     mean = sum(scores) / len(scores)
     return mean if math.isfinite(mean) else None
 
 
 def _shown(parameters: dict[str, Any]) -> str:
-    rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in parameters.items()}
+    rounded = {
+        name: f"{value:.3g}" if isinstance(value, float) else value
+        for name, value in parameters.items()
+    }
     return " ".join(f"{name}={value}" for name, value in rounded.items())

@@ -72,14 +72,18 @@ class Task(ABC, Generic[ConfigT]):
         """
         config, splits = self.config, open_splits(self.config, hub)
         needed = [config.train_split, *([] if config.one_file else config.splits)]
-        checked = cut_validation(config, {split: self._checked(splits, split) for split in needed}, seed)
+        checked = cut_validation(
+            config, {split: self._checked(splits, split) for split in needed}, seed
+        )
         self.train = _sample(checked[config.train_split], config.max_train_rows, seed)
         for split in config.splits:
             self.validation[split] = _sample(checked[split], config.max_validation_rows, seed)
 
     def _checked(self, splits: Mapping[str, Dataset], split: str) -> Dataset:
         if split not in splits:
-            raise UserError(f"task.path = {self.config.path} has no split {split!r}: it has {', '.join(splits)}")
+            raise UserError(
+                f"task.path = {self.config.path} has no split {split!r}: it has {', '.join(splits)}"
+            )
         return self.check(splits[split], describe(self.config, split), labelled=True)
 
     def check(self, dataset: Dataset, where: str, labelled: bool) -> Dataset:
@@ -91,7 +95,11 @@ class Task(ABC, Generic[ConfigT]):
         """
         if len(dataset) == 0:
             raise UserError(f"{where} is empty")
-        dataset = dataset.flatten() if any("." in column for column in self.columns(labelled).values()) else dataset
+        dataset = (
+            dataset.flatten()
+            if any("." in column for column in self.columns(labelled).values())
+            else dataset
+        )
         for role, column in self.columns(labelled).items():
             if column not in dataset.column_names:
                 raise UserError(
@@ -121,20 +129,32 @@ class Task(ABC, Generic[ConfigT]):
         own = self.config.train_file is not None
         for column in columns:
             if str(table[column].type) not in ("string", "large_string"):
-                raise UserError(f"{where}: the column {column!r} holds {table[column].type}, not text")
+                raise UserError(
+                    f"{where}: the column {column!r} holds {table[column].type}, not text"
+                )
             if table[column].null_count:
                 row = table[column].is_null().index(True).as_py()
                 raise UserError(f"{where}, row {row}: {column} is missing. Mend or drop the row")
-            blank = [row for row, text in enumerate(table[column].to_pylist()) if not text.strip()] if own else []
+            blank = (
+                [row for row, text in enumerate(table[column].to_pylist()) if not text.strip()]
+                if own
+                else []
+            )
             if blank:
-                raise UserError(f"{where}, row {blank[0]}: {column} is empty ({len(blank)} such rows). Mend or drop them")
+                raise UserError(
+                    f"{where}, row {blank[0]}: {column} is empty ({len(blank)} such rows). Mend or drop them"
+                )
 
     def columns(self, labelled: bool) -> dict[str, str]:
         """The columns that the task needs: the data's name by role (a field of `task.columns`)."""
         roles = {**asdict(self.config)["columns"]}
         own_ids = labelled and self.config.train_file is not None  # the hub's copies may lack them
         unneeded = {*(() if own_ids else ("id",)), *(() if labelled else self.labels_in)}
-        return {role: column for role, column in roles.items() if column is not None and role not in unneeded}
+        return {
+            role: column
+            for role, column in roles.items()
+            if column is not None and role not in unneeded
+        }
 
     def generated_lengths(self) -> dict[str, int]:
         """Tokens that are written at most, by the setting that says so; none where nothing is generated."""
@@ -151,11 +171,17 @@ class Task(ABC, Generic[ConfigT]):
     def encode(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         """Turn every split into features, once: cached on disk by content, tokenizer and settings."""
         self.train_features = self.features(self.train, tokenizer, model)
-        self.validation_features = {split: self.features(rows, tokenizer, model) for split, rows in self.validation.items()}
+        self.validation_features = {
+            split: self.features(rows, tokenizer, model) for split, rows in self.validation.items()
+        }
 
     @abstractmethod
     def features(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, labelled: bool = True
+        self,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        labelled: bool = True,
     ) -> Dataset:
         """A data set's features, with `input_ids` among their columns."""
 
@@ -164,7 +190,9 @@ class Task(ABC, Generic[ConfigT]):
         return np.arange(len(features))
 
     @abstractmethod
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
+    def collator(
+        self, tokenizer: PreTrainedTokenizerBase
+    ) -> Callable[[list[dict[str, Any]]], Batch]:
         """What makes a batch of features, padded to the longest among them."""
 
     def inputs(self, batch: Batch) -> Batch:
@@ -188,7 +216,9 @@ class Task(ABC, Generic[ConfigT]):
         """What the model says of each feature of a batch, on the CPU."""
 
     @abstractmethod
-    def answers(self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]) -> list[dict[str, Any]]:
+    def answers(
+        self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """What `predict` said of all features, as one record of plain values for each row."""
 
     def artifacts(self, split: str, scores: Any) -> dict[str, Any]:
@@ -201,10 +231,16 @@ ENCODING = 1
 
 
 def _sample(dataset: Dataset, rows: int | None, seed: int) -> Dataset:
-    return dataset if rows is None or rows >= len(dataset) else dataset.shuffle(seed=seed).select(range(rows))
+    return (
+        dataset
+        if rows is None or rows >= len(dataset)
+        else dataset.shuffle(seed=seed).select(range(rows))
+    )
 
 
-def cached_map(dataset: Dataset, function: Callable[..., Any], key: Sequence[Any], tokenizer: Any) -> Dataset:
+def cached_map(
+    dataset: Dataset, function: Callable[..., Any], key: Sequence[Any], tokenizer: Any
+) -> Dataset:
     """`dataset.map(function)` over batches with row numbers, cached on disk by content, tokenizer and `key`.
 
     By our own key: the tokenizer's pickle, which datasets would hash, changes with every use of it.
@@ -213,7 +249,11 @@ def cached_map(dataset: Dataset, function: Callable[..., Any], key: Sequence[Any
     from datasets.fingerprint import Hasher
     from pyarrow import ArrowException
 
-    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+    vocabulary = (
+        tokenizer.backend_tokenizer.to_str()
+        if tokenizer.is_fast
+        else sorted(tokenizer.get_vocab().items())
+    )
     parts = (ENCODING, dataset._fingerprint, type(tokenizer).__name__, vocabulary, *key)
     fingerprint = Hasher.hash([str(part) for part in parts])
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dynarank-features"

@@ -62,18 +62,33 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_name("task.name", self.name)
-        for name in ("lr", "epochs", "batch_size", "max_train_rows", "max_validation_rows", "validation_sample"):
+        for name in (
+            "lr",
+            "epochs",
+            "batch_size",
+            "max_train_rows",
+            "max_validation_rows",
+            "validation_sample",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"task.{name} = {value}: must be above 0")
         if not self.validation_splits:
             raise ValueError("task.validation_splits = []: name at least one split to score")
         if not 0 < self.validation_share < 1:
-            raise ValueError(f"task.validation_share = {self.validation_share}: must lie between 0 and 1")
+            raise ValueError(
+                f"task.validation_share = {self.validation_share}: must lie between 0 and 1"
+            )
         unknown = [kind for kind in self.architectures if kind not in ARCHITECTURES]
         if unknown or not self.architectures:
-            raise ValueError(f"task.architectures = {self.architectures}: some of {', '.join(ARCHITECTURES)}")
-        known = [self.split_label(split) + metric for split in self.splits for metric in self.selectable()]
+            raise ValueError(
+                f"task.architectures = {self.architectures}: some of {', '.join(ARCHITECTURES)}"
+            )
+        known = [
+            self.split_label(split) + metric
+            for split in self.splits
+            for metric in self.selectable()
+        ]
         if self.select not in known:
             raise ValueError(f"task.select = {self.select!r}: must be one of {known}")
 
@@ -99,7 +114,9 @@ class TaskConfig:
         """Raise `ValueError` for a metric that the kind of target does not have."""
         for metric in metrics:
             if metric not in METRICS[kind]:
-                raise ValueError(f"task.metrics = {metrics}: {metric!r} is none of those for a {kind}: {METRICS[kind]}")
+                raise ValueError(
+                    f"task.metrics = {metrics}: {metric!r} is none of those for a {kind}: {METRICS[kind]}"
+                )
 
 
 @dataclass
@@ -132,7 +149,9 @@ class TextClassificationConfig(TaskConfig):
         if self.target not in ("class", "number"):
             raise ValueError(f"task.target = {self.target!r}: must be class or number")
         if self.labels is not None and len(self.labels) < 2:
-            raise ValueError(f"task.labels = {self.labels}: at least 2 classes, or null for those in the data")
+            raise ValueError(
+                f"task.labels = {self.labels}: at least 2 classes, or null for those in the data"
+            )
         if self.labels is not None and len(set(self.labels)) < len(self.labels):
             raise ValueError(f"task.labels = {self.labels}: a class is named twice")
         _at_least(self, 3, "max_length")

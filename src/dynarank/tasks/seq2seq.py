@@ -38,7 +38,9 @@ class Seq2Seq(Task[Seq2SeqConfig]):
 
     def check_rows(self, dataset: Dataset, where: str, labelled: bool) -> Dataset:
         columns = self.config.columns
-        self.check_texts(dataset, where, [columns.source, columns.target] if labelled else [columns.source])
+        self.check_texts(
+            dataset, where, [columns.source, columns.target] if labelled else [columns.source]
+        )
         return dataset
 
     def generated_lengths(self) -> dict[str, int]:
@@ -50,7 +52,11 @@ class Seq2Seq(Task[Seq2SeqConfig]):
         return {}
 
     def features(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, labelled: bool = True
+        self,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        labelled: bool = True,
     ) -> Dataset:
         self.tokenizer = tokenizer
         self._choose_languages(model)
@@ -62,9 +68,15 @@ class Seq2Seq(Task[Seq2SeqConfig]):
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
             sources = [prefix + text for text in batch[columns.source]]
             tokens = tokenizer(sources, truncation=True, max_length=config.max_source)
-            found = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"], "feature": rows}
+            found = {
+                "input_ids": tokens["input_ids"],
+                "attention_mask": tokens["attention_mask"],
+                "feature": rows,
+            }
             if labelled:
-                targets = tokenizer(text_target=batch[columns.target], truncation=True, max_length=config.max_target)
+                targets = tokenizer(
+                    text_target=batch[columns.target], truncation=True, max_length=config.max_target
+                )
                 found["labels"] = targets["input_ids"]
             return found
 
@@ -76,8 +88,13 @@ class Seq2Seq(Task[Seq2SeqConfig]):
         """Tell a tokenizer that marks languages which they are, and generation with which one to begin."""
         if not hasattr(self.tokenizer, "tgt_lang") or not hasattr(self.tokenizer, "src_lang"):
             return
-        known = [token for token in self.tokenizer.get_vocab() if len(token) == 5 and token[2:3] == "_"]
-        for name, language in (("src_lang", self.config.source_lang), ("tgt_lang", self.config.target_lang)):
+        known = [
+            token for token in self.tokenizer.get_vocab() if len(token) == 5 and token[2:3] == "_"
+        ]
+        for name, language in (
+            ("src_lang", self.config.source_lang),
+            ("tgt_lang", self.config.target_lang),
+        ):
             code = next((token for token in known if language and token.startswith(language)), None)
             if known and code is None:
                 field = "source_lang" if name == "src_lang" else "target_lang"
@@ -89,10 +106,16 @@ class Seq2Seq(Task[Seq2SeqConfig]):
                 token = self.tokenizer.convert_tokens_to_ids(code)
         if known:
             # mBART begins a text with its language; mBART-50 puts it second, after a fixed first token.
-            start = "decoder_start_token_id" if model.config.decoder_start_token_id is None else "forced_bos_token_id"
+            start = (
+                "decoder_start_token_id"
+                if model.config.decoder_start_token_id is None
+                else "forced_bos_token_id"
+            )
             self.forced = {start: token}
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
+    def collator(
+        self, tokenizer: PreTrainedTokenizerBase
+    ) -> Callable[[list[dict[str, Any]]], Batch]:
         def collate(features: list[dict[str, Any]]) -> Batch:
             import torch
 
@@ -145,7 +168,9 @@ class Seq2Seq(Task[Seq2SeqConfig]):
         texts = self.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def answers(self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]) -> list[dict[str, Any]]:
+    def answers(
+        self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         return [{"text": text} for text in predicted]
 
     def artifacts(self, split: str, scores: RowScores) -> dict[str, Any]:
@@ -156,5 +181,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
         ids = self.validation[split].select(rows)[column][:] if known else np.asarray(rows).tolist()
         prefix = self.config.split_label(split).replace("/", "_")
         records = zip(ids, texts, self._references(split, rows), strict=True)
-        lines = [{"id": one, "text": text, "reference": reference} for one, text, reference in records]
+        lines = [
+            {"id": one, "text": text, "reference": reference} for one, text, reference in records
+        ]
         return {f"{prefix}predictions.jsonl": lines}

@@ -36,7 +36,9 @@ def check_source(config: TaskConfig) -> None:
             "task=text_classification, text_pair_classification, text_regression, question_answering or seq2seq"
         )
     if config.validation_file is not None and config.train_file is None:
-        raise UserError(f"task.validation_file = {config.validation_file}: needs task.train_file beside it")
+        raise UserError(
+            f"task.validation_file = {config.validation_file}: needs task.train_file beside it"
+        )
 
 
 def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
@@ -62,17 +64,24 @@ def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
     assert config.train_file is not None
     train = read_file("task.train_file", config.train_file)
     if config.validation_file is not None:
-        return {config.train_split: train, "validation": read_file("task.validation_file", config.validation_file)}
+        return {
+            config.train_split: train,
+            "validation": read_file("task.validation_file", config.validation_file),
+        }
     return {config.train_split: train}
 
 
-def cut_validation(config: TaskConfig, splits: Mapping[str, Dataset], seed: int) -> Mapping[str, Dataset]:
+def cut_validation(
+    config: TaskConfig, splits: Mapping[str, Dataset], seed: int
+) -> Mapping[str, Dataset]:
     """Where there is one file, cut a seeded share of its rows off for validation. Raises `UserError`."""
     if not config.one_file:
         return splits
     train = splits[config.train_split]
     if len(train) < 2:
-        raise UserError(f"task.train_file = {config.train_file}: one row cannot be split. Give task.validation_file")
+        raise UserError(
+            f"task.train_file = {config.train_file}: one row cannot be split. Give task.validation_file"
+        )
     rows = round(config.validation_share * len(train))
     parts = train.train_test_split(min(max(rows, 1), len(train) - 1), seed=seed)
     return {config.train_split: parts["train"], "validation": parts["test"]}
@@ -98,7 +107,11 @@ def _load(config: TaskConfig, source: Source, revision: str | None) -> Mapping[s
         if revision is None and not folder.is_dir() and "script" in str(error):
             return _load(config, source, CONVERTED)
         if _forget(folder):
-            log.warning("the cached copy of %s was damaged, and is made anew: %s", folder, str(error).splitlines()[0])
+            log.warning(
+                "the cached copy of %s was damaged, and is made anew: %s",
+                folder,
+                str(error).splitlines()[0],
+            )
             return _load(config, source, revision)
         raise UserError(
             f"task.path = {config.path}, task.subset = {config.subset}: cannot be read from {source.path}: "
@@ -106,7 +119,9 @@ def _load(config: TaskConfig, source: Source, revision: str | None) -> Mapping[s
         ) from error
 
 
-def _load_dataset(config: TaskConfig, source: Source, revision: str | None) -> Mapping[str, Dataset]:
+def _load_dataset(
+    config: TaskConfig, source: Source, revision: str | None
+) -> Mapping[str, Dataset]:
     import datasets
 
     options: dict[str, Any] = {"revision": revision, "cache_dir": _cache_dir(Path(source.path))}
@@ -115,7 +130,9 @@ def _load_dataset(config: TaskConfig, source: Source, revision: str | None) -> M
         known = datasets.get_dataset_config_names(source.path, revision=revision)
         if len(known) > 1:
             if config.name not in known:
-                raise UserError(f"task.subset = null: {config.path} has several. {nearest(config.name, known)}")
+                raise UserError(
+                    f"task.subset = null: {config.path} has several. {nearest(config.name, known)}"
+                )
             subset = config.name
     return datasets.load_dataset(source.path, subset, **options)
 
@@ -130,7 +147,9 @@ def _cache_dir(folder: Path) -> str | None:
     import datasets
 
     files = [
-        (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     ]
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
     return str(Path(datasets.config.HF_DATASETS_CACHE) / f"dynarank-{digest}")

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 
-def best_spans(start: Tensor, end: Tensor, context: Tensor, k: int, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_spans(
+    start: Tensor, end: Tensor, context: Tensor, k: int, max_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The k best spans of each window, among its k best starts times its k best ends.
 
     Args:
@@ -28,10 +30,16 @@ def best_spans(start: Tensor, end: Tensor, context: Tensor, k: int, max_tokens: 
     first_score, first = start.float().masked_fill(~context, -torch.inf).topk(kept)  # (F, k)
     last_score, last = end.float().masked_fill(~context, -torch.inf).topk(kept)
     length = last[:, None, :] - first[:, :, None] + 1  # (F, k, k)
-    scores = (first_score[:, :, None] + last_score[:, None, :]).masked_fill((length < 1) | (length > max_tokens), -torch.inf)
+    scores = (first_score[:, :, None] + last_score[:, None, :]).masked_fill(
+        (length < 1) | (length > max_tokens), -torch.inf
+    )
     best, pair = scores.flatten(1).topk(min(k, kept * kept))
     none = best == -torch.inf
-    return first.gather(1, pair // kept).masked_fill(none, 0), last.gather(1, pair % kept).masked_fill(none, 0), best
+    return (
+        first.gather(1, pair // kept).masked_fill(none, 0),
+        last.gather(1, pair % kept).masked_fill(none, 0),
+        best,
+    )
 
 
 @dataclass
@@ -46,7 +54,9 @@ class Candidates:
     score: np.ndarray
 
 
-def merge_windows(row: np.ndarray, start: np.ndarray, end: np.ndarray, score: np.ndarray) -> Candidates:
+def merge_windows(
+    row: np.ndarray, start: np.ndarray, end: np.ndarray, score: np.ndarray
+) -> Candidates:
     """Every question's spans over all its windows; a span that several windows see counts once, at its best score.
 
     Args:

@@ -22,7 +22,9 @@ def normalize(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
-def exact_and_f1(prediction: str, golds: Sequence[str], no_answer: bool = False) -> tuple[float, float]:
+def exact_and_f1(
+    prediction: str, golds: Sequence[str], no_answer: bool = False
+) -> tuple[float, float]:
     """A prediction's exact match and F1, from 0 to 1, each against the gold answer that suits it best.
 
     Args:
@@ -47,13 +49,18 @@ def _f1(guess: list[str], gold: list[str], no_answer: bool) -> float:
 
 def squad(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, float]:
     """SQuAD v1.1's measures over all questions."""
-    pairs = np.asarray([exact_and_f1(*pair) for pair in zip(predictions, golds, strict=True)])  # (questions, 2)
+    pairs = np.asarray(
+        [exact_and_f1(*pair) for pair in zip(predictions, golds, strict=True)]
+    )  # (questions, 2)
     exact, f1 = 100 * pairs.mean(axis=0)
     return {"exact_match": float(exact), "f1": float(f1)}
 
 
 def squad_v2(
-    best: Sequence[str], null_odds: np.ndarray, golds: Sequence[Sequence[str]], threshold: float = 0.0
+    best: Sequence[str],
+    null_odds: np.ndarray,
+    golds: Sequence[Sequence[str]],
+    threshold: float = 0.0,
 ) -> dict[str, float]:
     """SQuAD v2.0's measures over all questions, apart for those with and without an answer, and at the best thresholds.
 
@@ -63,15 +70,26 @@ def squad_v2(
         threshold: no answer is predicted where the odds exceed it.
     """
     answered = np.asarray([len(texts) > 0 for texts in golds])  # (questions) bool
-    raw = np.asarray([exact_and_f1(text, gold, True) for text, gold in zip(best, golds, strict=True)])  # (questions, 2)
+    raw = np.asarray(
+        [exact_and_f1(text, gold, True) for text, gold in zip(best, golds, strict=True)]
+    )  # (questions, 2)
     scores = np.where((null_odds > threshold)[:, None], ~answered[:, None], raw)
     result: dict[str, float] = {}
-    for prefix, chosen in (("", np.ones_like(answered)), ("HasAns_", answered), ("NoAns_", ~answered)):
+    for prefix, chosen in (
+        ("", np.ones_like(answered)),
+        ("HasAns_", answered),
+        ("NoAns_", ~answered),
+    ):
         if chosen.any():
             exact, f1 = 100 * scores[chosen].mean(axis=0)
-            result |= {prefix + ("exact_match" if not prefix else "exact"): float(exact), f"{prefix}f1": float(f1)}
+            result |= {
+                prefix + ("exact_match" if not prefix else "exact"): float(exact),
+                f"{prefix}f1": float(f1),
+            }
     for name, column in (("exact", 0), ("f1", 1)):
-        score, at = best_threshold(raw[:, column], np.asarray([bool(text) for text in best]), null_odds, answered)
+        score, at = best_threshold(
+            raw[:, column], np.asarray([bool(text) for text in best]), null_odds, answered
+        )
         result |= {f"best_{name}": score, f"best_{name}_thresh": at}
     return result
 

@@ -43,7 +43,11 @@ class TextClassification(Task[TextClassificationConfig]):
         if not labelled:
             return dataset
         label = self.config.columns.label
-        values = self._numbers(dataset, where) if self.config.target == "number" else self._classes(dataset, where)
+        values = (
+            self._numbers(dataset, where)
+            if self.config.target == "number"
+            else self._classes(dataset, where)
+        )
         return dataset.remove_columns(label).add_column(
             label, values.tolist(), new_fingerprint=_with_labels(dataset, values)
         )
@@ -61,7 +65,9 @@ class TextClassification(Task[TextClassificationConfig]):
             except (TypeError, ValueError):
                 number = float("nan")
             if not np.isfinite(number):
-                raise UserError(f"{where}, row {row}: {label} = {value!r} is not a finite number. Mend or drop the row")
+                raise UserError(
+                    f"{where}, row {row}: {label} = {value!r} is not a finite number. Mend or drop the row"
+                )
             numbers.append(number)
         return np.asarray(numbers)
 
@@ -95,25 +101,43 @@ class TextClassification(Task[TextClassificationConfig]):
         }
 
     def features(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, labelled: bool = True
+        self,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        labelled: bool = True,
     ) -> Dataset:
         texts, label = self._texts(), self.config.columns.label
         cast = float if self.config.target == "number" else int
 
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
-            tokens = tokenizer(*(batch[column] for column in texts), truncation=True, max_length=self.config.max_length)
-            return {**tokens, "labels": [cast(value) for value in batch[label]]} if labelled else dict(tokens)
+            tokens = tokenizer(
+                *(batch[column] for column in texts),
+                truncation=True,
+                max_length=self.config.max_length,
+            )
+            return (
+                {**tokens, "labels": [cast(value) for value in batch[label]]}
+                if labelled
+                else dict(tokens)
+            )
 
-        return cached_map(dataset, encoded, (texts, label, labelled, self.config.max_length, cast), tokenizer)
+        return cached_map(
+            dataset, encoded, (texts, label, labelled, self.config.max_length, cast), tokenizer
+        )
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
+    def collator(
+        self, tokenizer: PreTrainedTokenizerBase
+    ) -> Callable[[list[dict[str, Any]]], Batch]:
         from transformers import DataCollatorWithPadding
 
         return DataCollatorWithPadding(tokenizer)
 
     def scores(self, split: str) -> MetricCollection:
         classes = len(self.config.labels or ())
-        f1: dict[str, Any] = {"task": "binary"} if classes == 2 else {"task": "multiclass", "average": "macro"}
+        f1: dict[str, Any] = (
+            {"task": "binary"} if classes == 2 else {"task": "multiclass", "average": "macro"}
+        )
         makers: dict[str, Callable[[], Metric]] = {
             "accuracy": lambda: Accuracy(task="multiclass", num_classes=classes, average="micro"),
             "f1": lambda: F1Score(num_classes=classes, **f1),
@@ -121,25 +145,39 @@ class TextClassification(Task[TextClassificationConfig]):
             "pearson": PearsonCorrCoef,
             "spearman": SpearmanCorrCoef,
         }
-        return MetricCollection({name: makers[name]() for name in self.config.metrics}, compute_groups=False)
+        return MetricCollection(
+            {name: makers[name]() for name in self.config.metrics}, compute_groups=False
+        )
 
     def score(self, model: nn.Module, batch: Batch, scores: MetricCollection) -> Tensor:
         output = model(**batch)
         logits = output.logits.float()  # (batch, classes), or (batch, 1)
-        scores.update(logits.squeeze(-1) if self.config.target == "number" else logits.argmax(-1), batch["labels"])
+        scores.update(
+            logits.squeeze(-1) if self.config.target == "number" else logits.argmax(-1),
+            batch["labels"],
+        )
         loss: Tensor = output.loss
         return loss
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
         logits = model(**batch).logits.float()
-        return list((logits.squeeze(-1) if self.config.target == "number" else logits.softmax(-1)).cpu().numpy())
+        return list(
+            (logits.squeeze(-1) if self.config.target == "number" else logits.softmax(-1))
+            .cpu()
+            .numpy()
+        )
 
-    def answers(self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]) -> list[dict[str, Any]]:
+    def answers(
+        self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         if self.config.target == "number":
             return [{"score": float(value)} for value in predicted]
         names = self.config.labels or []
         return [
-            {"label": names[int(p.argmax())], **{f"probability_{name}": float(v) for name, v in zip(names, p, strict=True)}}
+            {
+                "label": names[int(p.argmax())],
+                **{f"probability_{name}": float(v) for name, v in zip(names, p, strict=True)},
+            }
             for p in predicted
         ]
 
@@ -163,18 +201,25 @@ def _numbers_in(feature: Any, names: Sequence[str]) -> dict[str, int]:
     return {str(index): index for index in range(len(names))}
 
 
-def _find_classes(feature: Any, values: Sequence[Any], where: str) -> tuple[list[str], dict[str, int]]:
+def _find_classes(
+    feature: Any, values: Sequence[Any], where: str
+) -> tuple[list[str], dict[str, int]]:
     """The classes' names and numbers: the data set's own, else the distinct values, numbers in their order."""
     if getattr(feature, "names", None):
         return list(feature.names), _numbers_of(feature.names)
-    missing = next((row for row, value in enumerate(values) if value is None or value == "" or value != value), None)
+    missing = next(
+        (row for row, value in enumerate(values) if value is None or value == "" or value != value),
+        None,
+    )
     if missing is not None:
         raise UserError(f"{where} is missing in row {missing}. Mend or drop the row")
     found = sorted({_name(value) for value in values})
     with suppress(ValueError):
         found.sort(key=float)
     if len(found) < 2:
-        raise UserError(f"{where} is {found[0]!r} in every row: there is nothing to learn. Is it the right column?")
+        raise UserError(
+            f"{where} is {found[0]!r} in every row: there is nothing to learn. Is it the right column?"
+        )
     if len(found) > max(100, len(values) // 2):
         raise UserError(
             f"{where} has {len(found)} distinct values in {len(values)} rows: not classes. For numbers, use "

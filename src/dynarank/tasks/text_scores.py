@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def text_scores(names: Sequence[str], texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def text_scores(
+    names: Sequence[str], texts: Sequence[str], references: Sequence[str]
+) -> dict[str, float]:
     """Scores by name: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf.
 
     ROUGE is the mean F-measure with Porter stemming of Google's `rouge-score`, as summarization papers report it;
@@ -18,12 +20,16 @@ def text_scores(names: Sequence[str], texts: Sequence[str], references: Sequence
 
         makers: dict[str, Any] = {"bleu": sacrebleu.corpus_bleu, "chrf": sacrebleu.corpus_chrf}
         scores |= {
-            name: float(make(list(texts), [list(references)]).score) for name, make in makers.items() if name in names
+            name: float(make(list(texts), [list(references)]).score)
+            for name, make in makers.items()
+            if name in names
         }
     return scores
 
 
-def rouge(names: Sequence[str], texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def rouge(
+    names: Sequence[str], texts: Sequence[str], references: Sequence[str]
+) -> dict[str, float]:
     """Mean F-measures by name, in percent."""
     if not names:
         return {}

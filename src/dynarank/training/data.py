@@ -34,7 +34,9 @@ class LengthGroupedSampler(Sampler[int]):
     left out.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
         assert batch_size % world == 0
         self.lengths = lengths
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
@@ -49,7 +51,9 @@ class LengthGroupedSampler(Sampler[int]):
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.lengths), self.batch_size)
-        return whole * (self.batch_size // self.world) + (len(self._share(np.arange(rest))) if rest >= self.world else 0)
+        return whole * (self.batch_size // self.world) + (
+            len(self._share(np.arange(rest))) if rest >= self.world else 0
+        )
 
     def _share(self, batch: np.ndarray) -> np.ndarray:
         return np.array_split(batch, self.world)[self.rank]
@@ -70,7 +74,9 @@ class LengthGroupedSampler(Sampler[int]):
         order = np.concatenate(sorted_parts)
         whole = len(order) // self.batch_size * self.batch_size
         batches = rng.permutation(order[:whole].reshape(-1, self.batch_size))
-        parts = [self._share(batch) for batch in (*batches, order[whole:])][self.skip : self.batches]
+        parts = [self._share(batch) for batch in (*batches, order[whole:])][
+            self.skip : self.batches
+        ]
         self.skip = 0
         return iter(np.concatenate(parts).tolist() if parts else [])
 
@@ -123,7 +129,12 @@ class TaskData(LightningDataModule):
     @property
     def longest(self) -> int:
         """Tokens of the longest feature of any split."""
-        return int(max(*self.train_lengths, *(lengths(rows).max() for rows in self.task.validation_features.values())))
+        return int(
+            max(
+                *self.train_lengths,
+                *(lengths(rows).max() for rows in self.task.validation_features.values()),
+            )
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Batches of the present epoch that are done with."""
@@ -144,10 +155,14 @@ class TaskData(LightningDataModule):
         return self.trainer.global_rank if self.trainer is not None else 0
 
     def _sampler(self, rank: int) -> LengthGroupedSampler:
-        return LengthGroupedSampler(self.train_lengths, self.batch_size, self.seed, rank, self.world_size)
+        return LengthGroupedSampler(
+            self.train_lengths, self.batch_size, self.seed, rank, self.world_size
+        )
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        return [self._validation_loader(features) for features in self.task.validation_features.values()]
+        return [
+            self._validation_loader(features) for features in self.task.validation_features.values()
+        ]
 
     def _validation_loader(self, features: Dataset) -> DataLoader[Batch]:
         order = np.argsort(-lengths(features), kind="stable")
@@ -156,9 +171,14 @@ class TaskData(LightningDataModule):
             chosen = np.random.default_rng(self.seed).permutation(rows.max() + 1)[: self.sample]
             order = order[np.isin(rows[order], chosen)]
         batches = even_batches(order, self.batch_size, self.world_size)
-        return self._loader(features, batch_sampler=[batch[self._rank :: self.world_size].tolist() for batch in batches])
+        return self._loader(
+            features,
+            batch_sampler=[batch[self._rank :: self.world_size].tolist() for batch in batches],
+        )
 
-    def _loader(self, features: Dataset, kind: type[DataLoader[Batch]] = DataLoader, **more: Any) -> DataLoader[Batch]:
+    def _loader(
+        self, features: Dataset, kind: type[DataLoader[Batch]] = DataLoader, **more: Any
+    ) -> DataLoader[Batch]:
         unneeded = [name for name in self.task.host_columns if name in features.column_names]
         return kind(
             features.remove_columns(unneeded),

@@ -36,7 +36,9 @@ class ShardFrozen(ModelParallelStrategy):
     """FSDP2 over the frozen parameters (see `FineTuning.configure_model`); states are saved and loaded as under DDP."""
 
     def __init__(self, world_size: int) -> None:
-        super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        super().__init__(
+            data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -58,10 +60,14 @@ class ShardFrozen(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         Strategy.load_optimizer_state_dict(self, checkpoint)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
 
@@ -96,7 +102,11 @@ def shard_frozen(model: nn.Module, blocks: Sequence[str], mesh: Any) -> None:
     from torch.distributed.fsdp import fully_shard
 
     # What has fewer elements than there are ranks is no weight: AdaLoRA of PEFT keeps ranks so, and reads them at export.
-    whole = {parameter for parameter in model.parameters() if parameter.requires_grad or parameter.numel() < mesh.size()}
+    whole = {
+        parameter
+        for parameter in model.parameters()
+        if parameter.requires_grad or parameter.numel() < mesh.size()
+    }
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
             fully_shard(module, mesh=mesh, ignored_params=whole)
@@ -137,7 +147,10 @@ def agree(keep: Tensor) -> Tensor:
     differing = (chosen.bool() != keep).sum()
     torch.distributed.all_reduce(differing)
     if int(differing):
-        log.warning("the ranks' scores differ: %d choices of components were overruled by rank 0's", int(differing))
+        log.warning(
+            "the ranks' scores differ: %d choices of components were overruled by rank 0's",
+            int(differing),
+        )
     return chosen.bool()
 
 

@@ -17,7 +17,12 @@ from dynarank.errors import UserError
 from dynarank.methods.base import Method
 from dynarank.tasks.base import Batch, Scores, Task
 from dynarank.training.averaging import WeightAverage
-from dynarank.training.distributed import ShardFrozen, average_gradients, shard_frozen, weighted_mean
+from dynarank.training.distributed import (
+    ShardFrozen,
+    average_gradients,
+    shard_frozen,
+    weighted_mean,
+)
 from dynarank.training.nonfinite import NonFiniteError, Watch, first_in_backward
 from dynarank.training.optimizer import build_optimizer
 from dynarank.training.rank_allocation import RankAllocation
@@ -27,7 +32,16 @@ log = logging.getLogger(__name__)
 SELECTION = "selection"
 """The logged score that picks the best epoch: the task's metric at budget, NaN (which never wins) before."""
 PROGRESS_SECONDS = 30.0
-STATES = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "TaskData", "history", "rest"}
+STATES = {
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "callbacks",
+    "TaskData",
+    "history",
+    "rest",
+}
 """What a checkpoint holds."""
 SKIPS = 50
 """Steps that a loss scaler may skip one after another: scaled down 2^50 times, no gradient overflows any more."""
@@ -79,11 +93,15 @@ class FineTuning(LightningModule):
         from torch.fx.experimental import _config
 
         model = self.model
-        _config.use_duck_shape = False  # else a first batch as long as it has rows would be taken for square for good
+        _config.use_duck_shape = (
+            False  # else a first batch as long as it has rows would be taken for square for good
+        )
         self.training_pass = torch.compile(lambda **inputs: model(**inputs), dynamic=True)
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.model, self.optimizer_config, self.lr, self.total_steps, self.method.lr_ratios())
+        return build_optimizer(
+            self.model, self.optimizer_config, self.lr, self.total_steps, self.method.lr_ratios()
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.updated = False
@@ -99,8 +117,14 @@ class FineTuning(LightningModule):
             with torch.autocast(self.device.type, enabled=False):
                 penalty = self.method.penalty(self.at_budget)
             # Also when there is none: Lightning repeats a value no longer logged until the epoch's end.
-            self.log(f"train/{self.method.penalty_name}", 0.0 if penalty is None else penalty.detach(), batch_size=size)
-            loss, mean = (loss, mean) if penalty is None else (loss + penalty, mean + penalty.detach())
+            self.log(
+                f"train/{self.method.penalty_name}",
+                0.0 if penalty is None else penalty.detach(),
+                batch_size=size,
+            )
+            loss, mean = (
+                (loss, mean) if penalty is None else (loss + penalty, mean + penalty.detach())
+            )
         self.watch.see(mean, inputs)
         return loss * self._window_scale(batch_idx)
 
@@ -116,7 +140,10 @@ class FineTuning(LightningModule):
         self.updated = True
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip, and stop where the loss or the gradient is not finite: the norm says, which is the same on all ranks."""
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -124,7 +151,9 @@ class FineTuning(LightningModule):
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         else:
             norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # which skips such steps itself
+        scaled = (
+            getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        )  # which skips such steps itself
         with self.trainer.precision_plugin.forward_context():
             self.watch.check(self.trainer.global_step + 1, self.model, None if scaled else norm)
 
@@ -139,25 +168,33 @@ class FineTuning(LightningModule):
             where = first_in_backward(self.model) or "no parameter"
             what = f"the loss scaler skipped {SKIPS} steps in a row, and halved its scale each time; not finite: {where}"
             raise NonFiniteError(self.trainer.global_step, what)
-        progress = self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        progress = (
+            self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        )
         for count in (progress.total, progress.current):
             count.ready, count.completed = count.ready - 1, count.completed - 1
 
     def configure_model(self) -> None:
         """Under FSDP2, shard the frozen parameters, once."""
         if isinstance(self.trainer.strategy, ShardFrozen) and not self._sharded:
-            shard_frozen(self.model, self.blocks, self.trainer.strategy.device_mesh["data_parallel"])
+            shard_frozen(
+                self.model, self.blocks, self.trainer.strategy.device_mesh["data_parallel"]
+            )
             self._sharded = True
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         if self._sharded:
-            average_gradients([parameter for parameter in self.model.parameters() if parameter.requires_grad])
+            average_gradients(
+                [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         loss = self.task.score(self.model, batch, self.scores[dataloader_idx])
         label = self._label(dataloader_idx)
         size = len(batch["input_ids"])
-        self.log(f"val/{label}loss", loss, batch_size=size, add_dataloader_idx=False, sync_dist=True)
+        self.log(
+            f"val/{label}loss", loss, batch_size=size, add_dataloader_idx=False, sync_dist=True
+        )
         self._say_progress(batch_idx, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:
@@ -169,13 +206,17 @@ class FineTuning(LightningModule):
         scores: dict[str, float] = {}
         for index, collected in enumerate(self.scores):
             found = cast("Scores", collected).compute()
-            scores.update({self._label(index) + name: float(value) for name, value in found.items()})
+            scores.update(
+                {self._label(index) + name: float(value) for name, value in found.items()}
+            )
         chosen = scores[self.task.config.select]
         for name, value in scores.items():
             self.log(f"val/{name}", value, prog_bar=name == self.task.config.select)
         self.log(SELECTION, chosen if self.at_budget else float("nan"))
         if self.trainer.state.fn == "fit":
-            self.history.append({"step": self.trainer.global_step, "epoch": self.current_epoch + 1, **scores})
+            self.history.append(
+                {"step": self.trainer.global_step, "epoch": self.current_epoch + 1, **scores}
+            )
             self._say(scores)
 
     def _label(self, index: int) -> str:
@@ -185,7 +226,11 @@ class FineTuning(LightningModule):
         """A line every half minute of a long validation, for logs; a terminal has its bar."""
         if time.monotonic() - self._said > PROGRESS_SECONDS:
             self._said = time.monotonic()
-            log.info("validation: batch %d of %s", batch_idx + 1, self.trainer.num_val_batches[dataloader_idx])
+            log.info(
+                "validation: batch %d of %s",
+                batch_idx + 1,
+                self.trainer.num_val_batches[dataloader_idx],
+            )
 
     def _say(self, scores: Mapping[str, float]) -> None:
         parts = [f"step {self.trainer.global_step}/{self.total_steps}"]
@@ -207,16 +252,22 @@ class FineTuning(LightningModule):
         if self.at_budget:
             names = {parameter: name for name, parameter in self.named_parameters()}
             groups = self.trainer.optimizers[0].param_groups
-            compact(checkpoint, [names[parameter] for group in groups for parameter in group["params"]])
+            compact(
+                checkpoint, [names[parameter] for group in groups for parameter in group["params"]]
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning loads what it finds, and is silent about what is missing. Raises `UserError` where anything is."""
         where = self.trainer.ckpt_path
         missing = STATES - checkpoint.keys()
-        if self.allocation is not None and self.allocation.state_key not in checkpoint.get("callbacks", {}):
+        if self.allocation is not None and self.allocation.state_key not in checkpoint.get(
+            "callbacks", {}
+        ):
             missing.add("the allocator's scores")
         if missing:
-            raise UserError(f"{where}: lacks {min(missing)}, so the run cannot go on from it. Take another checkpoint")
+            raise UserError(
+                f"{where}: lacks {min(missing)}, so the run cannot go on from it. Take another checkpoint"
+            )
         expand(checkpoint)
         if wrong := self.unlike(checkpoint["state_dict"]):
             raise UserError(f"{where}: is of another model: {wrong}")
@@ -226,7 +277,9 @@ class FineTuning(LightningModule):
         """The first difference in names and shapes between a `trained_state` and this module's, in words."""
         mine = {name: list(tensor.shape) for name, tensor in self.trained_state().items()}
         theirs = {name: list(tensor.shape) for name, tensor in state.items()}
-        differing = sorted(name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name))
+        differing = sorted(
+            name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)
+        )
         if not differing:
             return None
         first = differing[0]

@@ -31,7 +31,9 @@ class Watch:
     def check(self, step: int, model: nn.Module, norm: Tensor | None) -> None:
         """Forget the window. Raises `NonFiniteError` where a loss in it, or the gradient's norm if given, is not finite."""
         window, self._window = self._window, []
-        values = torch.stack([loss.float() for loss, _ in window] + ([] if norm is None else [norm.float()]))
+        values = torch.stack(
+            [loss.float() for loss, _ in window] + ([] if norm is None else [norm.float()])
+        )
         if bool(values.isfinite().all()):
             return
         for loss, batch in window:
@@ -44,7 +46,11 @@ class Watch:
 
 def first_in_backward(model: nn.Module) -> str | None:
     """The parameter nearest to the loss whose gradient is not finite; None if all are."""
-    names = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    names = [
+        n
+        for n, p in model.named_parameters()
+        if p.grad is not None and not bool(p.grad.isfinite().all())
+    ]
     return f"parameter {names[-1]}" if names else None
 
 
@@ -66,7 +72,9 @@ def first_nonfinite(model: nn.Module, batch: Batch) -> str | None:
 
         return hook
 
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+    handles = [
+        module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name
+    ]
     try:
         model(**batch)
     finally:

@@ -13,7 +13,9 @@ from dynarank.config.schema import OptimizerConfig
 Ratios = Sequence[tuple[Sequence[nn.Parameter], float]]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, lr: float = 0.0, ratios: Ratios = ()) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr: float = 0.0, ratios: Ratios = ()
+) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices decay; vectors (c, biases, norms) do not.
 
     Those named in `ratios` stand in groups of their own, undecayed, at a multiple of `lr`.
@@ -23,7 +25,10 @@ def parameter_groups(model: nn.Module, weight_decay: float, lr: float = 0.0, rat
     return [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-        *({"params": list(parameters), "weight_decay": 0.0, "lr": ratio * lr} for parameters, ratio in ratios),
+        *(
+            {"params": list(parameters), "weight_decay": 0.0, "lr": ratio * lr}
+            for parameters, ratio in ratios
+        ),
     ]
 
 
@@ -39,7 +44,9 @@ def build_optimizer(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def resolve_total_steps(batches_per_epoch: int, epochs: int, accumulate: int, max_steps: int | None) -> int:
+def resolve_total_steps(
+    batches_per_epoch: int, epochs: int, accumulate: int, max_steps: int | None
+) -> int:
     """T, the optimizer steps of the run: an epoch's last, partial accumulation window is a step of its own."""
     assert batches_per_epoch > 0
     steps = epochs * -(-batches_per_epoch // accumulate)

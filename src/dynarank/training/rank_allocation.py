@@ -41,7 +41,9 @@ class RankAllocation(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
             self.allocator.agree = agree
-        self._hooks = [optimizer.register_step_post_hook(self._flag) for optimizer in trainer.optimizers]
+        self._hooks = [
+            optimizer.register_step_post_hook(self._flag) for optimizer in trainer.optimizers
+        ]
 
     def _flag(self, *_: Any) -> None:
         self._stepped = True
@@ -55,7 +57,9 @@ class RankAllocation(Callback):
         except FloatingPointError as error:
             raise NonFiniteError(self.allocator.t, str(error)) from error
         if pruned and trainer.world_size > 1:
-            check_alike(hash(tuple(self.allocator.ranks().values())), f"ranks at step {self.allocator.t}")
+            check_alike(
+                hash(tuple(self.allocator.ranks().values())), f"ranks at step {self.allocator.t}"
+            )
         if pruned and self.allocator.frozen:
             silence(pl_module, trainer.optimizers)
         if pruned:
@@ -64,11 +68,15 @@ class RankAllocation(Callback):
         pl_module.log("budget/nonzero", self.allocator.active_count().float(), prog_bar=True)
         levels = torch.tensor(QUANTILES, device=self.allocator.ema.device)
         scores = torch.quantile(self.allocator.ema, levels)
-        pl_module.log_dict({f"score/q{100 * q:02.0f}": s for q, s in zip(QUANTILES, scores, strict=True)})
+        pl_module.log_dict(
+            {f"score/q{100 * q:02.0f}": s for q, s in zip(QUANTILES, scores, strict=True)}
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         ranks = self.allocator.ranks()
-        if trainer.state.fn != "fit" or not any(hasattr(logger, "log_image") for logger in trainer.loggers):
+        if trainer.state.fn != "fit" or not any(
+            hasattr(logger, "log_image") for logger in trainer.loggers
+        ):
             return
         figure = draw_rank_map(ranks, self.allocator.sizes[0], f"step {self.allocator.t}")
         for logger in trainer.loggers:
@@ -88,7 +96,9 @@ class RankAllocation(Callback):
             self.allocator.load_state_dict(state_dict["allocator"])
             self.history = state_dict["history"]
         except (KeyError, ValueError) as error:
-            raise UserError(f"the checkpoint does not fit this run: {error}. Take another checkpoint") from None
+            raise UserError(
+                f"the checkpoint does not fit this run: {error}. Take another checkpoint"
+            ) from None
 
 
 def ranks_by_matrix(ranks: dict[str, int]) -> dict[str, float]:

@@ -45,7 +45,10 @@ def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Fi
     grids = [_grid(places, stack) for stack in stacks]
     heights = [len(matrices) for matrices, _ in grids]
     columns = max(values.shape[1] for _, values in grids)
-    figure = Figure(figsize=(3.2 + 0.5 * columns, 1.3 + 0.42 * sum(heights) + 0.7 * (len(stacks) - 1)), layout="constrained")
+    figure = Figure(
+        figsize=(3.2 + 0.5 * columns, 1.3 + 0.42 * sum(heights) + 0.7 * (len(stacks) - 1)),
+        layout="constrained",
+    )
     panels = figure.subplots(len(stacks), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, stack, (matrices, values) in zip(panels, stacks, grids, strict=True):
         image = _panel(axes, matrices, values, largest)
@@ -54,7 +57,9 @@ def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Fi
     panels[-1].set_xlabel("layer")
     figure.colorbar(image, ax=list(panels), label="components kept", ticks=_whole_ticks(largest))
     total = sum(ranks.values())
-    figure.suptitle(f"{title}: {total} components in {len(ranks)} matrices".lstrip(": "), fontsize=10)
+    figure.suptitle(
+        f"{title}: {total} components in {len(ranks)} matrices".lstrip(": "), fontsize=10
+    )
     return figure
 
 
@@ -74,21 +79,32 @@ def rank_grid(ranks: Mapping[str, int]) -> tuple[list[str], np.ndarray]:
     stacks = list(dict.fromkeys(spot.stack for spot in places))
     grids = [_grid(places, stack) for stack in stacks]
     columns = max(values.shape[1] for _, values in grids)
-    wide = [np.pad(values, ((0, 0), (0, columns - values.shape[1])), constant_values=np.nan) for _, values in grids]
+    wide = [
+        np.pad(values, ((0, 0), (0, columns - values.shape[1])), constant_values=np.nan)
+        for _, values in grids
+    ]
     common = set.intersection(*(set(stack.split(".")) for stack in stacks))
     own = [".".join(part for part in stack.split(".") if part not in common) for stack in stacks]
-    names = [f"{stack} {matrix}".strip() for stack, (matrices, _) in zip(own, grids, strict=True) for matrix in matrices]
+    names = [
+        f"{stack} {matrix}".strip()
+        for stack, (matrices, _) in zip(own, grids, strict=True)
+        for matrix in matrices
+    ]
     return names, np.concatenate(wide)
 
 
 def _panel(axes: Axes, matrices: list[str], values: np.ndarray, largest: int) -> AxesImage:
     image = axes.imshow(values, vmin=0, vmax=largest, cmap="cividis", aspect="auto")
     axes.set_yticks(range(len(matrices)), matrices, fontsize=8)
-    axes.set_xticks(range(values.shape[1]), [str(layer) for layer in range(values.shape[1])], fontsize=8)
+    axes.set_xticks(
+        range(values.shape[1]), [str(layer) for layer in range(values.shape[1])], fontsize=8
+    )
     for (row, column), rank in np.ndenumerate(values):
         if not np.isnan(rank):
             colour = "black" if rank > 0.6 * largest else "white"
-            axes.text(column, row, f"{rank:.0f}", ha="center", va="center", fontsize=8, color=colour)
+            axes.text(
+                column, row, f"{rank:.0f}", ha="center", va="center", fontsize=8, color=colour
+            )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return image

@@ -29,7 +29,10 @@ def _csv(folder: Path, rows: int) -> CSVLogger:
     kept = []
     if rows and path.is_file():
         with path.open(newline="") as file:
-            kept = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)][:rows]
+            kept = [
+                {key: value for key, value in row.items() if value != ""}
+                for row in csv.DictReader(file)
+            ][:rows]
     logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
     if kept:
         logger.experiment.metrics = kept

@@ -109,20 +109,30 @@ class FreshProcessLauncher(Launcher):  # type: ignore[misc]
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.context, self.config = hydra_context, config
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, resume: bool = False) -> Sequence[Any]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, resume: bool = False
+    ) -> Sequence[Any]:
         from dynarank.sweeps.sweep import launch
 
-        return launch(self.context, self.config, job_overrides, initial_job_idx, self.executor, resume)
+        return launch(
+            self.context, self.config, job_overrides, initial_job_idx, self.executor, resume
+        )
 
 
 class SubmititLauncher(FreshProcessLauncher):
     """The same command for every point, in a job of submitit's."""
 
-    def __init__(self, cluster: str, max_num_timeout: int, n_jobs: int | None = None, **parameters: Any) -> None:
+    def __init__(
+        self, cluster: str, max_num_timeout: int, n_jobs: int | None = None, **parameters: Any
+    ) -> None:
         from dynarank.sweeps.executors import Submitit
 
         self.n_jobs = n_jobs or 1
-        given = {key: value for key, value in parameters.items() if value is not None and value not in ([], {})}
+        given = {
+            key: value
+            for key, value in parameters.items()
+            if value is not None and value not in ([], {})
+        }
         threads = parameters.get("cpus_per_task")
         environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         self.executor = Submitit(cluster, given, n_jobs, max_num_timeout, environment)

@@ -35,8 +35,20 @@ ConfigStore.instance().store(group="hydra/sweeper", name="tune", node=TuneConf, 
 class TuneSweeper(Sweeper):  # type: ignore[misc]
     """Asks Optuna for settings, and tells it how the runs of our launcher scored."""
 
-    def __init__(self, n_trials: int, n_jobs: int | None, n_startup_trials: int, seed: int, params: dict[str, Any]) -> None:
-        self.n_trials, self.n_jobs, self.n_startup_trials, self.seed = n_trials, n_jobs, n_startup_trials, seed
+    def __init__(
+        self,
+        n_trials: int,
+        n_jobs: int | None,
+        n_startup_trials: int,
+        seed: int,
+        params: dict[str, Any],
+    ) -> None:
+        self.n_trials, self.n_jobs, self.n_startup_trials, self.seed = (
+            n_trials,
+            n_jobs,
+            n_startup_trials,
+            seed,
+        )
         self.params = params
         self.launcher: Any = None
         self.config: Any = None
@@ -55,6 +67,8 @@ class TuneSweeper(Sweeper):  # type: ignore[misc]
         from dynarank.sweeps.tuning import Tuning
 
         n_jobs = self.n_jobs if self.n_jobs is not None else getattr(self.launcher, "n_jobs", 1)
-        space = parse_space([*(f"{name}={value}" for name, value in self.params.items()), *arguments])
+        space = parse_space(
+            [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
+        )
         tuning = Tuning(space, self.context, self.config, self.launcher)
         tuning.run(self.n_trials, n_jobs, self.n_startup_trials, self.seed)
