@@ -43,9 +43,10 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
     """Set the moment of death: its name, at which of its kind, and the signals, which worker processes get as well."""
     import torch
 
+    from dynarank.checkpoints import storage as checkpoints
+    from dynarank.runs import record as results
     from dynarank.tasks import sources
     from dynarank.tasks.text_classification import TextClassification
-    from dynarank.training import checkpoints, results
 
     def receive() -> None:
         for one in signals:

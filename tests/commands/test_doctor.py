@@ -95,7 +95,7 @@ def test_versions_are_compared_as_numbers(lower: str, higher: str) -> None:
 def test_the_projects_own_requirements_are_all_of_the_form_that_is_read() -> None:
     import tomllib
 
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     for stated in [*project["dependencies"], *project["optional-dependencies"]["train"]]:
         name, _, least = stated.partition(">=")
         assert name.replace("-", "").replace("_", "").isalnum(), stated
@@ -119,7 +119,7 @@ def test_a_gpu_is_named_and_a_driver_that_torch_cannot_use_too(
 
 
 def test_precisions_are_those_that_a_run_would_accept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dynarank.training import preflight
+    from dynarank.runs import preflight
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for hardware in (True, False):

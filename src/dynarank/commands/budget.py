@@ -188,5 +188,5 @@ def print_table(overrides: list[str]) -> None:
 
 def conf_folder() -> Path:
     """The repository's conf/, from where it is run or where the package lies."""
-    places = [Path.cwd() / "conf", Path(__file__).resolve().parents[2] / "conf"]
+    places = [Path.cwd() / "conf", Path(__file__).resolve().parents[3] / "conf"]
     return next((place for place in places if (place / "train.yaml").is_file()), places[0])
