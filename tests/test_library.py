@@ -24,7 +24,10 @@ FRAMEWORK = {
 
 def imported_by(code: str, folder: Path) -> set[str]:
     """Top-level modules that a fresh interpreter has after `code`."""
-    report = "; import sys, json; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    report = (
+        "; import sys, json; "
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code + report],
         cwd=folder,

@@ -1,7 +1,9 @@
-"""Dynamic rank distribution for low-rank adapters (DoRA of Mao et al., ACL 2024), not weight-decomposed DoRA.
+"""Dynamic rank distribution for low-rank adapters (DoRA of Mao et al., ACL 2024).
 
-The names below are the library: they need PyTorch alone, and are imported on first use, so that a command's help and
-its complaints about a bad configuration answer at once.
+This is not NVIDIA's weight-decomposed DoRA, PEFT's `use_dora`.
+
+The names below are the library. They need PyTorch alone. They are imported on first use, so that a
+command's help and its messages about a wrong configuration appear at once.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "DoRALinear": "adapters.layer",
     "adapter_layers": "adapters.inject",
     "find_linears": "adapters.inject",
@@ -37,6 +39,7 @@ _HOMES = {
     "merge": "adapters.folding",
     "write_peft_adapter": "adapters.peft_format",
 }
+"""The module, inside this package, that defines each public name."""
 __all__ = [
     "BudgetSchedule",
     "DoRALinear",
@@ -56,6 +59,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'dynarank' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dynarank.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"dynarank.{_MODULES[name]}"), name)

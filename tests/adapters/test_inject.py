@@ -88,6 +88,18 @@ def test_exclude_leaves_the_inside_alone_but_not_names_that_begin_alike() -> Non
     )
 
 
+def test_exclude_takes_suffixes_and_expressions_as_targets_do() -> None:
+    net = nn.ModuleDict({"bert": model(), "pooler": nn.ModuleDict({"query": nn.Linear(4, 4)})})
+    everything = find_linears(net, ["query"])
+    assert "pooler.query" in everything
+    assert "bert.classifier.query" in everything
+    left = ["bert.layer.0.attention.query", "bert.layer.1.attention.query"]
+    assert find_linears(net, ["query"], exclude=["pooler", "classifier"]) == left
+    assert find_linears(net, ["query"], exclude=["pooler", r"bert\.class.*", r".*\.1"]) == left[:1]
+    with pytest.raises(ValueError, match="valid regular expression"):
+        find_linears(net, ["query"], exclude=["(pooler"])
+
+
 def test_no_match_lists_targets_that_would_match() -> None:
     with pytest.raises(ValueError, match="'q_proj' matches no linear") as error:
         find_linears(model(), ["q_proj"])

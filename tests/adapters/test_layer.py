@@ -45,7 +45,7 @@ def dense_weight(base: nn.Module) -> tuple[Tensor, Tensor | float]:
 
 
 def equation_6(layer: DoRALinear, x: Tensor, s: float) -> Tensor:
-    """W0 x + s sum_i c_i b_i (a_i^T x), component by component, one input vector at a time, float64."""
+    """Return W0 x + s sum_i c_i b_i (a_i^T x), a component and a vector at a time, in float64."""
     weight, bias = dense_weight(layer.base)
     rows = []
     for vector in x.double().reshape(-1, x.shape[-1]):

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from dynarank.adapters.adapter_files import check_peft_adapter
+from dynarank.adapters.adapter_checks import check_peft_adapter
 from dynarank.adapters.folding import fold, merge
 from dynarank.adapters.inject import adapter_layers, inject
 from dynarank.adapters.layer import DoRALinear
@@ -90,7 +90,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 @torch.no_grad()
 def adapted(kind: str, ranks: Sequence[int] = (1, 0, 3, 2)) -> nn.Module:
-    """The model with adapters of the ranks, over and over, and a head that is no more the base's."""
+    """Return the model with adapters of the ranks, in turn, and a head unlike the base's."""
     make, head = MODELS[kind]
     model = make()
     layers = inject(model, KNOWN_TARGETS[model.config.model_type], r=R, exclude=[head])
@@ -227,7 +227,10 @@ def test_peft_merges_the_adapter_as_we_do(tmp_path: Path) -> None:
 
 
 class Nested(nn.Module):
-    """One linear's whole name is the end of another's, and sorts before it: PEFT takes the first pattern that fits."""
+    """PEFT takes the first pattern that fits.
+
+    One linear's whole name is the end of another's here, and sorts before it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,7 +282,10 @@ def test_adapter_config_says_what_was_kept(kind: str, tmp_path: Path) -> None:
 def test_any_masks_survive_the_round_trip_through_a_file(
     masks: list[list[bool]], seed: int
 ) -> None:
-    """Masks and zeros of c at random, in both kinds of linear map: PEFT, loading the file alone, gives the same outputs."""
+    """PEFT, loading the file alone, gives the same outputs.
+
+    Masks and zeros of c are drawn at random, in both kinds of linear map.
+    """
     model = mixed()
     layers = inject(model, ["first", "second", "third"], R)
     draw = torch.Generator().manual_seed(seed)

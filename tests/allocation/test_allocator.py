@@ -233,6 +233,23 @@ def test_a_state_of_another_schedule_is_refused(change: dict[str, Any]) -> None:
         changed.load_state_dict(state)
 
 
+@pytest.mark.parametrize("change", [{"beta": 0.8}, {"regrow": False}], ids=str)
+def test_a_state_of_other_settings_is_refused(change: dict[str, Any]) -> None:
+    state = allocator(adapters([1, 2, 3])).state_dict()
+    changed = allocator(adapters([1, 2, 3]), **change)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        changed.load_state_dict({**state, "t": 3})
+    assert changed.t == 0
+
+
+def test_a_state_that_names_neither_beta_nor_regrow_is_accepted() -> None:
+    state = allocator(adapters([1, 2, 3])).state_dict()
+    del state["choice"]["beta"], state["choice"]["regrow"]
+    ranks = allocator(adapters([1, 2, 3]), beta=0.8)
+    ranks.load_state_dict({**state, "t": 3})
+    assert ranks.t == 3
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("parameter", ["lora_A", "lora_B", "lora_c"])
 def test_a_score_that_is_not_finite_names_its_layer_and_step(bad: float, parameter: str) -> None:
@@ -276,7 +293,7 @@ def test_one_bad_value_anywhere_stops_the_update_and_changes_nothing(data: st.Da
 def test_ties_are_broken_alike_whatever_happened_before(
     values: list[int], count: int, seed: int
 ) -> None:
-    """Scores of few values, pruned twice to the same count from different starts: the same components are kept."""
+    """Scores of few values, pruned twice to the same count from different starts, keep the same."""
     kept = []
     for start in (1.0, 3.0):
         layers = adapters(

@@ -1,4 +1,4 @@
-"""The allocator along whole small trainings: counts, the freeze, and going on from a saved state."""
+"""The allocator along whole small trainings: counts, the freeze, and resuming from a state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The adapter layer and its place in a model. Torch only."""
+"""The adapter layer, its place in a model, and the files that it is written to. Torch only."""
 
 STARTS = ("paper", "lora")
-"""How an adapter starts: c = 0 with A and B random, or as LoRA does, with B = 0 and c = 1."""
+"""How an adapter starts.
+
+`paper`: A and B are random and c = 0. `lora`: as LoRA starts, with B = 0 and c = 1.
+"""

@@ -1,4 +1,7 @@
-"""Find a model's linear maps by name, put adapters around them, and say what is trained. Torch only."""
+"""Find a model's linear maps by name, put adapters around them, and say what is trained.
+
+Torch only.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ _REGEX_SIGNS = set(r"^$*+?|()[]{}\\")
 
 
 def matches(name: str, target: str) -> bool:
-    """Whether a module's full name fits a target: a suffix at a dot (`output.dense`), or a whole regular expression."""
+    """Return whether a module's full name fits a target.
+
+    A target is a suffix that starts at a dot (`output.dense`), or a regular expression for the
+    whole name.
+    """
     if _REGEX_SIGNS & set(target):
         return re.fullmatch(target, name) is not None
     return name == target or name.endswith("." + target)
@@ -22,37 +29,49 @@ def matches(name: str, target: str) -> bool:
 def find_linears(
     model: nn.Module, targets: Sequence[str], exclude: Sequence[str] = ()
 ) -> list[str]:
-    """Full names of the linear maps that fit any target, in the model's order.
+    """Return the full names of the linear maps that fit any target, in the model's order.
 
-    `exclude` names modules whose inside is left alone (the task head).
+    `exclude` names modules that are left alone, with all that they contain: the task head, or a
+    pooler. Its entries are read as targets are (`pooler` is `bert.pooler`, for example).
 
     Raises:
-        ValueError: a target fits no linear map (the message lists the linear maps that there are), or is no valid
-            regular expression.
+        ValueError: a target fits no linear map (the message lists the linear maps that there are),
+            or is no valid regular expression.
     """
-    linears = [
-        name
-        for name, module in model.named_modules()
-        if is_linear(module)
-        and not any(name == head or name.startswith(head + ".") for head in exclude)
-    ]
+    linears = _linears_outside(model, exclude)
     for target in targets:
-        try:
-            found = any(matches(name, target) for name in linears)
-        except re.error as error:
+        if not any(_matches_or_refuse(name, target) for name in linears):
             raise ValueError(
-                f"target {target!r} is not a valid regular expression: {error}"
-            ) from None
-        if not found:
-            raise ValueError(
-                f"target {target!r} matches no linear layer. The model's linear layers are: {_kinds(linears)}"
+                f"target {target!r} matches no linear layer. "
+                f"The model's linear layers are: {_distinct_kinds(linears)}"
             )
     return [name for name in linears if any(matches(name, target) for target in targets)]
 
 
-def _kinds(names: Iterable[str]) -> str:
-    """The distinct names once layer numbers are set aside, each a target that would match."""
-    return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)) or "none"
+def _linears_outside(model: nn.Module, exclude: Sequence[str]) -> list[str]:
+    """Return the names of all linear maps that are not inside an excluded module."""
+    excluded = set()
+    names = []
+    for name, module in model.named_modules():  # a parent comes before its children
+        parent = name.rpartition(".")[0]
+        if parent in excluded or any(_matches_or_refuse(name, entry) for entry in exclude):
+            excluded.add(name)
+        elif is_linear(module):
+            names.append(name)
+    return names
+
+
+def _matches_or_refuse(name: str, target: str) -> bool:
+    try:
+        return matches(name, target)
+    except re.error as error:
+        raise ValueError(f"{target!r} is not a valid regular expression: {error}") from None
+
+
+def _distinct_kinds(names: Iterable[str]) -> str:
+    """List the distinct names once layer numbers are set aside, each a target that would match."""
+    kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+    return ", ".join(kinds) or "none"
 
 
 def inject(
@@ -64,10 +83,14 @@ def inject(
     exclude: Sequence[str] = (),
     start: str = "paper",
 ) -> dict[str, DoRALinear]:
-    """Wrap every linear map that fits a target in a `DoRALinear`, in place; returns them by full name, in model order.
+    """Wrap every linear map that fits a target in a `DoRALinear`, in place.
+
+    Returns the new layers by full name, in model order. `exclude` is explained in `find_linears`,
+    the other settings in `DoRALinear`.
 
     Raises:
-        ValueError: no targets, or one that fits nothing (see `find_linears`), or the model has adapters already.
+        ValueError: there are no targets, or one fits nothing (see `find_linears`), or the model
+            has adapters already.
     """
     if not targets:
         raise ValueError("no targets given: name the linear layers to adapt")
@@ -75,17 +98,21 @@ def inject(
         raise ValueError("the model has adapters already: load a fresh one, or merge these first")
     layers = {}
     for name in find_linears(model, targets, exclude):
-        parent_name, _, child = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        layers[name] = DoRALinear(getattr(parent, child), r, alpha, dropout, start).train(
-            model.training
-        )
-        setattr(parent, child, layers[name])
+        base = model.get_submodule(name)
+        layer = DoRALinear(base, r=r, alpha=alpha, dropout=dropout, start=start)
+        layers[name] = layer.train(model.training)
+        replace_module(model, name, layer)
     return layers
 
 
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the model's submodule with this full name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
 def adapter_layers(model: nn.Module) -> dict[str, DoRALinear]:
-    """The model's adapters by full name, in model order."""
+    """Return the model's adapters by full name, in model order."""
     return {
         name: module for name, module in model.named_modules() if isinstance(module, DoRALinear)
     }

@@ -1,4 +1,4 @@
-"""Write adapters as a plain PEFT LoRA adapter. Needs safetensors and peft beside torch.
+"""Write adapters as a plain PEFT LoRA adapter. This needs safetensors and peft beside torch.
 
 Legend: k components that a layer kept, A (k, d_in), B (d_out, k).
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dynarank.adapters.folding import Factors, fold
 from dynarank.adapters.inject import adapter_layers
+from dynarank.adapters.layer import stores_transposed
 
 
 def write_peft_adapter(
@@ -23,11 +24,12 @@ def write_peft_adapter(
     task_type: str | None = None,
     head: Sequence[str] = (),
 ) -> dict[str, int]:
-    """Write the adapters as a plain PEFT LoRA adapter that peft alone loads to the same outputs; returns ranks by name.
+    """Write the model's adapters as a plain PEFT LoRA adapter; return the ranks by module name.
 
-    c and s are folded into B, pruned components dropped, layers of rank 0 left out. `rank_pattern` and `alpha_pattern`
-    both carry the kept ranks, so that PEFT's scale is 1 in every layer; their keys are whole escaped names, since PEFT
-    reads them as regular expressions. Weights are float32.
+    peft alone loads it to the same outputs. c and s are folded into B, pruned components are
+    dropped, and layers of rank 0 are left out. `rank_pattern` and `alpha_pattern` both carry the
+    kept ranks, so that PEFT's scale is 1 in every layer. Their keys are whole escaped names, since
+    PEFT reads them as regular expressions. Weights are float32.
 
     Args:
         base: what PEFT loads the base model from (a hub id or a folder), stored in the adapter.
@@ -35,18 +37,18 @@ def write_peft_adapter(
         head: modules trained in full, stored as `modules_to_save`.
 
     Raises:
-        ValueError: every layer has rank 0, which PEFT cannot represent; or a trained value is not finite.
+        ValueError: every layer has rank 0, which PEFT cannot represent; or a trained value is not
+            finite.
     """
     layers = adapter_layers(model)
-    transposed = not any(isinstance(layer.base, nn.Linear) for layer in layers.values())
     return write_factors(
-        {n: fold(layer) for n, layer in layers.items()},
-        model,
-        folder,
-        base,
-        task_type,
-        head,
-        transposed,
+        factors={name: fold(layer) for name, layer in layers.items()},
+        model=model,
+        folder=folder,
+        base=base,
+        task_type=task_type,
+        head=head,
+        transposed=all(stores_transposed(layer.base) for layer in layers.values()),
     )
 
 
@@ -59,7 +61,7 @@ def write_factors(
     head: Sequence[str],
     transposed: bool,
 ) -> dict[str, int]:
-    """Write LoRA factors of scale 1 as `write_peft_adapter` does; returns their ranks by name.
+    """Write LoRA factors of scale 1 as `write_peft_adapter` does; return their ranks by name.
 
     Args:
         factors: A (k, d_in) and B (d_out, k) by module name; k may differ, and be 0.
@@ -77,24 +79,9 @@ def write_factors(
         raise ValueError(
             "every layer has rank 0: there is no adapter to write, only the base model and its head"
         )
+    tensors = _adapter_tensors({name: factors[name] for name in kept}, model, head)
 
-    tensors: dict[str, Tensor] = {}
-    for name in kept:
-        lora_A, lora_B = factors[name]
-        tensors[f"base_model.model.{name}.lora_A.weight"] = lora_A
-        tensors[f"base_model.model.{name}.lora_B.weight"] = lora_B
-    for module in head:
-        for key, value in model.get_submodule(module).state_dict(prefix=f"{module}.").items():
-            tensors[f"base_model.model.{key}"] = value.detach()
-    tensors = {
-        key: value.detach().cpu().to(torch.float32).contiguous() for key, value in tensors.items()
-    }
-    for key, value in tensors.items():
-        if not bool(value.isfinite().all()):
-            raise ValueError(
-                f"{key} holds values that are not finite: this model cannot be exported"
-            )
-
+    # PEFT reads the keys of both patterns as regular expressions.
     pattern = {"^" + re.escape(name): rank for name, rank in kept.items()}
     config = peft.LoraConfig(
         task_type=task_type,
@@ -113,3 +100,28 @@ def write_factors(
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     return ranks
+
+
+def _adapter_tensors(
+    factors: Mapping[str, Factors], model: nn.Module, head: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return the adapter's tensors under PEFT's names, float32 on the CPU.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, (lora_A, lora_B) in factors.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = lora_A
+        tensors[f"base_model.model.{name}.lora_B.weight"] = lora_B
+    for module in head:
+        head_state = model.get_submodule(module).state_dict(prefix=f"{module}.")
+        for key, value in head_state.items():
+            tensors[f"base_model.model.{key}"] = value
+    for key, value in tensors.items():
+        tensors[key] = value.detach().cpu().to(torch.float32).contiguous()
+        if not bool(tensors[key].isfinite().all()):
+            raise ValueError(
+                f"{key} holds values that are not finite: this model cannot be exported"
+            )
+    return tensors

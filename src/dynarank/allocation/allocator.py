@@ -1,7 +1,8 @@
 """RankAllocator: which components of the whole model are kept, step by step.
 
-Legend: t optimizer steps taken, L adapted layers, r' components a layer starts with, n = L r' components of the model,
-e (n) smoothed scores in layer order, K(t) the number that may be kept after step t.
+Legend: t optimizer steps taken, L adapted layers, r' components a layer starts with, n = L r'
+components of the model, e (n) smoothed scores in layer order, K(t) the number that may be kept
+after step t.
 """
 
 from __future__ import annotations
@@ -24,23 +25,25 @@ from dynarank.allocation.sensitivity import Sensitivity
 class RankAllocator:
     """Scores, prunes and freezes the components of a model's adapters (Eqs. 7 to 9).
 
-    Call `step()` once after every optimizer step; it does all the rest in its time. `update`, `prune` and `freeze` are
-    its parts, for those who drive the allocation themselves.
+    Call `step()` once after every optimizer step; it does the rest when it is time. `update`,
+    `prune` and `freeze` are its parts, for those who drive the allocation themselves.
 
     Args:
         layers: the adapters by module name, in model order, as `inject` returns them.
         schedule: when to prune, and to how many.
         beta: smoothing of the scores (Eq. 8).
         regrow: whether a pruned component may return by its gradient before the freeze.
-        score: relative (Eq. 7); absolute, the plain norm of s c_i b_i a_i^T; sensitivity, AdaLoRA's, which has its own
-            smoothing, and needs gradients at `step()`.
-        cost_aware: count parameters instead of components: at most b(t) times what one component of every layer takes,
-            spent on the highest scores for each parameter.
+        score: `relative` (Eq. 7); `absolute`, the plain norm of s c_i b_i a_i^T; `sensitivity`,
+            AdaLoRA's, which has its own smoothing and needs the gradients at `step()`.
+        cost_aware: whether to count parameters instead of components. Then at most b(t) times what
+            one component of every layer takes is spent, on the highest scores for each parameter.
         min_rank: components that every layer keeps at least.
 
     Raises:
-        ValueError: no layers, beta outside [0, 1), an unknown score, or min_rank above the schedule's target.
-        FloatingPointError: a component's score is not finite (from `update`, `step`); the message names its layer.
+        ValueError: no layers, beta outside [0, 1), an unknown score, or min_rank above the
+            schedule's target.
+        FloatingPointError: a component's score is not finite (from `update` and `step`); the
+            message names its layer.
     """
 
     def __init__(
@@ -65,21 +68,27 @@ class RankAllocator:
             )
         self.names = list(layers)
         self.layers = list(layers.values())
-        self.schedule, self.beta, self.regrow = schedule, beta, regrow
-        self.score, self.cost_aware, self.min_rank = score, cost_aware, min_rank
+        self.schedule = schedule
+        self.beta = beta
+        self.regrow = regrow
+        self.score = score
+        self.cost_aware = cost_aware
+        self.min_rank = min_rank
         self.sensitivity = Sensitivity(self.layers) if score == "sensitivity" else None
         self.sizes = [layer.r for layer in self.layers]
         self.t = 0
         self.frozen = False
         self.agree: Callable[[Tensor], Tensor] = lambda keep: keep
-        """What is kept of the components that this process would keep, (n) bool to (n) bool: where several processes train
-        one model, the choice of the first."""
-        self.ema = torch.zeros(
-            sum(self.sizes), device=self.layers[0].lora_c.device
-        )  # e, (n) float32
+        """Maps what this process would keep to what is kept, (n) bool to (n) bool. Where several
+        processes train one model, it returns the choice of the first."""
+        device = self.layers[0].lora_c.device
+        self.ema = torch.zeros(sum(self.sizes), device=device)  # e, (n) float32
 
     def step(self) -> bool:
-        """Account for one optimizer step; returns whether it pruned. After the freeze it only counts."""
+        """Account for one optimizer step; return whether it pruned.
+
+        After the freeze it only counts.
+        """
         self.t += 1
         if self.frozen:
             return False
@@ -92,53 +101,55 @@ class RankAllocator:
         return due
 
     def allowance(self, t: int) -> int:
-        """What may be kept after step t: K(t) components, or where costs count, parameters."""
+        """Return what may be kept after step t: K(t) components or, where costs count, parameters.
+
+        Halves round up.
+        """
         if not self.cost_aware:
             return self.schedule.keep(t, len(self.layers))
-        return math.floor(
-            self.schedule.budget(t) * sum(component_parameters(layer) for layer in self.layers)
-            + 0.5
-        )
+        one_of_each = sum(component_parameters(layer) for layer in self.layers)
+        return math.floor(self.schedule.budget(t) * one_of_each + 0.5)
 
     def _scores(self) -> list[Tensor]:
         if self.sensitivity is not None:
             return self.sensitivity()
-        return (
-            layer_importance(self.layers) if self.score == "relative" else layer_norms(self.layers)
-        )
+        if self.score == "relative":
+            return layer_importance(self.layers)
+        return layer_norms(self.layers)
 
     def update(self) -> None:
         """Smooth the components' present scores into e (Eqs. 7 and 8)."""
         scores = torch.cat([score.to(self.ema.device) for score in self._scores()])  # (n)
         if not bool(torch.isfinite(scores).all()):
-            broken = [
-                n
-                for n, s in zip(self.names, scores.split(self.sizes), strict=True)
-                if not s.isfinite().all()
-            ]
             raise FloatingPointError(
-                f"step {self.t}: the importance of a component of {broken[0]} is not finite"
+                f"step {self.t}: the importance of a component of {self._first_nonfinite(scores)} "
+                "is not finite"
             )
+        # Sensitivity smooths its scores itself.
         self.ema = smooth(self.ema, scores, self.beta) if self.sensitivity is None else scores
+
+    def _first_nonfinite(self, scores: Tensor) -> str:
+        """Return the name of the first layer with a score that is not finite."""
+        by_layer = zip(self.names, scores.split(self.sizes), strict=True)
+        return next(name for name, part in by_layer if not part.isfinite().all())
 
     @torch.no_grad()
     def prune(self, count: int) -> Tensor:
-        """Set c := 0 in all but the `count` components with the highest smoothed scores of the model; returns (n) bool.
+        """Set c := 0 in all but the model's `count` best components; return the kept, (n) bool.
 
-        Exactly `count` are kept (all that are left, if it asks for more): ties go to the earlier layer, then the lower
-        index. Without `regrow`, the rest are masked for good and never chosen again. Where costs count, `count` is of
-        parameters, filled up to less than one component.
+        The best have the highest smoothed scores. Exactly `count` are kept (all that are left, if
+        `count` is larger): ties go to the earlier layer, then to the lower index. Without `regrow`,
+        the rest are masked for good and never chosen again. Where costs count, `count` is a number
+        of parameters, and less than one component of it is left unused.
         """
         alive = torch.cat([layer.mask.to(self.ema.device) for layer in self.layers])
-        scores = torch.where(
-            alive, self.ema, torch.full_like(self.ema, -1.0)
-        )  # scores are never negative
+        # Scores are never negative, so that -1 comes after all of them.
+        scores = torch.where(alive, self.ema, torch.full_like(self.ema, -1.0))
         scores = with_floors(scores, self.sizes, self.min_rank)
-        keep = (
-            top_parameters(scores, self._costs(), count)
-            if self.cost_aware
-            else top_components(scores, count) & alive
-        )
+        if self.cost_aware:
+            keep = top_parameters(scores, self._costs(), count)
+        else:
+            keep = top_components(scores, count) & alive
         keep = self.agree(keep)
         for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
             kept = kept.to(layer.lora_c.device)
@@ -149,34 +160,42 @@ class RankAllocator:
 
     @torch.no_grad()
     def freeze(self, keep: Tensor) -> None:
-        """Make the kept set, (n) bool in layer order, final: the others are exactly zero from now on."""
+        """Make the kept set, (n) bool in layer order, final.
+
+        The other components are exactly zero from now on.
+        """
         for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
             layer.mask &= kept.to(layer.mask.device)
         self.frozen = True
 
     def _costs(self) -> Tensor:
+        """Return what each component costs in parameters, (n)."""
         costs = [float(component_parameters(layer)) for layer in self.layers]
         sizes = torch.tensor(self.sizes, device=self.ema.device)
-        return torch.tensor(costs, device=self.ema.device).repeat_interleave(sizes)  # (n)
+        return torch.tensor(costs, device=self.ema.device).repeat_interleave(sizes)
 
     def budget(self) -> float:
-        """b(t), the scheduled mean number of components a layer, now."""
+        """Return b(t), the scheduled mean number of components a layer, now."""
         return self.schedule.budget(self.t)
 
     def active_count(self) -> Tensor:
-        """Number of components of the model that are not zero now, an int scalar on the device (no synchronisation)."""
+        """Return the number of the model's components that are not zero now.
+
+        It is an int scalar on the device, so that asking for it does not wait for the device.
+        """
         device = self.ema.device
         return torch.cat([layer.active().to(device) for layer in self.layers]).sum()
 
     def ranks(self) -> dict[str, int]:
-        """Number of nonzero components by module name, in model order."""
-        return {
-            name: int(layer.active().sum())
-            for name, layer in zip(self.names, self.layers, strict=True)
-        }
+        """Return the number of nonzero components by module name, in model order."""
+        by_layer = zip(self.names, self.layers, strict=True)
+        return {name: int(layer.active().sum()) for name, layer in by_layer}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside the model's own parameters and masks."""
+        """Return all that a resumed run needs beside the model's own parameters and masks."""
+        sensitivity = None
+        if self.sensitivity is not None and not self.frozen:
+            sensitivity = self.sensitivity.state_dict()
         return {
             "t": self.t,
             "frozen": self.frozen,
@@ -187,38 +206,52 @@ class RankAllocator:
                 "score": self.score,
                 "cost_aware": self.cost_aware,
                 "min_rank": self.min_rank,
+                "beta": self.beta,
+                "regrow": self.regrow,
             },
-            "sensitivity": None
-            if self.sensitivity is None or self.frozen
-            else self.sensitivity.state_dict(),
+            "sensitivity": sensitivity,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state. Raises `ValueError` where it lacks a part, or is of other layers or another schedule."""
-        mine = self.state_dict()
-        if missing := mine.keys() - state.keys():
+        """Load what `state_dict` returned.
+
+        Raises:
+            ValueError: the state lacks a part, or is of other layers, another schedule or other
+                settings. Nothing is changed then.
+        """
+        present = self.state_dict()
+        missing = present.keys() - state.keys()
+        if missing:
             raise ValueError(f"the allocator's saved state lacks {min(missing)}")
-        for key in ("layers", "schedule", "choice"):
-            theirs, ours = state[key], mine[key]
-            if list(theirs.items()) != list(
-                ours.items()
-            ):  # their order counts: e is laid out by it
-                differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
-                first = differing[0] if differing else "order"
-                raise ValueError(
-                    f"the allocator's saved {key} are not this run's: {first} was {theirs.get(first)}, "
-                    f"is {ours.get(first)} ({len(differing)} differ)"
-                )
+        for part in ("layers", "schedule", "choice"):
+            _check_equal(part, saved=state[part], present=present[part])
         if state["ema"].shape != self.ema.shape:
             raise ValueError(
-                f"the allocator's saved scores are {list(state['ema'].shape)}, not {list(self.ema.shape)}"
+                f"the allocator's saved scores are {list(state['ema'].shape)}, "
+                f"not {list(self.ema.shape)}"
             )
-        self.t, self.frozen = int(state["t"]), bool(state["frozen"])
+        self.t = int(state["t"])
+        self.frozen = bool(state["frozen"])
         self.ema = state["ema"].to(self.ema.device, torch.float32)
         if self.sensitivity is not None and state["sensitivity"] is not None:
             self.sensitivity.load_state_dict(state["sensitivity"])
 
 
+def _check_equal(part: str, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless both are equal, their order included: e is laid out by it."""
+    if part == "choice":
+        # States of version 0.1.0 hold neither beta nor regrow. They are still accepted.
+        saved = {key: saved.get(key, value) for key, value in present.items()}
+    if list(saved.items()) == list(present.items()):
+        return
+    differing = [key for key in {**saved, **present} if saved.get(key) != present.get(key)]
+    first = differing[0] if differing else "order"
+    raise ValueError(
+        f"the allocator's saved {part} are not this run's: {first} was {saved.get(first)}, "
+        f"is {present.get(first)} ({len(differing)} differ)"
+    )
+
+
 def component_parameters(layer: DoRALinear) -> int:
-    """What one component of a layer takes once folded: a row of A and a column of B."""
+    """Return what one component of a layer takes once folded: a row of A and a column of B."""
     return layer.in_features + layer.out_features

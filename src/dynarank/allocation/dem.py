@@ -1,39 +1,46 @@
-"""Dimensional Equilibrium Modulator (Eq. 10): a penalty on the spread of a component's elements."""
+"""Dimensional Equilibrium Modulator (Eq. 10): a penalty on the spread of a component's elements.
+
+Legend: n components of all layers, a_i (d_in) and b_i (d_out) the vectors of component i.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from dynarank.adapters.layer import DoRALinear
+from dynarank.allocation.grouping import group_indices
 
 
 def dem_penalty(layers: Sequence[DoRALinear]) -> Tensor:
-    """R = (1/n) sum_i (Var(a_i) + Var(b_i)) over all n components of the layers (Eq. 10); a float32 scalar.
+    """Return R = (1/n) sum_i (Var(a_i) + Var(b_i)) over all layers (Eq. 10), a float32 scalar.
 
-    Unbiased variances over a vector's elements; a vector of one element has variance 0. Computed outside autocast. The
-    authors' code divides by 2n: its eta = 0.1 is eta = 0.05 here. Differentiable with respect to A and B.
+    The variances are unbiased, over a vector's elements; a vector of one element has variance 0.
+    R is computed outside autocast. It is differentiable with respect to A and B. The authors' code
+    divides by 2n: its eta = 0.1 is eta = 0.05 here.
 
     Raises:
-        ValueError: no layers.
+        ValueError: there are no layers.
     """
     if not layers:
         raise ValueError("no adapted layers: DEM is a mean over their components")
-    by_shape: dict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
+    factors: list[Tensor] = []  # each (r', d), a component's vector a row
     for layer in layers:
-        for vectors in (layer.lora_A, layer.lora_B.mT):  # (r', d): a component's vector a row
-            by_shape[vectors.shape, vectors.device].append(vectors)
+        factors += [layer.lora_A, layer.lora_B.mT]
     device = layers[0].lora_A.device
+    sums = []
     with torch.autocast(device.type, enabled=False):
-        total = torch.stack(
-            [_variances(torch.stack(group)).sum().to(device) for group in by_shape.values()]
-        ).sum()
+        for indices in group_indices((factor.shape, factor.device) for factor in factors):
+            stacked = torch.stack([factors[index] for index in indices])
+            sums.append(_variances(stacked).sum().to(device))
+        total = torch.stack(sums).sum()
     return total / sum(layer.r for layer in layers)
 
 
 def _variances(vectors: Tensor) -> Tensor:
-    """Unbiased variance of each vector: (..., d) -> (...)."""
-    return vectors.var(dim=-1) if vectors.shape[-1] > 1 else torch.zeros_like(vectors[..., 0])
+    """Return the unbiased variance of each vector: (..., d) -> (...)."""
+    if vectors.shape[-1] == 1:
+        return torch.zeros_like(vectors[..., 0])
+    return vectors.var(dim=-1)

@@ -1,30 +1,33 @@
 """Importance of rank-one components (Eq. 7) and its smoothing (Eq. 8), from the factors alone.
 
-Legend: r components of a layer, A (r, d_in), B (d_out, r), c (r); leading dimensions batch layers of one shape.
+Legend: r components of a layer, A (r, d_in), B (d_out, r), c (r). Leading dimensions batch layers
+of one shape.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from dynarank.adapters.layer import DoRALinear
+from dynarank.allocation.grouping import group_indices
 
 EPS = 1e-8
 
 
 def importance(lora_A: Tensor, lora_B: Tensor, c: Tensor, eps: float = EPS) -> Tensor:
-    """Each component's share of its layer's update (Eq. 7), (..., r), float32 or wider.
+    """Return each component's share of its layer's update (Eq. 7), (..., r), float32.
 
         s_i = ||c_i b_i a_i^T||_F / (||sum_j c_j b_j a_j^T||_F + eps)
 
-    A rank-one matrix's norm is |c_i| ||a_i|| ||b_i||, and the sum's squared norm is c^T (A A^T * B^T B) c, so that no
-    (d_out, d_in) matrix is formed: O(r^2 (d_in + d_out)) a layer. Computed in float64 where the device has it, because
-    components that nearly cancel leave few digits of that quadratic form. The layer's scale s divides out, but for eps.
-    All c = 0 gives zeros. Non-finite factors give non-finite scores: the caller decides.
+    A rank-one matrix's norm is |c_i| ||a_i|| ||b_i||, and the sum's squared norm is
+    c^T (A A^T * B^T B) c. So no (d_out, d_in) matrix is formed, and the cost is
+    O(r^2 (d_in + d_out)) a layer. The computation is in float64 where the device has it, because
+    components that nearly cancel leave few digits of that quadratic form. The layer's scale s
+    divides out, but for eps. All c = 0 gives zeros. Factors that are not finite give scores that
+    are not finite: the caller decides what to do.
     """
     wide = torch.float32 if c.device.type == "mps" else torch.float64
     A, B, c = lora_A.to(wide), lora_B.to(wide), c.to(wide)
@@ -36,39 +39,36 @@ def importance(lora_A: Tensor, lora_B: Tensor, c: Tensor, eps: float = EPS) -> T
 
 @torch.no_grad()
 def layer_importance(layers: Sequence[DoRALinear]) -> list[Tensor]:
-    """Scores of every layer's components, one (r') float32 tensor a layer, in the order given.
+    """Return the scores of every layer's components, one (r') float32 tensor a layer, in order.
 
-    Layers of one shape on one device are scored together: the number of kernels does not grow with the model's depth.
+    Layers of one shape on one device are scored together: the number of kernels does not grow with
+    the model's depth.
     """
-    by_shape: dict[tuple[int, int, int, torch.device], list[int]] = defaultdict(list)
-    for index, layer in enumerate(layers):
-        by_shape[layer.r, layer.in_features, layer.out_features, layer.mask.device].append(index)
+    shapes = [
+        (layer.r, layer.in_features, layer.out_features, layer.mask.device) for layer in layers
+    ]
     scores: dict[int, Tensor] = {}
-    for indices in by_shape.values():
+    for indices in group_indices(shapes):
         group = [layers[index] for index in indices]
-        scored = importance(
+        group_scores = importance(
             torch.stack([layer.lora_A for layer in group]),
             torch.stack([layer.lora_B for layer in group]),
             torch.stack([layer.coefficients() for layer in group]),
         )
-        scores.update(zip(indices, scored.unbind(), strict=True))
+        scores.update(zip(indices, group_scores.unbind(), strict=True))
     return [scores[index] for index in range(len(layers))]
 
 
 @torch.no_grad()
 def layer_norms(layers: Sequence[DoRALinear]) -> list[Tensor]:
-    """The plain norms ||s c_i b_i a_i^T||_F of every layer's components, one (r') float32 tensor a layer."""
-    return [
-        (
-            layer.scaling
-            * layer.coefficients().abs()
-            * layer.lora_A.norm(dim=1)
-            * layer.lora_B.norm(dim=0)
-        ).float()
-        for layer in layers
-    ]
+    """Return the plain norms ||s c_i b_i a_i^T||_F, one (r') float32 tensor a layer, in order."""
+    norms = []
+    for layer in layers:
+        scaled_c = layer.scaling * layer.coefficients().abs()
+        norms.append((scaled_c * layer.lora_A.norm(dim=1) * layer.lora_B.norm(dim=0)).float())
+    return norms
 
 
 def smooth(previous: Tensor, scores: Tensor, beta: float) -> Tensor:
-    """Exponential moving average e(t) = beta e(t-1) + (1 - beta) s (Eq. 8); any shape."""
+    """Return the moving average e(t) = beta e(t-1) + (1 - beta) s (Eq. 8); any shape."""
     return beta * previous + (1 - beta) * scores

@@ -1,7 +1,9 @@
 """The budget schedule (Eq. 9) as a pure function of the optimizer step. No torch.
 
-Legend: t optimizer steps taken, T all optimizer steps of the run, b(t) the mean number of components a layer may keep,
-b0 = b(0) and bT = b(T), t_i = floor(warmup T), t_f = floor(final T), L layers, K(t) = L b(t) components of the model.
+Legend: t optimizer steps taken, T all optimizer steps of the run, b(t) the mean number of
+components a layer may keep, b0 = b(0) and bT = b(T), t_i = floor(warmup T), t_f = floor(final T),
+p the share of the window from t_i to T - t_f that is over, L layers, K(t) = L b(t) components of
+the model.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from dataclasses import dataclass
 
 
 def _share(fraction: float, total: int) -> int:
-    return math.floor(fraction * total + 1e-9)  # 0.29 * 100 is 28.999...: the share meant is 29
+    # 0.29 * 100 is 28.999... in floating point: the share that was meant is 29.
+    return math.floor(fraction * total + 1e-9)
 
 
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -21,7 +24,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda p: 1 - p,
     "step": lambda p: 1.0,
 }
-"""What is left of b0 - bT at the share p of the window: the paper's (slow first), AdaLoRA's (fast first), and two more."""
+"""What is left of b0 - bT at p: the paper's (slow first), AdaLoRA's (fast first), and two more."""
 
 
 def budget_schedule(
@@ -33,10 +36,15 @@ def budget_schedule(
     final: float,
     shape: str = "cubic",
 ) -> float:
-    """b(t) of Eq. 9, in the form that reaches bT (the paper's print does not; the authors' code does).
+    """Return b(t) of Eq. 9, in the form that reaches bT.
 
-    b = b0 until t_i;  b0 - (b0 - bT) p^3 with p = (t - t_i) / (T - t_f - t_i) until T - t_f;  then bT. Other shapes
-    than cubic replace p^3; `step` falls from b0 to bT at T - t_f.
+    As the paper prints it, it does not reach bT; in the authors' code it does.
+
+        b = b0                      until t_i
+        b = b0 - (b0 - bT) p^3      until T - t_f, with p = (t - t_i) / (T - t_f - t_i)
+        b = bT                      from then on
+
+    Other shapes than `cubic` replace p^3; `step` falls from b0 to bT at T - t_f.
     """
     start, freeze = _share(warmup, total), total - _share(final, total)
     if t >= freeze:
@@ -51,8 +59,8 @@ class BudgetSchedule:
     """When to prune, to how many components, and when to freeze.
 
     Raises:
-        ValueError: total < 1, target < 0, init < target, interval < 1, warmup and final outside [0, 1) or with no
-            room between them, or an unknown shape.
+        ValueError: total < 1, target < 0, init < target, interval < 1, warmup and final outside
+            [0, 1) or with no room between them, or an unknown shape.
     """
 
     init: float
@@ -70,39 +78,49 @@ class BudgetSchedule:
             raise ValueError(
                 f"total = {self.total}: the run's optimizer steps must be known, and at least 1"
             )
-        if not 0 <= self.target <= self.init < math.inf:  # nor NaN, which compares with nothing
+        if not 0 <= self.target <= self.init < math.inf:  # this refuses NaN, too
             raise ValueError(
                 f"init = {self.init}, target = {self.target}: wanted init >= target >= 0"
             )
         if not (0 <= self.warmup < 1 and 0 <= self.final < 1 and self.warmup + self.final < 1):
             raise ValueError(
-                f"warmup = {self.warmup}, final = {self.final}: shares of the run whose sum is below 1"
+                f"warmup = {self.warmup}, final = {self.final}: "
+                "must be shares of the run whose sum is below 1"
             )
         if self.interval < 1:
             raise ValueError(f"interval = {self.interval}: at least 1 step")
 
     @property
     def start_step(self) -> int:
-        """t_i, the step from which the budget falls."""
+        """The step from which the budget falls, t_i."""
         return _share(self.warmup, self.total)
 
     @property
     def freeze_step(self) -> int:
-        """T - t_f, the step of the last pruning."""
+        """The step of the last pruning, T - t_f."""
         return self.total - _share(self.final, self.total)
 
     def budget(self, t: int) -> float:
-        """b(t), the mean number of components a layer may keep after step t."""
+        """Return b(t), the mean number of components a layer may keep after step t."""
         return budget_schedule(
-            t, self.init, self.target, self.total, self.warmup, self.final, self.shape
+            t,
+            init=self.init,
+            target=self.target,
+            total=self.total,
+            warmup=self.warmup,
+            final=self.final,
+            shape=self.shape,
         )
 
     def keep(self, t: int, layers: int) -> int:
-        """K(t), the number of components that `layers` layers may keep together after step t; halves round up."""
+        """Return K(t), what `layers` layers may keep together after step t, in components.
+
+        Halves round up.
+        """
         return math.floor(layers * self.budget(t) + 0.5)
 
     def prunes_at(self, t: int) -> bool:
-        """Whether step t prunes: every `interval` steps from t_i on, and always at T - t_f."""
-        return t == self.freeze_step or (
-            self.start_step <= t < self.freeze_step and t % self.interval == 0
-        )
+        """Return whether step t prunes: every `interval` steps from t_i on, always at T - t_f."""
+        if t == self.freeze_step:
+            return True
+        return self.start_step <= t < self.freeze_step and t % self.interval == 0

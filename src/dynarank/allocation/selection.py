@@ -1,4 +1,4 @@
-"""Which components are kept: the best of the whole model, by number or by the parameters that they take.
+"""Choose which components are kept: the best of the whole model, by number or by parameters.
 
 Legend: n components of the model, in layer order.
 """
@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 def top_components(scores: Tensor, count: int) -> Tensor:
-    """The `count` highest of (n) scores as an (n) bool mask; ties to the lower index. `count` is clipped to [0, n]."""
+    """Return the `count` highest of (n) scores as an (n) bool mask.
+
+    Ties go to the lower index. `count` is clipped to [0, n].
+    """
     order = torch.argsort(scores, descending=True, stable=True)
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     keep[order[: max(count, 0)]] = True
@@ -20,31 +23,36 @@ def top_components(scores: Tensor, count: int) -> Tensor:
 
 
 def top_parameters(scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
-    """The components with the highest score for each parameter that fit together, as an (n) bool mask.
+    """Return the best components for each parameter that fit together, as an (n) bool mask.
 
-    They are taken in that order, one that does not fit left out, until none fits: what is left over is less than any
-    component left out takes. Ties go to the lower index.
+    Components are taken in the order of score / cost. One that does not fit is left out, and the
+    next is tried. So what is left over is less than any component left out takes. Ties go to the
+    lower index.
 
     Args:
-        scores: (n); infinite for those that come first in any case, negative for those that may not be taken.
-        costs: parameters of each, (n).
+        scores: (n); infinite for those that come first in any case, negative for those that may
+            not be taken.
+        costs: the parameters of each component, (n).
+        parameters: how many may be spent.
     """
     order = torch.argsort(scores / costs, descending=True, stable=True).tolist()
-    worth, prices = scores.tolist(), costs.tolist()
+    score_list = scores.tolist()
+    cost_list = costs.tolist()
     kept = []
     for index in order:
-        if worth[index] >= 0 and prices[index] <= parameters:
+        if score_list[index] >= 0 and cost_list[index] <= parameters:
             kept.append(index)
-            parameters -= int(prices[index])
+            parameters -= int(cost_list[index])
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     keep[kept] = True
     return keep
 
 
 def with_floors(scores: Tensor, sizes: Sequence[int], floor: int) -> Tensor:
-    """The scores, infinite for the `floor` best components of every layer, so that they come first, (n).
+    """Return the scores with infinity for the `floor` best components of every layer, (n).
 
-    Components with negative scores, which may not be taken, stay as they are.
+    Those then come first in any choice. Components with negative scores, which may not be taken,
+    stay as they are.
     """
     if floor == 0:
         return scores

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynarank.adapters.adapter_files import read_json
+from dynarank.adapters.adapter_checks import read_json
 from dynarank.commands.predict import load_predictor
 from dynarank.config.redaction import redact
 from dynarank.errors import UserError

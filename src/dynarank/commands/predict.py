@@ -16,7 +16,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from dynarank.adapters.adapter_files import check_peft_adapter, check_weights, read_json
+from dynarank.adapters.adapter_checks import check_peft_adapter, check_weights, read_json
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.config.redaction import redact
 from dynarank.errors import UserError, nearest

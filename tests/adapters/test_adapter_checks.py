@@ -1,4 +1,7 @@
-"""An adapter may come from anyone: each change to an honest one is refused with one error, and runs nothing."""
+"""An adapter may come from anyone.
+
+Each change to an honest one is refused with one error, and runs nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import configure
 
-from dynarank.adapters.adapter_files import check_peft_adapter
+from dynarank.adapters.adapter_checks import check_peft_adapter
 from dynarank.commands.predict import main
 from dynarank.errors import UserError
 from dynarank.runs.run import run
 
-FILES = {"dora": "adapter_model.safetensors", "prompt": "adapter_model.safetensors", "houlsby": "trained.safetensors",
-         "full": "model.safetensors"}  # fmt: skip
+FILES = {
+    "dora": "adapter_model.safetensors",
+    "prompt": "adapter_model.safetensors",
+    "houlsby": "trained.safetensors",
+    "full": "model.safetensors",
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,156 @@
+"""Check an adapter's folder before anything of it is loaded, since it may come from anyone.
+
+PEFT's adapter_config.json can name modules to import, other models to fetch, regular expressions
+and sizes. Only what the exports of this project write is accepted. Weights are read by safetensors
+alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from dynarank.errors import UserError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_COMMON = (
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "modules_to_save",
+)
+_LORA = (
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "fan_in_fan_out",
+)
+_PROMPT_SIZES = (
+    "num_virtual_tokens",
+    "token_dim",
+    "num_transformer_submodules",
+    "num_attention_heads",
+    "num_layers",
+)
+WRITTEN = {
+    "LORA": (*_COMMON, *_LORA),
+    "PROMPT_TUNING": (*_COMMON, *_PROMPT_SIZES),
+}
+"""By peft_type, the settings that may differ from PEFT's defaults."""
+MODULE_NAME = re.compile(r"\w+(\.\w+)*")
+NAME_PATTERN = re.compile(r"\^\w+(\\?\.\w+)*")
+"""A whole module name, escaped: no expression that could run for ever."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping that a JSON file holds. Raises `UserError` where it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: cannot be read: {reason}".splitlines()[0]) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def check_peft_adapter(folder: Path) -> None:
+    """Check that a folder's PEFT adapter has a form that this project writes.
+
+    Raises:
+        UserError: it has another form, sizes that its weights do not have, or weights that are
+            damaged or not finite.
+    """
+    path = folder / CONFIG
+    config = read_json(path)
+    peft_type = config.get("peft_type")
+    if not isinstance(peft_type, str) or peft_type not in WRITTEN:
+        raise UserError(f"{path}: peft_type = {peft_type!r}: must be one of {', '.join(WRITTEN)}")
+    defaults = _peft_defaults(peft_type)
+    for name, value in config.items():
+        if name not in WRITTEN[peft_type] and value and value != defaults.get(name):
+            raise UserError(
+                f"{path}: {name} = {str(value)[:80]!r} is not read from an adapter here. "
+                "Take it out"
+            )
+    largest = check_weights(folder / WEIGHTS)
+    if peft_type == "LORA":
+        _check_lora(path, config, largest)
+    else:
+        _check_sizes(path, {name: config.get(name) or 0 for name in _PROMPT_SIZES}, largest)
+
+
+def _peft_defaults(peft_type: str) -> dict[str, Any]:
+    import peft
+
+    config: peft.PeftConfig
+    if peft_type == "LORA":
+        config = peft.LoraConfig()
+    else:
+        config = peft.PromptTuningConfig(num_virtual_tokens=1)
+    return {name: getattr(value, "value", value) for name, value in config.to_dict().items()}
+
+
+def _check_lora(path: Path, config: dict[str, Any], largest: int) -> None:
+    for name in ("target_modules", "modules_to_save"):
+        if not _is_list_of_names(config.get(name) or []):
+            raise UserError(f"{path}: {name} must be a list of module names")
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict) or not all(map(NAME_PATTERN.fullmatch, pattern)):
+            raise UserError(
+                f"{path}: {name} must map whole module names, '^' before them and dots escaped, "
+                "to numbers"
+            )
+        _check_sizes(path, pattern, largest)
+    _check_sizes(path, {name: config.get(name) for name in ("r", "lora_alpha")}, largest)
+
+
+def _is_list_of_names(value: Any) -> bool:
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(name, str) and MODULE_NAME.fullmatch(name) for name in value)
+
+
+def _check_sizes(path: Path, sizes: dict[str, Any], largest: int) -> None:
+    # PEFT allocates what the file names before it looks at the weights.
+    for name, value in sizes.items():
+        if type(value) is not int or not 0 <= value <= largest:
+            raise UserError(
+                f"{path}: {name} = {value!r}: must be a whole number, "
+                f"and none above {largest} fits the weights"
+            )
+
+
+def check_weights(path: Path) -> int:
+    """Check that a safetensors file can be read and is finite; return its tensors' largest size.
+
+    Raises:
+        UserError: it is missing, damaged, or holds a value that is not finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(
+            f"{path}: there is no such file. Weights in any other form than safetensors are not "
+            "read"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: is damaged, or no safetensors file ({error})") from None
+    largest = 0
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(f"{path}: {name} holds values that are not finite")
+        largest = max(largest, *tensor.shape, 0)
+    return largest
