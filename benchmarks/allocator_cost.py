@@ -29,7 +29,7 @@ from dynarank import (
     inject,
     mark_trainable,
 )
-from dynarank.pretrained.targets import KNOWN_TARGETS
+from dynarank.pretrained.architectures import ARCHITECTURES
 
 
 def median_seconds(call: Callable[[], object], repeats: int, device: str) -> float:
@@ -58,7 +58,9 @@ def adapted_roberta(init: int, device: str) -> tuple[nn.Module, dict[str, DoRALi
     torch.manual_seed(0)
     sizes = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
     model = AutoModelForSequenceClassification.from_config(sizes).to(device).train()
-    layers = inject(model, KNOWN_TARGETS["roberta"], r=init, dropout=0.1, exclude=["classifier"])
+    layers = inject(
+        model, ARCHITECTURES["roberta"].targets, r=init, dropout=0.1, exclude=["classifier"]
+    )
     mark_trainable(model, ["classifier"])
     for layer in layers.values():
         nn.init.normal_(layer.lora_c)

@@ -27,7 +27,7 @@ from dynarank.adapters.folding import fold, merge
 from dynarank.adapters.inject import adapter_layers, inject
 from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
-from dynarank.pretrained.targets import KNOWN_TARGETS
+from dynarank.pretrained.architectures import ARCHITECTURES
 
 R = 3
 TOKENS = torch.tensor([[5, 6, 7, 8], [9, 5, 4, 3]])
@@ -93,7 +93,7 @@ def adapted(kind: str, ranks: Sequence[int] = (1, 0, 3, 2)) -> nn.Module:
     """Return the model with adapters of the ranks, in turn, and a head unlike the base's."""
     make, head = MODELS[kind]
     model = make()
-    layers = inject(model, KNOWN_TARGETS[model.config.model_type], r=R, exclude=[head])
+    layers = inject(model, ARCHITECTURES[model.config.model_type].targets, r=R, exclude=[head])
     train_to(layers, [ranks[index % len(ranks)] for index in range(len(layers))])
     for parameter in model.get_submodule(head).parameters():
         parameter.add_(0.5 * torch.randn_like(parameter))

@@ -29,14 +29,17 @@ def test_the_papers_budgets_without_weights(group: str, millions: float, base_hu
     config = to_config(compose(["output_dir=x", f"hub.root={base_hub}", f"budget={group}"]))
     found = {one.method: one for one in budget.costs(config)}
     for name in ("dora", "lora", "adalora"):
-        assert found[name].parameters / 1e6 == pytest.approx(millions, abs=0.005)
-        assert (found[name].matrices, found[name].components) == (72, 72 * config.budget.target)
-    assert found["dora"].megabytes == pytest.approx(4 * found["dora"].parameters / 1e6)
+        assert found[name].size.parameters / 1e6 == pytest.approx(millions, abs=0.005)
+        assert (found[name].size.matrices, found[name].size.components) == (
+            72,
+            72 * config.budget.target,
+        )
+    assert found["dora"].megabytes == pytest.approx(4 * found["dora"].size.parameters / 1e6)
     assert (
-        found["bitfit"].parameters == 102_144
+        found["bitfit"].size.parameters == 102_144
     )  # of BERT-base's shape, the head's and pooler's left out
-    assert found["full"].share == pytest.approx(100, abs=0.6)
-    assert found["head"].parameters == 0
+    assert found["full"].percent == pytest.approx(100, abs=0.6)
+    assert found["head"].size.parameters == 0
 
 
 def test_the_command_prints_every_method(
@@ -52,7 +55,7 @@ def test_the_command_prints_every_method(
 def test_what_does_not_fit_says_why(base_hub: Path) -> None:
     config = to_config(compose(["output_dir=x", f"hub.root={base_hub}", "task=squad"]))
     found = {one.method: one for one in budget.costs(config)}
-    assert "does not fit a RobertaForQuestionAnswering" in found["prompt"].note
+    assert "does not fit a RobertaForQuestionAnswering" in found["prompt"].size.note
 
 
 def test_a_target_that_matches_nothing_is_a_users_mistake(base_hub: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from dynarank.commands import doctor, versions
 from dynarank.commands.doctor import FAIL, NOTE, OK, Check, allowed_cores, examine
-from dynarank.pretrained import hub
+from dynarank.pretrained import connection
 
 INSTALLED = {"torch": "2.13.0+cpu", "lightning": "2.6.6", "transformers": "5.23.0"}
 STATED = [
@@ -141,7 +141,7 @@ def test_a_silent_hub_is_a_failure_only_where_nothing_else_is_there(
     monkeypatch.setattr(
         doctor, "packaged_model", lambda: Check("minilm", OK if model else NOTE, "")
     )
-    monkeypatch.setattr(hub, "why_silent", lambda: silent)
+    monkeypatch.setattr(connection, "why_silent", lambda: silent)
     assert list(doctor.sources())[-1].status == status
 
 
@@ -151,18 +151,18 @@ def test_the_hub_is_asked_briefly_and_not_where_it_is_said_to_be_offline(
     import huggingface_hub
 
     def ask(self: object, path: str, **options: object) -> None:
-        assert options["timeout"] == hub.PROBE_SECONDS
+        assert options["timeout"] == connection.PROBE_SECONDS
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
-    monkeypatch.setattr(hub, "_offline_because", [])
-    monkeypatch.setattr(hub, "_stated_offline", lambda: True)
-    assert hub.why_silent() == "HF_HUB_OFFLINE is set"
-    monkeypatch.setattr(hub, "_stated_offline", lambda: False)
-    assert hub.why_silent() == "ConnectionError: no route"
-    monkeypatch.setattr(hub, "_offline_because", [])
+    monkeypatch.setattr(connection.CONNECTION, "failure", None)
+    monkeypatch.setattr(connection, "stated_offline", lambda: True)
+    assert connection.why_silent() == "HF_HUB_OFFLINE is set"
+    monkeypatch.setattr(connection, "stated_offline", lambda: False)
+    assert connection.why_silent() == "ConnectionError: no route"
+    monkeypatch.setattr(connection.CONNECTION, "failure", None)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, path, **options: None)
-    assert hub.why_silent() is None
+    assert connection.why_silent() is None
 
 
 def test_a_local_hub_is_counted_and_a_wrong_one_fails(

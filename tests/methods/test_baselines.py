@@ -1,4 +1,4 @@
-"""The baselines: what they train, what they count, and that PEFT's are driven as PEFT means them to be."""
+"""The baselines: what they train and count, and that PEFT's are driven as PEFT means them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from transformers import GPT2Config
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.commands.predict import load_predictor
 from dynarank.methods import build_method
+from dynarank.methods.adalora import triplet_scores
 from dynarank.methods.bottleneck import BottleneckLinear, bottleneck_parameters
 from dynarank.methods.config import AdaLoRAConfig, LoRAConfig, MethodConfig, PromptConfig
+from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.pretrained.hub import HubConfig
-from dynarank.pretrained.targets import KNOWN_TARGETS
 from dynarank.runs.run import run
 
 CONFIGS = {"lora": LoRAConfig, "adalora": AdaLoRAConfig, "prompt": PromptConfig}
@@ -35,7 +36,7 @@ def adapted(name: str, model: Any, **budget: Any) -> Any:
     method = build_method(
         CONFIGS.get(name, MethodConfig)(name=name), BudgetConfig(**budget), DemConfig()
     )
-    method.adapt(model, KNOWN_TARGETS["roberta"], ["classifier"])
+    method.adapt(model, ARCHITECTURES["roberta"].targets, ["classifier"])
     return method
 
 
@@ -167,27 +168,38 @@ def test_adalora_does_what_pefts_own_loop_does() -> None:
     for layer in method.layers.values():
         torch.manual_seed(layer.in_features)
         nn.init.normal_(layer.lora_E["default"])
-    theirs = roberta(tiny_roberta())
+    reference = roberta(tiny_roberta())
     names = list(method.layers)
-    config = AdaLoraConfig(init_r=4, target_r=2, tinit=4, tfinal=6, deltaT=2, total_step=20, lora_alpha=32, lora_dropout=0.1,
-                           target_modules=names, modules_to_save=["classifier"], task_type="SEQ_CLS")  # fmt: skip
-    peft_model = get_peft_model(theirs, config)
-    ours_state = {n: p for n, p in method.model.named_parameters() if "lora_" in n}
-    for name, parameter in theirs.named_parameters():
+    config = AdaLoraConfig(
+        init_r=4,
+        target_r=2,
+        tinit=4,
+        tfinal=6,
+        deltaT=2,
+        total_step=20,
+        lora_alpha=32,
+        lora_dropout=0.1,
+        target_modules=names,
+        modules_to_save=["classifier"],
+        task_type="SEQ_CLS",
+    )
+    peft_model = get_peft_model(reference, config)
+    our_state = {n: p for n, p in method.model.named_parameters() if "lora_" in n}
+    for name, parameter in reference.named_parameters():
         if "lora_" in name:
-            parameter.data.copy_(ours_state[name].data)
+            parameter.data.copy_(our_state[name].data)
 
-    def ours_after(t: int, loss: Any) -> None:
+    def after_our_step(t: int, loss: Any) -> None:
         (loss + method.penalty(False)).backward() if loss is not None else allocator.step()
 
-    def theirs_after(t: int, loss: Any) -> None:
+    def after_pefts_step(t: int, loss: Any) -> None:
         loss.backward() if loss is not None else peft_model.base_model.update_and_allocate(t)
 
-    steps(method.model, 20, ours_after)
-    steps(peft_model, 20, theirs_after)
+    steps(method.model, 20, after_our_step)
+    steps(peft_model, 20, after_pefts_step)
     assert allocator.frozen
     assert sum(method.ranks().values()) == 2 * 12
-    other = dict(theirs.named_parameters())
+    other = dict(reference.named_parameters())
     for name, parameter in method.model.named_parameters():
         if "lora_" in name:
             torch.testing.assert_close(parameter, other[name], atol=1e-5, rtol=1e-4, msg=name)
@@ -255,10 +267,10 @@ def test_adalora_as_plain_lora_computes_the_same() -> None:
     "config", [tiny_bart(), tiny_t5(), GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2)]
 )
 def test_prompts_do_not_fit_classification_by_a_decoder(config: Any) -> None:
-    """PEFT gives embeddings for tokens: BART and T5 raise, and GPT-2 reads the class at a padding."""
+    """Given embeddings for tokens, BART and T5 raise, and GPT-2 reads the class at a padding."""
     method = build_method(PromptConfig(name="prompt"), BudgetConfig(), DemConfig())
     with pytest.raises(ValueError, match="it fits encoders for classification"):
-        method.adapt(roberta(config), KNOWN_TARGETS[config.model_type], [])
+        method.adapt(roberta(config), ARCHITECTURES[config.model_type].targets, [])
 
 
 @pytest.mark.parametrize("config", [tiny_bart(), tiny_t5()])
@@ -267,7 +279,7 @@ def test_every_prompt_vector_of_a_generator_trains(config: Any) -> None:
 
     model = AutoModelForSeq2SeqLM.from_config(config)
     method = build_method(PromptConfig(name="prompt", reserved=40), BudgetConfig(), DemConfig())
-    adapted = method.adapt(model, KNOWN_TARGETS[config.model_type], [])
+    adapted = method.adapt(model, ARCHITECTURES[config.model_type].targets, [])
     adapted(
         input_ids=torch.tensor([[5, 6, 2]]),
         attention_mask=torch.ones(1, 3),
@@ -295,7 +307,9 @@ def test_prompts_take_the_width_of_the_token_embeddings() -> None:
     for config in (DistilBertConfig(vocab_size=32, dim=16, hidden_dim=32, n_layers=1, n_heads=2),
                    ElectraConfig(**sizes, embedding_size=8)):  # fmt: skip
         method = build_method(PromptConfig(name="prompt"), BudgetConfig(), DemConfig())
-        model = method.adapt(roberta(config), KNOWN_TARGETS[config.model_type], ["classifier"])
+        model = method.adapt(
+            roberta(config), ARCHITECTURES[config.model_type].targets, ["classifier"]
+        )
         assert model(
             input_ids=torch.tensor([[5, 6]]), attention_mask=torch.ones(1, 2)
         ).logits.shape == (1, 2)
@@ -321,3 +335,35 @@ def test_bitfit_finds_debertas_own_biases_and_needs_some_outside_the_head() -> N
         build_method(MethodConfig(name="bitfit"), BudgetConfig(), DemConfig()).adapt(
             roberta(tiny_t5()), [], ["classification_head"]
         )
+
+
+def test_pefts_private_scores_are_sensitivity_times_uncertainty() -> None:
+    """The two private functions of PEFT's allocator that ours is built on."""
+    method = adapted("adalora", roberta(tiny_roberta()), target=2, init=4)
+    inner = method.allocator(20).inner
+    E = "base.lora_E.default"
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"lora_E": (4, 1), "lora_A": (4, 6), "lora_B": (5, 4)}
+    products = {}
+    for factor, shape in shapes.items():
+        name = E.replace("lora_E", factor)
+        inner.exp_avg_ipt[name] = torch.rand(shape, generator=draw)
+        inner.exp_avg_unc[name] = torch.rand(shape, generator=draw)
+        products[factor] = inner.exp_avg_ipt[name] * inner.exp_avg_unc[name]
+    by_hand = [
+        products["lora_E"][i, 0] + products["lora_A"][i].mean() + products["lora_B"][:, i].mean()
+        for i in range(4)
+    ]
+    torch.testing.assert_close(triplet_scores(inner, E), torch.stack(by_hand))
+
+
+def test_adaloras_allocation_leaves_pefts_configuration_alone() -> None:
+    method = adapted("adalora", roberta(tiny_roberta()), target=2, init=4)
+    before = method.tuner.peft_config["default"].to_dict()
+    allocator = method.allocator(20)
+    for _ in range(20):
+        for parameter in method.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        allocator.step()
+    assert allocator.frozen
+    assert method.tuner.peft_config["default"].to_dict() == before

@@ -10,6 +10,7 @@ from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError
 from dynarank.methods import build_method
 from dynarank.methods.config import DoRAConfig, MethodConfig
+from dynarank.pretrained.architectures import ARCHITECTURES
 
 
 def dora(**budget: Any) -> Any:
@@ -43,12 +44,10 @@ def test_dora_counts_what_its_nonzero_components_take() -> None:
 def test_the_papers_budgets_on_roberta_base(target: int, millions: float) -> None:
     from transformers import AutoModelForSequenceClassification, RobertaConfig
 
-    from dynarank.pretrained.targets import KNOWN_TARGETS
-
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(RobertaConfig())
     method = dora(target=target, init=target)
-    method.adapt(model, KNOWN_TARGETS["roberta"], ["classifier"])
+    method.adapt(model, ARCHITECTURES["roberta"].targets, ["classifier"])
     assert len(method.layers) == 72
     parameters = sum(
         layer.r * (layer.in_features + layer.out_features) for layer in method.layers.values()
@@ -119,3 +118,33 @@ def test_c_may_have_a_learning_rate_of_its_own() -> None:
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             assert rates[id(parameter)] == pytest.approx(0.05 if name.endswith("lora_c") else 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "matrices"),
+    [
+        ("dora", "rank 3 to 2", 72),
+        ("adalora", "rank 3 to 2", 72),
+        ("lora", "rank 2", 72),
+        ("houlsby", "bottleneck 8", 0),
+        ("prompt", "380 vectors", 0),
+        ("bitfit", "", 0),
+    ],
+)
+def test_a_method_says_its_own_size_under_a_budget(name: str, label: str, matrices: int) -> None:
+    from transformers import AutoModelForSequenceClassification, RobertaConfig
+
+    from dynarank.config.schema import SCHEMAS
+
+    with torch.device("meta"):
+        config = RobertaConfig(max_position_embeddings=514)
+        model = AutoModelForSequenceClassification.from_config(config)
+    schema = SCHEMAS.get(f"method/{name}", MethodConfig)
+    method = build_method(schema(name=name), BudgetConfig(target=2), DemConfig())
+    size = method.size_under_budget(model, ARCHITECTURES["roberta"].targets, ["classifier"])
+    assert (size.label, size.matrices) == (label, matrices)
+    assert size.components == 2 * matrices
+    if name in ("dora", "adalora", "lora"):
+        assert size.parameters == 331_776
+    else:
+        assert size.parameters == method.adapter_parameters()

@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_roberta, write_model
 
 from dynarank.errors import UserError
-from dynarank.pretrained import hub
+from dynarank.pretrained import connection
 from dynarank.pretrained.hub import HubSilent, ModelConfig, Source, check_sha256, locate
 
 
@@ -70,12 +70,12 @@ def test_a_hub_that_failed_once_is_not_asked_again(monkeypatch: pytest.MonkeyPat
 
     def refuse(self: object, path: str, **options: object) -> None:
         asked.append(path)
-        assert options["timeout"] == hub.PROBE_SECONDS
+        assert options["timeout"] == connection.PROBE_SECONDS
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-    monkeypatch.setattr(hub, "_stated_offline", lambda: False)
-    monkeypatch.setattr(hub, "_offline_because", [])
+    monkeypatch.setattr(connection, "stated_offline", lambda: False)
+    monkeypatch.setattr(connection.CONNECTION, "failure", None)
     for name in ("org/first", "org/second"):
         with pytest.raises(HubSilent, match="no route"):
             locate("models", "model.path", name, None)
@@ -97,9 +97,9 @@ def test_a_hub_that_takes_the_call_and_never_answers_is_left_soon(
 ) -> None:
     import huggingface_hub
 
-    monkeypatch.setattr(hub, "_stated_offline", lambda: False)
-    monkeypatch.setattr(hub, "_offline_because", [])
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "stated_offline", lambda: False)
+    monkeypatch.setattr(connection.CONNECTION, "failure", None)
+    monkeypatch.setattr(connection, "PROBE_SECONDS", 0.3)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(
@@ -117,9 +117,13 @@ def test_a_hub_that_takes_the_call_and_never_answers_is_left_soon(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"), [("RepositoryNotFoundError", "none of that name"), ("GatedRepoError", "hf auth login"),
-                        ("RevisionNotFoundError", "no revision 'v9'")]
-)  # fmt: skip
+    ("error", "said"),
+    [
+        ("RepositoryNotFoundError", "none of that name"),
+        ("GatedRepoError", "hf auth login"),
+        ("RevisionNotFoundError", "no revision 'v9'"),
+    ],
+)
 def test_what_the_hub_refuses_is_said(
     error: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,8 +137,8 @@ def test_what_the_hub_refuses_is_said(
         )
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-    monkeypatch.setattr(hub, "_stated_offline", lambda: False)
-    monkeypatch.setattr(hub, "_offline_because", [])
+    monkeypatch.setattr(connection, "stated_offline", lambda: False)
+    monkeypatch.setattr(connection.CONNECTION, "failure", None)
     with pytest.raises(UserError, match=said):
         locate("models", "model.path", "org/name", None, revision="v9")
 

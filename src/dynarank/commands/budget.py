@@ -1,6 +1,8 @@
-"""What every method takes under a budget, for any model, without loading its weights.
+"""What every method takes on a model under a budget, without loading the model's weights.
 
-python -m dynarank.budget model=roberta_base budget=r2
+dynarank budget model=roberta_base budget=r2
+
+Every setting of a run may be given, as for dynarank train.
 """
 
 from __future__ import annotations
@@ -15,104 +17,91 @@ from typing import TYPE_CHECKING, Any
 from dynarank.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dynarank.config.schema import TrainConfig
+    from dynarank.methods.base import MethodSize
 
 FLOAT_BYTES = 4
-PRUNED = ("dora", "adalora")
-RANKED = (*PRUNED, "lora")
-MATCHED = ("lora", "houlsby", "pfeiffer", "prompt")
+COLUMNS = (
+    "method",
+    "size",
+    "matrices",
+    "components",
+    "adapter parameters",
+    "% of model",
+    "MB",
+)
+TEXT_COLUMNS = ("method", "size")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """A method's size on a model at its budget."""
 
     method: str
-    size: str
-    """What was solved for: rank, bottleneck, vectors."""
-    matrices: int
-    """Layers adapted with ranks."""
-    components: int
-    parameters: int
-    """Of the adapter, the head not counted."""
-    model: int
-    """Parameters of the model."""
-    note: str = ""
+    size: MethodSize
+    model_parameters: int
+    fits: bool = True
+    """Whether the method fits the model; if not, the size's note says why."""
 
     @property
-    def share(self) -> float:
-        """Of the model, in percent."""
-        return 100 * self.parameters / self.model
+    def percent(self) -> float:
+        """The adapter's share of the model's parameters, in percent."""
+        return 100 * self.size.parameters / self.model_parameters
 
     @property
     def megabytes(self) -> float:
-        """On disk, in float32."""
-        return self.parameters * FLOAT_BYTES / 1e6
+        """The adapter's size on disk, in float32."""
+        return self.size.parameters * FLOAT_BYTES / 1e6
 
 
 def costs(config: TrainConfig) -> list[Cost]:
-    """Every method's cost on the configured model and budget. Raises `UserError`."""
+    """Return every method's cost on the configured model and budget.
+
+    Raises:
+        UserError: the model is nowhere, does not fit the task, or lacks the layers to adapt.
+    """
     from dynarank.methods import METHODS
 
-    return [cost(config, name) for name in METHODS]
+    return [cost_of_method(config, name) for name in METHODS]
 
 
-def cost(config: TrainConfig, name: str) -> Cost:
-    """One method's; where it does not fit the model, its note says why."""
+def cost_of_method(config: TrainConfig, name: str) -> Cost:
+    """Return one method's cost; where it does not fit the model, its note says why."""
     from dynarank.adapters.inject import find_linears
-    from dynarank.commands.predict import recorded_config
     from dynarank.methods import build_method
-    from dynarank.methods.base import nominal_parameters
+    from dynarank.methods.base import MethodSize
     from dynarank.pretrained.models import resolve_targets
 
     model, head = _empty_model(config)
-    total = sum(p.numel() for p in model.parameters())
+    model_parameters = sum(parameter.numel() for parameter in model.parameters())
     targets = resolve_targets(config.model, model.config.model_type)
     try:
-        matrices = len(find_linears(model, targets, head))
+        find_linears(model, targets, head)
     except ValueError as error:
         raise UserError(f"model.targets: {error}") from None
-    matrices = matrices if name in RANKED else 0
-    nominal = nominal_parameters(model, targets, head, config.budget.target)
-    default = recorded_config({"name": name}, f"method/{name}", "method/plain")
-    method = build_method(
-        config.method if config.method.name == name else default, config.budget, config.dem
-    )
+    method = build_method(_method_config(config, name), config.budget, config.dem)
     try:
-        adapted = method.adapt(model, targets, head)
+        size = method.size_under_budget(model, targets, head)
     except ValueError as error:
-        return Cost(name, "", 0, 0, 0, total, str(error))
-    if name in PRUNED:
-        parameters, note = nominal, "where all matrices keep as many; wide ones cost more"
-    else:
-        parameters, note = method.adapter_parameters(), ""
-        off = 100 * (parameters / nominal - 1)
-        if name in MATCHED and abs(off) >= 0.05:
-            note = f"{off:+.1f} % of the budget"
-    components = config.budget.target * matrices
-    return Cost(name, _size(name, config, adapted), matrices, components, parameters, total, note)
+        size = MethodSize(note=str(error))
+        return Cost(method=name, size=size, model_parameters=model_parameters, fits=False)
+    return Cost(method=name, size=size, model_parameters=model_parameters)
 
 
-def _size(name: str, config: TrainConfig, adapted: Any) -> str:
-    from dynarank.methods.bottleneck import BottleneckLinear
+def _method_config(config: TrainConfig, name: str) -> Any:
+    """Return the run's own configuration of a method, or that method's defaults."""
+    from dynarank.config.schema import SCHEMAS
 
-    budget = config.budget
-    if name in ("dora", "adalora"):
-        return f"rank {budget.initial} to {budget.target}"
-    if name == "lora":
-        return f"rank {budget.target}"
-    if name == "prompt":
-        return f"{adapted.peft_config['default'].num_virtual_tokens} vectors"
-    widths = [
-        module.down.out_features
-        for module in adapted.modules()
-        if isinstance(module, BottleneckLinear)
-    ]
-    return f"bottleneck {widths[0]}" if widths else ""
+    if config.method.name == name:
+        return config.method
+    schema: Any = SCHEMAS.get(f"method/{name}", SCHEMAS["method/plain"])
+    return schema(name=name)
 
 
 def _empty_model(config: TrainConfig) -> tuple[Any, list[str]]:
-    """The model without weights, and its task head."""
+    """Return the model without weights, and the names of its task head's modules."""
     import torch
     import transformers
 
@@ -123,35 +112,39 @@ def _empty_model(config: TrainConfig) -> tuple[Any, list[str]]:
     source = find_model(config)
     task = build_task(config.task)
     check_fit(config.model, source, task)
-    settings, trust = load_settings(config.model, source), config.model.trust_remote_code
+    settings = load_settings(config.model, source)
+    auto_class = getattr(transformers, task.auto_class)
     with torch.device("meta"):
-        model = getattr(transformers, task.auto_class).from_config(
-            settings, trust_remote_code=trust
-        )
+        model = auto_class.from_config(settings, trust_remote_code=config.model.trust_remote_code)
     return model, head_modules(model, set()) if task.has_head else []
 
 
-def table(found: list[Cost], title: str) -> Any:
-    """As a rich table."""
+def cost_table(costs: Sequence[Cost], title: str) -> Table:
+    """Return the costs as a table for the terminal."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for column in (
-        "method",
-        "size",
-        "matrices",
-        "components",
-        "adapter parameters",
-        "% of model",
-        "MB",
-    ):
-        table.add_column(column, justify="left" if column in ("method", "size") else "right")
-    for one in found:
-        numbers = (f"{one.parameters:,}", f"{one.share:.3f}", f"{one.megabytes:.2f}")
-        ranks = (str(one.matrices or ""), str(one.components or ""))
-        fits = one.parameters > 0 or one.method == "head"
-        table.add_row(one.method, one.size, *ranks, *(numbers if fits else ("", "", "")))
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in TEXT_COLUMNS else "right")
+    for cost in costs:
+        table.add_row(*_cells(cost))
     return table
+
+
+def _cells(cost: Cost) -> list[str]:
+    """Return one row's cells, in the order of `COLUMNS`; numbers that do not apply are empty."""
+    size = cost.size
+    if cost.fits:
+        numbers = [f"{size.parameters:,}", f"{cost.percent:.3f}", f"{cost.megabytes:.2f}"]
+    else:
+        numbers = ["", "", ""]
+    return [
+        cost.method,
+        size.label,
+        str(size.matrices or ""),
+        str(size.components or ""),
+        *numbers,
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -159,15 +152,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from dynarank.commands.user_errors import user_errors
 
     overrides = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(overrides):
+    if "-h" in overrides or "--help" in overrides:
         print(__doc__)
         sys.exit(0)
     with user_errors(conf_folder()):
-        print_table(overrides)
+        print_costs(overrides)
 
 
-def print_table(overrides: list[str]) -> None:
-    """Compose the configuration of the overrides and print the table."""
+def print_costs(overrides: list[str]) -> None:
+    """Compose the configuration of the overrides, and print the table and its notes."""
     import hydra
     from rich.console import Console
 
@@ -178,15 +171,15 @@ def print_table(overrides: list[str]) -> None:
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = to_config(hydra.compose("train", overrides=["output_dir=unused", *overrides]))
     title = f"{config.model.path}, budget r{config.budget.target}, {config.task.name}"
-    found = costs(config)
+    of_methods = costs(config)
     console = Console()
-    console.print(table(found, title))
-    for one in found:
-        if one.note:
-            console.print(f"{one.method}: {one.note}", soft_wrap=True, highlight=False)
+    console.print(cost_table(of_methods, title))
+    for cost in of_methods:
+        if cost.size.note:
+            console.print(f"{cost.method}: {cost.size.note}", soft_wrap=True, highlight=False)
 
 
 def conf_folder() -> Path:
-    """The repository's conf/, from where it is run or where the package lies."""
+    """Return the repository's conf/, from where it is run or where the package lies."""
     places = [Path.cwd() / "conf", Path(__file__).resolve().parents[3] / "conf"]
     return next((place for place in places if (place / "train.yaml").is_file()), places[0])

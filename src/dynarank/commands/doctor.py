@@ -129,7 +129,7 @@ def sources() -> Iterator[Check]:
     """Local hub, hub, packaged model: a failure only where all three are missing."""
     local, model = local_hub(), packaged_model()
     yield from (local, model)
-    from dynarank.pretrained.hub import why_silent
+    from dynarank.pretrained.connection import why_silent
 
     silent = why_silent()
     if silent is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dynarank.registry import lookup
@@ -11,20 +12,32 @@ if TYPE_CHECKING:
     from dynarank.methods.base import Method
     from dynarank.methods.config import MethodConfig
 
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A method, before its class is imported."""
+
+    path: str
+    """Its class, as "module:Class"."""
+    title: str
+    """Its name in the paper's tables."""
+
+
 METHODS = {
-    "dora": "dynarank.methods.dora:DoRA",
-    "lora": "dynarank.methods.lora:LoRA",
-    "adalora": "dynarank.methods.adalora:AdaLoRA",
-    "houlsby": "dynarank.methods.bottleneck:Houlsby",
-    "pfeiffer": "dynarank.methods.bottleneck:Pfeiffer",
-    "bitfit": "dynarank.methods.full:BitFit",
-    "full": "dynarank.methods.full:Full",
-    "prompt": "dynarank.methods.prompt:PromptTuning",
-    "head": "dynarank.methods.head:HeadOnly",
+    "dora": Registered(path="dynarank.methods.dora:DoRA", title="DoRA"),
+    "lora": Registered(path="dynarank.methods.lora:LoRA", title="LoRA"),
+    "adalora": Registered(path="dynarank.methods.adalora:AdaLoRA", title="AdaLoRA"),
+    "houlsby": Registered(path="dynarank.methods.bottleneck:Houlsby", title="HAdapter"),
+    "pfeiffer": Registered(path="dynarank.methods.bottleneck:Pfeiffer", title="PAdapter"),
+    "bitfit": Registered(path="dynarank.methods.full:BitFit", title="BitFit"),
+    "full": Registered(path="dynarank.methods.full:Full", title="Full FT"),
+    "prompt": Registered(path="dynarank.methods.prompt:PromptTuning", title="Prompt tuning"),
+    "head": Registered(path="dynarank.methods.head:HeadOnly", title="Head alone"),
 }
 
 
 def build_method(config: MethodConfig, budget: BudgetConfig, dem: DemConfig) -> Method[Any]:
-    """The method that a configuration describes. Raises `UserError` for an unknown name."""
-    method: Method[Any] = lookup("method.name", config.name, METHODS)(config, budget, dem)
-    return method
+    """Build the method that a configuration describes. Raises `UserError` for an unknown name."""
+    paths = {name: registered.path for name, registered in METHODS.items()}
+    method_class: type[Method[Any]] = lookup("method.name", config.name, paths)
+    return method_class(config, budget, dem)

@@ -1,13 +1,18 @@
 """AdaLoRA (Zhang et al., ICLR 2023), by PEFT, driven as it must be, and its ranks made exact.
 
-PEFT's `update_and_allocate` is called after every optimizer step, with T and the spans of our budget; its orthogonal
-regularization is in the loss; its scores are in our checkpoints. Two faults are mended outside it: `kthvalue` fails where
-nothing is to be pruned, and a threshold prunes too many on ties. So the triplets are chosen by rank, as ours are.
+PEFT's allocator is called after every optimizer step, with T and the spans of our budget; its
+orthogonal regularization is in the loss; its scores are in our checkpoints. Two faults are mended
+outside it: `kthvalue` fails where nothing is to be pruned, and a threshold prunes too many on
+ties. So the triplets are chosen by rank, as ours are.
+
+Legend: n triplets of the model, k triplets that a layer kept; a layer's E (r, 1), A (r, d_in) and
+B (d_out, r).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,121 +26,158 @@ from dynarank.adapters.inject import find_linears
 from dynarank.adapters.peft_format import write_factors
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.allocation.selection import top_components
-from dynarank.methods.base import Method
+from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import AdaLoRAConfig
-from dynarank.methods.lora import ADAPTER
+from dynarank.methods.ranked import ADAPTER, holds_transposed, pruned_size, schedule_of
+
+AVERAGES = ("exp_avg_ipt", "exp_avg_unc", "ipt")
+"""PEFT's running averages, each a tensor by parameter name, which PEFT itself does not save."""
 
 
 class ExactAllocator(PeftAllocator):  # type: ignore[misc]
-    """PEFT's, keeping exactly the best `budget` triplets; ties go to the earlier layer, then the lower index."""
+    """PEFT's allocator, keeping exactly the best `budget` triplets.
+
+    Ties go to the earlier layer, then to the lower index.
+    """
 
     agree: Callable[[Tensor], Tensor] = staticmethod(lambda keep: keep)
 
     def scores(self, model: nn.Module) -> dict[str, Tensor]:
-        """A score a triplet, by the name of its layer's E, in model order; zeros before the first update."""
-        found = {}
+        """Return the triplets' scores, (r) by the name of their layer's E, in model order.
+
+        They are zeros before the first update.
+        """
+        scores = {}
         for name, E in model.named_parameters():
             if f"lora_E.{ADAPTER}" not in name:
                 continue
-            if name not in self.exp_avg_ipt:
-                found[name] = torch.zeros(len(E), device=E.device)
-                continue
-            a, b = (
-                self._element_score(name.replace("lora_E", factor))
-                for factor in ("lora_A", "lora_B")
-            )
-            vectors = torch.stack([a.mean(dim=1), b.mean(dim=0)], dim=1)  # (r, 2)
-            found[name] = self._combine_ipt(self._element_score(name), vectors)  # (r)
-        return found
+            if name in self.exp_avg_ipt:
+                scores[name] = triplet_scores(self, name)
+            else:
+                scores[name] = torch.zeros(len(E), device=E.device)
+        return scores
 
     @torch.no_grad()
     def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
+        """Set E to zero in all but the `budget` best triplets; return what each layer keeps."""
         scores = self.scores(model)
-        kept_of_all = self.agree(top_components(torch.cat(list(scores.values())), budget))
-        keep = kept_of_all.split([len(s) for s in scores.values()])
-        for name, kept in zip(scores, keep, strict=True):
-            model.get_parameter(name).masked_fill_(~kept[:, None], 0.0)
-        return {name: kept.tolist() for name, kept in zip(scores, keep, strict=True)}
+        keep_of_all = self.agree(top_components(torch.cat(list(scores.values())), budget))
+        keep_masks = keep_of_all.split([len(of_layer) for of_layer in scores.values()])
+        pattern: dict[str, list[bool]] = {}
+        for name, keep_mask in zip(scores, keep_masks, strict=True):
+            model.get_parameter(name).masked_fill_(~keep_mask[:, None], 0.0)
+            pattern[name] = keep_mask.tolist()
+        return pattern
+
+
+def triplet_scores(allocator: PeftAllocator, name_of_E: str) -> Tensor:
+    """Return a layer's scores (r): that of E, and the means of those of A's rows and B's columns.
+
+    Relies on PEFT's `_element_score`, sensitivity times uncertainty of every element of a
+    parameter, and `_combine_ipt`, their sum over a triplet.
+    """
+    score_A = allocator._element_score(name_of_E.replace("lora_E", "lora_A"))  # (r, d_in)
+    score_B = allocator._element_score(name_of_E.replace("lora_E", "lora_B"))  # (d_out, r)
+    vectors = torch.stack([score_A.mean(dim=1), score_B.mean(dim=0)], dim=1)  # (r, 2)
+    combined: Tensor = allocator._combine_ipt(allocator._element_score(name_of_E), vectors)
+    return combined
 
 
 class AdaLoRAAllocation:
-    """PEFT's allocation in the form of our `RankAllocator` (`dynarank.methods.base.Allocator`)."""
+    """PEFT's allocation in the form of our `RankAllocator` (`dynarank.methods.base.Allocator`).
+
+    PEFT's own `AdaLoraModel.update_and_allocate` would keep the run's length and the kept triplets
+    in the adapter's configuration. They are kept here instead, and its three cases stand in
+    `step`.
+    """
 
     def __init__(
         self, tuner: AdaLoraModel, layers: dict[str, Any], schedule: BudgetSchedule
     ) -> None:
-        self.tuner, self.layers, self.schedule = tuner, layers, schedule
+        self.model: nn.Module = tuner.model
+        self.layers = layers
+        self.schedule = schedule
         self.sizes = [layer.lora_E[ADAPTER].shape[0] for layer in layers.values()]
-        self.t, self.frozen = 0, False
-        config = tuner.peft_config[ADAPTER]
-        config.total_step, config.deltaT = schedule.total, schedule.interval
-        config.tinit, config.tfinal = schedule.start_step, schedule.total - schedule.freeze_step
-        tuner.rankallocator = ExactAllocator(tuner.model, config, ADAPTER)
+        self.t = 0
+        self.frozen = False
+        self.rank_pattern: dict[str, list[bool]] | None = None
+        """What the last pruning kept, by the name of each layer's E."""
+        config = replace(
+            tuner.peft_config[ADAPTER],
+            total_step=schedule.total,
+            deltaT=schedule.interval,
+            tinit=schedule.start_step,
+            tfinal=schedule.total - schedule.freeze_step,
+        )
+        self.inner = ExactAllocator(self.model, config, ADAPTER)
 
     @property
     def agree(self) -> Callable[[Tensor], Tensor]:
         """See `dynarank.methods.base.Allocator`."""
-        return self.tuner.rankallocator.agree
+        return self.inner.agree
 
     @agree.setter
     def agree(self, choose: Callable[[Tensor], Tensor]) -> None:
-        self.tuner.rankallocator.agree = choose
+        self.inner.agree = choose
 
     @property
     def ema(self) -> Tensor:
-        """The triplets' scores, (n); after the freeze PEFT forgets them: zeros."""
-        return torch.cat(list(self.tuner.rankallocator.scores(self.tuner.model).values()))
+        """The triplets' scores, (n); zeros after the freeze, when PEFT forgets them."""
+        return torch.cat(list(self.inner.scores(self.model).values()))
 
     def step(self) -> bool:
         self.t += 1
-        due = (
+        prunes = (
             not self.frozen
             and self.schedule.start_step < self.t
             and self.schedule.prunes_at(self.t)
         )
-        self.tuner.update_and_allocate(self.t)
-        self.frozen = self.t >= self.schedule.freeze_step
-        return due
+        freeze_step = self.schedule.freeze_step
+        if self.t > freeze_step:
+            self.inner.mask_using_rank_pattern(self.model, self.rank_pattern)
+        else:
+            last = self.t == freeze_step
+            _, pattern = self.inner.update_and_allocate(self.model, self.t, force_mask=last)
+            if pattern is not None:
+                self.rank_pattern = pattern
+            if last:
+                self.inner.reset_ipt()
+        self.frozen = self.t >= freeze_step
+        return prunes
 
     def budget(self) -> float:
-        """PEFT's own schedule, (1 - p)^3, a layer."""
-        return float(self.tuner.rankallocator.budget_schedule(self.t)[0]) / len(self.layers)
+        """Return PEFT's own schedule, (1 - p)^3, a layer."""
+        return self.allowance(self.t) / len(self.layers)
 
     def active_count(self) -> Tensor:
-        return torch.cat(
-            [layer.lora_E[ADAPTER].detach().ravel() != 0 for layer in self.layers.values()]
-        ).sum()
+        triplets = [layer.lora_E[ADAPTER].detach().ravel() for layer in self.layers.values()]
+        return (torch.cat(triplets) != 0).sum()
 
     def ranks(self) -> dict[str, int]:
-        return {
-            name: int((layer.lora_E[ADAPTER] != 0).sum()) for name, layer in self.layers.items()
-        }
+        return triplet_ranks(self.layers)
 
     def allowance(self, t: int) -> int:
-        return int(self.tuner.rankallocator.budget_schedule(t)[0])
+        return int(self.inner.budget_schedule(t)[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """What PEFT itself does not save: the smoothed scores."""
-        inner = self.tuner.rankallocator
-        averages = {
-            name: dict(getattr(inner, name)) for name in ("exp_avg_ipt", "exp_avg_unc", "ipt")
-        }
+        """Return what PEFT itself does not save: the smoothed scores, and what was kept."""
+        averages = {name: dict(getattr(self.inner, name)) for name in AVERAGES}
         return {
             "t": self.t,
             "frozen": self.frozen,
-            "rank_pattern": self.tuner.peft_config[ADAPTER].rank_pattern,
+            "rank_pattern": self.rank_pattern,
             **averages,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.t, self.frozen = state["t"], state["frozen"]
-        self.tuner.peft_config[ADAPTER].rank_pattern = state["rank_pattern"]
-        for name in ("exp_avg_ipt", "exp_avg_unc", "ipt"):
-            own = {
-                key: value.to(self.tuner.model.get_parameter(key).device)
-                for key, value in state[name].items()
-            }
-            setattr(self.tuner.rankallocator, name, own)
+        self.t = state["t"]
+        self.frozen = state["frozen"]
+        self.rank_pattern = state["rank_pattern"]
+        for average in AVERAGES:
+            on_device = {}
+            for name, value in state[average].items():
+                on_device[name] = value.to(self.model.get_parameter(name).device)
+            setattr(self.inner, average, on_device)
 
 
 class AdaLoRA(Method[AdaLoRAConfig]):
@@ -143,6 +185,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
 
     penalty_name = "orthogonality"
     layers: dict[str, Any]
+    """PEFT's layers by name."""
     tuner: AdaLoraModel
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
@@ -156,7 +199,8 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             beta2=self.config.beta,
             orth_reg_weight=self.config.orthogonality,
             target_modules=names,
-            total_step=1,  # until the trainer knows it
+            # PEFT wants a number; the run's length is not known before the allocator is made.
+            total_step=1,
         )
         self.tuner = AdaLoraModel(model, config, ADAPTER)
         self.layers = {name: model.get_submodule(name) for name in names}
@@ -165,52 +209,61 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         return model
 
     def allocator(self, total_steps: int) -> AdaLoRAAllocation:
-        budget = self.budget
-        spans = (budget.warmup, budget.final, budget.interval)
-        schedule = BudgetSchedule(
-            budget.initial, budget.target, total_steps, *spans, "cubic_adalora"
-        )
+        schedule = schedule_of(self.budget, total_steps, shape="cubic_adalora")
         return AdaLoRAAllocation(self.tuner, self.layers, schedule)
 
     def penalty(self, frozen: bool) -> Tensor | None:
-        """PEFT's orthogonal regularization: the mean of ||A A^T - I|| and ||B^T B - I|| over all factors."""
+        """Return PEFT's orthogonal regularization.
+
+        It is the mean of ||A A^T - I|| and ||B^T B - I|| over the factors of all layers.
+        """
         if not self.config.orthogonality:
             return None
-        pairs = [
-            (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].mT) for layer in self.layers.values()
-        ]
-        grams = [rows @ rows.mT for pair in pairs for rows in pair]
-        norms = [(gram - torch.eye(len(gram), device=gram.device)).norm() for gram in grams]
+        norms = []
+        for layer in self.layers.values():
+            for rows in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].mT):  # (r, d)
+                gram = rows @ rows.mT
+                norms.append((gram - torch.eye(len(gram), device=gram.device)).norm())
         return self.config.orthogonality * torch.stack(norms).mean()
 
     def ranks(self) -> dict[str, int]:
-        return {
-            name: int((layer.lora_E[ADAPTER] != 0).sum()) for name, layer in self.layers.items()
-        }
+        return triplet_ranks(self.layers)
 
     def adapter_parameters(self) -> int:
-        ranks = self.ranks()
-        return sum(
-            rank * (self.layers[n].in_features + self.layers[n].out_features)
-            for n, rank in ranks.items()
-        )
+        count = 0
+        for name, rank in self.ranks().items():
+            layer = self.layers[name]
+            count += rank * (layer.in_features + layer.out_features)
+        return count
+
+    def adapted_size(self, nominal: int) -> MethodSize:
+        return pruned_size(self.budget, len(self.layers), nominal)
 
     @torch.no_grad()
     def factors(self) -> dict[str, Factors]:
-        """A and B of every layer as plain LoRA's: E and the scale in B, pruned triplets left out."""
-        found = {}
+        """Return A (k, d_in) and B (d_out, k) of every layer, E and the scale in B."""
+        factors = {}
         for name, layer in self.layers.items():
             E = layer.lora_E[ADAPTER].ravel()
             scale = layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER] + 1e-5)
             kept = E != 0
-            found[name] = (
-                layer.lora_A[ADAPTER][kept],
-                layer.lora_B[ADAPTER][:, kept] * (scale * E[kept]),
-            )
-        return found
+            lora_A = layer.lora_A[ADAPTER][kept]
+            lora_B = layer.lora_B[ADAPTER][:, kept] * (scale * E[kept])
+            factors[name] = (lora_A, lora_B)
+        return factors
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
-        transposed = not any(
-            isinstance(layer.base_layer, nn.Linear) for layer in self.layers.values()
+        write_factors(
+            self.factors(),
+            self.model,
+            folder,
+            base,
+            task_type,
+            self.head,
+            transposed=holds_transposed(self.layers),
         )
-        write_factors(self.factors(), self.model, folder, base, task_type, self.head, transposed)
+
+
+def triplet_ranks(layers: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of triplets that are not zero, by layer."""
+    return {name: int((layer.lora_E[ADAPTER] != 0).sum()) for name, layer in layers.items()}

@@ -1,9 +1,10 @@
-"""What a method is to the rest: it adapts a model, may add to the loss and allocate ranks, and exports the result."""
+"""What a method is to the rest: it adapts a model, may allocate ranks, and exports the result."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from dynarank.methods.config import MethodConfig
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 
 TRAINED = "trained.safetensors"
-"""What methods without a PEFT format write: the trained parameters by the adapted model's own names."""
+"""What methods without a PEFT format write: what was trained, by the adapted model's own names."""
 
 
 class Allocator(Protocol):
@@ -31,36 +32,55 @@ class Allocator(Protocol):
     """Components that each layer starts with."""
     schedule: BudgetSchedule
     agree: Callable[[Tensor], Tensor]
-    """From the components that this process would keep, (n) bool, to those that all processes keep."""
+    """From the components that this process would keep, (n) bool, to those that all processes
+    keep."""
 
     @property
     def ema(self) -> Tensor:
         """Present scores of all components, (n)."""
 
     def step(self) -> bool:
-        """Account for one optimizer step, its gradients still in place; returns whether it pruned."""
+        """Account for one optimizer step, its gradients in place; return whether it pruned."""
 
     def budget(self) -> float:
-        """The scheduled mean number of components a layer, now."""
+        """Return the scheduled mean number of components a layer, now."""
 
     def active_count(self) -> Tensor:
-        """Number of components of the model that are not zero now, a scalar."""
+        """Return the number of components of the model that are not zero now, a scalar."""
 
     def ranks(self) -> dict[str, int]:
-        """Rank by module name, in model order."""
+        """Return ranks by module name, in model order."""
 
     def allowance(self, t: int) -> int:
-        """What may be kept after step t: components, or parameters where these are counted."""
+        """Return what may be kept after step t: components, or parameters where these count."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
+        """Return all that a resumed run needs."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state."""
+        """Continue from a state of `state_dict`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSize:
+    """What a method takes on a model under a budget."""
+
+    label: str = ""
+    """What was solved for: ranks, a bottleneck, vectors."""
+    matrices: int = 0
+    """Layers adapted with ranks."""
+    components: int = 0
+    """Components of all layers at the end."""
+    parameters: int = 0
+    """Parameters of the adapter at the end; the task head is not counted."""
+    note: str = ""
 
 
 class Method(ABC, Generic[ConfigT]):
-    """One way of fine-tuning. Life: `adapt` once, then `allocator` and `penalty` in training, `export` at the end."""
+    """One way of fine-tuning.
+
+    Life: `adapt` once, then `allocator` and `penalty` in training, `export` at the end.
+    """
 
     takes_targets: ClassVar[bool] = True
     """Whether it needs to know the layers to adapt, to adapt them or to match their budget."""
@@ -68,76 +88,136 @@ class Method(ABC, Generic[ConfigT]):
     """What its penalty is logged as."""
 
     def __init__(self, config: ConfigT, budget: BudgetConfig, dem: DemConfig) -> None:
-        self.config, self.budget, self.dem = config, budget, dem
+        self.config = config
+        self.budget = budget
+        self.dem = dem
         self.model: nn.Module
         self.head: Sequence[str] = ()
 
     def adapt(self, model: nn.Module, targets: Sequence[str], head: Sequence[str]) -> nn.Module:
-        """Adapt a model and mark what trains, the modules named in `head` among it; returns the model to train.
+        """Adapt a model and mark what trains; return the model to train.
+
+        Args:
+            targets: the layers to adapt.
+            head: modules that are trained in full beside the adapters.
 
         Raises:
             ValueError: the targets, or the method, do not fit the model.
         """
         mark_trainable(model, head)
         self.head = head
-        apart = {p for name in head for p in model.get_submodule(name).parameters()}
-        base = set(model.parameters()) - apart
+        base = set(model.parameters()) - parameters_inside(model, head)
         self.model = self.change(model, targets)
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 if parameter in base:
                     raise ValueError(
-                        "it trains the base model's own weights, which must be float32: set model.dtype=float32"
+                        "it trains the base model's own weights, which must be float32: "
+                        "set model.dtype=float32"
                     )
-                parameter.data = (
-                    parameter.data.float()
-                )  # in bfloat16 a weight does not move at usual rates
+                # In bfloat16 a weight does not move at usual learning rates.
+                parameter.data = parameter.data.float()
         return self.model
 
     @abstractmethod
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
-        """Put the method's own parameters in and mark them trainable; the rest is frozen already, but for the head."""
+        """Put the method's own parameters in, mark them trainable, and return the model to train.
+
+        The rest is frozen already, except for the head.
+        """
 
     def allocator(self, total_steps: int) -> Allocator | None:
-        """What distributes the ranks over a run of that many optimizer steps; None if the method does not."""
+        """Return what distributes ranks over so many optimizer steps; None if nothing does."""
         return None
 
     def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Parameters whose learning rate is a multiple of the run's, and that multiple."""
+        """Return parameters whose learning rate is a multiple of the run's, and that multiple."""
         return []
 
     def penalty(self, frozen: bool) -> Tensor | None:
-        """What the method adds to the task's loss, a scalar; None for nothing. `frozen`: the ranks are final."""
+        """Return what the method adds to the task's loss, a scalar; None for nothing.
+
+        Args:
+            frozen: whether the ranks are final.
+        """
         return None
 
     def ranks(self) -> dict[str, int]:
-        """Present rank by module name, in model order; empty for a method without ranks."""
+        """Return present ranks by module name, in model order; empty for a method without ranks."""
         return {}
 
     def adapter_parameters(self) -> int:
-        """Parameters that the adaptation adds or changes at its final size; the task head is not counted."""
-        head = {id(p) for name in self.head for p in self.model.get_submodule(name).parameters()}
-        return sum(
-            p.numel() for p in self.model.parameters() if p.requires_grad and id(p) not in head
-        )
+        """Count the parameters that the adaptation adds or changes at its final size.
+
+        The task head is not counted.
+        """
+        head = parameters_inside(self.model, self.head)
+        trained = {p for p in self.model.parameters() if p.requires_grad}
+        return sum(parameter.numel() for parameter in trained - head)
+
+    def size_under_budget(
+        self, model: nn.Module, targets: Sequence[str], head: Sequence[str]
+    ) -> MethodSize:
+        """Adapt a model and return what that takes under the budget.
+
+        The model may be on the meta device, without weights.
+
+        Raises:
+            ValueError: the targets, or the method, do not fit the model.
+        """
+        nominal = nominal_parameters(model, targets, head, self.budget.target)
+        self.adapt(model, targets, head)
+        return self.adapted_size(nominal)
+
+    def adapted_size(self, nominal: int) -> MethodSize:
+        """Return the size of the adapted model.
+
+        Args:
+            nominal: parameters that the budget stands for (`nominal_parameters`).
+        """
+        return MethodSize(parameters=self.adapter_parameters())
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
-        """Write what was trained into a folder. Raises `ValueError` where there is nothing that can be loaded again."""
+        """Write what was trained into a folder.
+
+        Args:
+            base: what the base model is loaded from, for formats that record it.
+            task_type: PEFT's name of the task.
+
+        Raises:
+            ValueError: there is nothing that can be loaded again.
+        """
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
         trained = {
-            name: p.detach().cpu().contiguous()
-            for name, p in self.model.named_parameters()
-            if p.requires_grad
+            name: parameter.detach().cpu().contiguous()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
         }
         save_file(trained, folder / TRAINED, metadata={"format": "pt"})
+
+
+def parameters_inside(model: nn.Module, modules: Iterable[str]) -> set[nn.Parameter]:
+    """Return the parameters of the named modules; in a set a parameter is compared by identity."""
+    parameters: set[nn.Parameter] = set()
+    for name in modules:
+        parameters.update(model.get_submodule(name).parameters())
+    return parameters
 
 
 def nominal_parameters(
     model: nn.Module, targets: Sequence[str], head: Sequence[str], r: int
 ) -> int:
-    """What `r` components in every target layer take: the budget that other methods are matched to."""
-    return r * sum(
-        sum(linear_shape(model.get_submodule(name))) for name in find_linears(model, targets, head)
-    )
+    """Return what `r` components in every target layer take.
+
+    This is the budget that methods without ranks are matched to.
+    """
+    names = find_linears(model, targets, head)
+    return r * sum(sum(linear_shape(model.get_submodule(name))) for name in names)
+
+
+def matched_note(parameters: int, nominal: int) -> str:
+    """Return how far a size that was matched to the budget is from it; empty below 0.05 %."""
+    percent = 100 * (parameters / nominal - 1)
+    return f"{percent:+.1f} % of the budget" if abs(percent) >= 0.05 else ""

@@ -1,90 +1,92 @@
 """Bottleneck adapters: two-layer networks behind the sublayers of a frozen model.
 
-Legend: d a model's width, m the bottleneck.
+Legend: d a model's width, m the bottleneck, h a sublayer's output.
 
-    y = h + W_up gelu(W_down h + b_down) + b_up        W_down (m, d), W_up (d, m), h a sublayer's output
+    y = h + W_up gelu(W_down h + b_down) + b_up        W_down (m, d), W_up (d, m)
 
-Sources: Houlsby et al., ICML 2019 (behind attention and feed-forward); Pfeiffer et al., EACL 2021 (behind feed-forward
-alone). h is taken as the sublayer's last linear map gives it, before dropout and residual.
+Sources: Houlsby et al., ICML 2019 (behind attention and feed-forward); Pfeiffer et al., EACL 2021
+(behind feed-forward alone). h is taken as the sublayer's last linear map gives it, before dropout
+and residual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynarank.adapters.inject import find_linears
 from dynarank.adapters.layer import linear_shape
-from dynarank.methods.base import Method, nominal_parameters
+from dynarank.methods.base import Method, MethodSize, matched_note, nominal_parameters
 from dynarank.methods.config import MethodConfig
-
-ATTENTION_OUTPUTS = [
-    *("attention.output.dense", "out_proj", "out_lin", "o_proj", "attn.o"),
-    *(r".*Attention\.o", r".*attn\.c_proj"),
-]
-"""Last linear map of the attention sublayer, in the architectures that we know."""
-FEEDFORWARD_OUTPUTS = [
-    r".*\d\.output\.dense",
-    "fc2",
-    "lin2",
-    "down_proj",
-    r".*DenseReluDense\.wo",
-    r".*mlp\.c_proj",
-]
+from dynarank.pretrained.architectures import bottleneck_places
 
 
 class BottleneckLinear(nn.Module):
-    """A sublayer's last linear map with an adapter behind it; starts equal to the map alone (W_up = 0)."""
+    """A sublayer's last linear map with an adapter behind it.
+
+    It starts equal to the map alone, for W_up starts at zero.
+    """
 
     def __init__(self, base: nn.Module, m: int) -> None:
         super().__init__()
         self.base = base
         d = linear_shape(base)[1]
         device = next(base.parameters()).device
-        self.down, self.up = nn.Linear(d, m, device=device), nn.Linear(m, d, device=device)
+        self.down = nn.Linear(d, m, device=device)
+        self.up = nn.Linear(m, d, device=device)
         nn.init.normal_(self.down.weight, std=1e-2)
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
+        for parameter in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(parameter)
 
     @property
     def weight(self) -> Tensor:
-        """The base map's, where model code looks at a linear map's dtype or device."""
+        """The base map's weight, where model code looks at a linear map's dtype or device."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.base(x)
-        return h + self.up(F.gelu(self.down(h.to(self.down.weight.dtype)))).to(h.dtype)
-
-
-def bottleneck_parameters(d: int, m: int) -> int:
-    """Of one adapter: two matrices and two biases."""
-    return 2 * d * m + m + d
+        inner = F.gelu(self.down(h.to(self.down.weight.dtype)))
+        return h + self.up(inner).to(h.dtype)
 
 
 class Houlsby(Method[MethodConfig]):
-    """Adapters behind attention and feed-forward; m is the one that comes nearest to the budget's parameters."""
+    """Adapters behind attention and feed-forward.
+
+    m is the width whose parameters come nearest to the budget's.
+    """
 
     behind_attention = True
+    bottleneck: int
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
-        wanted = FEEDFORWARD_OUTPUTS + (ATTENTION_OUTPUTS if self.behind_attention else [])
-        names = _known(model, wanted, self.head)
+        inner: Any = model
+        places = bottleneck_places(inner.config.model_type, self.behind_attention)
+        names = _existing_linears(model, places, self.head)
         if not names:
             raise ValueError(
                 f"no place for method={self.config.name} is known in a {type(model).__name__}"
             )
         widths = [linear_shape(model.get_submodule(name))[1] for name in names]
-        budget = nominal_parameters(model, targets, self.head, self.budget.target)
-        m = max(1, round((budget - sum(widths)) / sum(2 * d + 1 for d in widths)))
+        nominal = nominal_parameters(model, targets, self.head, self.budget.target)
+        self.bottleneck = nearest_bottleneck(widths, nominal)
         for name in names:
-            parent, _, child = name.rpartition(".")
-            place = model.get_submodule(parent)
-            setattr(place, child, BottleneckLinear(getattr(place, child), m))
+            parent_name, _, child = name.rpartition(".")
+            parent = model.get_submodule(parent_name)
+            setattr(parent, child, BottleneckLinear(getattr(parent, child), self.bottleneck))
         return model
+
+    def adapted_size(self, nominal: int) -> MethodSize:
+        parameters = self.adapter_parameters()
+        return MethodSize(
+            label=f"bottleneck {self.bottleneck}",
+            parameters=parameters,
+            note=matched_note(parameters, nominal),
+        )
 
 
 class Pfeiffer(Houlsby):
@@ -93,12 +95,30 @@ class Pfeiffer(Houlsby):
     behind_attention = False
 
 
-def _known(model: nn.Module, patterns: Sequence[str], head: Sequence[str]) -> list[str]:
-    """Linear maps that fit any pattern, in model order."""
-    found: set[str] = set()
+def bottleneck_parameters(d: int, m: int) -> int:
+    """Return what one adapter takes: two matrices and two biases."""
+    return 2 * d * m + m + d
+
+
+def nearest_bottleneck(widths: Sequence[int], parameters: int) -> int:
+    """Return the m, at least 1, with which adapters of these widths come nearest to a number.
+
+    Their parameters are linear in m: a fixed part (m = 0), and as much again for each of m.
+    """
+    fixed = sum(bottleneck_parameters(d, 0) for d in widths)
+    each = sum(bottleneck_parameters(d, 1) for d in widths) - fixed
+    return max(1, round((parameters - fixed) / each))
+
+
+def _existing_linears(model: nn.Module, patterns: Sequence[str], head: Sequence[str]) -> list[str]:
+    """Return the linear maps that fit any pattern, in model order.
+
+    A pattern that fits nothing is passed over: the model may have no such sublayer.
+    """
+    fitting: set[str] = set()
     for pattern in patterns:
         try:
-            found.update(find_linears(model, [pattern], head))
-        except ValueError:  # of another architecture
+            fitting.update(find_linears(model, [pattern], head))
+        except ValueError:
             continue
-    return [name for name in find_linears(model, [r".*"], head) if name in found]
+    return [name for name in find_linears(model, [r".*"], head) if name in fitting]

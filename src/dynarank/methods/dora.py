@@ -1,4 +1,4 @@
-"""DoRA, dynamic rank distribution (Mao et al., ACL 2024): prunable rank-one components in every target layer."""
+"""DoRA, dynamic rank distribution (Mao et al., ACL 2024): prunable rank-one components."""
 
 from __future__ import annotations
 
@@ -12,44 +12,50 @@ from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
 from dynarank.allocation.allocator import RankAllocator, component_parameters
 from dynarank.allocation.dem import dem_penalty
-from dynarank.allocation.schedule import BudgetSchedule
-from dynarank.methods.base import Method
+from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import DoRAConfig
+from dynarank.methods.ranked import pruned_size, schedule_of
 
 
 class DoRA(Method[DoRAConfig]):
-    """Eq. 6 in every target layer, allocation by Eqs. 7 to 9, DEM (Eq. 10) in the loss until the freeze."""
+    """Eq. 6 in every target layer, allocation by Eqs. 7 to 9, DEM (Eq. 10) until the freeze."""
 
     penalty_name = "dem"
     layers: dict[str, DoRALinear]
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
-        config, r = self.config, self.budget.initial
-        start = config.init
         self.layers = inject(
-            model, targets, r, config.alpha_at(r), config.dropout, exclude=self.head, start=start
+            model,
+            targets,
+            r=self.budget.initial,
+            alpha=self.config.alpha_at(self.budget.initial),
+            dropout=self.config.dropout,
+            exclude=self.head,
+            start=self.config.init,
         )
         return model
 
     def allocator(self, total_steps: int) -> RankAllocator:
-        budget = self.budget
-        spans = (budget.warmup, budget.final, budget.interval)
-        schedule = BudgetSchedule(
-            budget.initial, budget.target, total_steps, *spans, budget.schedule
+        return RankAllocator(
+            self.layers,
+            schedule_of(self.budget, total_steps, self.budget.schedule),
+            beta=self.config.beta,
+            regrow=self.budget.regrow,
+            score=self.config.score,
+            cost_aware=self.budget.unit == "parameters",
+            min_rank=self.budget.min_rank,
         )
-        choice = (self.config.score, budget.unit == "parameters", budget.min_rank)
-        return RankAllocator(self.layers, schedule, self.config.beta, budget.regrow, *choice)
 
     def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
         ratio = self.config.c_lr_ratio
-        return [] if ratio == 1 else [([layer.lora_c for layer in self.layers.values()], ratio)]
+        if ratio == 1:
+            return []
+        return [([layer.lora_c for layer in self.layers.values()], ratio)]
 
     def penalty(self, frozen: bool) -> Tensor | None:
-        return (
-            self.dem.eta * dem_penalty(list(self.layers.values()))
-            if self.dem.eta and not frozen
-            else None
-        )
+        if frozen or not self.dem.eta:
+            return None
+        return self.dem.eta * dem_penalty(list(self.layers.values()))
 
     def ranks(self) -> dict[str, int]:
         return {name: int(layer.active().sum()) for name, layer in self.layers.items()}
@@ -58,6 +64,9 @@ class DoRA(Method[DoRAConfig]):
         return sum(
             rank * component_parameters(self.layers[name]) for name, rank in self.ranks().items()
         )
+
+    def adapted_size(self, nominal: int) -> MethodSize:
+        return pruned_size(self.budget, len(self.layers), nominal)
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
         write_peft_adapter(self.model, folder, base, task_type, self.head)

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from dynarank.methods.base import Method
+from dynarank.methods.base import Method, parameters_inside
 from dynarank.methods.config import MethodConfig
 
 
 class Full(Method[MethodConfig]):
-    """Every parameter is trained. Exports a plain transformers model."""
+    """Every parameter is trained. The export is a plain transformers model."""
 
     takes_targets = False
 
@@ -26,15 +26,17 @@ class Full(Method[MethodConfig]):
 
 
 class BitFit(Method[MethodConfig]):
-    """The biases and the head (Ben Zaken et al., ACL 2022)."""
+    """The biases and the head are trained (Ben Zaken et al., ACL 2022)."""
 
     takes_targets = False
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
-        head = {id(p) for name in self.head for p in model.get_submodule(name).parameters()}
-        # DeBERTa has a q_bias and a v_bias.
+        head = parameters_inside(model, self.head)
         biases = [
-            p for name, p in model.named_parameters() if name.endswith("bias") and id(p) not in head
+            parameter
+            for name, parameter in model.named_parameters()
+            # By the ending, for DeBERTa has a q_bias and a v_bias.
+            if name.endswith("bias") and parameter not in head
         ]
         if not biases:
             raise ValueError(

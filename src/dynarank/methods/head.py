@@ -11,7 +11,7 @@ from dynarank.methods.config import MethodConfig
 
 
 class HeadOnly(Method[MethodConfig]):
-    """No adapter."""
+    """There is no adapter; only the task head is trained."""
 
     takes_targets = False
 

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dynarank.adapters.folding import Factors
 from dynarank.adapters.inject import find_linears
 from dynarank.adapters.peft_format import write_factors
-from dynarank.methods.base import Method
+from dynarank.methods.base import Method, MethodSize, matched_note
 from dynarank.methods.config import LoRAConfig
-
-ADAPTER = "default"
-"""PEFT's name of the adapter inside a layer."""
+from dynarank.methods.ranked import ADAPTER, holds_transposed
 
 
 class LoRA(Method[LoRAConfig]):
@@ -44,21 +42,33 @@ class LoRA(Method[LoRAConfig]):
     def ranks(self) -> dict[str, int]:
         return dict.fromkeys(self.layers, self.budget.target)
 
+    def adapted_size(self, nominal: int) -> MethodSize:
+        rank, parameters = self.budget.target, self.adapter_parameters()
+        return MethodSize(
+            label=f"rank {rank}",
+            matrices=len(self.layers),
+            components=rank * len(self.layers),
+            parameters=parameters,
+            note=matched_note(parameters, nominal),
+        )
+
     @torch.no_grad()
     def factors(self) -> dict[str, Factors]:
-        """A and B of every layer, the scale in B."""
-        return {
-            name: (_weight(layer.lora_A), layer.scaling[ADAPTER] * _weight(layer.lora_B))
-            for name, layer in self.layers.items()
-        }
+        """Return A (k, d_in) and B (d_out, k) of every layer, the scale in B."""
+        factors = {}
+        for name, layer in self.layers.items():
+            lora_A = layer.lora_A[ADAPTER].weight
+            lora_B = layer.lora_B[ADAPTER].weight
+            factors[name] = (lora_A, layer.scaling[ADAPTER] * lora_B)
+        return factors
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
-        transposed = not any(
-            isinstance(layer.base_layer, nn.Linear) for layer in self.layers.values()
+        write_factors(
+            self.factors(),
+            self.model,
+            folder,
+            base,
+            task_type,
+            self.head,
+            transposed=holds_transposed(self.layers),
         )
-        write_factors(self.factors(), self.model, folder, base, task_type, self.head, transposed)
-
-
-def _weight(layers: Any) -> Tensor:
-    weight: Tensor = layers[ADAPTER].weight
-    return weight

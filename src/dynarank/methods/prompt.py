@@ -8,57 +8,82 @@ from typing import Any
 
 from torch import nn
 
-from dynarank.methods.base import Method, nominal_parameters
+from dynarank.methods.base import Method, MethodSize, matched_note, nominal_parameters
 from dynarank.methods.config import PromptConfig
-from dynarank.pretrained.models import architecture, positions
+from dynarank.methods.ranked import ADAPTER
+from dynarank.pretrained.architectures import kind_of_model, takes_prompt
+from dynarank.pretrained.models import positions
 
-FITS = {
+PEFT_TASKS = {
     ("encoder", "ForSequenceClassification"): "SEQ_CLS",
     ("encoder-decoder", "ForConditionalGeneration"): "SEQ_2_SEQ_LM",
 }
-"""PEFT's task type by architecture and by the model class's ending.
+"""PEFT's task type by a model's kind and its class name's ending, where prompts work.
 
-Not question answering: there PEFT leaves the answers' positions where they were, though its vectors move every token. Not
-other models' classification: given embeddings for tokens, decoders take the last padding for the text's end, and
-encoder-decoders refuse. Not Marian, which scales the embeddings that it looks up, but none that it is given.
+Question answering is not among them: PEFT leaves the answers' positions where they were, though
+its vectors move every token. Nor is classification by other models: given embeddings for tokens,
+decoders take the last padding for the text's end, and encoder-decoders refuse.
 """
 
 
 class PromptTuning(Method[PromptConfig]):
-    """As many vectors as come nearest to the budget's parameters, and as the model has positions for."""
+    """As many vectors as come nearest to the budget, and as the model has positions for."""
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         import peft
 
         inner: Any = model
-        fits = (task for (kind, ending), task in FITS.items()
-                if kind == architecture(inner.config) and type(model).__name__.endswith(ending))  # fmt: skip
-        if (task_type := next(fits, None)) is None:
-            raise ValueError(
-                f"method=prompt does not fit a {type(model).__name__}: it fits encoders for classification, and BART, mBART "
-                "and T5 for text to text"
-            )
         width = inner.get_input_embeddings().weight.shape[1]
-        wanted = round(nominal_parameters(model, targets, self.head, self.budget.target) / width)
-        places = positions(model)
-        room = wanted if places is None else places - self.config.reserved
-        if room < 1:
-            raise ValueError(
-                f"method.reserved = {self.config.reserved}: the model has {places} positions in all"
-            )
         settings = peft.PromptTuningConfig(
-            task_type=task_type,
-            num_virtual_tokens=min(wanted, room),
+            task_type=_peft_task(inner),
+            num_virtual_tokens=self._count_vectors(model, targets, width),
             token_dim=width,
             num_attention_heads=inner.config.num_attention_heads,
-            num_transformer_submodules=1,  # PEFT's 2 for text to text would be vectors that no forward pass uses
+            # PEFT's 2 for text to text would be vectors that no forward pass uses.
+            num_transformer_submodules=1,
             modules_to_save=list(self.head) or None,
         )
         peft_model = peft.get_peft_model(inner, settings)
         self.head = [f"base_model.{name}" for name in self.head]
         return peft_model
 
+    def _count_vectors(self, model: nn.Module, targets: Sequence[str], width: int) -> int:
+        """Return how many vectors of that width the budget and the positions allow."""
+        nominal = nominal_parameters(model, targets, self.head, self.budget.target)
+        wanted = round(nominal / width)
+        places = positions(model)
+        if places is None:
+            return wanted
+        room = places - self.config.reserved
+        if room < 1:
+            raise ValueError(
+                f"method.reserved = {self.config.reserved}: the model has {places} positions in all"
+            )
+        return min(wanted, room)
+
+    def adapted_size(self, nominal: int) -> MethodSize:
+        model: Any = self.model
+        parameters = self.adapter_parameters()
+        return MethodSize(
+            label=f"{model.peft_config[ADAPTER].num_virtual_tokens} vectors",
+            parameters=parameters,
+            note=matched_note(parameters, nominal),
+        )
+
     def export(self, folder: Path, base: str, task_type: str) -> None:
         model: Any = self.model
-        model.peft_config["default"].base_model_name_or_path = base
+        model.peft_config[ADAPTER].base_model_name_or_path = base
         model.save_pretrained(str(folder))
+
+
+def _peft_task(model: Any) -> str:
+    """Return PEFT's task type of a model. Raises `ValueError` where prompts do not work."""
+    class_name = type(model).__name__
+    if takes_prompt(model.config):
+        for (kind, ending), task_type in PEFT_TASKS.items():
+            if kind == kind_of_model(model.config) and class_name.endswith(ending):
+                return task_type
+    raise ValueError(
+        f"method=prompt does not fit a {class_name}: it fits encoders for classification, and "
+        "BART, mBART and T5 for text to text"
+    )

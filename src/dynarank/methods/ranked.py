@@ -1,0 +1,44 @@
+"""What the methods with ranks share: their schedule, their sizes under a budget, their export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dynarank.allocation.config import BudgetConfig
+from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.methods.base import MethodSize
+
+ADAPTER = "default"
+"""PEFT's name of the adapter inside a layer."""
+
+
+def schedule_of(budget: BudgetConfig, total_steps: int, shape: str) -> BudgetSchedule:
+    """Return the budget's schedule over a run of so many optimizer steps."""
+    return BudgetSchedule(
+        init=budget.initial,
+        target=budget.target,
+        total=total_steps,
+        warmup=budget.warmup,
+        final=budget.final,
+        interval=budget.interval,
+        shape=shape,
+    )
+
+
+def pruned_size(budget: BudgetConfig, matrices: int, nominal: int) -> MethodSize:
+    """Return the size of a method that prunes from `budget.init` to `budget.target`."""
+    return MethodSize(
+        label=f"rank {budget.initial} to {budget.target}",
+        matrices=matrices,
+        components=budget.target * matrices,
+        parameters=nominal,
+        note="where all matrices keep as many; wide ones cost more",
+    )
+
+
+def holds_transposed(layers: Mapping[str, Any]) -> bool:
+    """Return whether PEFT's layers adapt `Conv1D` maps, whose weights are (d_in, d_out)."""
+    return not any(isinstance(layer.base_layer, nn.Linear) for layer in layers.values())

@@ -1,0 +1,213 @@
+"""All that is known of each architecture, in one table, `ARCHITECTURES`.
+
+To add an architecture, add one entry. Every method reads this table, so that an architecture that
+stands here works with all of them.
+A name of a module is a suffix at a dot (`output.dense`) or a whole regular expression, as
+`dynarank.inject` takes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["encoder", "decoder", "encoder-decoder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What is known of the models of one `model_type`."""
+
+    title: str
+    """The name that people use, for error messages."""
+    kind: Kind
+    targets: tuple[str, ...]
+    """The linear layers to adapt: every one of attention and feed-forward."""
+    attention_outputs: tuple[str, ...]
+    """The last linear layer of an attention sublayer, behind which a bottleneck may stand."""
+    feedforward_outputs: tuple[str, ...]
+    """The last linear layer of a feed-forward sublayer, behind which a bottleneck may stand."""
+    position_table: str | None = None
+    """The embedding of absolute positions; None where positions are relative, and do not end."""
+    takes_prompt: bool = True
+    """Whether vectors may be given in place of tokens, as prompt tuning does."""
+    model_groups: tuple[str, ...] = ()
+    """Models of this architecture that conf/model has a file for."""
+
+
+_BERT_TARGETS = (
+    "query",
+    "key",
+    "value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+_BERT_FEEDFORWARD = r".*\d\.output\.dense"
+_BART_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+_LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _like_bert(
+    title: str,
+    targets: tuple[str, ...] = _BERT_TARGETS,
+    attention_output: str = "attention.output.dense",
+    model_groups: tuple[str, ...] = (),
+) -> Architecture:
+    return Architecture(
+        title=title,
+        kind="encoder",
+        targets=targets,
+        attention_outputs=(attention_output,),
+        feedforward_outputs=(_BERT_FEEDFORWARD,),
+        position_table="position_embeddings",
+        model_groups=model_groups,
+    )
+
+
+def _like_bart(title: str, model_groups: tuple[str, ...], takes_prompt: bool) -> Architecture:
+    return Architecture(
+        title=title,
+        kind="encoder-decoder",
+        targets=_BART_TARGETS,
+        attention_outputs=("out_proj",),
+        feedforward_outputs=("fc2",),
+        position_table="embed_positions",
+        takes_prompt=takes_prompt,
+        model_groups=model_groups,
+    )
+
+
+def _like_t5(title: str, model_groups: tuple[str, ...] = ()) -> Architecture:
+    return Architecture(
+        title=title,
+        kind="encoder-decoder",
+        targets=(r".*Attention\.[qkvo]", r".*DenseReluDense\.w(i|i_0|i_1|o)"),
+        attention_outputs=(r".*Attention\.o",),
+        feedforward_outputs=(r".*DenseReluDense\.wo",),
+        model_groups=model_groups,
+    )
+
+
+def _like_llama(title: str) -> Architecture:
+    return Architecture(
+        title=title,
+        kind="decoder",
+        targets=_LLAMA_TARGETS,
+        attention_outputs=("o_proj",),
+        feedforward_outputs=("down_proj",),
+        takes_prompt=False,
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "roberta": _like_bert("RoBERTa", model_groups=("roberta_base", "roberta_large")),
+    "bert": _like_bert("BERT", model_groups=("bert_base", "minilm")),
+    "xlm-roberta": _like_bert("XLM-RoBERTa"),
+    "electra": _like_bert("ELECTRA"),
+    "mpnet": _like_bert(
+        "MPNet",
+        targets=("attn.q", "attn.k", "attn.v", "attn.o", "intermediate.dense", "output.dense"),
+        attention_output="attn.o",
+    ),
+    "deberta": _like_bert(
+        "DeBERTa",
+        targets=(
+            r".*\.(in_proj|pos_proj|pos_q_proj)",
+            "attention.output.dense",
+            "intermediate.dense",
+            "output.dense",
+        ),
+    ),
+    "deberta-v2": _like_bert(
+        "DeBERTa-v2",
+        targets=(
+            r".*\.(pos_)?(query|key|value)_proj",
+            "attention.output.dense",
+            "intermediate.dense",
+            "output.dense",
+        ),
+    ),
+    "distilbert": Architecture(
+        title="DistilBERT",
+        kind="encoder",
+        targets=("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"),
+        attention_outputs=("out_lin",),
+        feedforward_outputs=("lin2",),
+        position_table="position_embeddings",
+    ),
+    "bart": _like_bart("BART", model_groups=("bart_base", "bart_large"), takes_prompt=True),
+    "t5": _like_t5("T5", model_groups=("t5_base",)),
+    "mt5": _like_t5("mT5"),
+    "mbart": _like_bart("mBART", model_groups=("mbart",), takes_prompt=True),
+    # Marian scales the embeddings that it looks up, but none that it is given.
+    "marian": _like_bart("Marian", model_groups=("marian_en_ro",), takes_prompt=False),
+    "gpt2": Architecture(
+        title="GPT-2",
+        kind="decoder",
+        targets=("c_attn", "c_proj", "c_fc"),
+        attention_outputs=(r".*attn\.c_proj",),
+        feedforward_outputs=(r".*mlp\.c_proj",),
+        position_table="wpe",
+        takes_prompt=False,
+    ),
+    "llama": _like_llama("LLaMA"),
+    "mistral": _like_llama("Mistral"),
+    "qwen2": _like_llama("Qwen2"),
+    "qwen3": _like_llama("Qwen3"),
+}
+"""What is known, by the `model_type` of a model's config.json."""
+
+
+def bottleneck_places(model_type: str, behind_attention: bool) -> list[str]:
+    """Return the names of the layers behind which a bottleneck stands.
+
+    An architecture that is not in the table is tried with the names of all that are.
+    """
+    known = ARCHITECTURES.get(model_type)
+    entries = list(ARCHITECTURES.values()) if known is None else [known]
+    places: list[str] = []
+    for entry in entries:
+        places += entry.feedforward_outputs
+        if behind_attention:
+            places += entry.attention_outputs
+    return list(dict.fromkeys(places))
+
+
+def position_tables(model_type: str) -> set[str]:
+    """Return the names that the embedding of absolute positions may have.
+
+    An architecture that is not in the table is tried with the names of all that are.
+    """
+    known = ARCHITECTURES.get(model_type)
+    entries = list(ARCHITECTURES.values()) if known is None else [known]
+    return {entry.position_table for entry in entries if entry.position_table is not None}
+
+
+def takes_prompt(settings: Any) -> bool:
+    """Return whether prompt tuning may be tried on a model with this configuration."""
+    known = ARCHITECTURES.get(settings.model_type)
+    return kind_of_model(settings) != "decoder" if known is None else known.takes_prompt
+
+
+def kind_of_model(settings: Any) -> Kind:
+    """Return what kind of model has this configuration, asking transformers for unknown ones."""
+    known = ARCHITECTURES.get(settings.model_type)
+    if known is not None:
+        return known.kind
+    from transformers.models.auto import modeling_auto
+
+    if settings.is_encoder_decoder:
+        return "encoder-decoder"
+    masked = settings.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal = settings.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "decoder" if causal and not masked else "encoder"
+
+
+def models_of_kind(kind: str) -> str:
+    """Return examples of models of one kind, as they are named on the command line."""
+    entries = [entry for entry in ARCHITECTURES.values() if entry.kind == kind]
+    groups = [group for entry in entries for group in entry.model_groups]
+    if not groups:
+        return f"{', '.join(entry.title for entry in entries)} by model.path="
+    return f"model={', '.join(groups[:-1])} or {groups[-1]}"
