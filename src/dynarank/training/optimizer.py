@@ -23,7 +23,7 @@ def parameter_groups(
     norms), which do not. Those named in `ratios` stand in groups of their own behind them,
     undecayed, at a multiple of `lr`.
     """
-    apart = set()
+    apart: set[int] = set()
     for parameters, _ in ratios:
         apart.update(id(parameter) for parameter in parameters)
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
