@@ -12,7 +12,8 @@ from tiny import configure, newest_checkpoint
 from torch import nn
 
 from dynarank import inject, mark_trainable
-from dynarank.checkpoints.compact import compact, expand, silence
+from dynarank.checkpoints.compact import compact, expand
+from dynarank.training.pruning import zero_pruned
 from dynarank.runs.run import run
 
 KEPT = {"0": [True, False, True, False], "1": [False, False, False, False]}
@@ -36,7 +37,7 @@ def trained(steps_after: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         step()
     for name, layer in layers.items():
         layer.mask.copy_(torch.tensor(KEPT[name]))
-    silence(model, [optimizer])
+    zero_pruned(model, [optimizer])
     for _ in range(steps_after):
         step()
     return model, optimizer

@@ -207,7 +207,7 @@ def test_where_something_is_missing_it_says_what(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"no Slurm on this machine"):
         Submitit("slurm", {}).check()
-    with pytest.raises(UserError, match=r"n_jobs = 0: at least 1"):
+    with pytest.raises(UserError, match=r"n_jobs = 0: must be at least 1"):
         Submitit("local", {}, n_jobs=0).check()
     for name, executor in (("submitit", Submitit("local", {})), ("ray", RayTasks())):
         monkeypatch.setitem(sys.modules, name, None)

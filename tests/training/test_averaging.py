@@ -1,4 +1,4 @@
-"""The averaged weights: computed again from the weights of every step, at budget, and what a run scores and leaves."""
+"""The averaged weights: computed again from the weights of every step, at budget, scored, left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynarank.commands.predict import load_predictor
 from dynarank.pretrained.hub import HubConfig
 from dynarank.runs.record import Results
 from dynarank.runs.run import run
-from dynarank.training.averaging import trained
+from dynarank.training.averaging import trained_parameters
 from dynarank.training.module import FineTuning
 
 DECAY = 0.8
@@ -28,19 +28,22 @@ Weights = dict[str, torch.Tensor]
 def averaged(
     hub_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Results, list[Weights], list[Weights]]:
-    """A run's results, its weights at the start and after every step, and those that were validated."""
+    """Return a run's results, and the weights at the start, after every step and when validated."""
     steps: list[Weights] = []
     validated: list[Weights] = []
 
     class Recorded(FineTuning):
         def state(self) -> Weights:
-            return {name: value.detach().clone() for name, value in trained(self).items()}
+            return {
+                name: value.detach().clone() for name, value in trained_parameters(self).items()
+            }
 
         def on_train_start(self) -> None:
             super().on_train_start()
             steps.append(self.state())
 
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_end(self, *arguments: Any) -> None:
+            super().on_train_batch_end(*arguments)
             steps.append(self.state())
 
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from dynarank import BudgetSchedule, RankAllocator, inject
 from dynarank.training.nonfinite import NonFiniteError, first_nonfinite
+from dynarank.training.optimizer_steps import OptimizerSteps
 from dynarank.training.rank_allocation import RankAllocation
 
 
@@ -21,15 +22,24 @@ class Setting:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 4))
         layers = inject(self.model, ["0"], r=3)
+        self.steps = OptimizerSteps()
         self.callback = RankAllocation(
-            RankAllocator(layers, BudgetSchedule(3, 1, total=8, interval=1))
+            RankAllocator(layers, BudgetSchedule(3, 1, total=8, interval=1)), self.steps
         )
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(trainable, lr=0.1)
-        self.trainer: Any = SimpleNamespace(world_size=1, optimizers=[self.optimizer], loggers=[])
+        self.logging: Any = SimpleNamespace(should_update_logs=True)
+        self.trainer: Any = SimpleNamespace(
+            world_size=1,
+            optimizers=[self.optimizer],
+            loggers=[],
+            state=SimpleNamespace(fn="fit"),
+            _logger_connector=self.logging,
+        )
         self.logged: dict[str, Any] = {}
         self.module: Any = self.model
         self.module.log, self.module.log_dict = self.log, self.logged.update
+        self.steps.attach(self.optimizer)
         self.callback.on_train_start(self.trainer, self.module)
 
     def log(self, name: str, value: Any, **options: Any) -> None:
@@ -40,6 +50,7 @@ class Setting:
 
     def batch_ends(self) -> None:
         self.callback.on_train_batch_end(self.trainer, self.module, None, None, 0)
+        self.steps.begin_batch()
 
 
 def test_batches_that_only_accumulate_do_not_count() -> None:
@@ -83,9 +94,24 @@ def test_a_step_is_acted_on_before_the_next_and_logged() -> None:
     assert setting.callback.history[-1] == {"step": 4, "ranks": allocator.ranks()}
 
 
+def test_between_the_logged_steps_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither figures nor ranks are read from the device where nobody wants them."""
+    setting = Setting()
+    setting.logging.should_update_logs = False
+    setting.callback.allocator.schedule = BudgetSchedule(3, 1, total=80, interval=100)
+    for name in ("ranks", "active_count"):
+        monkeypatch.setattr(RankAllocator, name, lambda self: pytest.fail("read for nothing"))
+    setting.backward()
+    setting.optimizer.step()
+    setting.batch_ends()
+    setting.callback.on_validation_end(setting.trainer, setting.module)
+    assert setting.logged == {}
+    assert setting.callback.allocator.t == 1
+
+
 def test_hooks_go_with_the_training() -> None:
     setting = Setting()
-    setting.callback.on_train_end(setting.trainer, setting.module)
+    setting.steps.detach()
     setting.backward()
     setting.optimizer.step()
     setting.batch_ends()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dynarank.training.rank_allocation import ranks_by_matrix
+from dynarank.training.rank_allocation import mean_ranks
 from dynarank.training.rank_map import Place, draw_rank_map, place
 
 BART = {
@@ -62,7 +62,7 @@ def test_no_ranks_is_an_error() -> None:
 
 
 def test_numbers_for_trackers_without_pictures() -> None:
-    means = ranks_by_matrix({"h.0.a": 0, "h.1.a": 4, "h.1.b": 2})
+    means = mean_ranks({"h.0.a": 0, "h.1.a": 4, "h.1.b": 2})
     assert means == {
         "rank/matrix/a": 2.0,
         "rank/matrix/b": 2.0,

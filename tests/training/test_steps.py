@@ -1,7 +1,8 @@
-"""What an optimizer step is: accumulated batches, skipped steps, and gradients that must stop it."""
+"""What an optimizer step is: its parts in order, accumulation, skipped steps, what must stop it."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,25 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from tiny import configure, newest_checkpoint, tiny_roberta, write_model
 
+from dynarank import training
 from dynarank.checkpoints.callback import Checkpoints
 from dynarank.checkpoints.signals import Signals
 from dynarank.errors import UserError
 from dynarank.runs import trainer
 from dynarank.runs.prepare import Prepared, prepare
 from dynarank.runs.run import run
+from dynarank.training import data, distributed, optimizer_steps, pruning
+from dynarank.training.averaging import WeightAverage
 from dynarank.training.module import FineTuning
-from dynarank.training.nonfinite import NonFiniteError
+from dynarank.training.nonfinite import FiniteCheck, NonFiniteError
+from dynarank.training.rank_allocation import RankAllocation
 
 PLAIN = ["method.dropout=0", "dem=off", "optimizer.lr=0.01", "trainer.batch_size=8"]
 """Forty rows: five batches an epoch."""
+MODULES = (data, distributed, optimizer_steps, pruning)
+KINDS = {kind.__name__: kind for kind in (FineTuning, FiniteCheck, RankAllocation, WeightAverage)}
+TOLD = re.compile(r"`(" + "|".join(KINDS) + r")\.(\w+)`")
+"""A method that the package's docstring names."""
 
 
 @pytest.fixture
@@ -34,25 +43,25 @@ def no_dropout(tmp_path: Path) -> str:
 def by_hand(
     prepared: Prepared, epochs: int, accumulate: int, clip: float
 ) -> dict[str, torch.Tensor]:
-    """The same training in a plain loop: the loss of an update is the mean of its batches'."""
-    module, data, scheduled = prepared.module, prepared.data, prepared.module.configure_optimizers()
+    """The same training as a plain loop, in the order in which `dynarank.training` tells a step."""
+    module, data = prepared.module, prepared.data
+    scheduled = module.configure_optimizers()
     optimizer, scheduler = scheduled["optimizer"], scheduled["lr_scheduler"]["scheduler"]
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     assert module.allocation is not None
     for epoch in range(epochs):
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
-        batches = list(loader)
+        batches = list(loader)  # 1: rows of like length
         for start in range(0, len(batches), accumulate):
             window = batches[start : start + accumulate]
-            torch.stack(
-                [module.model(**module.task.inputs(batch)).loss for batch in window]
-            ).mean().backward()
-            torch.nn.utils.clip_grad_norm_(trained, clip)
-            optimizer.step()
-            scheduler.step()
+            losses = [module.model(**module.task.inputs(batch)).loss for batch in window]
+            torch.stack(losses).mean().backward()  # 2: the loss, the mean of the window's batches
+            torch.nn.utils.clip_grad_norm_(trained, clip)  # 3
+            optimizer.step()  # 4
+            scheduler.step()  # 5
+            module.allocation.allocator.step()  # 6: score, prune, freeze
             optimizer.zero_grad()
-            module.allocation.allocator.step()
     return module.trained_state()
 
 
@@ -73,6 +82,47 @@ def test_a_shorter_last_window_is_the_mean_of_its_own_batches(
     assert max(float((saved[name] - expected[name]).abs().max()) for name in head) < 1e-6
 
 
+def test_a_step_is_made_as_the_package_tells_it(
+    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names in the docstring are there, and a step calls the methods in its order."""
+    text = str(training.__doc__)
+    told = TOLD.findall(text)
+    assert [name for _, name in told] == [
+        "training_step",
+        "_window_scale",
+        "configure_gradient_clipping",
+        "check",
+        "lr_scheduler_step",
+        "on_train_batch_end",
+        "on_train_batch_end",
+        "on_train_batch_end",
+    ]
+    calls: list[tuple[str, str]] = []
+
+    def watch(owner: str, name: str) -> None:
+        inner = getattr(KINDS[owner], name)
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            calls.append((owner, name))
+            return inner(*arguments, **named)
+
+        monkeypatch.setattr(KINDS[owner], name, watched)
+
+    for owner, name in [*told, ("FineTuning", "validation_step")]:
+        watch(owner, name)
+    settings = ["trainer.accumulate=2", "trainer.ema=0.9", "trainer.epochs=1"]
+    run(configure(tmp_path, hub_root, *PLAIN, *settings))
+    in_every_batch, behind_every_batch = told[:2], told[5:]
+    one_step = [*in_every_batch, *behind_every_batch, *told]
+    assert calls[: 2 * len(one_step)] == 2 * one_step
+    assert calls.index(("FineTuning", "validation_step")) > 2 * len(one_step)
+    for name in re.findall(r"`(\w+)` \(\w+\.py\)|`(\w+_\w+)`", text):
+        assert any(hasattr(module, max(name)) for module in MODULES), name
+    for file in re.findall(r"\((\w+\.py)\)", text):
+        assert (Path(str(training.__file__)).parent / file).is_file()
+
+
 class Recorded(pl.Callback):
     def __init__(self) -> None:
         self.seen: list[dict[str, float]] = []
@@ -80,10 +130,13 @@ class Recorded(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         optimizer = trainer.optimizers[0]
         taken = {int(state["step"]) for state in optimizer.state.values()}
-        self.seen.append({
-            "taken": max(taken, default=0), "counted": trainer.global_step, "t": pl_module.allocation.allocator.t,
+        counts = {
+            "taken": max(taken, default=0),
+            "counted": trainer.global_step,
+            "t": pl_module.allocation.allocator.t,
             "rate": trainer.lr_scheduler_configs[0].scheduler.last_epoch,
-        })  # fmt: skip
+        }
+        self.seen.append(counts)
 
 
 @pytest.fixture
@@ -109,7 +162,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 def test_a_gradient_that_no_scale_makes_finite_stops_too(
     recorded: Recorded, hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynarank.training.module.SKIPS", 3)
+    monkeypatch.setattr("dynarank.training.module.MAX_SKIPPED_STEPS", 3)
 
     def spoil(module: FineTuning) -> None:
         module.get_parameter("model.classifier.out_proj.bias").grad[0] = torch.nan
@@ -158,7 +211,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
 def test_the_loss_is_looked_at_once_an_update(
     hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss that is not finite inside an accumulation window stops the run at that window's end, at its own batch."""
+    """A loss that is not finite stops the run at its window's end, and names its own batch."""
     config = configure(tmp_path, hub_root, *PLAIN, "trainer.accumulate=2")
     calls: list[int] = []
 

@@ -5,38 +5,15 @@ Legend: A (r', d_in), B (d_out, r'), c (r') of an adapter, `mask` (r') its kept 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from dynarank.adapters.inject import adapter_layers
+from torch import Tensor
 
 AXIS = {"lora_A": 0, "lora_B": 1, "lora_c": 0}
 """Which axis of a factor counts components."""
 NAMES = "optimizer_names"
 """A checkpoint's entry that says it is compact: the names of the optimizer's parameters, by index."""
-
-
-@torch.no_grad()
-def silence(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Set the pruned components' parts of A, B, c and of their moments to zero, once the masks are final.
-
-    They have no gradient from then on, so that zero is what they stay under Adam and under weight decay.
-    """
-    for layer in adapter_layers(model).values():
-        pruned = (~layer.mask).nonzero().flatten()
-        for name, axis in AXIS.items():
-            factor = layer.get_parameter(name)
-            moments = [
-                value
-                for optimizer in optimizers
-                for value in optimizer.state.get(factor, {}).values()
-            ]
-            for tensor in (factor, *moments):
-                if isinstance(tensor, Tensor) and tensor.shape == factor.shape:
-                    tensor.index_fill_(axis, pruned, 0)
 
 
 def compact(checkpoint: dict[str, Any], names: list[str]) -> None:

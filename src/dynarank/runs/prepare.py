@@ -19,6 +19,7 @@ from dynarank.checkpoints.resume import (
     rows_digest,
     weights_digest,
 )
+from dynarank.checkpoints.signals import leave_signals_to_training
 from dynarank.config.schema import TrainConfig
 from dynarank.errors import UserError
 from dynarank.methods import build_method
@@ -98,7 +99,15 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     model = adapt(pretrained, method, config)
 
     world = config.trainer.world_size
-    data = TaskData(task, tokenizer, config.batch_size, config.seed, config.trainer.workers, world)
+    data = TaskData(
+        task,
+        tokenizer,
+        config.batch_size,
+        config.seed,
+        workers=config.trainer.workers,
+        world_size=world,
+        worker_init=leave_signals_to_training,
+    )
     check_shares(task, world)
     check_length(model, data.longest, task.length_setting)
     for setting, tokens in task.generated_lengths().items():

@@ -1,6 +1,6 @@
-"""A point of a sweep: a run's folder, and the plain command that fills it, in a process of its own.
+"""A point of a sweep: a run's folder, and the plain command that fills it, in its own process.
 
-Imports nothing heavy, for launchers load it on the machine where the run is.
+This module imports nothing heavy, because launchers load it on the machine where the run is.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 ERROR_LINES = 40
+"""Lines of a failed run's output that error.txt keeps."""
 POINT = "DYNARANK_SWEEP_POINT"
-"""Set in the processes of a sweep."""
+"""An environment variable that is set in the processes of a sweep."""
 RESUME, START_OVER = "resume.path=auto", "resume.path=never"
 HEARTBEAT = 30.0
-"""Seconds between two touches of running.json, by which other machines know that the run is alive."""
+"""Seconds between two touches of running.json, by which other machines know a run is alive."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Point:
             return False
         from omegaconf import OmegaConf
 
-        theirs = [str(one) for one in OmegaConf.load(record)]
-        return _essential(theirs) == _essential(self.overrides)
+        recorded = [str(override) for override in OmegaConf.load(record)]
+        return _identifying(recorded) == _identifying(self.overrides)
 
     @property
     def finished(self) -> bool:
@@ -52,64 +53,73 @@ class Point:
 
     @property
     def score(self) -> float:
-        """The selecting metric. Of a finished run."""
+        """The selecting metric of a finished run; NaN where it is undefined."""
         results = json.loads((self.folder / "metrics.json").read_text())
         value = results["metrics"][results["selected"]["metric"]]
         return float("nan") if value is None else float(value)
 
     def status(self) -> str:
-        """done, running, failed or missing."""
+        """Return done, running, failed or missing."""
         if self.finished:
             return "done"
-        if _alive(self.folder / "running.json"):
+        if _is_alive(self.folder / "running.json"):
             return "running"
         return "failed" if (self.folder / "error.txt").is_file() else "missing"
 
-    def fail(self, reason: str, lines: Sequence[str] = ()) -> None:
-        """Record why there is no finished run."""
+    def record_failure(self, reason: str, lines: Sequence[str] = ()) -> None:
+        """Write why there is no finished run, with the last lines of its output."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "error.txt").write_text("\n".join([reason, *lines[-ERROR_LINES:]]) + "\n")
+        text = "\n".join([reason, *lines[-ERROR_LINES:]])
+        (self.folder / "error.txt").write_text(text + "\n")
 
     def failure(self) -> str:
-        """Why there is no finished run, in a line."""
+        """Return why there is no finished run, in a line."""
         record = self.folder / "error.txt"
-        return reason(record.read_text().splitlines()) if record.is_file() else "it has not run"
+        if not record.is_file():
+            return "it has not run"
+        return error_line(record.read_text().splitlines())
 
     def log_outcome(self) -> None:
-        """Say how it ended."""
+        """Log how the run ended."""
         if self.finished:
             log.info("#%d done: %.4f", self.number, self.score)
         else:
             log.info("#%d failed: %s", self.number, self.failure())
 
 
-def _essential(overrides: Sequence[str]) -> list[str]:
-    return sorted(one for one in overrides if not one.lstrip("+").startswith(("sweep.", "resume.")))
+def _identifying(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that tell one run from another, sorted."""
+    passing = ("sweep.", "resume.")
+    return sorted(text for text in overrides if not text.lstrip("+").startswith(passing))
 
 
-def _alive(record: Path) -> bool:
+def _is_alive(record: Path) -> bool:
+    """Return whether the process that a running.json names is alive.
+
+    Of a process on another machine only the record's heartbeat is known.
+    """
     try:
         known = json.loads(record.read_text())
         if known.get("host", socket.gethostname()) != socket.gethostname():
             return time.time() - record.stat().st_mtime < 4 * HEARTBEAT
         os.kill(int(known["pid"]), 0)
-        stat = Path(
-            f"/proc/{int(known['pid'])}/stat"
-        )  # an orphan that has ended may stay as a zombie, in containers
+        # In a container an orphan that has ended may stay as a zombie.
+        stat = Path(f"/proc/{int(known['pid'])}/stat")
         return not (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
     except (OSError, ValueError, KeyError):
         return False
 
 
-def reason(lines: Sequence[str]) -> str:
-    """The line of an output that says what went wrong."""
+def error_line(lines: Sequence[str]) -> str:
+    """Return the line of an output that says what went wrong."""
     errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["no output"])[-1].removeprefix("error: ")
+    candidates = errors or lines or ["no output"]
+    return candidates[-1].removeprefix("error: ")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What fills a point's folder. Plain data, so that it can be sent to another machine."""
+    """What fills a point's folder. It is plain data, so that it can be sent to another machine."""
 
     point: Point
     command: list[str]
@@ -126,10 +136,15 @@ class Job:
         rank: int = 0,
         ignored: Collection[signal.Signals] = (),
     ) -> int:
-        """Run the command to its end; its output and what becomes of it go to the folder. Returns the exit code.
+        """Run the command to its end, and leave its output and outcome in the folder.
 
-        `environment` is added to the job's. Of several processes of one run, only rank 0 records. `ignored` signals do not
-        reach the command, so that each can be forwarded once.
+        Args:
+            environment: added to the job's own.
+            rank: of this process among several of one run; only rank 0 records the outcome.
+            ignored: signals that do not reach the command, so that each can be forwarded once.
+
+        Returns:
+            the command's exit code.
         """
         folder = self.point.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,44 +153,59 @@ class Job:
                 (folder / stale).unlink(missing_ok=True)
         output = folder / (f"output-rank{rank}.txt" if rank else "output.txt")
 
-        def ignore() -> None:
-            for one in ignored:
-                signal.signal(one, signal.SIG_IGN)
+        def ignore_signals() -> None:
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
 
+        variables = {**os.environ, **self.environment, **(environment or {}), POINT: "1"}
         with output.open("w") as file:
             process = subprocess.Popen(
                 self.command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
-                env={**os.environ, **self.environment, **(environment or {}), POINT: "1"},
-                preexec_fn=ignore if ignored else None,
+                env=variables,
+                preexec_fn=ignore_signals if ignored else None,
             )
-        code = _attend(process, folder / "running.json" if rank == 0 else None)
+        code = _wait(process, folder / "running.json" if rank == 0 else None)
         if rank == 0 and (code or not self.point.finished):
-            self.point.fail(f"exit code {code}", output.read_text(errors="replace").splitlines())
+            lines = output.read_text(errors="replace").splitlines()
+            self.point.record_failure(f"exit code {code}", lines)
         return code
 
-    def going_on(self) -> Job:
-        """The same, from its newest checkpoint on."""
-        return replace(
-            self,
-            command=[*(one for one in self.command if not one.startswith("resume.path=")), RESUME],
-        )
+    def resumed(self) -> Job:
+        """Return the job that goes on from the run's newest checkpoint."""
+        command = [word for word in self.command if not word.startswith("resume.path=")]
+        return replace(self, command=[*command, RESUME])
 
     def stop(self) -> None:
-        """Have the command save and end, by SIGUSR1, and wait for that. In the process that is in `run`."""
+        """Have the command save and end, by SIGUSR1, and wait for its end.
+
+        Call it in the process that is in `run`. Nothing happens before the command has started or
+        once it is over.
+        """
         try:
             process = int(json.loads((self.point.folder / "running.json").read_text())["pid"])
             os.kill(process, signal.SIGUSR1)
-            os.waitid(
-                os.P_PID, process, os.WEXITED | os.WNOWAIT
-            )  # `run`, interrupted for this, holds Popen's lock
+            # `run` was interrupted for this and holds the lock that Popen.wait needs, so the
+            # process is left to be waited for by it.
+            os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
         except (OSError, ValueError, KeyError):
-            return  # not started yet, or over
+            return
 
 
-def _attend(process: subprocess.Popen[bytes], record: Path | None) -> int:
+def _wait(process: subprocess.Popen[bytes], record: Path | None) -> int:
+    """Wait for a process, and keep a record of it fresh meanwhile.
+
+    The process does not outlive this function: where the wait is cancelled, it is terminated.
+
+    Args:
+        process: the run's.
+        record: running.json, removed in the end; None for no record.
+
+    Returns:
+        the exit code.
+    """
     try:
         if record is not None:
             record.write_text(json.dumps({"pid": process.pid, "host": socket.gethostname()}))
@@ -185,7 +215,7 @@ def _attend(process: subprocess.Popen[bytes], record: Path | None) -> int:
             except subprocess.TimeoutExpired:
                 if record is not None:
                     record.touch()
-    finally:  # a launcher's cancellation must not leave the run behind
+    finally:
         if process.poll() is None:
             process.terminate()
             process.wait()

@@ -1,4 +1,7 @@
-"""What `hydra/sweeper=tune` searches: ranges and choices in Hydra's grammar, as Optuna's distributions."""
+"""What `hydra/sweeper=tune` searches.
+
+Ranges and choices are given in Hydra's grammar, and become Optuna's distributions.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ LOG = ("optimizer.lr",)
 
 
 def import_optuna() -> Any:
-    """Optuna, told to be quiet. Raises `UserError` where it is not installed."""
+    """Return Optuna, which logs warnings only. Raises `UserError` where it is not installed."""
     try:
         import optuna
     except ImportError:
@@ -31,51 +34,64 @@ class Space:
     """What is searched, and what is not."""
 
     distributions: dict[str, BaseDistribution]
+    """What each searched setting is drawn from."""
     fixed: list[str]
     """Overrides of every run."""
     seeds: list[str]
-    """Those that each trial runs on; none: the configuration's."""
+    """The seeds that each trial runs on; none for the configuration's."""
 
     @property
     def runs(self) -> int:
-        """Runs a trial."""
+        """Number of runs of a trial."""
         return max(1, len(self.seeds))
 
     def overrides(self, parameters: dict[str, Any]) -> list[list[str]]:
-        """Of each run of a trial."""
-        chosen = [*self.fixed, *(f"{name}={value}" for name, value in parameters.items())]
-        return [[*chosen, f"seed={seed}"] for seed in self.seeds] or [chosen]
+        """Return the overrides of each run of a trial with these parameters."""
+        chosen = self.fixed + [f"{name}={value}" for name, value in parameters.items()]
+        if not self.seeds:
+            return [chosen]
+        return [[*chosen, f"seed={seed}"] for seed in self.seeds]
 
     def extremes(self) -> Iterator[tuple[str, Any, list[str]]]:
-        """Each end of a range and each choice: the setting, its value, and overrides that have it."""
-        values = {name: _values(one) for name, one in self.distributions.items()}
-        first = {name: known[0] for name, known in values.items()}
-        for name, known in values.items():
-            for value in known:
+        """Yield each end of a range and each choice.
+
+        Each comes as the setting's name, the value, and the overrides of a run that has it.
+        """
+        extremes = {}
+        for name, distribution in self.distributions.items():
+            extremes[name] = _extreme_values(distribution)
+        first = {name: values[0] for name, values in extremes.items()}
+        for name, values in extremes.items():
+            for value in values:
                 yield name, value, self.overrides({**first, name: value})[0]
 
     def record(self) -> dict[str, Any]:
-        """What a search cannot change and stay itself."""
+        """Return what a search cannot change and stay itself."""
         from optuna.distributions import distribution_to_json
 
-        searched = {
-            name: distribution_to_json(one) for name, one in sorted(self.distributions.items())
-        }
-        return {"searched": searched, "fixed": sorted(kept(self.fixed)), "seeds": self.seeds}
+        searched = {}
+        for name, distribution in sorted(self.distributions.items()):
+            searched[name] = distribution_to_json(distribution)
+        fixed = sorted(without_housekeeping(self.fixed))
+        return {"searched": searched, "fixed": fixed, "seeds": self.seeds}
 
 
-def _values(distribution: Any) -> list[Any]:
+def _extreme_values(distribution: Any) -> list[Any]:
+    """Return a distribution's choices, or the ends of its range."""
     choices = getattr(distribution, "choices", None)
     return list(choices) if choices else [distribution.low, distribution.high]
 
 
-def kept(overrides: Sequence[str]) -> list[str]:
-    """Those that enter a run's numbers."""
-    return [one for one in overrides if not one.startswith(("sweep.", "resume"))]
+def without_housekeeping(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that a run's numbers depend on."""
+    housekeeping = ("sweep.", "resume")
+    return [override for override in overrides if not override.startswith(housekeeping)]
 
 
 def parse_space(arguments: Sequence[str]) -> Space:
-    """Read overrides in Hydra's grammar; a later one of a setting takes the place of an earlier.
+    """Read what is searched from overrides in Hydra's grammar.
+
+    A later override of a setting takes the place of an earlier one.
 
     Raises:
         UserError: a range that cannot be, or nothing to search.
@@ -83,11 +99,10 @@ def parse_space(arguments: Sequence[str]) -> Space:
     optuna = import_optuna()
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = {
-        one.get_key_element(): one
-        for one in OverridesParser.create().parse_overrides(list(arguments))
-    }
-    space = Space({}, [], [])
+    parsed = {}
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        parsed[override.get_key_element()] = override
+    space = Space(distributions={}, fixed=[], seeds=[])
     for name, override in parsed.items():
         if override.is_sweep_override() and name == "seed" and override.is_discrete_sweep():
             space.seeds = list(override.sweep_string_iterator())
@@ -100,25 +115,29 @@ def parse_space(arguments: Sequence[str]) -> Space:
             space.fixed.append(f"{name}={override.get_value_element_as_str()}")
     if not space.distributions:
         raise UserError(
-            "nothing to search: name a range, 'optimizer.lr=interval(1e-5,1e-2)', or choices, budget.init=3,4,6"
+            "nothing to search: name a range, 'optimizer.lr=interval(1e-5,1e-2)', "
+            "or choices, budget.init=3,4,6"
         )
     return space
 
 
 def _range(name: str, interval: Any) -> BaseDistribution:
+    """Return the distribution of a range. Raises `UserError` for a range that cannot be."""
     optuna = import_optuna()
     low, high = interval.start, interval.end
     given = f"{name}=interval({low},{high})"
-    if unknown := interval.tags - {"log", "linear"}:
-        raise UserError(
-            f"{given}: the tag {min(unknown)!r} says nothing. {nearest(min(unknown), ['log', 'linear'])}"
-        )
+    scales = ["log", "linear"]
+    unknown = interval.tags - set(scales)
+    if unknown:
+        tag = min(unknown)
+        raise UserError(f"{given}: the tag {tag!r} is not known. {nearest(tag, scales)}")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise UserError(f"{given}: the lower end must be below the upper, and both finite")
     scale_log = "log" in interval.tags or (name in LOG and "linear" not in interval.tags)
     if scale_log and low <= 0:
         raise UserError(
-            f"{given}: a logarithmic range begins above 0. Or take 'tag(linear,interval({low},{high}))'"
+            f"{given}: a logarithmic range begins above 0. "
+            f"Or take 'tag(linear,interval({low},{high}))'"
         )
     kind = optuna.distributions
     if isinstance(low, int) and isinstance(high, int):

@@ -1,7 +1,7 @@
-"""Sweeps: every point in a fresh process, what is finished kept, what failed recorded, the rest carried on.
+"""Sweeps: every point in a fresh process, what is finished kept, what failed recorded.
 
-A sweep's folder holds `sweep.json`, the points and their overrides, and a run's folder for each point; there
-`running.json` names the process at work, and `error.txt` says why one failed.
+A sweep's folder holds `sweep.json`, the points and their overrides, and a run's folder for each
+point. There `running.json` names the process at work, and `error.txt` tells why a run failed.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ OWN = (
 
 
 def read_sweep(folder: Path) -> list[Point]:
-    """The points of a sweep's folder. Raises `UserError` where it is none."""
-    if not (folder / "sweep.json").is_file():
+    """Return the points of a sweep's folder. Raises `UserError` where it is none."""
+    record = folder / "sweep.json"
+    if not record.is_file():
         raise UserError(f"{folder}: is no sweep's folder (no sweep.json)")
-    points = json.loads((folder / "sweep.json").read_text())
-    return [Point(one["number"], folder / one["folder"], one["overrides"]) for one in points]
+    points = []
+    for entry in json.loads(record.read_text()):
+        points.append(Point(entry["number"], folder / entry["folder"], entry["overrides"]))
+    return points
 
 
 def launch(
@@ -49,39 +52,45 @@ def launch(
     executor: Executor,
     resume: bool = False,
 ) -> list[Any]:
-    """Run all points; returns Hydra's job returns, of which a failed one raises when it is looked at.
+    """Run all points of a sweep, or of a sampling sweeper's batch.
 
-    With `resume`, as with sweep.resume=true, those that are finished are left out, and those that were begun go on; a
-    sampling sweeper sets it.
+    Args:
+        context: Hydra's, which composes configurations.
+        config: Hydra's composed configuration of the sweep.
+        job_overrides: the overrides of each point.
+        first: the first point's number.
+        executor: where the points run.
+        resume: leave out what is finished and go on with what was begun, as sweep.resume=true
+            does. A sampling sweeper sets it.
+
+    Returns:
+        Hydra's job returns. One of a failed run raises its error when its value is looked at.
+
+    Raises:
+        UserError: nothing can run, or runs of an earlier command are at work still.
+        KeyboardInterrupt: with the way to go on, after Ctrl-C.
     """
     if POINT in os.environ:
         raise UserError(
-            "a point of a sweep would start a sweep of its own: take -m or hydra.mode out of its overrides"
+            "a point of a sweep would start a sweep of its own: "
+            "take -m or hydra.mode out of its overrides"
         )
     executor.check()
-    resume, sampled = resume or bool(config.sweep.resume), resume
-    composed = [
-        _compose(context, config, overrides, first + index)
-        for index, overrides in enumerate(job_overrides)
-    ]
-    check_sources(composed)
-    points = [
-        _point(one, overrides) for one, overrides in zip(composed, job_overrides, strict=True)
-    ]
+    points = _compose_points(context, config, job_overrides, first)
+    sampled = resume
+    resume = resume or bool(config.sweep.resume)
+    unfinished = [point for point in points if not (resume and point.finished)]
+    refuse_running(unfinished)
     sweep = Path(str(config.hydra.sweep.dir))
-    todo = [point for point in points if not (resume and point.finished)]
-    refuse_running(todo)
-    _record(sweep, points)
+    _record_points(sweep, points)
     if not sampled:
-        log.info(
-            "sweep of %d runs in %s%s",
-            len(points),
-            sweep,
-            "" if todo == points else f", {len(todo)} to go",
-        )
+        to_go = "" if unfinished == points else f", {len(unfinished)} to go"
+        log.info("sweep of %d runs in %s%s", len(points), sweep, to_go)
+    jobs = _jobs(unfinished, points, config, sweep)
+    if resume:
+        jobs = [job.resumed() if job.point.begun else job for job in jobs]
     try:
-        jobs = _jobs(todo, points, config, sweep)
-        executor.run([job.going_on() if resume and job.point.begun else job for job in jobs], sweep)
+        executor.run(jobs, sweep)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Go on: the same command with sweep.resume=true hydra.sweep.dir={sweep}"
@@ -89,60 +98,104 @@ def launch(
     return [_job_return(point, sweep) for point in points]
 
 
+def _compose_points(
+    context: Any, config: Any, job_overrides: Sequence[Sequence[str]], first: int
+) -> list[Point]:
+    """Return the points, each of whose configurations is valid and finds its model and data."""
+    composed = []
+    for index, overrides in enumerate(job_overrides):
+        composed.append(_compose(context, config, overrides, first + index))
+    check_sources(composed)
+    return [_point(one, overrides) for one, overrides in zip(composed, job_overrides, strict=True)]
+
+
 def refuse_running(points: Sequence[Point]) -> None:
-    """Raise `UserError` where a run is at work still, started by an earlier command: two would mix in one folder."""
+    """Refuse to start a run again that is at work still: two would mix in one folder.
+
+    Raises:
+        UserError: a run that an earlier command started is alive.
+    """
     running = [point for point in points if point.status() == "running"]
     if running:
+        first = running[0]
         raise UserError(
-            f"{len(running)} of these runs are at work still, the first being #{running[0].number} "
-            f"({running[0].folder / 'running.json'} says where; remove it if that is not so). Wait for them, or end them, "
-            "and give the same command again"
+            f"{len(running)} of these runs are at work still, the first being #{first.number} "
+            f"({first.folder / 'running.json'} says where; remove it if that is not so). "
+            "Wait for them, or end them, and give the same command again"
         )
 
 
-def _jobs(todo: Sequence[Point], points: Sequence[Point], config: Any, sweep: Path) -> list[Job]:
-    """The plain command of each point that is to be run."""
-    common = [one for one in config.hydra.overrides.hydra if not one.lstrip("+~").startswith(OWN)]
-    shared = (
-        set.intersection(*(set(point.overrides) for point in points)) if len(points) > 1 else set()
-    )
+def _jobs(
+    unfinished: Sequence[Point], points: Sequence[Point], config: Any, sweep: Path
+) -> list[Job]:
+    """Return the plain command of each point that is to be run."""
+    hydra_overrides = [
+        override
+        for override in config.hydra.overrides.hydra
+        if not override.lstrip("+~").startswith(OWN)
+    ]
+    shared = _shared_overrides(points)
     environment = tracker_environment(config, sweep, points[0])
     script = str(Path(sys.argv[0]).resolve())
     jobs = []
-    for point in todo:
+    for point in unfinished:
         placed = replace(point, folder=point.folder.resolve())
         path = str(placed.folder).replace("\\", "\\\\").replace("'", "\\'")
-        # An experiment may say hydra.mode=MULTIRUN, which must not reach its points: each would sweep again.
         command = [
             sys.executable,
             script,
             *point.overrides,
-            *common,
+            *hydra_overrides,
             START_OVER,
+            # An experiment may say hydra.mode=MULTIRUN, and each of its points would sweep again.
             "hydra.mode=RUN",
             f"hydra.run.dir='{path}'",
         ]
-        shown = " ".join(one for one in point.overrides if one not in shared) or "(defaults)"
-        jobs.append(Job(placed, command, Path.cwd(), environment, shown))
+        varying = [override for override in point.overrides if override not in shared]
+        job = Job(
+            point=placed,
+            command=command,
+            directory=Path.cwd(),
+            environment=environment,
+            shown=" ".join(varying) or "(defaults)",
+        )
+        jobs.append(job)
     return jobs
 
 
+def _shared_overrides(points: Sequence[Point]) -> set[str]:
+    """Return the overrides that all points have; none where there is one point only."""
+    if len(points) == 1:
+        return set()
+    shared = set(points[0].overrides)
+    for point in points:
+        shared &= set(point.overrides)
+    return shared
+
+
 def tracker_environment(config: Any, sweep: Path, point: Point) -> dict[str, str]:
-    """W&B's own variables, by which the runs of a sweep share a group and tags: its experiment, and what varies."""
-    fixed = set(config.hydra.overrides.task)
-    axes = [one.partition("=")[0].lstrip("+") for one in point.overrides if one not in fixed]
-    given = [os.environ["WANDB_TAGS"]] if os.environ.get("WANDB_TAGS") else []
+    """Return W&B's own variables, by which the runs of a sweep share a group and tags.
+
+    The tags are those that the user has set, the experiment, and the settings that vary but for
+    the seed.
+    """
+    tags = []
+    if os.environ.get("WANDB_TAGS"):
+        tags.append(os.environ["WANDB_TAGS"])
     experiment = config.hydra.runtime.choices.get("experiment")
-    tags = [
-        *given,
-        *([str(experiment)] if experiment else []),
-        *(axis for axis in axes if axis != "seed"),
-    ]
+    if experiment:
+        tags.append(str(experiment))
+    fixed = set(config.hydra.overrides.task)
+    for override in point.overrides:
+        setting = override.partition("=")[0].lstrip("+")
+        if override not in fixed and setting != "seed":
+            tags.append(setting)
     group = os.environ.get("WANDB_RUN_GROUP") or sweep.resolve().name
     return {"WANDB_RUN_GROUP": group, "WANDB_TAGS": ",".join(tags)}
 
 
 def _compose(context: Any, config: Any, overrides: Sequence[str], number: int) -> Any:
+    """Return Hydra's composed configuration of a point."""
     from omegaconf import open_dict
 
     composed = context.config_loader.load_sweep_config(config, list(overrides))
@@ -152,18 +205,23 @@ def _compose(context: Any, config: Any, overrides: Sequence[str], number: int) -
 
 
 def check_sources(composed: Sequence[Any]) -> None:
-    """Raise `UserError` where a point's model or data is nowhere: once, and not once a process."""
+    """Check once, and not once a process, that every point's model and data can be found.
+
+    Raises:
+        UserError: a model or a data set is nowhere.
+    """
     from dynarank.runs.preflight import locate_model
 
     checked = set()
     for one in composed:
-        parts = (str(one.model.path), str(one.model.revision), str(one.task), str(one.hub.root))
-        if parts not in checked:
-            checked.add(parts)
+        sources = (str(one.model.path), str(one.model.revision), str(one.task), str(one.hub.root))
+        if sources not in checked:
+            checked.add(sources)
             locate_model(one)
 
 
 def _point(composed: Any, overrides: Sequence[str]) -> Point:
+    """Return the point of a composed configuration."""
     sweep, subdir = Path(str(composed.hydra.sweep.dir)), str(composed.hydra.sweep.subdir)
     folder = sweep / subdir
     if not folder.resolve().is_relative_to(sweep.resolve()):
@@ -173,39 +231,35 @@ def _point(composed: Any, overrides: Sequence[str]) -> Point:
     return Point(int(composed.hydra.job.num), folder, list(overrides))
 
 
-def _record(sweep: Path, points: Sequence[Point]) -> None:
-    """Write sweep.json; points of earlier batches of a sampling sweeper stay."""
+def _record_points(sweep: Path, points: Sequence[Point]) -> None:
+    """Write sweep.json; points of a sampling sweeper's earlier batches stay in it."""
     sweep.mkdir(parents=True, exist_ok=True)
-    known = {
-        point.number: point
-        for point in (read_sweep(sweep) if (sweep / "sweep.json").is_file() else [])
-    }
-    known |= {point.number: point for point in points}
-    content = [
-        {
-            "number": number,
-            "folder": str(point.folder.relative_to(sweep)),
-            "overrides": point.overrides,
-        }
-        for number, point in sorted(known.items())
-    ]
+    recorded = read_sweep(sweep) if (sweep / "sweep.json").is_file() else []
+    by_number = {point.number: point for point in [*recorded, *points]}
+    content = []
+    for number, point in sorted(by_number.items()):
+        folder = str(point.folder.relative_to(sweep))
+        content.append({"number": number, "folder": folder, "overrides": point.overrides})
     temporary = sweep / "sweep.json.tmp"
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(sweep / "sweep.json")
 
 
 def _job_return(point: Point, sweep: Path) -> Any:
+    """Return what Hydra's sweepers look at: the score, or the error that a failed run raises."""
     from hydra.core.utils import JobReturn, JobStatus
 
-    found = JobReturn(overrides=point.overrides)
+    result = JobReturn(overrides=point.overrides)
     if point.finished:
-        found.status, found.return_value = JobStatus.COMPLETED, point.score
-        return found
-    states = [one.status() for one in read_sweep(sweep)]
-    found.status = JobStatus.FAILED
-    found.return_value = UserError(
-        f"{states.count('failed')} of {len(states)} runs failed, the first being #{point.number}: {point.failure()}\n"
-        f"  It says more in {point.folder / 'output.txt'}. The others are finished; once it is mended:\n"
+        result.status, result.return_value = JobStatus.COMPLETED, point.score
+        return result
+    states = [recorded.status() for recorded in read_sweep(sweep)]
+    result.status = JobStatus.FAILED
+    result.return_value = UserError(
+        f"{states.count('failed')} of {len(states)} runs failed, "
+        f"the first being #{point.number}: {point.failure()}\n"
+        f"  {point.folder / 'output.txt'} tells more. The others are finished. "
+        "Once it is mended:\n"
         f"  the same command with sweep.resume=true hydra.sweep.dir={sweep}"
     )
-    return found
+    return result

@@ -1,6 +1,8 @@
-"""The Callback that averages the trained weights over the steps, and puts the average where a model is judged or kept.
+"""The Callback that averages the trained weights over the steps.
 
-Lightning's own averages the whole model, frozen base and boolean masks too, and saves all of it. This one holds what trains.
+The average stands in the weights' place where a model is judged or kept. Lightning's own Callback
+averages the whole model, frozen base and boolean masks too, and saves all of it. This one holds
+what trains.
 """
 
 from __future__ import annotations
@@ -11,74 +13,88 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from dynarank.training.optimizer_steps import OptimizerSteps
+
 
 class WeightAverage(Callback):
     """An exponential moving average of the trained weights, in float32, over real updates.
 
-        average := d average + (1 - d) weight,  d = min(decay, (1 + n) / (10 + n)) at the n-th update, n from 0
+        average := d average + (1 - d) weight,  d = min(decay, (1 + n) / (10 + n))
 
-    so that the start is forgotten in short runs too. Where a weight is exactly zero, so is its average: pruned components
-    are, and the averaged model keeps as many as the model. Validation within `fit` sees the average; checkpoints hold both.
-    Attach it behind what prunes.
+    at the n-th update, n from 0, so that the start is forgotten in short runs too. Where a weight
+    is exactly zero, so is its average: pruned components are zero, and the averaged model keeps as
+    many components as the model. Validation within `fit` sees the average. Checkpoints hold both.
+
+    Attach it behind the Callback that prunes.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, steps: OptimizerSteps) -> None:
         self.decay = decay
+        self.steps = steps
         self.updates = 0
         self.average: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.average = {
-            name: self.average.get(name, weight.detach()).to(weight.device, copy=True)
-            for name, weight in trained(pl_module).items()
-        }
+        """Begin with the weights, or with the average that a checkpoint held."""
+        averages = {}
+        for name, weight in trained_parameters(pl_module).items():
+            start = self.average.get(name, weight.detach())
+            averages[name] = start.to(weight.device, copy=True)
+        self.average = averages
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if not pl_module.updated:
+        """Take the updated weights into the average."""
+        if not self.steps.taken:
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        for name, weight in trained(pl_module).items():
+        for name, weight in trained_parameters(pl_module).items():
             self.average[name].lerp_(weight, 1 - decay).masked_fill_(weight == 0, 0)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in the weights' place for a validation within `fit`."""
         if trainer.state.fn == "fit":
             self._swap(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the weights back."""
         if trainer.state.fn == "fit":
             self._swap(pl_module)
 
     def _swap(self, module: nn.Module) -> None:
-        for name, weight in trained(module).items():
+        for name, weight in trained_parameters(module).items():
             weight.data, self.average[name] = self.average[name], weight.data
 
     @torch.no_grad()
     def apply(self, module: nn.Module) -> None:
-        """Put the average in the weights' place, once training is over."""
-        for name, weight in trained(module).items():
+        """Copy the average over the weights, once training is over."""
+        for name, weight in trained_parameters(module).items():
             weight.copy_(self.average[name])
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the number of updates; the average itself stands in a checkpoint's own entry."""
         return {"updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the number of updates."""
         self.updates = state_dict["updates"]
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Put the average into a checkpoint, by parameter name."""
         checkpoint["average"] = dict(self.average)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Take the average from a checkpoint."""
         self.average = dict(checkpoint.get("average", {}))
 
 
-def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name."""
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that train, by name."""
     return {
         name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
     }

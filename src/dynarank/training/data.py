@@ -1,11 +1,12 @@
-"""Batches of rows of like length, in an order that is a pure function of seed and epoch, from any batch of it on.
+"""Batches of rows of like length, in an order that is a function of the seed and the epoch alone.
 
-Every rank takes its share of each global batch, so that any number of devices trains on the same batches.
+The order can be taken up at any batch, so that a resumed run sees the batches that are left. Every
+rank takes its share of each global batch, so that any number of devices trains on the same batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -13,7 +14,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
-from dynarank.checkpoints.signals import leave_signals_to_training
 from dynarank.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
@@ -21,17 +21,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MEGABATCH = 50
-"""Batches that are sorted by length together: enough to save most padding, few enough to stay a shuffle."""
+"""Batches sorted by length together: enough to save most padding, few enough to stay a shuffle."""
+EPOCH_SEED_FACTOR = 7919
+"""Keeps the worker processes' seeds of one epoch apart from those of another run's epochs."""
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Shuffled rows such that each batch of consecutive ones holds rows of like length, in random batch order.
+    """Yields shuffled rows, such that each batch of consecutive ones holds rows of like length.
 
-    The last, partial batch stays last, so that batches do not shift. Lightning calls `set_epoch`; the first `skip`
-    batches are left out of the next pass, once.
+    The batches come in random order, but for the last, partial one: it stays last, so that batches
+    do not shift. Lightning calls `set_epoch`. The first `skip` batches are left out of the next
+    pass, once.
 
-    Of `world` ranks, each takes its share of every batch of `batch_size` rows. A last batch of fewer rows than ranks is
-    left out.
+    Of `world` ranks, each takes its share of every batch of `batch_size` rows. A last batch of
+    fewer rows than ranks is left out.
+
+    Args:
+        lengths: tokens of each row, (rows).
+        batch_size: rows of a global batch, a multiple of `world`.
+        seed: of the run.
+        rank: this process's number among `world`.
+        world: number of processes.
     """
 
     def __init__(
@@ -45,17 +55,20 @@ class LengthGroupedSampler(Sampler[int]):
 
     @property
     def batches(self) -> int:
-        """Batches of a whole pass."""
+        """Number of batches of a whole pass."""
         whole, rest = divmod(len(self.lengths), self.batch_size)
         return whole + (rest >= self.world)
 
     def __len__(self) -> int:
+        """Return the number of this rank's rows in a whole pass."""
         whole, rest = divmod(len(self.lengths), self.batch_size)
-        return whole * (self.batch_size // self.world) + (
-            len(self._share(np.arange(rest))) if rest >= self.world else 0
-        )
+        rows = whole * (self.batch_size // self.world)
+        if rest >= self.world:
+            rows += len(self._share(np.arange(rest)))
+        return rows
 
     def _share(self, batch: np.ndarray) -> np.ndarray:
+        """Return this rank's rows of a global batch."""
         return np.array_split(batch, self.world)[self.rank]
 
     def set_epoch(self, epoch: int) -> None:
@@ -63,46 +76,60 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        """Yield this rank's rows of the epoch, from batch `skip` on."""
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(len(self.lengths))
-        size = MEGABATCH * self.batch_size
-        # Within a megabatch, longest first; equal lengths keep their random order.
-        sorted_parts = [
-            part[np.argsort(-self.lengths[part], kind="stable")]
-            for part in (order[start : start + size] for start in range(0, len(order), size))
-        ]
-        order = np.concatenate(sorted_parts)
+        order = self._sort_megabatches(rng.permutation(len(self.lengths)))
         whole = len(order) // self.batch_size * self.batch_size
-        batches = rng.permutation(order[:whole].reshape(-1, self.batch_size))
-        parts = [self._share(batch) for batch in (*batches, order[whole:])][
-            self.skip : self.batches
-        ]
+        full_batches = rng.permutation(order[:whole].reshape(-1, self.batch_size))
+        batches = [*full_batches, order[whole:]]
+        shares = [self._share(batch) for batch in batches[self.skip : self.batches]]
         self.skip = 0
-        return iter(np.concatenate(parts).tolist() if parts else [])
+        return iter(np.concatenate(shares).tolist() if shares else [])
+
+    def _sort_megabatches(self, order: np.ndarray) -> np.ndarray:
+        """Sort rows within each megabatch, longest first; equal lengths keep their random order."""
+        size = MEGABATCH * self.batch_size
+        parts = []
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            parts.append(part[np.argsort(-self.lengths[part], kind="stable")])
+        return np.concatenate(parts)
 
 
 class TrainLoader(DataLoader[Batch]):
     """A loader whose pass depends on nothing but its sampler.
 
-    Its `len` stays the whole epoch's when the sampler skips. The pass begins with the first batch that is asked for,
-    after Lightning's `set_epoch`, of which the seeds of worker processes are a function too.
+    Its `len` stays that of the whole epoch when the sampler skips batches. The pass begins with the
+    first batch that is asked for, after Lightning's `set_epoch`, so that the seeds of worker
+    processes are a function of the epoch too.
     """
 
     def __iter__(self) -> Any:
+        """Yield the epoch's batches."""
         sampler = cast("LengthGroupedSampler", self.sampler)
-        self.generator.manual_seed(sampler.seed * 7919 + sampler.epoch)
+        self.generator.manual_seed(sampler.seed * EPOCH_SEED_FACTOR + sampler.epoch)
         yield from super().__iter__()
 
 
 def lengths(dataset: Dataset) -> np.ndarray:
-    """Tokens of each encoded row, (rows)."""
+    """Return the number of tokens of each encoded row, (rows)."""
     from pyarrow import compute
 
     return np.asarray(compute.list_value_length(dataset.with_format("arrow")[:]["input_ids"]))
 
 
 class TaskData(LightningDataModule):
-    """A task's loaders: training rows grouped by length and shuffled, validation rows sorted by length."""
+    """A task's loaders: training rows grouped by length and shuffled, validation rows sorted.
+
+    Args:
+        task: with its features encoded.
+        tokenizer: what pads the batches.
+        batch_size: rows of a global batch.
+        seed: of the run.
+        workers: processes that make batches; 0 makes them in the training's own.
+        world_size: number of training processes.
+        worker_init: called in each worker process, with its number, before its first batch.
+    """
 
     def __init__(
         self,
@@ -112,43 +139,51 @@ class TaskData(LightningDataModule):
         seed: int,
         workers: int = 0,
         world_size: int = 1,
+        worker_init: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__()
         self.task, self.batch_size, self.seed, self.workers = task, batch_size, seed, workers
         self.world_size = world_size
+        self.worker_init = worker_init
         self.collate = task.collator(tokenizer)
         self.train_lengths = lengths(task.train_features)
         self.sample = task.config.validation_sample
-        """Validation rows scored; None: all."""
+        """How many validation rows are scored; None for all."""
         self._position = 0
 
     @property
     def batches_per_epoch(self) -> int:
+        """Number of global batches of an epoch."""
         return self._sampler(0).batches
 
     @property
     def longest(self) -> int:
         """Tokens of the longest feature of any split."""
-        return int(
-            max(
-                *self.train_lengths,
-                *(lengths(rows).max() for rows in self.task.validation_features.values()),
-            )
-        )
+        longest = int(self.train_lengths.max())
+        for features in self.task.validation_features.values():
+            longest = max(longest, int(lengths(features).max()))
+        return longest
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches of the present epoch that are done with."""
+        """Return how many batches of the present epoch are done, for a checkpoint."""
         assert self.trainer is not None
         return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.current.completed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have the next epoch's pass begin behind the batches that were done."""
         self._position = int(state_dict["position"])
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the loader of this rank's share of the training batches."""
         sampler = self._sampler(self._rank)
-        sampler.skip, self._position = self._position % self.batches_per_epoch, 0
-        more = {"batch_size": self.batch_size // self.world_size, "sampler": sampler}
-        return self._loader(self.task.train_features, TrainLoader, **more)
+        sampler.skip = self._position % self.batches_per_epoch
+        self._position = 0
+        return self._loader(
+            self.task.train_features,
+            TrainLoader,
+            batch_size=self.batch_size // self.world_size,
+            sampler=sampler,
+        )
 
     @property
     def _rank(self) -> int:
@@ -160,21 +195,21 @@ class TaskData(LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        return [
-            self._validation_loader(features) for features in self.task.validation_features.values()
-        ]
+        """Return a loader for each validation split, in the task's order."""
+        features_by_split = self.task.validation_features
+        return [self._validation_loader(features) for features in features_by_split.values()]
 
     def _validation_loader(self, features: Dataset) -> DataLoader[Batch]:
+        """Return the loader of this rank's batches of a split, longest rows first."""
         order = np.argsort(-lengths(features), kind="stable")
         rows = self.task.rows_of(features)
-        if self.sample is not None and self.sample <= rows.max():
-            chosen = np.random.default_rng(self.seed).permutation(rows.max() + 1)[: self.sample]
-            order = order[np.isin(rows[order], chosen)]
+        last_row = rows.max()
+        if self.sample is not None and self.sample <= last_row:
+            shuffled = np.random.default_rng(self.seed).permutation(last_row + 1)
+            order = order[np.isin(rows[order], shuffled[: self.sample])]
         batches = even_batches(order, self.batch_size, self.world_size)
-        return self._loader(
-            features,
-            batch_sampler=[batch[self._rank :: self.world_size].tolist() for batch in batches],
-        )
+        own = [batch[self._rank :: self.world_size].tolist() for batch in batches]
+        return self._loader(features, batch_sampler=own)
 
     def _loader(
         self, features: Dataset, kind: type[DataLoader[Batch]] = DataLoader, **more: Any
@@ -185,19 +220,26 @@ class TaskData(LightningDataModule):
             collate_fn=self.collate,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            worker_init_fn=leave_signals_to_training,
+            worker_init_fn=self.worker_init,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or starting worker processes would draw on the training's, once a process
+            # Without a generator of its own, a loader that starts workers would draw their seeds
+            # from the training's generator, and a resumed run would go on from another state.
+            generator=torch.Generator(),
             **more,
         )
 
 
 def even_batches(order: np.ndarray, batch_size: int, world: int) -> list[np.ndarray]:
-    """Rows in batches of at most `batch_size`, or a little more where else a rank would have no row of one.
+    """Cut rows into batches in which every rank has a row.
 
-    All ranks must take part in every batch: sharded models wait for one another.
+    All ranks must take part in every batch, because sharded models wait for one another.
+
+    Returns:
+        batches of at most `batch_size` rows, or of a little more where a rank would otherwise have
+        no row in one.
     """
     if world == 1:
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    count = max(1, min(-(-len(order) // batch_size), len(order) // world))
+    full = -(-len(order) // batch_size)  # rounded up
+    count = max(1, min(full, len(order) // world))
     return np.array_split(order, count)

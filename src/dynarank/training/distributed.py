@@ -1,8 +1,9 @@
-"""Many devices, by Lightning's strategies: the same batches, the same decisions and the same files on any number of them.
+"""Many devices, by Lightning's strategies: the same batches, decisions and files on any number.
 
-`trainer.batch_size` is that of all devices together, so T, the schedule and the training itself do not depend on how many
-there are. DDP replicates the model. FSDP2 shards what is frozen, nearly all of it; what trains is small, and stays whole on
-every rank, so that scores, masks, DEM and checkpoints are those of a single process.
+`trainer.batch_size` is that of all devices together, so T, the schedule and the training itself do
+not depend on how many there are. DDP replicates the model. FSDP2 shards what is frozen, nearly all
+of it. What trains is small, and stays whole on every rank, so that scores, masks, DEM and
+checkpoints are those of a single process.
 """
 
 from __future__ import annotations
@@ -23,17 +24,23 @@ log = logging.getLogger(__name__)
 
 
 def is_first() -> bool:
-    """Whether this process writes the run's files; known from the launcher's environment before there is a group."""
+    """Return whether this process writes the run's files.
+
+    It is known from the launcher's environment, before the processes have formed a group.
+    """
     return this_rank() == 0
 
 
 def this_rank() -> int:
-    """This process's number among the run's, from the launcher's environment."""
+    """Return this process's number among the run's, from the launcher's environment."""
     return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 class ShardFrozen(ModelParallelStrategy):
-    """FSDP2 over the frozen parameters (see `FineTuning.configure_model`); states are saved and loaded as under DDP."""
+    """FSDP2 over the frozen parameters (see `FineTuning.configure_model`).
+
+    States are saved and loaded as under DDP, because what trains is whole on every rank.
+    """
 
     def __init__(self, world_size: int) -> None:
         super().__init__(
@@ -42,66 +49,85 @@ class ShardFrozen(ModelParallelStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
+        """Load checkpoints before the set-up, as DDP does."""
         return False
 
     @property
     def lightning_restore_optimizer(self) -> bool:
+        """Let Lightning restore the optimizer."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return {}  # the module puts in what trains
+        """Return nothing: what trains is put into the checkpoint apart from this."""
+        return {}
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        """Load what trains as a plain state."""
         Strategy.load_model_state_dict(self, checkpoint, strict)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Return the optimizer's state as it is: it holds no shards."""
         return Strategy.optimizer_state(self, optimizer)
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        """Load a plain state into the optimizer."""
         Strategy.load_optimizer_state_dict(self, checkpoint)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
+        """Write a plain file."""
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        """Read a plain file."""
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
 
 def build_strategy(config: TrainerConfig) -> Any:
-    """What Lightning's trainer is told."""
+    """Return the strategy, in a form that Lightning's trainer takes."""
     if config.strategy == "fsdp":
         return ShardFrozen(config.world_size)
     if config.world_size > 1:
-        # Masks are buffers that `agree` keeps alike; a broadcast before every forward pass would be for nothing.
+        # Masks are the only buffers that change, and `choose_as_rank_zero` keeps them the same on
+        # all ranks: a broadcast before every forward pass would be for nothing.
         return DDPStrategy(forward_sync_buffers=False)
     return "auto"
 
 
 def check_devices(config: TrainerConfig, batch_size: int) -> None:
-    """Raise `UserError` for more devices than there are, or a batch that they cannot share evenly."""
+    """Check that the devices are there and can share a batch evenly.
+
+    Raises:
+        UserError: more GPUs than the machine has, or a batch size that is no multiple of them.
+    """
     gpus = torch.cuda.device_count() if config.accelerator in ("auto", "gpu") else 0
     if gpus and config.devices > gpus:
-        raise UserError(f"trainer.devices = {config.devices}: this machine has {gpus} GPUs")
+        raise UserError(
+            f"trainer.devices = {config.devices}: this machine has {gpus} GPUs. Use at most {gpus}"
+        )
     if batch_size % config.world_size:
         raise UserError(
-            f"trainer.batch_size = {batch_size}: rows of all {config.world_size} devices together "
-            f"(trainer.devices x trainer.nodes), which must divide it"
+            f"trainer.batch_size = {batch_size}: it counts the rows of all {config.world_size} "
+            "devices together (trainer.devices x trainer.nodes). "
+            f"Use a multiple of {config.world_size}"
         )
 
 
 def shard_frozen(model: nn.Module, blocks: Sequence[str], mesh: Any) -> None:
-    """Shard a model's frozen parameters over the mesh, block by block (FSDP2); what trains stays whole on every rank.
+    """Shard a model's frozen parameters over a mesh, block by block; what trains stays whole.
 
     Args:
+        model: the adapted model.
         blocks: class names of the modules that are gathered one at a time.
+        mesh: the ranks to shard over.
     """
     from torch.distributed.fsdp import fully_shard
 
-    # What has fewer elements than there are ranks is no weight: AdaLoRA of PEFT keeps ranks so, and reads them at export.
+    # What has fewer elements than there are ranks is no weight: PEFT's AdaLoRA keeps its ranks in
+    # parameters of one element, and reads them at export.
     whole = {
         parameter
         for parameter in model.parameters()
@@ -115,23 +141,32 @@ def shard_frozen(model: nn.Module, blocks: Sequence[str], mesh: Any) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace gradients by their mean over all ranks, in one exchange: for parameters that FSDP was told to leave alone."""
+    """Replace gradients by their mean over all ranks, in one exchange.
+
+    This is for the parameters that FSDP2 was told to leave alone.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return
     flat = torch.cat([gradient.ravel() for gradient in gradients])
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    means = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
 
 
 def weighted_mean(loss: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of a loss over all ranks' batches, of which this rank's has `terms` terms.
+    """Average a loss over the batches of all ranks.
+
+    Args:
+        loss: the mean over this rank's batch, a scalar.
+        terms: the number of terms in that mean, a scalar.
 
     Returns:
-        what this rank must differentiate, so that the ranks' mean gradient is that of the mean; and the mean itself, a
-        scalar without gradient, the same on all ranks.
+        what this rank must differentiate, so that the mean of the ranks' gradients is the gradient
+        of the mean over all terms; and that mean itself, a scalar without gradient, the same on
+        all ranks.
     """
     totals = torch.stack([loss.detach().double() * terms, terms.double()])
     torch.distributed.all_reduce(totals)
@@ -140,8 +175,14 @@ def weighted_mean(loss: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def agree(keep: Tensor) -> Tensor:
-    """Rank 0's choice of components, (n) bool, on every rank; says so where a rank would have chosen otherwise."""
+def choose_as_rank_zero(keep: Tensor) -> Tensor:
+    """Return rank 0's choice of components on every rank.
+
+    It warns where another rank would have chosen otherwise.
+
+    Args:
+        keep: the components that this rank would keep, (n) bool.
+    """
     chosen = keep.to(torch.uint8)
     torch.distributed.broadcast(chosen, src=0)
     differing = (chosen.bool() != keep).sum()
@@ -155,11 +196,19 @@ def agree(keep: Tensor) -> Tensor:
 
 
 def check_alike(digest: int, what: str) -> None:
-    """Raise `RuntimeError` on all ranks where not all have the same digest."""
-    mine = torch.tensor([digest & (2**62 - 1)])
+    """Check that all ranks hold the same.
+
+    Args:
+        digest: of what this rank holds; its lowest 62 bits are compared.
+        what: its name, for the error.
+
+    Raises:
+        RuntimeError: on all ranks, where not all have the same digest.
+    """
+    own = torch.tensor([digest & (2**62 - 1)])
     if torch.distributed.get_backend() == "nccl":
-        mine = mine.cuda()
-    low, high = mine.clone(), mine.clone()
+        own = own.cuda()
+    low, high = own.clone(), own.clone()
     torch.distributed.all_reduce(low, op=torch.distributed.ReduceOp.MIN)
     torch.distributed.all_reduce(high, op=torch.distributed.ReduceOp.MAX)
     if int(low) != int(high):

@@ -1,4 +1,4 @@
-"""The LightningModule: it hosts the adapted model, and says what the loss, the metrics and the optimizer are."""
+"""The LightningModule: it hosts the adapted model, its loss, its metrics and its optimizer."""
 
 from __future__ import annotations
 
@@ -23,15 +23,26 @@ from dynarank.training.distributed import (
     shard_frozen,
     weighted_mean,
 )
-from dynarank.training.nonfinite import NonFiniteError, Watch, first_in_backward
+from dynarank.training.library_internals import (
+    compile_for_any_length,
+    is_log_step,
+    sharding_blocks,
+    uncount_step,
+)
+from dynarank.training.nonfinite import FiniteCheck, NonFiniteError, first_nonfinite_gradient
 from dynarank.training.optimizer import build_optimizer
+from dynarank.training.optimizer_steps import OptimizerSteps
 from dynarank.training.rank_allocation import RankAllocation
 
 log = logging.getLogger(__name__)
 
 SELECTION = "selection"
-"""The logged score that picks the best epoch: the task's metric at budget, NaN (which never wins) before."""
+"""The logged score that picks the best epoch.
+
+It is the task's selecting metric at budget, and NaN before, which never wins.
+"""
 PROGRESS_SECONDS = 30.0
+"""Seconds between two lines about a long validation."""
 STATES = {
     "state_dict",
     "optimizer_states",
@@ -43,14 +54,28 @@ STATES = {
     "rest",
 }
 """What a checkpoint holds."""
-SKIPS = 50
-"""Steps that a loss scaler may skip one after another: scaled down 2^50 times, no gradient overflows any more."""
+MAX_SKIPPED_STEPS = 50
+"""Steps that a loss scaler may skip in a row.
+
+It halves its scale each time: scaled down by 2^50, no gradient overflows any more.
+"""
 
 
 class FineTuning(LightningModule):
-    """A task, a method and an adapted model. T = `total_steps` is resolved by the caller, once, from the data.
+    """A task, a method and an adapted model, with what trains them.
 
     The rank allocation is attached through `configure_callbacks`, so that no trainer can forget it.
+    The parts of a training step stand here in the order in which a step calls them; the package's
+    docstring (`dynarank.training`) tells the step as a whole.
+
+    Args:
+        model: the adapted model, as `method.adapt` returned it.
+        task: what computes inputs, losses and scores.
+        method: what adapted the model.
+        optimizer: the optimizer's settings.
+        lr: the learning rate after the warm-up.
+        total_steps: T, resolved by the caller, once, from the data.
+        ema: the decay of the weights' moving average; None for no average.
     """
 
     def __init__(
@@ -67,44 +92,71 @@ class FineTuning(LightningModule):
         self.strict_loading = False  # checkpoints hold the trained part only
         self.model, self.task, self.method = model, task, method
         self.optimizer_config, self.lr, self.total_steps = optimizer, lr, total_steps
+        self.steps = OptimizerSteps()
         allocator = method.allocator(total_steps)
-        self.allocation = None if allocator is None else RankAllocation(allocator)
-        self.average = None if ema is None else WeightAverage(ema)
+        self.allocation = None if allocator is None else RankAllocation(allocator, self.steps)
+        self.average = None if ema is None else WeightAverage(ema, self.steps)
         self.training_pass: Callable[..., Any] = model.__call__
         self.scores = nn.ModuleList(task.scores(split) for split in task.validation)
         self.history: list[dict[str, float]] = []
-        self.blocks: Sequence[str] = getattr(method.model, "_no_split_modules", None) or ()
+        """The scores of every validation within `fit`, with their step and epoch."""
+        self.blocks: Sequence[str] = sharding_blocks(method.model)
+        self.finite_check = FiniteCheck()
+        self.skipped_steps = 0
+        """Steps that a loss scaler has skipped in a row."""
         self._sharded = False
-        self.watch = Watch()
-        self.skipped = 0
-        self.updated = False
-        """Whether the present batch ended in an update: not where it only accumulates, or a loss scaler skips the step."""
+        self._figures: dict[str, Tensor | float] = {}
+        self._progress_shown = 0.0
 
     @property
     def at_budget(self) -> bool:
         """Whether the ranks are final: only then may an epoch be selected."""
         return self.allocation is None or self.allocation.allocator.frozen
 
+    # --- set up, once ---
+
     def configure_callbacks(self) -> list[Callback]:
+        """Return the rank allocation and the average, in this order.
+
+        The average takes in the weights once they are pruned.
+        """
         return [callback for callback in (self.allocation, self.average) if callback is not None]
 
-    def compile_training_pass(self) -> None:
-        """Compile the pass and not the model, whose parts and names stay as they are; for any batch and length at once."""
-        from torch.fx.experimental import _config
-
-        model = self.model
-        _config.use_duck_shape = (
-            False  # else a first batch as long as it has rows would be taken for square for good
-        )
-        self.training_pass = torch.compile(lambda **inputs: model(**inputs), dynamic=True)
+    def configure_model(self) -> None:
+        """Shard the frozen parameters under FSDP2, once."""
+        if isinstance(self.trainer.strategy, ShardFrozen) and not self._sharded:
+            mesh = self.trainer.strategy.device_mesh["data_parallel"]
+            shard_frozen(self.model, self.blocks, mesh)
+            self._sharded = True
 
     def configure_optimizers(self) -> Any:
+        """Return AdamW and its schedule over T steps."""
         return build_optimizer(
             self.model, self.optimizer_config, self.lr, self.total_steps, self.method.lr_ratios()
         )
 
+    def compile_training_pass(self) -> None:
+        """Compile the forward pass of training, for batches of any size and length.
+
+        The pass is compiled and not the model, whose parts and names stay as they are.
+        """
+        model = self.model
+        compile_for_any_length()
+        self.training_pass = torch.compile(lambda **inputs: model(**inputs), dynamic=True)
+
+    def on_train_start(self) -> None:
+        """Watch the optimizer's steps."""
+        self.steps.attach(self.trainer.optimizers[0])
+
+    def on_train_end(self) -> None:
+        """Watch them no more."""
+        self.steps.detach()
+
+    # --- a training step, in the order of the calls ---
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.updated = False
+        """Return what is differentiated for a batch: the task's loss and the method's penalty."""
+        self.steps.begin_batch()
         inputs = self.task.inputs(batch)
         loss: Tensor = self.training_pass(**inputs).loss
         mean = loss.detach()
@@ -112,32 +164,44 @@ class FineTuning(LightningModule):
             loss, mean = weighted_mean(loss, self.task.loss_terms(batch))
         size = len(batch["input_ids"])
         self.log("train/loss", mean, prog_bar=True, batch_size=size)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
-        if self.allocation is not None:
-            with torch.autocast(self.device.type, enabled=False):
-                penalty = self.method.penalty(self.at_budget)
-            # Also when there is none: Lightning repeats a value no longer logged until the epoch's end.
-            self.log(
-                f"train/{self.method.penalty_name}",
-                0.0 if penalty is None else penalty.detach(),
-                batch_size=size,
-            )
-            loss, mean = (
-                (loss, mean) if penalty is None else (loss + penalty, mean + penalty.detach())
-            )
-        self.watch.see(mean, inputs)
+        self._figures = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        penalty = self._penalty()
+        if penalty is not None:
+            loss = loss + penalty
+            mean = mean + penalty.detach()
+        self.finite_check.add(mean, inputs)
         return loss * self._window_scale(batch_idx)
 
+    def _penalty(self) -> Tensor | None:
+        """Return what the method adds to the loss, a float32 scalar, or None for nothing."""
+        if self.allocation is None:
+            return None
+        with torch.autocast(self.device.type, enabled=False):
+            penalty = self.method.penalty(self.at_budget)
+        # Log zero where there is none: until the epoch's end Lightning repeats a value that is no
+        # longer logged.
+        logged = 0.0 if penalty is None else penalty.detach()
+        self._figures[f"train/{self.method.penalty_name}"] = logged
+        return penalty
+
     def _window_scale(self, batch_idx: int) -> float:
-        """What makes the loss of a short last window the mean of its batches: Lightning divides it as a full one's."""
-        full, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
-        return 1.0 if batch_idx < batches - batches % full else full / (batches % full)
+        """Return what makes the loss of an accumulation window the mean of its batches.
 
-    def on_train_start(self) -> None:
-        self.trainer.optimizers[0].register_step_post_hook(self._note_update)
+        Lightning divides each batch's loss by the length of a full window. The last window of an
+        epoch may be shorter.
+        """
+        full = self.trainer.accumulate_grad_batches
+        batches = int(self.trainer.num_training_batches)
+        rest = batches % full
+        return full / rest if batch_idx >= batches - rest else 1.0
 
-    def _note_update(self, *_: Any) -> None:
-        self.updated = True
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Average the gradients of what FSDP2 was told to leave whole."""
+        if self._sharded:
+            trained = [
+                parameter for parameter in self.model.parameters() if parameter.requires_grad
+            ]
+            average_gradients(trained)
 
     def configure_gradient_clipping(
         self,
@@ -145,99 +209,113 @@ class FineTuning(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, and stop where the loss or the gradient is not finite: the norm says, which is the same on all ranks."""
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        """Clip the gradient, and stop where it or the loss is not finite.
+
+        The norm tells whether the gradient is finite, and is the same on all ranks.
+
+        Raises:
+            NonFiniteError: a loss of the window or the gradient is not finite.
+        """
+        trained: list[nn.Parameter] = []
+        for group in optimizer.param_groups:
+            trained.extend(group["params"])
         if gradient_clip_val is None:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+            gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
         else:
             norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
-        scaled = (
-            getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        )  # which skips such steps itself
+        step = self.trainer.global_step + 1
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         with self.trainer.precision_plugin.forward_context():
-            self.watch.check(self.trainer.global_step + 1, self.model, None if scaled else norm)
+            # A loss scaler looks at the gradients itself, and skips a step where they overflow.
+            self.finite_check.check(step, self.model, None if scaled else norm)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """A step that a loss scaler skipped is none: not for the rate, and not for `global_step`."""
-        if self.updated:
-            self.skipped = 0
+        """Step the learning rate's schedule, where the optimizer took a step.
+
+        A step that a loss scaler skipped is none: not for the rate, and not for `global_step`.
+
+        Raises:
+            NonFiniteError: the scaler has skipped `MAX_SKIPPED_STEPS` in a row.
+        """
+        if self.steps.taken:
+            self.skipped_steps = 0
             scheduler.step()
             return
-        self.skipped += 1
-        if self.skipped == SKIPS:
-            where = first_in_backward(self.model) or "no parameter"
-            what = f"the loss scaler skipped {SKIPS} steps in a row, and halved its scale each time; not finite: {where}"
-            raise NonFiniteError(self.trainer.global_step, what)
-        progress = (
-            self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
-        )
-        for count in (progress.total, progress.current):
-            count.ready, count.completed = count.ready - 1, count.completed - 1
-
-    def configure_model(self) -> None:
-        """Under FSDP2, shard the frozen parameters, once."""
-        if isinstance(self.trainer.strategy, ShardFrozen) and not self._sharded:
-            shard_frozen(
-                self.model, self.blocks, self.trainer.strategy.device_mesh["data_parallel"]
+        self.skipped_steps += 1
+        if self.skipped_steps == MAX_SKIPPED_STEPS:
+            place = first_nonfinite_gradient(self.model) or "no parameter"
+            raise NonFiniteError(
+                self.trainer.global_step,
+                f"the loss scaler skipped {MAX_SKIPPED_STEPS} steps in a row, and halved its scale "
+                f"each time; not finite: {place}",
             )
-            self._sharded = True
+        uncount_step(self.trainer)
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        if self._sharded:
-            average_gradients(
-                [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            )
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log what is of interest every `log_every` steps only, after the Callbacks have acted."""
+        if is_log_step(self.trainer):
+            for name, value in self._figures.items():
+                self.log(name, value)
+
+    # --- validation ---
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the predictions of the last validation.
+
+        They are not forgotten at its end, because the run writes them when training is over.
+        """
+        self._progress_shown = time.monotonic()
+        for scores in self.scores:
+            cast("Scores", scores).reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collect a batch's predictions and log its loss."""
         loss = self.task.score(self.model, batch, self.scores[dataloader_idx])
         label = self._label(dataloader_idx)
         size = len(batch["input_ids"])
         self.log(
             f"val/{label}loss", loss, batch_size=size, add_dataloader_idx=False, sync_dist=True
         )
-        self._say_progress(batch_idx, dataloader_idx)
-
-    def on_validation_epoch_start(self) -> None:
-        self._said = time.monotonic()
-        for collected in self.scores:  # not at the end: the last predictions are a run's to write
-            cast("Scores", collected).reset()
+        self._log_progress(batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
+        """Compute and log the scores, and the one that picks the best epoch."""
         scores: dict[str, float] = {}
         for index, collected in enumerate(self.scores):
-            found = cast("Scores", collected).compute()
-            scores.update(
-                {self._label(index) + name: float(value) for name, value in found.items()}
-            )
-        chosen = scores[self.task.config.select]
+            label = self._label(index)
+            for name, value in cast("Scores", collected).compute().items():
+                scores[label + name] = float(value)
+        selecting = self.task.config.select
         for name, value in scores.items():
-            self.log(f"val/{name}", value, prog_bar=name == self.task.config.select)
-        self.log(SELECTION, chosen if self.at_budget else float("nan"))
+            self.log(f"val/{name}", value, prog_bar=name == selecting)
+        self.log(SELECTION, scores[selecting] if self.at_budget else float("nan"))
         if self.trainer.state.fn == "fit":
-            self.history.append(
-                {"step": self.trainer.global_step, "epoch": self.current_epoch + 1, **scores}
-            )
-            self._say(scores)
+            step, epoch = self.trainer.global_step, self.current_epoch + 1
+            self.history.append({"step": step, "epoch": epoch, **scores})
+            self._log_scores(scores)
 
     def _label(self, index: int) -> str:
+        """Return what stands before the names of a split's scores."""
         return self.task.config.split_label(self.task.config.splits[index])
 
-    def _say_progress(self, batch_idx: int, dataloader_idx: int) -> None:
-        """A line every half minute of a long validation, for logs; a terminal has its bar."""
-        if time.monotonic() - self._said > PROGRESS_SECONDS:
-            self._said = time.monotonic()
-            log.info(
-                "validation: batch %d of %s",
-                batch_idx + 1,
-                self.trainer.num_val_batches[dataloader_idx],
-            )
+    def _log_progress(self, batch_idx: int, dataloader_idx: int) -> None:
+        """Write a line every half minute of a long validation, for logs; a terminal has its bar."""
+        if time.monotonic() - self._progress_shown <= PROGRESS_SECONDS:
+            return
+        self._progress_shown = time.monotonic()
+        batches = self.trainer.num_val_batches[dataloader_idx]
+        log.info("validation: batch %d of %s", batch_idx + 1, batches)
 
-    def _say(self, scores: Mapping[str, float]) -> None:
+    def _log_scores(self, scores: Mapping[str, float]) -> None:
+        """Write a validation's line: the step, the scores and the budget."""
         parts = [f"step {self.trainer.global_step}/{self.total_steps}"]
         parts += [f"{name} {value:.4f}" for name, value in scores.items()]
         if self.allocation is not None:
             parts.append(self.allocation.status())
         log.info("  ".join(parts))
+
+    # --- checkpoints ---
 
     def trained_state(self) -> dict[str, Tensor]:
         """The trained parameters and the masks by name: all that a checkpoint needs beside the base model."""

@@ -11,34 +11,44 @@ from torch import nn
 from dynarank.config.schema import OptimizerConfig
 
 Ratios = Sequence[tuple[Sequence[nn.Parameter], float]]
+"""Parameters whose learning rate is a multiple of the run's, and that multiple."""
 
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, lr: float = 0.0, ratios: Ratios = ()
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay; vectors (c, biases, norms) do not.
+    """Return the trainable parameters in groups, as an optimizer takes them.
 
-    Those named in `ratios` stand in groups of their own, undecayed, at a multiple of `lr`.
+    The first group holds the matrices, which decay. The second holds the vectors (c, biases,
+    norms), which do not. Those named in `ratios` stand in groups of their own behind them,
+    undecayed, at a multiple of `lr`.
     """
-    apart = {id(parameter) for parameters, _ in ratios for parameter in parameters}
+    apart: set[int] = set()
+    for parameters, _ in ratios:
+        apart.update(id(parameter) for parameter in parameters)
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
-    return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-        *(
-            {"params": list(parameters), "weight_decay": 0.0, "lr": ratio * lr}
-            for parameters, ratio in ratios
-        ),
+    matrices = [p for p in trainable if p.ndim > 1]
+    vectors = [p for p in trainable if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
+    for parameters, ratio in ratios:
+        groups.append({"params": list(parameters), "weight_decay": 0.0, "lr": ratio * lr})
+    return groups
 
 
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, lr: float, total_steps: int, ratios: Ratios = ()
 ) -> dict[str, Any]:
-    """What `configure_optimizers` returns. The schedule spans `total_steps` optimizer steps."""
+    """Return the optimizer and its schedule in the form that `configure_optimizers` returns.
+
+    The schedule spans `total_steps` optimizer steps.
+    """
     from transformers import get_linear_schedule_with_warmup
 
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay, lr, ratios), lr=lr)
+    groups = parameter_groups(model, config.weight_decay, lr, ratios)
+    optimizer = torch.optim.AdamW(groups, lr=lr)
     warmup = int(config.warmup * total_steps)
     scheduler = get_linear_schedule_with_warmup(optimizer, warmup, total_steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -47,7 +57,11 @@ def build_optimizer(
 def resolve_total_steps(
     batches_per_epoch: int, epochs: int, accumulate: int, max_steps: int | None
 ) -> int:
-    """T, the optimizer steps of the run: an epoch's last, partial accumulation window is a step of its own."""
+    """Return T, the optimizer steps of the run.
+
+    An epoch's last accumulation window is a step of its own, also where it is shorter.
+    """
     assert batches_per_epoch > 0
-    steps = epochs * -(-batches_per_epoch // accumulate)
+    steps_per_epoch = -(-batches_per_epoch // accumulate)  # rounded up
+    steps = epochs * steps_per_epoch
     return steps if max_steps is None else min(steps, max_steps)

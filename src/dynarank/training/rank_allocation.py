@@ -1,4 +1,7 @@
-"""The Callback that owns the allocator: on every real optimizer step it updates, prunes, freezes and logs. Thin."""
+"""The Callback that owns the allocator: after every optimizer step it updates, prunes and logs.
+
+It is thin: what is decided, and when, is the allocator's (`dynarank.allocation`).
+"""
 
 from __future__ import annotations
 
@@ -6,92 +9,101 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
-from dynarank.checkpoints.compact import silence
 from dynarank.errors import UserError
 from dynarank.methods.base import Allocator
-from dynarank.training.distributed import agree, check_alike
+from dynarank.training.distributed import check_alike, choose_as_rank_zero
+from dynarank.training.library_internals import is_log_step
 from dynarank.training.nonfinite import NonFiniteError
-from dynarank.training.rank_map import draw_rank_map
+from dynarank.training.optimizer_steps import OptimizerSteps
+from dynarank.training.pruning import zero_pruned
+from dynarank.training.rank_map import draw_rank_map, place
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""The quantiles of the scores that are logged."""
 
 
 class RankAllocation(Callback):
     """Drives an allocator from a Lightning training loop.
 
-    A hook behind the optimizer's own step raises a flag: it stays down for batches that only accumulate, and for steps
-    that a loss scaler skips. `on_train_batch_end` acts on it, before validation and checkpoints see the model.
+    It acts on `on_train_batch_end`, and only where `steps` says that the optimizer took a step:
+    behind the update, and before validation and checkpoints see the model.
     """
 
-    def __init__(self, allocator: Allocator) -> None:
+    def __init__(self, allocator: Allocator, steps: OptimizerSteps) -> None:
         self.allocator = allocator
+        self.steps = steps
         self.history: list[dict[str, Any]] = []
-        self._stepped = False
-        self._hooks: list[RemovableHandle] = []
+        """The ranks after each pruning: {"step": t, "ranks": rank by module name}."""
+        self._levels: Tensor | None = None
 
     def status(self) -> str:
-        """The budget and what is nonzero now, in words."""
+        """Return the budget and the number of nonzero components, in words."""
         allocator = self.allocator
-        count, size = int(allocator.active_count()), sum(allocator.sizes)
+        count = int(allocator.active_count())
+        size = sum(allocator.sizes)
         state = "frozen" if allocator.frozen else f"budget {allocator.budget():.2f}"
         return f"{state}, {count} of {size} components"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have all ranks keep what rank 0 keeps."""
         if trainer.world_size > 1:
-            self.allocator.agree = agree
-        self._hooks = [
-            optimizer.register_step_post_hook(self._flag) for optimizer in trainer.optimizers
-        ]
-
-    def _flag(self, *_: Any) -> None:
-        self._stepped = True
+            self.allocator.agree = choose_as_rank_zero
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if not self._stepped:
-            return
-        self._stepped = False
+        """Account for the batch's optimizer step, if it took one, and log."""
+        if self.steps.taken and self._step_allocator():
+            self._after_pruning(trainer, pl_module)
+        if is_log_step(trainer):  # also where a loss scaler skipped the step
+            self._log(pl_module)
+
+    def _step_allocator(self) -> bool:
+        """Let the allocator account for one step, and return whether it pruned."""
         try:
-            pruned = self.allocator.step()
+            return self.allocator.step()
         except FloatingPointError as error:
             raise NonFiniteError(self.allocator.t, str(error)) from error
-        if pruned and trainer.world_size > 1:
-            check_alike(
-                hash(tuple(self.allocator.ranks().values())), f"ranks at step {self.allocator.t}"
-            )
-        if pruned and self.allocator.frozen:
-            silence(pl_module, trainer.optimizers)
-        if pruned:
-            self.history.append({"step": self.allocator.t, "ranks": self.allocator.ranks()})
+
+    def _after_pruning(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        ranks = self.allocator.ranks()
+        if trainer.world_size > 1:
+            check_alike(hash(tuple(ranks.values())), f"ranks at step {self.allocator.t}")
+        if self.allocator.frozen:
+            zero_pruned(pl_module, trainer.optimizers)
+        self.history.append({"step": self.allocator.t, "ranks": ranks})
+
+    def _log(self, pl_module: LightningModule) -> None:
+        """Log the budget, the number of nonzero components and the scores' quantiles."""
         pl_module.log("budget/scheduled", self.allocator.budget(), prog_bar=True)
         pl_module.log("budget/nonzero", self.allocator.active_count().float(), prog_bar=True)
-        levels = torch.tensor(QUANTILES, device=self.allocator.ema.device)
-        scores = torch.quantile(self.allocator.ema, levels)
-        pl_module.log_dict(
-            {f"score/q{100 * q:02.0f}": s for q, s in zip(QUANTILES, scores, strict=True)}
-        )
+        scores = self.allocator.ema
+        if self._levels is None or self._levels.device != scores.device:
+            self._levels = torch.tensor(QUANTILES, device=scores.device)
+        values = torch.quantile(scores, self._levels)
+        names = [f"score/q{100 * quantile:02.0f}" for quantile in QUANTILES]
+        pl_module.log_dict(dict(zip(names, values, strict=True)))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        ranks = self.allocator.ranks()
-        if trainer.state.fn != "fit" or not any(
-            hasattr(logger, "log_image") for logger in trainer.loggers
-        ):
+        """Draw the rank map for the trackers that show pictures, within `fit`."""
+        if trainer.state.fn != "fit":
             return
-        figure = draw_rank_map(ranks, self.allocator.sizes[0], f"step {self.allocator.t}")
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image("rank_map", [figure], step=trainer.global_step)
-                logger.log_metrics(ranks_by_matrix(ranks), step=trainer.global_step)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        trackers: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+        if not trackers:
+            return
+        ranks = self.allocator.ranks()
+        largest = self.allocator.sizes[0]
+        figure = draw_rank_map(ranks, largest, f"step {self.allocator.t}")
+        for tracker in trackers:
+            tracker.log_image("rank_map", [figure], step=trainer.global_step)
+            tracker.log_metrics(mean_ranks(ranks), step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the allocator's state and the history, for a checkpoint."""
         return {"allocator": self.allocator.state_dict(), "history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state. Raises `UserError` where it is of another allocation."""
         try:
             self.allocator.load_state_dict(state_dict["allocator"])
             self.history = state_dict["history"]
@@ -101,13 +113,14 @@ class RankAllocation(Callback):
             ) from None
 
 
-def ranks_by_matrix(ranks: dict[str, int]) -> dict[str, float]:
-    """Mean rank of each kind of matrix and of each layer: numbers for trackers that show no pictures."""
-    from dynarank.training.rank_map import place
+def mean_ranks(ranks: dict[str, int]) -> dict[str, float]:
+    """Return the mean rank of each kind of matrix and of each layer, by the name it is logged as.
 
+    These are numbers for trackers that show no pictures.
+    """
     groups: dict[str, list[int]] = {}
     for name, rank in ranks.items():
-        spot = place(name)
-        groups.setdefault(f"rank/matrix/{spot.matrix}", []).append(rank)
-        groups.setdefault(f"rank/layer/{spot.layer:02d}", []).append(rank)
+        where = place(name)
+        groups.setdefault(f"rank/matrix/{where.matrix}", []).append(rank)
+        groups.setdefault(f"rank/layer/{where.layer:02d}", []).append(rank)
     return {key: sum(values) / len(values) for key, values in groups.items()}

@@ -24,31 +24,42 @@ class Place(NamedTuple):
     """Its name inside the layer: 'attention.self.query'."""
 
 
+Grid = tuple[list[str], np.ndarray]
+"""A stack's matrices, and ranks (matrices, layers); NaN where a layer has no such matrix."""
+
+
 def place(name: str) -> Place:
-    """A module's place, from its full name's first number; a module outside any layer has layer 0 of stack ''."""
+    """Return a module's place, which its full name's first number tells.
+
+    A module outside any layer stands in layer 0 of the stack ''.
+    """
     match = re.match(r"(.*?)\.(\d+)\.(.*)", name)
-    return Place(match[1], int(match[2]), match[3]) if match else Place("", 0, name)
+    if match is None:
+        return Place(stack="", layer=0, matrix=name)
+    return Place(stack=match[1], layer=int(match[2]), matrix=match[3])
 
 
 def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Figure:
-    """A panel a stack, a row a matrix, a column a layer, the kept rank in each cell. `largest` ends the colour scale.
+    """Draw a panel for each stack: a row a matrix, a column a layer, the kept rank in each cell.
+
+    Args:
+        ranks: the kept rank by module name.
+        largest: where the colour scale ends.
+        title: what stands before the number of components.
 
     Raises:
-        ValueError: no ranks.
+        ValueError: there are no ranks.
     """
     from matplotlib.figure import Figure
 
     if not ranks:
         raise ValueError("no ranks to draw: the method has none")
-    places = {place(name): rank for name, rank in ranks.items()}
-    stacks = list(dict.fromkeys(spot.stack for spot in places))
-    grids = [_grid(places, stack) for stack in stacks]
+    stacks, grids = _stack_grids(ranks)
     heights = [len(matrices) for matrices, _ in grids]
     columns = max(values.shape[1] for _, values in grids)
-    figure = Figure(
-        figsize=(3.2 + 0.5 * columns, 1.3 + 0.42 * sum(heights) + 0.7 * (len(stacks) - 1)),
-        layout="constrained",
-    )
+    width = 3.2 + 0.5 * columns  # inches
+    height = 1.3 + 0.42 * sum(heights) + 0.7 * (len(stacks) - 1)
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(len(stacks), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, stack, (matrices, values) in zip(panels, stacks, grids, strict=True):
         image = _panel(axes, matrices, values, largest)
@@ -57,48 +68,65 @@ def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Fi
     panels[-1].set_xlabel("layer")
     figure.colorbar(image, ax=list(panels), label="components kept", ticks=_whole_ticks(largest))
     total = sum(ranks.values())
-    figure.suptitle(
-        f"{title}: {total} components in {len(ranks)} matrices".lstrip(": "), fontsize=10
-    )
+    caption = f"{total} components in {len(ranks)} matrices"
+    figure.suptitle(f"{title}: {caption}" if title else caption, fontsize=10)
     return figure
 
 
-def _grid(places: Mapping[Place, int], stack: str) -> tuple[list[str], np.ndarray]:
-    """The stack's matrix names, and ranks (matrices, layers); NaN where a layer has no such matrix."""
-    mine = {spot: rank for spot, rank in places.items() if spot.stack == stack}
-    matrices = list(dict.fromkeys(spot.matrix for spot in mine))
-    values = np.full((len(matrices), 1 + max(spot.layer for spot in mine)), np.nan)
-    for spot, rank in mine.items():
-        values[matrices.index(spot.matrix), spot.layer] = rank
+def _stack_grids(ranks: Mapping[str, int]) -> tuple[list[str], list[Grid]]:
+    """Return the stacks' names in model order, and the grid of each."""
+    by_stack: dict[str, dict[Place, int]] = {}
+    for name, rank in ranks.items():
+        where = place(name)
+        by_stack.setdefault(where.stack, {})[where] = rank
+    return list(by_stack), [_grid(places) for places in by_stack.values()]
+
+
+def _grid(places: Mapping[Place, int]) -> Grid:
+    """Return the grid of one stack's matrices."""
+    matrices = list(dict.fromkeys(where.matrix for where in places))
+    layers = 1 + max(where.layer for where in places)
+    values = np.full((len(matrices), layers), np.nan)
+    for where, rank in places.items():
+        values[matrices.index(where.matrix), where.layer] = rank
     return matrices, values
 
 
 def rank_grid(ranks: Mapping[str, int]) -> tuple[list[str], np.ndarray]:
-    """All stacks above each other: matrix names, after their stack's if there are several, and ranks (matrices, layers)."""
-    places = {place(name): rank for name, rank in ranks.items()}
-    stacks = list(dict.fromkeys(spot.stack for spot in places))
-    grids = [_grid(places, stack) for stack in stacks]
+    """Return all stacks above each other.
+
+    Returns:
+        the matrices' names, each after its stack's where there are several; and the ranks,
+        (matrices, layers), NaN where a layer has no such matrix.
+    """
+    stacks, grids = _stack_grids(ranks)
     columns = max(values.shape[1] for _, values in grids)
-    wide = [
-        np.pad(values, ((0, 0), (0, columns - values.shape[1])), constant_values=np.nan)
-        for _, values in grids
-    ]
-    common = set.intersection(*(set(stack.split(".")) for stack in stacks))
-    own = [".".join(part for part in stack.split(".") if part not in common) for stack in stacks]
-    names = [
-        f"{stack} {matrix}".strip()
-        for stack, (matrices, _) in zip(own, grids, strict=True)
-        for matrix in matrices
-    ]
-    return names, np.concatenate(wide)
+    names: list[str] = []
+    rows = []
+    for stack_name, (matrices, values) in zip(_short_names(stacks), grids, strict=True):
+        names += [f"{stack_name} {matrix}".strip() for matrix in matrices]
+        missing = columns - values.shape[1]
+        rows.append(np.pad(values, ((0, 0), (0, missing)), constant_values=np.nan))
+    return names, np.concatenate(rows)
+
+
+def _short_names(stacks: list[str]) -> list[str]:
+    """Return stacks' names without the parts that all of them have."""
+    common = set(stacks[0].split("."))
+    for stack in stacks:
+        common &= set(stack.split("."))
+    names = []
+    for stack in stacks:
+        names.append(".".join(part for part in stack.split(".") if part not in common))
+    return names
 
 
 def _panel(axes: Axes, matrices: list[str], values: np.ndarray, largest: int) -> AxesImage:
+    """Draw one stack, and return the image that the colour bar explains."""
     image = axes.imshow(values, vmin=0, vmax=largest, cmap="cividis", aspect="auto")
     axes.set_yticks(range(len(matrices)), matrices, fontsize=8)
-    axes.set_xticks(
-        range(values.shape[1]), [str(layer) for layer in range(values.shape[1])], fontsize=8
-    )
+    layers = range(values.shape[1])
+    axes.set_xticks(layers, [str(layer) for layer in layers], fontsize=8)
     for (row, column), rank in np.ndenumerate(values):
         if not np.isnan(rank):
             colour = "black" if rank > 0.6 * largest else "white"
@@ -111,5 +139,6 @@ def _panel(axes: Axes, matrices: list[str], values: np.ndarray, largest: int) ->
 
 
 def _whole_ticks(largest: int) -> list[int]:
+    """Return about six whole numbers from 0 to `largest`."""
     step = max(1, largest // 6)
     return list(range(0, largest + 1, step))

@@ -1,4 +1,4 @@
-"""Where a run's history goes: always a metrics.csv, and the tracker that the configuration names."""
+"""Where a run's history goes: always a metrics.csv, and the tracker that the settings name."""
 
 from __future__ import annotations
 
@@ -14,25 +14,36 @@ from dynarank.config.schema import TrainConfig
 from dynarank.training.distributed import is_first
 from dynarank.training.wandb_mode import wandb_mode
 
+LONGEST_TAG = 64
+"""Characters of a tag; W&B takes no longer one."""
+
 
 def build_loggers(config: TrainConfig, folder: Path, rows: int = 0) -> list[Logger]:
-    """metrics.csv in the run's folder, and W&B unless logger.tracker=none. A resumed run keeps the first `rows` rows."""
-    loggers: list[Logger] = [_csv(folder, rows)]
+    """Return the loggers of a run: metrics.csv in its folder, and W&B unless logger.tracker=none.
+
+    Args:
+        config: the run's.
+        folder: the run's.
+        rows: how many rows of metrics.csv a resumed run keeps.
+    """
+    loggers: list[Logger] = [_csv_logger(folder, rows)]
     if config.logger.tracker == "wandb" and is_first():
-        loggers.append(_wandb(config, folder, resumed=rows > 0))
+        loggers.append(_wandb_logger(config, folder, resumed=rows > 0))
     return loggers
 
 
-def _csv(folder: Path, rows: int) -> CSVLogger:
-    """Lightning's removes an earlier file; the rows to be kept are handed to it as if they had just been logged."""
+def _csv_logger(folder: Path, rows: int) -> CSVLogger:
+    """Return the logger of metrics.csv, which goes on behind the file's first `rows` rows.
+
+    Lightning's logger removes an earlier file. The rows to be kept are read first and handed to it
+    as if they had just been logged.
+    """
     path = folder / "metrics.csv"
     kept = []
     if rows and path.is_file():
         with path.open(newline="") as file:
-            kept = [
-                {key: value for key, value in row.items() if value != ""}
-                for row in csv.DictReader(file)
-            ][:rows]
+            for row in list(csv.DictReader(file))[:rows]:
+                kept.append({name: value for name, value in row.items() if value != ""})
     logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
     if kept:
         logger.experiment.metrics = kept
@@ -41,29 +52,45 @@ def _csv(folder: Path, rows: int) -> CSVLogger:
 
 
 def run_tags(config: TrainConfig) -> list[str]:
-    """Task, method and model, and those that WANDB_TAGS names: a sweep's, and the user's own."""
-    named = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
-    tags = [config.task.name, config.method.name, config.model.name, *named]
-    return list(dict.fromkeys(tag[:64] for tag in tags if tag))  # W&B takes no longer ones
+    """Return the task, the method and the model, and the tags of WANDB_TAGS.
+
+    A sweep sets WANDB_TAGS for its runs, and the user may have.
+    """
+    tags = [config.task.name, config.method.name, config.model.name]
+    for tag in os.environ.get("WANDB_TAGS", "").split(","):
+        tags.append(tag.strip())
+    return list(dict.fromkeys(tag[:LONGEST_TAG] for tag in tags if tag))
 
 
 def _run_id(folder: Path, resumed: bool) -> str:
-    """The run's name for W&B, kept in its folder, so that a resumed one goes on in the same curves."""
+    """Return the run's name for W&B, which its folder keeps.
+
+    A resumed run goes on in the same curves by it.
+    """
     record = folder / "wandb" / "run_id"
-    if resumed and record.is_file():
-        return record.read_text().strip()
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(secrets.token_hex(4) + "\n")
-    return _run_id(folder, resumed=True)
+    if not (resumed and record.is_file()):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(secrets.token_hex(4) + "\n")
+    return record.read_text().strip()
 
 
-def _wandb(config: TrainConfig, folder: Path, resumed: bool) -> WandbLogger:
+def _wandb_logger(config: TrainConfig, folder: Path, resumed: bool) -> WandbLogger:
     import wandb
 
-    name = f"{config.task.name}-{config.method.name}-r{config.budget.target}-{config.model.name}-seed{config.seed}"
-    # Else W&B keeps the command line, the program, the account's mail address and git's remote, which can hold a password.
-    private = {"x_disable_meta": True, "save_code": False, "disable_git": True, "console": "off"}
-    settings = wandb.Settings(mode=wandb_mode(config.logger.mode), silent=True, **private)
+    name = (
+        f"{config.task.name}-{config.method.name}-r{config.budget.target}-{config.model.name}"
+        f"-seed{config.seed}"
+    )
+    settings = wandb.Settings(
+        mode=wandb_mode(config.logger.mode),
+        silent=True,
+        # W&B would otherwise keep the command line, the program, the account's mail address and
+        # git's remote, which can hold a password.
+        x_disable_meta=True,
+        save_code=False,
+        disable_git=True,
+        console="off",
+    )
     experiment = wandb.init(
         dir=folder,
         name=name,

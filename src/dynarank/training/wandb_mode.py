@@ -7,22 +7,29 @@ import os
 
 
 def wandb_mode(stated: str) -> str:
-    """The mode that needs no prompt: as stated, else WANDB_MODE, else online when a key is at hand, else offline."""
+    """Return the W&B mode that needs no prompt.
+
+    It is the stated one, else WANDB_MODE, else online where a key is at hand, else offline.
+    """
     return mode_and_reason(stated)[0]
 
 
 def mode_and_reason(stated: str) -> tuple[str, str]:
-    """W&B's mode, and what decided it."""
+    """Return W&B's mode and what decided it, in words."""
     if stated != "auto":
         return stated, f"logger.mode={stated}"
-    if mode := os.environ.get("WANDB_MODE"):
+    mode = os.environ.get("WANDB_MODE")
+    if mode:
         return mode, "WANDB_MODE"
     if os.environ.get("WANDB_API_KEY"):
         return "online", "WANDB_API_KEY is set"
-    return ("online", "logged in") if _has_login() else ("offline", "not logged in")
+    if _has_login():
+        return "online", "logged in"
+    return "offline", "not logged in"
 
 
 def _has_login() -> bool:
+    """Return whether the user's netrc file holds a login for W&B's server."""
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
     try:
         return netrc.netrc(os.environ.get("NETRC") or None).authenticators(host) is not None

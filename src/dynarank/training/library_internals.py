@@ -1,0 +1,46 @@
+"""What training needs of other libraries that they do not document: each behind one function.
+
+`tests/training/test_library_internals.py` checks that every name still means what is said here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+from torch import nn
+
+
+def is_log_step(trainer: pl.Trainer) -> bool:
+    """Return whether Lightning hands what is logged in this batch on to the loggers.
+
+    It does so every `log_every_n_steps` optimizer steps, and when the training is about to stop.
+    """
+    return bool(trainer._logger_connector.should_update_logs)
+
+
+def uncount_step(trainer: pl.Trainer) -> None:
+    """Take back the optimizer step that Lightning has just counted into `global_step`.
+
+    Lightning counts a step of the optimizer also where a loss scaler skipped it.
+    """
+    optimization = trainer.fit_loop.epoch_loop.automatic_optimization
+    step = optimization.optim_progress.optimizer.step
+    for progress in (step.total, step.current):
+        progress.ready -= 1
+        progress.completed -= 1
+
+
+def sharding_blocks(model: nn.Module) -> Sequence[str]:
+    """Return the class names of the blocks that transformers keeps whole on one device."""
+    return getattr(model, "_no_split_modules", None) or ()
+
+
+def compile_for_any_length() -> None:
+    """Keep torch.compile from taking two sizes for one because they are equal in the first batch.
+
+    A first batch that is as long as it has rows would otherwise be taken for square for good.
+    """
+    from torch.fx.experimental import _config
+
+    _config.use_duck_shape = False
