@@ -1,0 +1,211 @@
+"""Make a trained low-rank adapter smaller: keep the best components of the whole adapter.
+
+Legend: L layers, k components of a layer, its update D = B A with A (k, d_in) and B (d_out, k),
+G (k, k) the second moment of h = A x over the inputs x, R (k, k) a root of it: G = R R^T.
+
+The best approximation of D of a given rank is its truncated singular value decomposition (Eckart
+and Young, 1936). The squared singular values of all layers are comparable: each is what the squared
+error grows by when its component goes. So the highest of all layers together are kept.
+
+Without inputs, the error is that of the weights, |D - D'|_F^2. With G it is that of the layer's
+outputs, E |D x - D' x|^2: the decomposition is that of B R, whose left singular vectors U give
+D' = U U^T D. Without inputs G = A A^T, and the two are one formula.
+
+No (d_out, d_in) matrix is ever formed: B = Q T by QR, and the rest is (k, k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynarank.adapters.folding import Factors
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """What compression did to one layer."""
+
+    rank_before: int
+    rank_after: int
+    lost: float
+    """Share of the layer's squared update that is gone, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A smaller adapter, and what was lost."""
+
+    factors: dict[str, Factors]
+    """A (k, d_in) and B (d_out, k) of scale 1 by layer, float32; k may be 0."""
+    layers: dict[str, LayerLoss]
+    lost: float
+    """Share of the whole adapter's squared update that is gone, 0 to 1."""
+    parameters: int
+    """Parameters of the smaller adapter."""
+
+
+@dataclass(frozen=True)
+class _Decomposition:
+    left: Tensor
+    """Orthonormal left singular vectors U (d_out, k), best first."""
+    values: Tensor
+    """Singular values (k), float64, from high to low."""
+    right: Tensor
+    """U^T D, (k, d_in)."""
+
+
+@torch.no_grad()
+def compress(
+    factors: Mapping[str, Factors],
+    *,
+    target: float | None = None,
+    parameters: int | None = None,
+    energy: float | None = None,
+    per_layer: bool = False,
+    moments: Mapping[str, Tensor] | None = None,
+) -> Compressed:
+    """Return an adapter with fewer components, the best of all layers together.
+
+    Exactly one of `target`, `parameters` and `energy` says how small it becomes.
+
+    Args:
+        factors: A (k, d_in) and B (d_out, k) by layer, the scale folded into either.
+        target: components that a layer keeps on average; round(L target) are kept.
+        parameters: at most this many parameters are kept, taken in the order of what a component
+            explains for each of its parameters.
+        energy: the share of the squared update that stays at least, above 0 and at most 1.
+        per_layer: whether every layer keeps the same share of the budget, instead of the best of
+            all layers. It does not go with `parameters`.
+        moments: G (k, k) by layer, the mean of h h^T over the inputs of a sample, h = A x; the
+            error is then that of the layers' outputs on the sample. None: that of the weights.
+
+    Raises:
+        ValueError: no layers, not exactly one size, or a size out of range; a factor that is not
+            a matrix or not finite, or factors that do not fit each other.
+    """
+    _check_sizes(target=target, parameters=parameters, energy=energy, per_layer=per_layer)
+    if not factors:
+        raise ValueError("no layers to compress: the adapter holds no low-rank factors")
+    decompositions = {}
+    for name, (lora_A, lora_B) in factors.items():
+        _check_factors(name, lora_A, lora_B)
+        moment = None if moments is None else moments[name]
+        decompositions[name] = _decompose(lora_A=lora_A, lora_B=lora_B, moment=moment)
+    costs = {name: lora_A.shape[1] + lora_B.shape[0] for name, (lora_A, lora_B) in factors.items()}
+    if per_layer:
+        ranks = {
+            name: _choose({name: part.values}, costs, target, None, energy)[name]
+            for name, part in decompositions.items()
+        }
+    else:
+        values = {name: part.values for name, part in decompositions.items()}
+        ranks = _choose(values, costs, target, parameters, energy)
+    return _cut(decompositions, ranks, costs)
+
+
+def _check_sizes(
+    target: float | None, parameters: int | None, energy: float | None, per_layer: bool
+) -> None:
+    given = {"target": target, "parameters": parameters, "energy": energy}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise ValueError(
+            f"{' and '.join(named) or 'no size'} given: give exactly one of target, parameters, energy"
+        )
+    if target is not None and not 0 < target < float("inf"):
+        raise ValueError(f"target = {target}: must be above 0 and finite")
+    if parameters is not None and parameters < 1:
+        raise ValueError(f"parameters = {parameters}: must be 1 or more")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy = {energy}: must lie above 0 and be at most 1")
+    if per_layer and parameters is not None:
+        raise ValueError("per_layer goes with target or energy, not with parameters")
+
+
+def _check_factors(name: str, lora_A: Tensor, lora_B: Tensor) -> None:
+    if lora_A.ndim != 2 or lora_B.ndim != 2 or len(lora_A) != lora_B.shape[1]:
+        raise ValueError(
+            f"{name}: lora_A {tuple(lora_A.shape)} and lora_B {tuple(lora_B.shape)} are no factors "
+            "(k, d_in) and (d_out, k) of a linear layer"
+        )
+    if not bool(lora_A.isfinite().all()) or not bool(lora_B.isfinite().all()):
+        raise ValueError(f"{name}: the factors hold values that are not finite")
+
+
+def _decompose(lora_A: Tensor, lora_B: Tensor, moment: Tensor | None) -> _Decomposition:
+    A = lora_A.double()
+    B = lora_B.double()
+    if moment is None:
+        root = torch.linalg.qr(A.T).R.T  # (k, min(k, d_in)); A A^T = root root^T, not squared first
+    else:
+        eigenvalues, vectors = torch.linalg.eigh(moment.double())
+        root = vectors * eigenvalues.clamp(min=0).sqrt()
+    Q, T = torch.linalg.qr(B)
+    left, values, _ = torch.linalg.svd(T @ root, full_matrices=False)
+    return _Decomposition(left=Q @ left, values=values, right=(left.T @ T) @ A)
+
+
+def _choose(
+    values: Mapping[str, Tensor],
+    costs: Mapping[str, int],
+    target: float | None,
+    parameters: int | None,
+    energy: float | None,
+) -> dict[str, int]:
+    """Return the rank that each layer keeps. Ties go to the earlier layer."""
+    squares = torch.cat([of_layer.square() for of_layer in values.values()])
+    sizes = [len(of_layer) for of_layer in values.values()]
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    if parameters is not None:
+        cost = torch.tensor(list(costs.values()))[owner]
+        order = torch.argsort(squares / cost, descending=True, stable=True)
+        kept = order[cost[order].cumsum(0) <= parameters]
+    else:
+        order = torch.argsort(squares, descending=True, stable=True)
+        if target is not None:
+            count = round(len(sizes) * target)
+        else:
+            assert energy is not None
+            explained = squares[order].cumsum(0)
+            count = int((explained < energy * explained[-1]).sum()) + 1
+        kept = order[:count]
+    kept = kept[squares[kept] > 0]  # a component of size zero costs parameters and does nothing
+    ranks = torch.bincount(owner[kept], minlength=len(sizes)).tolist()
+    return dict(zip(values, ranks, strict=True))
+
+
+def _cut(
+    decompositions: Mapping[str, _Decomposition],
+    ranks: Mapping[str, int],
+    costs: Mapping[str, int],
+) -> Compressed:
+    factors = {}
+    layers = {}
+    total = 0.0
+    gone = 0.0
+    for name, part in decompositions.items():
+        rank = ranks[name]
+        # Rows and columns of one length, so that no value of either is small for the other's sake.
+        scale = part.right[:rank].norm(dim=1).sqrt().clamp(min=1e-30)
+        lora_A = (part.right[:rank] / scale[:, None]).float().contiguous()
+        lora_B = (part.left[:, :rank] * scale).float().contiguous()
+        factors[name] = (lora_A, lora_B)
+        of_layer = float(part.values.square().sum())
+        lost = float(part.values[rank:].square().sum())
+        layers[name] = LayerLoss(
+            rank_before=len(part.values),
+            rank_after=rank,
+            lost=lost / of_layer if of_layer > 0 else 0.0,
+        )
+        total += of_layer
+        gone += lost
+    return Compressed(
+        factors=factors,
+        layers=layers,
+        lost=gone / total if total > 0 else 0.0,
+        parameters=sum(rank * costs[name] for name, rank in ranks.items()),
+    )
