@@ -94,13 +94,6 @@ class TrainLoader(DataLoader[Batch]):
         yield from super().__iter__()
 
 
-def lengths(dataset: Dataset) -> np.ndarray:
-    """Tokens of each encoded row, (rows)."""
-    from pyarrow import compute
-
-    return np.asarray(compute.list_value_length(dataset.with_format("arrow")[:]["input_ids"]))
-
-
 class TaskData(LightningDataModule):
     """A task's loaders: training rows grouped by length and shuffled, validation rows sorted by length."""
 
@@ -117,7 +110,7 @@ class TaskData(LightningDataModule):
         self.task, self.batch_size, self.seed, self.workers = task, batch_size, seed, workers
         self.world_size = world_size
         self.collate = task.collator(tokenizer)
-        self.train_lengths = lengths(task.train_features)
+        self.train_lengths = task.feature_lengths(task.train_features)
         self.sample = task.config.validation_sample
         """Validation rows scored; None: all."""
         self._position = 0
@@ -132,7 +125,10 @@ class TaskData(LightningDataModule):
         return int(
             max(
                 *self.train_lengths,
-                *(lengths(rows).max() for rows in self.task.validation_features.values()),
+                *(
+                    self.task.feature_lengths(rows).max()
+                    for rows in self.task.validation_features.values()
+                ),
             )
         )
 
@@ -165,7 +161,7 @@ class TaskData(LightningDataModule):
         ]
 
     def _validation_loader(self, features: Dataset) -> DataLoader[Batch]:
-        order = np.argsort(-lengths(features), kind="stable")
+        order = np.argsort(-self.task.feature_lengths(features), kind="stable")
         rows = self.task.rows_of(features)
         if self.sample is not None and self.sample <= rows.max():
             chosen = np.random.default_rng(self.seed).permutation(rows.max() + 1)[: self.sample]

@@ -110,7 +110,7 @@ class FineTuning(LightningModule):
         mean = loss.detach()
         if self.trainer.world_size > 1:
             loss, mean = weighted_mean(loss, self.task.loss_terms(batch))
-        size = len(batch["input_ids"])
+        size = self.task.batch_size(batch)
         self.log("train/loss", mean, prog_bar=True, batch_size=size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         if self.allocation is not None:
@@ -191,7 +191,7 @@ class FineTuning(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         loss = self.task.score(self.model, batch, self.scores[dataloader_idx])
         label = self._label(dataloader_idx)
-        size = len(batch["input_ids"])
+        size = self.task.batch_size(batch)
         self.log(
             f"val/{label}loss", loss, batch_size=size, add_dataloader_idx=False, sync_dist=True
         )
