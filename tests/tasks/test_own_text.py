@@ -53,7 +53,7 @@ def numbers(task: Task, split: str | None = None) -> list[Any]:
 def test_classes_are_found_in_the_data_of_every_kind_of_file(ending: str, tmp_path: Path) -> None:
     train, validation = labelled("spam", "ham", "eggs", "ham"), labelled("ham", "spam")
     task = read(tmp_path, train, ending=ending, validation=validation)
-    assert task.config.labels == ["eggs", "ham", "spam"]
+    assert task.class_names == ["eggs", "ham", "spam"]
     assert numbers(task) == [2, 1, 0, 1]
     assert numbers(task, "validation") == [1, 2]
     assert task.train["text"][:] == [row["text"] for row in train]
@@ -78,7 +78,7 @@ def test_typed_labels_become_classes_in_their_order(
     labels: tuple[Any, ...], names: list[str], found: list[int], ending: str, tmp_path: Path
 ) -> None:
     task = read(tmp_path, labelled(*labels), ending=ending)
-    assert task.config.labels == names
+    assert task.class_names == names
     assert numbers(task) == numbers(task, "validation") == found
 
 
@@ -95,7 +95,7 @@ def test_numbers_that_are_texts_are_sorted_as_numbers(
     labels: tuple[Any, ...], names: list[str], ending: str, tmp_path: Path
 ) -> None:
     task = read(tmp_path, labelled(*labels), ending=ending)
-    assert task.config.labels == names
+    assert task.class_names == names
     assert numbers(task) == [names.index(str(label)) for label in labels]
 
 
@@ -161,7 +161,7 @@ def test_pairs_are_read_by_the_users_own_column_names(ending: str, tmp_path: Pat
     ]
     columns = "task.columns={text: one, text_pair: two, label: verdict, id: uid}"
     task = read(tmp_path, rows, columns, name="text_pair_classification", ending=ending)
-    assert task.config.labels == ["other", "same"]
+    assert task.class_names == ["other", "same"]
     assert numbers(task) == [1, 0]
     assert (task.train["one"][:], task.train["two"][:], task.train["uid"][:]) == (
         ["x", "z"],
@@ -287,10 +287,8 @@ def test_one_class_only_is_nothing_to_learn(tmp_path: Path) -> None:
 def test_too_many_classes_suggest_regression(ending: str, tmp_path: Path) -> None:
     said = r"label has 101 distinct values in 101 rows: not classes\..*task=text_regression .*task\.columns\.label"
     refused(said, tmp_path, labelled(*(i / 8 for i in range(101))), ending=ending)
-    assert len(read(tmp_path, labelled(*range(100)), ending=ending).config.labels) == 100
-    assert (
-        len(read(tmp_path, labelled(*range(101), *range(101)), ending=ending).config.labels) == 101
-    )
+    assert len(read(tmp_path, labelled(*range(100)), ending=ending).class_names) == 100
+    assert len(read(tmp_path, labelled(*range(101), *range(101)), ending=ending).class_names) == 101
 
 
 @pytest.mark.parametrize("ending", READERS)

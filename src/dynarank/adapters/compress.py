@@ -114,7 +114,8 @@ def _check_sizes(
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
         raise ValueError(
-            f"{' and '.join(named) or 'no size'} given: give exactly one of target, parameters, energy"
+            f"{' and '.join(named) or 'no size'} given: "
+            "give exactly one of target, parameters, energy"
         )
     if target is not None and not 0 < target < float("inf"):
         raise ValueError(f"target = {target}: must be above 0 and finite")

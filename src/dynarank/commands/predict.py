@@ -49,11 +49,10 @@ class Predictor:
         from rich.progress import track
 
         from dynarank.pretrained.models import check_length
-        from dynarank.training.data import lengths
 
         datasets.disable_progress_bars()
         features = self.task.features(dataset, self.tokenizer, self.model, labelled=False)
-        tokens = lengths(features)
+        tokens = self.task.feature_lengths(features)
         check_length(self.model, int(tokens.max()), self.task.length_setting)
         order = sorted(range(len(features)), key=(-tokens).__getitem__)
         inputs = features.remove_columns(

@@ -15,6 +15,7 @@ from dynarank.run_folder import ORIGIN
 from dynarank.training.rank_map import draw_rank_map
 
 if TYPE_CHECKING:
+    from dynarank.tasks.base import Task
     from dynarank.config.schema import TrainConfig
     from dynarank.pretrained.hub import Source
     from dynarank.training.module import FineTuning
@@ -125,11 +126,11 @@ def write_artifacts(artifacts: Mapping[str, Any], folder: Path) -> None:
             _write_json(folder / name, content)
 
 
-def write_origin(folder: Path, config: TrainConfig, source: Source) -> None:
+def write_origin(folder: Path, config: TrainConfig, task: Task[Any], source: Source) -> None:
     """Beside an adapter, what `dynarank.commands.predict` needs to use it: the task, and where the base model came from."""
     model = {**asdict(config.model), "found": source.path}
     parts: dict[str, Any] = {
-        "task": config.task,
+        "task": task.recorded_config(),
         "method": config.method,
         "budget": config.budget,
         "dem": config.dem,

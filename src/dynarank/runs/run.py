@@ -107,7 +107,7 @@ def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None
         return
     prepared.pretrained.tokenizer.save_pretrained(adapter)
     prepared.method.export(adapter, prepared.source.recorded, prepared.task.peft_task_type)
-    write_origin(adapter, config, prepared.source)
+    write_origin(adapter, config, prepared.task, prepared.source)
     if not within:
         log.warning(
             "the run ended before its ranks were frozen: its adapter is over budget, and lies in %s",

@@ -15,9 +15,15 @@ FAMILIES = {
     "question_answering": "dynarank.tasks.question_answering:QuestionAnswering",
     "seq2seq": "dynarank.tasks.seq2seq:Seq2Seq",
 }
+"""Where the class of each family lives."""
 
 
 def build_task(config: TaskConfig) -> Task[Any]:
-    """The task that a configuration describes. Raises `UserError` for an unknown family."""
-    task: Task[Any] = lookup("task.family", config.family, FAMILIES)(config)
+    """Return the task that a configuration describes.
+
+    Raises:
+        UserError: The family is not known.
+    """
+    task_class = lookup("task.family", config.family, FAMILIES)
+    task: Task[Any] = task_class(config)
     return task

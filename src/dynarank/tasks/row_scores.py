@@ -1,4 +1,4 @@
-"""Predictions kept by feature until a split is complete, then scored together: for texts and spans."""
+"""Predictions that are kept until a split is complete, and are then scored together."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import nn
 class RowScores(nn.Module):
     """Collects predictions by feature number; `compute` scores them together.
 
-    Under distributed evaluation, the predictions of all processes are gathered, and those of rows that a sampler
-    repeats count once.
+    Under distributed evaluation, the predictions of all processes are gathered, and those of rows
+    that a sampler repeats count once.
 
     Args:
-        evaluate: from the numbers of the features seen, ascending, and their predictions, to scores by name.
+        evaluate: takes the numbers of the features seen, ascending, and their predictions, and
+            returns scores by name.
     """
 
     def __init__(self, evaluate: Callable[[list[int], list[Any]], dict[str, float]]) -> None:
@@ -25,21 +26,27 @@ class RowScores(nn.Module):
         self.predictions: dict[int, Any] = {}
 
     def update(self, features: Sequence[int], predictions: Sequence[Any]) -> None:
-        """Add some features' predictions."""
+        """Add the predictions of some features, which are given by number."""
         self.predictions.update(zip(features, predictions, strict=True))
 
     def gathered(self) -> tuple[list[int], list[Any]]:
-        """Features and predictions of all processes, in the features' order."""
+        """Return features and predictions of all processes, in the order of the features."""
         parts: list[Any] = [self.predictions]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(parts, self.predictions)
-        merged = {feature: prediction for part in parts for feature, prediction in part.items()}
+        merged: dict[int, Any] = {}
+        for part in parts:
+            merged |= part
         features = sorted(merged)
         return features, [merged[feature] for feature in features]
 
     def compute(self) -> dict[str, float]:
-        """Scores by name. Raises `ValueError` if there are no predictions."""
+        """Return the scores by name.
+
+        Raises:
+            ValueError: There are no predictions.
+        """
         features, predictions = self.gathered()
         if not features:
             raise ValueError("no predictions to score")

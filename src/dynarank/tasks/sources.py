@@ -1,4 +1,4 @@
-"""Where a task's rows come from: the hub or a folder in its layout, a package, or the user's own files."""
+"""Where a task's rows come from: the hub or a folder in its layout, a package, or own files."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONVERTED = "refs/convert/parquet"
-"""Where the hub keeps its own parquet copy of a data set that is still a script, which datasets no longer runs."""
+"""Where the hub keeps a parquet copy of a data set that is a script: datasets runs none."""
 
 
 def check_source(config: TaskConfig) -> None:
     """Raise `UserError` unless the task names exactly one source."""
     if config.path is None and config.train_file is None:
         raise UserError(
-            "task.path = null, task.train_file = null: where is the data? Give task.train_file=FILE (and "
-            "task.validation_file=FILE), or task.path= a hub id or a folder"
+            "task.path = null, task.train_file = null: where is the data? Give "
+            "task.train_file=FILE (and task.validation_file=FILE), or task.path= a hub id or a "
+            "folder"
         )
     if config.path is not None and config.train_file is not None:
         raise UserError(
-            f"task.path = {config.path}, task.train_file = {config.train_file}: two sources. With files of your own, use "
-            "task=text_classification, text_pair_classification, text_regression, question_answering or seq2seq"
+            f"task.path = {config.path}, task.train_file = {config.train_file}: two sources. With "
+            "files of your own, use task=text_classification, text_pair_classification, "
+            "text_regression, question_answering or seq2seq"
         )
     if config.validation_file is not None and config.train_file is None:
         raise UserError(
@@ -42,7 +44,11 @@ def check_source(config: TaskConfig) -> None:
 
 
 def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
-    """Where the hub's or a folder's data is; None for a package's, and for files. Raises `UserError`."""
+    """Return where the hub's or a folder's data is; None for a package's data, and for files.
+
+    Raises:
+        UserError: The task names no source, several, or one that is not there.
+    """
     check_source(config)
     if config.path is None or config.path.startswith(PACKAGE):
         return None
@@ -50,7 +56,11 @@ def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
 
 
 def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
-    """The splits by name; where there is one file, it is whole (see `cut_validation`). Raises `UserError`."""
+    """Return the splits by name. A single file is returned whole (see `cut_validation`).
+
+    Raises:
+        UserError: The source is not there, or cannot be read.
+    """
     import datasets
 
     datasets.disable_progress_bars()
@@ -74,21 +84,27 @@ def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
 def cut_validation(
     config: TaskConfig, splits: Mapping[str, Dataset], seed: int
 ) -> Mapping[str, Dataset]:
-    """Where there is one file, cut a seeded share of its rows off for validation. Raises `UserError`."""
+    """Return the splits, with a seeded share of a single file's rows cut off for validation.
+
+    Raises:
+        UserError: The file has one row only.
+    """
     if not config.one_file:
         return splits
     train = splits[config.train_split]
     if len(train) < 2:
         raise UserError(
-            f"task.train_file = {config.train_file}: one row cannot be split. Give task.validation_file"
+            f"task.train_file = {config.train_file}: one row cannot be split. "
+            "Give task.validation_file"
         )
     rows = round(config.validation_share * len(train))
-    parts = train.train_test_split(min(max(rows, 1), len(train) - 1), seed=seed)
+    rows = min(max(rows, 1), len(train) - 1)  # at least one on each side
+    parts = train.train_test_split(rows, seed=seed)
     return {config.train_split: parts["train"], "validation": parts["test"]}
 
 
 def describe(config: TaskConfig, split: str) -> str:
-    """A split's source, for an error."""
+    """Return a split's source in words, for errors."""
     if config.train_file is None:
         subset = f" ({config.subset})" if config.subset else ""
         return f"task.path = {config.path}{subset}, split {split!r}"
@@ -98,6 +114,7 @@ def describe(config: TaskConfig, split: str) -> str:
 
 
 def _load(config: TaskConfig, source: Source, revision: str | None) -> Mapping[str, Dataset]:
+    """Load the splits; where that fails, from the hub's parquet copy or without the cache."""
     folder = Path(source.path)
     try:
         return _load_dataset(config, source, revision)
@@ -106,16 +123,13 @@ def _load(config: TaskConfig, source: Source, revision: str | None) -> Mapping[s
     except Exception as error:  # datasets raises a dozen kinds for data that it cannot read
         if revision is None and not folder.is_dir() and "script" in str(error):
             return _load(config, source, CONVERTED)
-        if _forget(folder):
-            log.warning(
-                "the cached copy of %s was damaged, and is made anew: %s",
-                folder,
-                str(error).splitlines()[0],
-            )
+        if _remove_cache(folder):
+            reason = str(error).splitlines()[0]
+            log.warning("the cached copy of %s was damaged, and is made anew: %s", folder, reason)
             return _load(config, source, revision)
         raise UserError(
-            f"task.path = {config.path}, task.subset = {config.subset}: cannot be read from {source.path}: "
-            f"{_reason(error, folder)}"
+            f"task.path = {config.path}, task.subset = {config.subset}: cannot be read from "
+            f"{source.path}: {_reason(error, folder)}"
         ) from error
 
 
@@ -138,25 +152,26 @@ def _load_dataset(
 
 
 def _cache_dir(folder: Path) -> str | None:
-    """Where a local folder's data is cached: by its files, since datasets goes by the folder's last name alone.
+    """Return where a local folder's data is cached: a place of its own for the files as they are.
 
-    Without this, a file that was changed, or another folder of that name, silently gives the rows cached before.
+    datasets goes by the folder's last name alone, so that a changed file, or another folder of that
+    name, would silently give the rows that were cached before.
     """
     if not folder.is_dir():
         return None
     import datasets
 
-    files = [
-        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
+    files = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            status = path.stat()
+            files.append((str(path), status.st_size, status.st_mtime_ns))
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
     return str(Path(datasets.config.HF_DATASETS_CACHE) / f"dynarank-{digest}")
 
 
-def _forget(folder: Path) -> bool:
-    """Remove the cached copy of a local folder's data; whether there was one, which may be what could not be read."""
+def _remove_cache(folder: Path) -> bool:
+    """Remove the cached copy of a local folder's data. Return whether there was one."""
     cached = _cache_dir(folder)
     if cached is None or not any(Path(cached).rglob("*.arrow")):
         return False
@@ -165,10 +180,15 @@ def _forget(folder: Path) -> bool:
 
 
 def _reason(error: Exception, folder: Path) -> str:
-    """The first line of what went wrong underneath; an empty parquet file, which datasets chokes on, by its name."""
-    empty = [str(file) for file in sorted(folder.rglob("*.parquet")) if _is_empty(file)]
+    """Return why data cannot be read: the first line of the cause, or the name of an empty file.
+
+    datasets' own message about an empty parquet file does not name it.
+    """
+    for file in sorted(folder.rglob("*.parquet")):
+        if _is_empty(file):
+            return f"{file} is empty"
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return f"{empty[0]} is empty" if empty else f"{type(cause).__name__}: {cause}".splitlines()[0]
+    return f"{type(cause).__name__}: {cause}".splitlines()[0]
 
 
 def _is_empty(file: Path) -> bool:

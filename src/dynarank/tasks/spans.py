@@ -1,45 +1,63 @@
-"""From start and end logits to answers: the best spans of each window, merged over all windows of a question.
+"""From start and end logits to answers: the best spans of each window, merged over all windows.
 
 Legend: F windows (features), n tokens of a window, k spans kept a window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass
+class WindowSpans:
+    """The best spans of a window, best first."""
+
+    first: np.ndarray
+    """The first token of each span, (k)."""
+    last: np.ndarray
+    """The last token of each span, (k)."""
+    score: np.ndarray
+    """The score of each span, (k); -inf where the window has fewer spans."""
+    null: float
+    """The score of no answer."""
+
 
 def best_spans(
     start: Tensor, end: Tensor, context: Tensor, k: int, max_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best spans of each window, among its k best starts times its k best ends.
+    """Return the k best spans of each window, among its k best starts times its k best ends.
 
     Args:
-        start, end: logits, (F, n).
+        start: logits, (F, n).
+        end: logits, (F, n).
         context: which tokens an answer may have, (F, n) bool.
-        max_tokens: tokens of a span at most.
+        k: the number of spans.
+        max_tokens: the most tokens of a span.
 
     Returns:
-        First and last token and score (the sum of two logits) of k spans, each (F, k), best first; where a window has
-        fewer, the tokens are 0 and the score is -inf.
+        First token, last token and score (the sum of two logits) of k spans, each (F, k), best
+        first. Where a window has fewer spans, the tokens are 0 and the score is -inf.
     """
     kept = min(k, start.shape[1])
     first_score, first = start.float().masked_fill(~context, -torch.inf).topk(kept)  # (F, k)
     last_score, last = end.float().masked_fill(~context, -torch.inf).topk(kept)
     length = last[:, None, :] - first[:, :, None] + 1  # (F, k, k)
-    scores = (first_score[:, :, None] + last_score[:, None, :]).masked_fill(
-        (length < 1) | (length > max_tokens), -torch.inf
-    )
+    scores = first_score[:, :, None] + last_score[:, None, :]
+    scores = scores.masked_fill((length < 1) | (length > max_tokens), -torch.inf)
     best, pair = scores.flatten(1).topk(min(k, kept * kept))
     none = best == -torch.inf
-    return (
-        first.gather(1, pair // kept).masked_fill(none, 0),
-        last.gather(1, pair % kept).masked_fill(none, 0),
-        best,
-    )
+    first_token = first.gather(1, pair // kept).masked_fill(none, 0)
+    last_token = last.gather(1, pair % kept).masked_fill(none, 0)
+    return first_token, last_token, best
 
 
 @dataclass
@@ -51,26 +69,79 @@ class Candidates:
     start: np.ndarray
     """Characters of the context before the span."""
     end: np.ndarray
+    """Characters of the context up to the span's end."""
     score: np.ndarray
+
+    def take(self, index: np.ndarray) -> Candidates:
+        """Return these of the spans."""
+        return Candidates(
+            row=self.row[index],
+            start=self.start[index],
+            end=self.end[index],
+            score=self.score[index],
+        )
+
+    def records(self, part: slice, context: str) -> list[dict[str, Any]]:
+        """Return text, start and score of some spans, which are of this context."""
+        spans = zip(self.start[part], self.end[part], self.score[part], strict=True)
+        return [
+            {"text": context[start:end], "start": int(start), "score": float(score)}
+            for start, end, score in spans
+        ]
 
 
 def merge_windows(
     row: np.ndarray, start: np.ndarray, end: np.ndarray, score: np.ndarray
 ) -> Candidates:
-    """Every question's spans over all its windows; a span that several windows see counts once, at its best score.
+    """Return every question's spans over all its windows.
+
+    A span that several windows see counts once, at its best score. Ties go to the earlier span,
+    then to the shorter one.
 
     Args:
         row: the question of each window, (F).
-        start, end, score: of each window's spans, in characters of the context, (F, k); -inf scores are left out.
-
-    Ties go to the earlier span, then to the shorter one.
+        start: of each window's spans, in characters of the context, (F, k).
+        end: likewise, (F, k).
+        score: likewise, (F, k); spans of score -inf are left out.
     """
-    flat = Candidates(np.repeat(row, start.shape[1]), start.ravel(), end.ravel(), score.ravel())
-    flat = _take(flat, np.flatnonzero(np.isfinite(flat.score)))
-    flat = _take(flat, np.lexsort((flat.end, flat.start, -flat.score, flat.row)))
-    _, first = np.unique(np.stack([flat.row, flat.start, flat.end]), axis=1, return_index=True)
-    return _take(flat, np.sort(first))  # np.unique gives first occurrences, which are the best
+    spans = Candidates(
+        row=np.repeat(row, start.shape[1]),
+        start=start.ravel(),
+        end=end.ravel(),
+        score=score.ravel(),
+    )
+    spans = spans.take(np.flatnonzero(np.isfinite(spans.score)))
+    spans = spans.take(np.lexsort((spans.end, spans.start, -spans.score, spans.row)))
+    places = np.stack([spans.row, spans.start, spans.end])
+    _, first = np.unique(places, axis=1, return_index=True)
+    return spans.take(np.sort(first))  # np.unique gives first occurrences, which are the best
 
 
-def _take(spans: Candidates, index: np.ndarray) -> Candidates:
-    return Candidates(spans.row[index], spans.start[index], spans.end[index], spans.score[index])
+def span_characters(
+    features: Dataset, spans: Sequence[WindowSpans]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where each window's spans begin and end, in characters, and their scores, each (F, k).
+
+    Windows with fewer than k spans are filled up with scores of -inf.
+    """
+    table = features.select_columns(["offset_start", "offset_end"]).with_format("arrow")[:]
+    first = _stack([window.first for window in spans], 0)
+    last = _stack([window.last for window in spans], 0)
+    start = _pick(table["offset_start"].combine_chunks(), first)
+    end = _pick(table["offset_end"].combine_chunks(), last)
+    return start, end, _stack([window.score for window in spans], -np.inf)
+
+
+def _stack(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:
+    """Return arrays of up to k values as one array, (F, k)."""
+    width = max(len(part) for part in parts)
+    padded = [np.pad(part, (0, width - len(part)), constant_values=fill) for part in parts]
+    return np.stack(padded)
+
+
+def _pick(lists: Any, index: np.ndarray) -> np.ndarray:
+    """Return of each of F lists, an arrow array, the elements of these indices, (F, k)."""
+    offsets = np.asarray(lists.offsets)
+    begins = offsets[:-1] - offsets[0]
+    picked: np.ndarray = np.asarray(lists.flatten())[begins[:, None] + index]
+    return picked

@@ -1,7 +1,7 @@
 """SQuAD's official measures, v1.1 and v2.0: exact match and F1 on normalized texts, in percent.
 
-Source: the evaluation scripts of Rajpurkar et al., 2016 and 2018, whose two versions differ where a normalized text is
-empty.
+Source: the evaluation scripts of Rajpurkar et al., 2016 and 2018. Their two versions differ where
+a normalized text is empty.
 """
 
 from __future__ import annotations
@@ -18,42 +18,54 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """Lower case, without punctuation, articles and superfluous white space."""
+    """Return the text in lower case, without punctuation, articles and superfluous white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def exact_and_f1(
     prediction: str, golds: Sequence[str], no_answer: bool = False
 ) -> tuple[float, float]:
-    """A prediction's exact match and F1, from 0 to 1, each against the gold answer that suits it best.
+    """Return a prediction's exact match and F1, from 0 to 1.
+
+    Each is taken against the gold answer that suits it best.
 
     Args:
+        prediction: the predicted text.
         golds: the question's answers; none for a question without an answer.
-        no_answer: v2.0's reading: an empty text equals an empty text alone, and gold answers that normalize to nothing
-            do not count.
+        no_answer: whether to read texts as v2.0 does: an empty text equals an empty text alone,
+            and gold answers that normalize to nothing do not count.
     """
     guess = normalize(prediction)
-    wanted = [normalize(gold) for gold in golds]
+    targets = [normalize(gold) for gold in golds]
     if no_answer:
-        wanted = [gold for gold in wanted if gold] or [""]
-    exact = max((float(gold == guess) for gold in wanted), default=0.0)
-    return exact, max((_f1(guess.split(), gold.split(), no_answer) for gold in wanted), default=0.0)
+        targets = [target for target in targets if target] or [""]
+    exact, f1 = 0.0, 0.0
+    for target in targets:
+        exact = max(exact, float(target == guess))
+        f1 = max(f1, _f1(guess.split(), target.split(), no_answer))
+    return exact, f1
 
 
 def _f1(guess: list[str], gold: list[str], no_answer: bool) -> float:
+    """Return the F1 of two lists of words."""
     if no_answer and not (guess and gold):
         return float(guess == gold)
-    common = sum((Counter(guess) & Counter(gold)).values())
+    common = (Counter(guess) & Counter(gold)).total()
     return 2 * common / (len(guess) + len(gold)) if common else 0.0
 
 
 def squad(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, float]:
-    """SQuAD v1.1's measures over all questions."""
-    pairs = np.asarray(
-        [exact_and_f1(*pair) for pair in zip(predictions, golds, strict=True)]
-    )  # (questions, 2)
-    exact, f1 = 100 * pairs.mean(axis=0)
+    """Return SQuAD v1.1's measures over all questions."""
+    exact, f1 = 100 * _score_all(predictions, golds, no_answer=False).mean(axis=0)
     return {"exact_match": float(exact), "f1": float(f1)}
+
+
+def _score_all(
+    predictions: Sequence[str], golds: Sequence[Sequence[str]], no_answer: bool
+) -> np.ndarray:
+    """Return exact match and F1 of every question, (questions, 2)."""
+    pairs = zip(predictions, golds, strict=True)
+    return np.asarray([exact_and_f1(text, gold, no_answer) for text, gold in pairs])
 
 
 def squad_v2(
@@ -62,34 +74,29 @@ def squad_v2(
     golds: Sequence[Sequence[str]],
     threshold: float = 0.0,
 ) -> dict[str, float]:
-    """SQuAD v2.0's measures over all questions, apart for those with and without an answer, and at the best thresholds.
+    """Return SQuAD v2.0's measures.
+
+    They are taken over all questions, over those with an answer (HasAns_) and those without
+    (NoAns_), and at the best thresholds (best_).
 
     Args:
         best: the best text that is not empty, for every question.
         null_odds: by how much no answer scores above it, (questions).
+        golds: the answers of every question; none for a question without an answer.
         threshold: no answer is predicted where the odds exceed it.
     """
     answered = np.asarray([len(texts) > 0 for texts in golds])  # (questions) bool
-    raw = np.asarray(
-        [exact_and_f1(text, gold, True) for text, gold in zip(best, golds, strict=True)]
-    )  # (questions, 2)
+    raw = _score_all(best, golds, no_answer=True)
     scores = np.where((null_odds > threshold)[:, None], ~answered[:, None], raw)
-    result: dict[str, float] = {}
-    for prefix, chosen in (
-        ("", np.ones_like(answered)),
-        ("HasAns_", answered),
-        ("NoAns_", ~answered),
-    ):
+    exact, f1 = 100 * scores.mean(axis=0)
+    result = {"exact_match": float(exact), "f1": float(f1)}
+    for prefix, chosen in (("HasAns_", answered), ("NoAns_", ~answered)):
         if chosen.any():
             exact, f1 = 100 * scores[chosen].mean(axis=0)
-            result |= {
-                prefix + ("exact_match" if not prefix else "exact"): float(exact),
-                f"{prefix}f1": float(f1),
-            }
+            result |= {f"{prefix}exact": float(exact), f"{prefix}f1": float(f1)}
+    guessed = np.asarray([bool(text) for text in best])
     for name, column in (("exact", 0), ("f1", 1)):
-        score, at = best_threshold(
-            raw[:, column], np.asarray([bool(text) for text in best]), null_odds, answered
-        )
+        score, at = best_threshold(raw[:, column], guessed, null_odds, answered)
         result |= {f"best_{name}": score, f"best_{name}_thresh": at}
     return result
 
@@ -97,10 +104,22 @@ def squad_v2(
 def best_threshold(
     scores: np.ndarray, guessed: np.ndarray, null_odds: np.ndarray, answered: np.ndarray
 ) -> tuple[float, float]:
-    """The highest percentage that any threshold on the odds gives, and that threshold: 0 if none beats no answer ever."""
+    """Return the highest percentage that any threshold on the odds gives, and that threshold.
+
+    The threshold is 0 where nothing beats predicting no answer for every question.
+
+    Args:
+        scores: of the best text of every question, from 0 to 1, (questions).
+        guessed: whether that text is not empty, (questions) bool.
+        null_odds: by how much no answer scores above it, (questions).
+        answered: whether the question has an answer, (questions) bool.
+    """
     order = np.argsort(null_odds, kind="stable")
-    # A question that is answered once the threshold passes its odds gains its score, or loses the point of silence.
+    # Once the threshold passes a question's odds, the question gains the score of its text, or
+    # loses the point that no answer had.
     gain = np.where(answered, scores, -guessed.astype(float))[order]
-    reached = np.cumsum([(~answered).sum(), *gain])  # the first: no answer ever
+    no_answer_ever = (~answered).sum()
+    reached = np.cumsum([no_answer_ever, *gain])
     top = int(reached.argmax())
-    return 100 * float(reached[top]) / len(scores), float(null_odds[order][top - 1]) if top else 0.0
+    percentage = 100 * float(reached[top]) / len(scores)
+    return percentage, float(null_odds[order][top - 1]) if top else 0.0

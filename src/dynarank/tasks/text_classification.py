@@ -1,9 +1,9 @@
-"""Text classification and regression: GLUE's tasks, and any data set with one or two text columns and a label."""
+"""Text classification and regression: GLUE's tasks, and any rows of texts and a label."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +19,15 @@ from torchmetrics import (
 )
 
 from dynarank.errors import UserError
-from dynarank.tasks.base import Batch, Task, cached_map
+from dynarank.tasks.base import Batch, Collator, Task
+from dynarank.tasks.class_names import (
+    find_classes,
+    numbers_by_value,
+    numbers_of_feature,
+    value_name,
+)
 from dynarank.tasks.config import TextClassificationConfig
+from dynarank.tasks.features import cached_map
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class TextClassification(Task[TextClassificationConfig]):
-    """One text, or a pair, to a class (cross-entropy) or a number (mean squared error)."""
+    """One text, or a pair, to a class (cross-entropy) or to a number (mean squared error)."""
 
     auto_class = "AutoModelForSequenceClassification"
     peft_task_type = "SEQ_CLS"
@@ -36,27 +43,35 @@ class TextClassification(Task[TextClassificationConfig]):
 
     def __init__(self, config: TextClassificationConfig) -> None:
         super().__init__(config)
-        self.numbers = _numbers_of(config.labels or ())
+        self.class_names: list[str] = list(config.labels or ())
+        """The classes, in the order of their numbers: those given, else those of the rows read."""
+
+    def recorded_config(self) -> TextClassificationConfig:
+        return replace(self.config, labels=self.class_names or None)
+
+    @property
+    def _is_regression(self) -> bool:
+        return self.config.target == "number"
 
     def check_rows(self, dataset: Dataset, where: str, labelled: bool) -> Dataset:
-        self.check_texts(dataset, where, self._texts())
+        self.check_texts(dataset, where, self._text_columns())
         if not labelled:
             return dataset
+        if self._is_regression:
+            values = self._checked_numbers(dataset, where)
+        else:
+            values = self._checked_classes(dataset, where)
         label = self.config.columns.label
-        values = (
-            self._numbers(dataset, where)
-            if self.config.target == "number"
-            else self._classes(dataset, where)
-        )
         return dataset.remove_columns(label).add_column(
-            label, values.tolist(), new_fingerprint=_with_labels(dataset, values)
+            label, values.tolist(), new_fingerprint=_fingerprint_with_labels(dataset, values)
         )
 
-    def _texts(self) -> list[str]:
+    def _text_columns(self) -> list[str]:
         columns = self.config.columns
         return [columns.text] if columns.text_pair is None else [columns.text, columns.text_pair]
 
-    def _numbers(self, dataset: Dataset, where: str) -> np.ndarray:
+    def _checked_numbers(self, dataset: Dataset, where: str) -> np.ndarray:
+        """Return the labels as numbers, (rows) float."""
         label = self.config.columns.label
         numbers = []
         for row, value in enumerate(dataset[label][:]):
@@ -66,37 +81,44 @@ class TextClassification(Task[TextClassificationConfig]):
                 number = float("nan")
             if not np.isfinite(number):
                 raise UserError(
-                    f"{where}, row {row}: {label} = {value!r} is not a finite number. Mend or drop the row"
+                    f"{where}, row {row}: {label} = {value!r} is not a finite number. "
+                    "Mend or drop the row"
                 )
             numbers.append(number)
         return np.asarray(numbers)
 
-    def _classes(self, dataset: Dataset, where: str) -> np.ndarray:
-        """Class numbers. Where no labels are named, those of the first rows checked, the training rows, are the classes."""
+    def _checked_classes(self, dataset: Dataset, where: str) -> np.ndarray:
+        """Return the class number of each row, (rows) int.
+
+        Where the configuration names no classes, they are those of the first rows checked, which
+        are the training rows.
+        """
         label = self.config.columns.label
         values = dataset[label][:]
         feature = dataset.features[label]
-        if self.config.labels is None:
-            self.config.labels, self.numbers = _find_classes(feature, values, f"{where}: {label}")
-        numbers = _numbers_in(feature, self.config.labels) or self.numbers
-        classes = np.asarray([numbers.get(_name(value), -1) for value in values])
-        if (classes < 0).any():
-            row, names = int((classes < 0).argmax()), self.config.labels
+        if not self.class_names:
+            self.class_names = find_classes(feature, values, f"{where}: {label}")
+        numbers = numbers_of_feature(feature, self.class_names)
+        if not numbers:
+            numbers = numbers_by_value(self.class_names)
+        classes = np.asarray([numbers.get(value_name(value), -1) for value in values])
+        unknown = np.flatnonzero(classes < 0)
+        if len(unknown):
             raise UserError(
-                f"{where}, row {row}: {label} = {values[row]!r} is not a class from 0 to {len(names) - 1} "
-                f"({', '.join(names)}) ({int((classes < 0).sum())} such rows). Mend the rows, or task.labels; a split "
-                "without labels cannot be scored"
+                f"{where}, row {unknown[0]}: {label} = {values[unknown[0]]!r} is not a class from "
+                f"0 to {len(self.class_names) - 1} ({', '.join(self.class_names)}) "
+                f"({len(unknown)} such rows). Mend the rows, or task.labels; a split without "
+                "labels cannot be scored"
             )
         return classes
 
     def model_options(self) -> dict[str, Any]:
-        if self.config.target == "number":
+        if self._is_regression:
             return {"num_labels": 1, "problem_type": "regression"}
-        names = dict(enumerate(self.config.labels or ()))
         return {
-            "num_labels": len(names),
-            "id2label": names,
-            "label2id": {name: index for index, name in names.items()},
+            "num_labels": len(self.class_names),
+            "id2label": dict(enumerate(self.class_names)),
+            "label2id": {name: index for index, name in enumerate(self.class_names)},
             "problem_type": "single_label_classification",
         }
 
@@ -107,128 +129,72 @@ class TextClassification(Task[TextClassificationConfig]):
         model: PreTrainedModel,
         labelled: bool = True,
     ) -> Dataset:
-        texts, label = self._texts(), self.config.columns.label
-        cast = float if self.config.target == "number" else int
+        text_columns = self._text_columns()
+        label = self.config.columns.label
+        max_length = self.config.max_length
+        as_label = float if self._is_regression else int
 
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
-            tokens = tokenizer(
-                *(batch[column] for column in texts),
-                truncation=True,
-                max_length=self.config.max_length,
-            )
-            return (
-                {**tokens, "labels": [cast(value) for value in batch[label]]}
-                if labelled
-                else dict(tokens)
-            )
+            texts = [batch[column] for column in text_columns]
+            features = dict(tokenizer(*texts, truncation=True, max_length=max_length))
+            if labelled:
+                features["labels"] = [as_label(value) for value in batch[label]]
+            return features
 
-        return cached_map(
-            dataset, encoded, (texts, label, labelled, self.config.max_length, cast), tokenizer
-        )
+        key = (text_columns, label, labelled, max_length, as_label)
+        return cached_map(dataset, encoded, key, tokenizer)
 
-    def collator(
-        self, tokenizer: PreTrainedTokenizerBase
-    ) -> Callable[[list[dict[str, Any]]], Batch]:
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         from transformers import DataCollatorWithPadding
 
         return DataCollatorWithPadding(tokenizer)
 
     def scores(self, split: str) -> MetricCollection:
-        classes = len(self.config.labels or ())
-        f1: dict[str, Any] = (
-            {"task": "binary"} if classes == 2 else {"task": "multiclass", "average": "macro"}
-        )
+        classes = len(self.class_names)
+        f1_kind: dict[str, Any] = {"task": "multiclass", "average": "macro"}
+        if classes == 2:
+            f1_kind = {"task": "binary"}
         makers: dict[str, Callable[[], Metric]] = {
             "accuracy": lambda: Accuracy(task="multiclass", num_classes=classes, average="micro"),
-            "f1": lambda: F1Score(num_classes=classes, **f1),
+            "f1": lambda: F1Score(num_classes=classes, **f1_kind),
             "matthews": lambda: MatthewsCorrCoef(task="multiclass", num_classes=classes),
             "pearson": PearsonCorrCoef,
             "spearman": SpearmanCorrCoef,
         }
-        return MetricCollection(
-            {name: makers[name]() for name in self.config.metrics}, compute_groups=False
-        )
+        metrics: dict[str, Metric | MetricCollection] = {
+            name: makers[name]() for name in self.config.metrics
+        }
+        return MetricCollection(metrics, compute_groups=False)
 
     def score(self, model: nn.Module, batch: Batch, scores: MetricCollection) -> Tensor:
         output = model(**batch)
         logits = output.logits.float()  # (batch, classes), or (batch, 1)
-        scores.update(
-            logits.squeeze(-1) if self.config.target == "number" else logits.argmax(-1),
-            batch["labels"],
-        )
+        predicted = logits.squeeze(-1) if self._is_regression else logits.argmax(-1)
+        scores.update(predicted, batch["labels"])
         loss: Tensor = output.loss
         return loss
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Return each row's number, or the probabilities of its classes, (classes)."""
         logits = model(**batch).logits.float()
-        return list(
-            (logits.squeeze(-1) if self.config.target == "number" else logits.softmax(-1))
-            .cpu()
-            .numpy()
-        )
+        predicted = logits.squeeze(-1) if self._is_regression else logits.softmax(-1)
+        return list(predicted.cpu().numpy())
 
     def answers(
         self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]
     ) -> list[dict[str, Any]]:
-        if self.config.target == "number":
+        if self._is_regression:
             return [{"score": float(value)} for value in predicted]
-        names = self.config.labels or []
-        return [
-            {
-                "label": names[int(p.argmax())],
-                **{f"probability_{name}": float(v) for name, v in zip(names, p, strict=True)},
-            }
-            for p in predicted
-        ]
+        return [self._class_record(probabilities) for probabilities in predicted]
+
+    def _class_record(self, probabilities: np.ndarray) -> dict[str, Any]:
+        record: dict[str, Any] = {"label": self.class_names[int(probabilities.argmax())]}
+        for name, probability in zip(self.class_names, probabilities, strict=True):
+            record[f"probability_{name}"] = float(probability)
+        return record
 
 
-def _name(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _numbers_of(names: Sequence[str]) -> dict[str, int]:
-    """Class numbers by name, and by the number itself unless some number is a name."""
-    by_name = {name: index for index, name in enumerate(names)}
-    by_number = {str(index): index for index in range(len(names))}
-    return by_name if by_name.keys() & by_number.keys() else by_name | by_number
-
-
-def _numbers_in(feature: Any, names: Sequence[str]) -> dict[str, int]:
-    """Class numbers by the numbers that a class feature holds, which never mean names; empty for other features."""
-    theirs = getattr(feature, "names", None) or ()
-    if set(theirs) <= set(names):
-        return {str(index): names.index(name) for index, name in enumerate(theirs)}
-    return {str(index): index for index in range(len(names))}
-
-
-def _find_classes(
-    feature: Any, values: Sequence[Any], where: str
-) -> tuple[list[str], dict[str, int]]:
-    """The classes' names and numbers: the data set's own, else the distinct values, numbers in their order."""
-    if getattr(feature, "names", None):
-        return list(feature.names), _numbers_of(feature.names)
-    missing = next(
-        (row for row, value in enumerate(values) if value is None or value == "" or value != value),
-        None,
-    )
-    if missing is not None:
-        raise UserError(f"{where} is missing in row {missing}. Mend or drop the row")
-    found = sorted({_name(value) for value in values})
-    with suppress(ValueError):
-        found.sort(key=float)
-    if len(found) < 2:
-        raise UserError(
-            f"{where} is {found[0]!r} in every row: there is nothing to learn. Is it the right column?"
-        )
-    if len(found) > max(100, len(values) // 2):
-        raise UserError(
-            f"{where} has {len(found)} distinct values in {len(values)} rows: not classes. For numbers, use "
-            "task=text_regression (task.target=number); else name the right column in task.columns.label"
-        )
-    return found, {name: index for index, name in enumerate(found)}
-
-
-def _with_labels(dataset: Dataset, values: np.ndarray) -> str:
+def _fingerprint_with_labels(dataset: Dataset, values: np.ndarray) -> str:
     from datasets.fingerprint import Hasher
 
     return str(Hasher.hash((dataset._fingerprint, values.tolist())))

@@ -111,13 +111,6 @@ class TrainLoader(DataLoader[Batch]):
         yield from super().__iter__()
 
 
-def lengths(dataset: Dataset) -> np.ndarray:
-    """Return the number of tokens of each encoded row, (rows)."""
-    from pyarrow import compute
-
-    return np.asarray(compute.list_value_length(dataset.with_format("arrow")[:]["input_ids"]))
-
-
 class TaskData(LightningDataModule):
     """A task's loaders: training rows grouped by length and shuffled, validation rows sorted.
 
@@ -146,7 +139,7 @@ class TaskData(LightningDataModule):
         self.world_size = world_size
         self.worker_init = worker_init
         self.collate = task.collator(tokenizer)
-        self.train_lengths = lengths(task.train_features)
+        self.train_lengths = task.feature_lengths(task.train_features)
         self.sample = task.config.validation_sample
         """How many validation rows are scored; None for all."""
         self._position = 0
@@ -161,7 +154,7 @@ class TaskData(LightningDataModule):
         """Tokens of the longest feature of any split."""
         longest = int(self.train_lengths.max())
         for features in self.task.validation_features.values():
-            longest = max(longest, int(lengths(features).max()))
+            longest = max(longest, int(self.task.feature_lengths(features).max()))
         return longest
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,7 +194,7 @@ class TaskData(LightningDataModule):
 
     def _validation_loader(self, features: Dataset) -> DataLoader[Batch]:
         """Return the loader of this rank's batches of a split, longest rows first."""
-        order = np.argsort(-lengths(features), kind="stable")
+        order = np.argsort(-self.task.feature_lengths(features), kind="stable")
         rows = self.task.rows_of(features)
         last_row = rows.max()
         if self.sample is not None and self.sample <= last_row:

@@ -162,7 +162,7 @@ class FineTuning(LightningModule):
         mean = loss.detach()
         if self.trainer.world_size > 1:
             loss, mean = weighted_mean(loss, self.task.loss_terms(batch))
-        size = len(batch["input_ids"])
+        size = self.task.batch_size(batch)
         self.log("train/loss", mean, prog_bar=True, batch_size=size)
         self._figures = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
         penalty = self._penalty()
@@ -273,7 +273,7 @@ class FineTuning(LightningModule):
         """Collect a batch's predictions and log its loss."""
         loss = self.task.score(self.model, batch, self.scores[dataloader_idx])
         label = self._label(dataloader_idx)
-        size = len(batch["input_ids"])
+        size = self.task.batch_size(batch)
         self.log(
             f"val/{label}loss", loss, batch_size=size, add_dataloader_idx=False, sync_dist=True
         )

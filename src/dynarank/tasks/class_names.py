@@ -1,0 +1,83 @@
+"""The classes of a column: their names, and the class number that each value of the column means.
+
+A column may hold names, numbers, texts that are numbers, or a class feature of datasets, whose
+values are numbers that have names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from dynarank.errors import UserError
+
+MOST_CLASSES = 100
+"""More distinct values than this, and than half the rows, are not taken for classes."""
+
+
+def value_name(value: Any) -> str:
+    """Return the name that a value has as a class: 1.0 is the class '1'."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def numbers_by_value(names: Sequence[str]) -> dict[str, int]:
+    """Return the class numbers by name, and also by the number itself unless a number is a name."""
+    by_name = {name: index for index, name in enumerate(names)}
+    by_number = {str(index): index for index in range(len(names))}
+    if by_name.keys() & by_number.keys():
+        return by_name
+    return by_name | by_number
+
+
+def numbers_of_feature(feature: Any, names: Sequence[str]) -> dict[str, int]:
+    """Return the class numbers by the values that a class feature holds.
+
+    These values are numbers, which never mean names. They are mapped by the feature's own names
+    where these are among `names`. For other features the dictionary is empty.
+    """
+    own_names: Sequence[str] | None = getattr(feature, "names", None)
+    if not own_names:
+        return {}
+    if set(own_names) <= set(names):
+        return {str(index): names.index(name) for index, name in enumerate(own_names)}
+    return {str(index): index for index in range(len(names))}
+
+
+def find_classes(feature: Any, values: Sequence[Any], where: str) -> list[str]:
+    """Return the names of the classes that a column has, in the order of their numbers.
+
+    A class feature has names of its own. Otherwise the names are the distinct values, in the order
+    of numbers where all are numbers, else in alphabetic order.
+
+    Args:
+        feature: the column's feature, as datasets has it.
+        values: the column's values.
+        where: the column and its source, for errors.
+
+    Raises:
+        UserError: A value is missing, there is one class only, or there are too many.
+    """
+    own_names = getattr(feature, "names", None)
+    if own_names:
+        return list(own_names)
+    for row, value in enumerate(values):
+        if value is None or value == "" or value != value:
+            raise UserError(f"{where} is missing in row {row}. Mend or drop the row")
+    names = sorted({value_name(value) for value in values})
+    with suppress(ValueError):
+        names.sort(key=float)
+    if len(names) < 2:
+        raise UserError(
+            f"{where} is {names[0]!r} in every row: there is nothing to learn. "
+            "Is it the right column?"
+        )
+    if len(names) > max(MOST_CLASSES, len(values) // 2):
+        raise UserError(
+            f"{where} has {len(names)} distinct values in {len(values)} rows: not classes. For "
+            "numbers, use task=text_regression (task.target=number); else name the right column "
+            "in task.columns.label"
+        )
+    return names
