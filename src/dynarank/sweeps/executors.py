@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from dynarank.errors import UserError
+from dynarank.errors import UserError, first_line
+from dynarank.run_folder import ERROR, RUNNING
 from dynarank.sweeps.point import Job
 
 log = logging.getLogger(__name__)
@@ -225,13 +226,13 @@ class Submitit:
         error = (
             submitted.exception()
         )  # what happened to the job; what happened to the run is in its folder already
-        if error is not None and not point.finished and not (point.folder / "error.txt").is_file():
+        if error is not None and not point.finished and not (point.folder / ERROR).is_file():
             lines = str(error).splitlines()
             point.fail(
                 f"error: job {submitted.job_id} ended without a result, state {submitted.state}",
                 lines,
             )
-            (point.folder / "running.json").unlink(missing_ok=True)
+            (point.folder / RUNNING).unlink(missing_ok=True)
         point.log_outcome()
 
 
@@ -261,7 +262,7 @@ class RayTasks:
                 )
             except (ConnectionError, ValueError) as error:
                 raise UserError(
-                    f"hydra.launcher.address = {self.address}: {str(error).splitlines()[0]}"
+                    f"hydra.launcher.address = {self.address}: {first_line(error)}"
                 ) from None
         for name, wanted, resource in (
             ("num_cpus", self.num_cpus, "CPU"),

@@ -16,9 +16,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dynarank.run_folder import (
+    ERROR,
+    METRICS,
+    OUTPUT,
+    RUNNING,
+    failure_reason,
+    is_finished,
+    read_failure,
+    read_overrides,
+    read_record,
+    selected_score,
+    write_failure,
+)
+
 log = logging.getLogger(__name__)
 
-ERROR_LINES = 40
 POINT = "DYNARANK_SWEEP_POINT"
 """Set in the processes of a sweep."""
 RESUME, START_OVER = "resume.path=auto", "resume.path=never"
@@ -37,43 +50,35 @@ class Point:
     @property
     def begun(self) -> bool:
         """Whether its folder holds a run of these very overrides, finished or not."""
-        record = self.folder / ".hydra" / "overrides.yaml"
-        if not record.is_file():
-            return False
-        from omegaconf import OmegaConf
-
-        theirs = [str(one) for one in OmegaConf.load(record)]
-        return _essential(theirs) == _essential(self.overrides)
+        recorded = read_overrides(self.folder)
+        return recorded is not None and _essential(recorded) == _essential(self.overrides)
 
     @property
     def finished(self) -> bool:
         """Whether that run has come to its end."""
-        return (self.folder / "metrics.json").is_file() and self.begun
+        return is_finished(self.folder) and self.begun
 
     @property
     def score(self) -> float:
         """The selecting metric. Of a finished run."""
-        results = json.loads((self.folder / "metrics.json").read_text())
-        value = results["metrics"][results["selected"]["metric"]]
-        return float("nan") if value is None else float(value)
+        return selected_score(read_record(self.folder))
 
     def status(self) -> str:
         """done, running, failed or missing."""
         if self.finished:
             return "done"
-        if _alive(self.folder / "running.json"):
+        if _alive(self.folder / RUNNING):
             return "running"
-        return "failed" if (self.folder / "error.txt").is_file() else "missing"
+        return "failed" if (self.folder / ERROR).is_file() else "missing"
 
     def fail(self, reason: str, lines: Sequence[str] = ()) -> None:
         """Record why there is no finished run."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "error.txt").write_text("\n".join([reason, *lines[-ERROR_LINES:]]) + "\n")
+        write_failure(self.folder, reason, lines)
 
     def failure(self) -> str:
         """Why there is no finished run, in a line."""
-        record = self.folder / "error.txt"
-        return reason(record.read_text().splitlines()) if record.is_file() else "it has not run"
+        lines = read_failure(self.folder)
+        return "it has not run" if lines is None else failure_reason(lines)
 
     def log_outcome(self) -> None:
         """Say how it ended."""
@@ -99,12 +104,6 @@ def _alive(record: Path) -> bool:
         return not (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
     except (OSError, ValueError, KeyError):
         return False
-
-
-def reason(lines: Sequence[str]) -> str:
-    """The line of an output that says what went wrong."""
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["no output"])[-1].removeprefix("error: ")
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,9 @@ class Job:
         folder = self.point.folder
         folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
-            for stale in ("error.txt", "metrics.json"):
+            for stale in (ERROR, METRICS):
                 (folder / stale).unlink(missing_ok=True)
-        output = folder / (f"output-rank{rank}.txt" if rank else "output.txt")
+        output = folder / (f"output-rank{rank}.txt" if rank else OUTPUT)
 
         def ignore() -> None:
             for one in ignored:
@@ -151,7 +150,7 @@ class Job:
                 env={**os.environ, **self.environment, **(environment or {}), POINT: "1"},
                 preexec_fn=ignore if ignored else None,
             )
-        code = _attend(process, folder / "running.json" if rank == 0 else None)
+        code = _attend(process, folder / RUNNING if rank == 0 else None)
         if rank == 0 and (code or not self.point.finished):
             self.point.fail(f"exit code {code}", output.read_text(errors="replace").splitlines())
         return code
@@ -166,7 +165,7 @@ class Job:
     def stop(self) -> None:
         """Have the command save and end, by SIGUSR1, and wait for that. In the process that is in `run`."""
         try:
-            process = int(json.loads((self.point.folder / "running.json").read_text())["pid"])
+            process = int(json.loads((self.point.folder / RUNNING).read_text())["pid"])
             os.kill(process, signal.SIGUSR1)
             os.waitid(
                 os.P_PID, process, os.WEXITED | os.WNOWAIT
