@@ -43,8 +43,9 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
     """Set the moment of death: its name, at which of its kind, and the signals, which worker processes get as well."""
     import torch
 
-    from dynarank.checkpoints import storage as checkpoints
-    from dynarank.runs import record as results
+    from dynarank import durable_files
+    from dynarank.checkpoints import storage
+    from dynarank.runs import results
     from dynarank.tasks import sources
     from dynarank.tasks.text_classification import TextClassification
 
@@ -58,9 +59,9 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
         "reading data": (sources, "_load_dataset"),
         "a step": (torch.optim.AdamW, "step"),
         "validation": (TextClassification, "score"),
-        "writing a checkpoint": (checkpoints.os, "fsync"),
-        "before a manifest": (checkpoints, "_digest"),
-        "the end": (results, "_write_json"),
+        "writing a checkpoint": (durable_files.os, "fsync"),
+        "before a manifest": (storage, "file_sha256"),
+        "the end": (results, "write_json"),
     }
     at_call(*moments[moment], number, receive if signals else kill)
 

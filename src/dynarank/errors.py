@@ -10,38 +10,53 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake of the user's or of the surroundings: the message names the field, its value and the remedy."""
+    """A mistake of the user's or of the surroundings.
+
+    The message names the field, its value and the remedy.
+    """
 
 
 PLAIN_NAME = re.compile(r"\w[\w.+=@ -]{0,95}")
 
 
 def check_name(field: str, name: str) -> None:
-    """Raise `ValueError` for a name that could not stand in a folder's name, a table and a tracker alike."""
+    """Raise `ValueError` for a name that cannot stand in a folder's name, a table and a tracker."""
     unresolved = name == "???" or name.startswith("${")
     if not unresolved and not PLAIN_NAME.fullmatch(name):
         raise ValueError(
-            f"{field} = {name[:99]!r}: must be 1 to 96 letters, digits or . _ + = @ -, a letter or digit first"
+            f"{field} = {name[:99]!r}: must be 1 to 96 letters, digits or . _ + = @ -, "
+            "a letter or digit first"
         )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence for an error about an unknown name: the nearest known ones, or all where none is near."""
+    """Return a sentence for an error about an unknown name.
+
+    It names the nearest known ones, or all of them where none is near.
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return (
-        f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Known: {', '.join(known)}"
-    )
+    if close:
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    return f"Known: {', '.join(known)}"
 
 
 class Interrupted(BaseException):
-    """A signal ended the run. `code` is the process's exit code: 130 after Ctrl-C, 143 after SIGTERM and SIGUSR1.
+    """A signal ended the run.
 
-    No `Exception`, as KeyboardInterrupt is none: it may be raised anywhere, and nobody's `except Exception` may take it.
+    It is no `Exception`, as KeyboardInterrupt is none: it may be raised anywhere, and nobody's
+    `except Exception` may take it. `code` is the process's exit code: 130 after Ctrl-C, 143 after
+    SIGTERM and SIGUSR1.
     """
 
     def __init__(self, number: signal.Signals, saved: str | None = None) -> None:
         super().__init__(f"stopped by {number.name}" + (f"; saved: {saved}" if saved else ""))
         self.folder: Path | None = None
-        """The run's, where it goes on."""
+        """The run's folder, where it goes on."""
         self.code = 130 if number is signal.SIGINT else 143
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -14,8 +14,7 @@ import pytest
 import torch
 from tiny import configure, glue_rows, write_dataset
 
-from dynarank.checkpoints import resume
-from dynarank.checkpoints.callback import Checkpoints
+from dynarank.checkpoints import callback, identity
 from dynarank.checkpoints.storage import (
     DurableIO,
     Manifest,
@@ -137,8 +136,8 @@ def test_what_would_make_it_inexact_is_refused(
     with pytest.raises(UserError, match=rf"threads was {threads}, is {threads + 1}\. {remedy}"):
         go_on(folder, hub_root)
     monkeypatch.undo()
-    versions = resume.package_versions()
-    monkeypatch.setattr(resume, "package_versions", lambda: {**versions, "torch": "9.9"})
+    versions = identity.package_versions()
+    monkeypatch.setattr(identity, "package_versions", lambda: {**versions, "torch": "9.9"})
     with pytest.raises(UserError, match=rf"versions\.torch was .*, is 9\.9\. {remedy}"):
         go_on(folder, hub_root)
 
@@ -240,13 +239,13 @@ def test_a_run_stopped_before_its_first_step_leaves_the_checkpoint_it_came_from_
     """Written anew, it would not be whole for a moment, and it may be the only one."""
     path = checkpoint_path(folder / "checkpoints", 4)
     before = path.stat().st_ino, path.stat().st_mtime_ns
-    original = Checkpoints._restore
+    original = callback.restore_loop_position
 
-    def restore(self: Checkpoints, trainer: Any) -> None:
-        original(self, trainer)
+    def restore(trainer: Any, position: Any) -> None:
+        original(trainer, position)
         signal_now()
 
-    monkeypatch.setattr(Checkpoints, "_restore", restore)
+    monkeypatch.setattr(callback, "restore_loop_position", restore)
     with pytest.raises(Interrupted, match="saved: step 4"):
         go_on(folder, hub_root, "checkpoint.keep=1")
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == before

@@ -27,8 +27,8 @@ from dynarank.checkpoints.storage import newest_valid
 from dynarank.commands.predict import main as predict_main
 from dynarank.commands.user_errors import user_errors
 from dynarank.errors import UserError
-from dynarank.runs.record import summary_rows
 from dynarank.runs.run import run
+from dynarank.runs.summary import summary_rows
 from dynarank.training.module import FineTuning
 
 
@@ -128,10 +128,10 @@ def test_a_second_run_in_a_folder_refuses_until_the_first_is_gone(
 def test_a_file_system_without_locks_is_no_other_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_lock.fcntl, "lockf", refuse)
+    monkeypatch.setattr(run_lock.FileLock, "acquire", refuse)
     with locked(tmp_path):
         assert "its file system knows no locks (No locks available)" in caplog.text
 

@@ -12,7 +12,7 @@ from tiny import configure, newest_checkpoint, write_dataset
 from dynarank.commands.predict import load_predictor
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
-from dynarank.runs.record import Results
+from dynarank.runs.results import Results
 from dynarank.runs.run import run
 
 SHORT = ["trainer.epochs=2", "budget.interval=1", "optimizer.lr=0.01"]

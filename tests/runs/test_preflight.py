@@ -23,14 +23,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_precisions_that_the_machine_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(preflight, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(preflight, "cpu_computes_bf16", lambda: False)
     for precision in ("bf16-mixed", "16-mixed"):
         with pytest.raises(
             UserError, match=f"trainer.precision = {precision}.*Use trainer.precision=32-true"
         ):
             check_machine(TrainerConfig(precision=precision))
     check_machine(TrainerConfig())
-    monkeypatch.setattr(preflight, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(preflight, "cpu_computes_bf16", lambda: True)
     check_machine(TrainerConfig(precision="bf16-mixed"))
 
 

@@ -13,7 +13,7 @@ import torch
 from tiny import configure, newest_checkpoint
 
 from dynarank.errors import UserError
-from dynarank.runs.record import Results
+from dynarank.runs.results import Results
 from dynarank.runs.run import run
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import load_dataset
+from dynarank.checkpoints.compact import expand
 from safetensors.torch import load_file
 from tiny import configure, newest_checkpoint
 
-from dynarank.checkpoints.compact import expand
 from dynarank.commands.predict import load_predictor
 from dynarank.pretrained.hub import HubConfig
-from dynarank.runs.record import Results
+from dynarank.runs.results import Results
 from dynarank.runs.run import run
 from dynarank.training.averaging import trained_parameters
 from dynarank.training.module import FineTuning

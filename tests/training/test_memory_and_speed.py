@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from dynarank.checkpoints.compact import expand
 from tiny import configure, newest_checkpoint
 
-from dynarank.checkpoints.compact import expand
 from dynarank.config.schema import TrainerConfig
 from dynarank.errors import UserError
 from dynarank.runs.preflight import check_compiler

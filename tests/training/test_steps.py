@@ -14,6 +14,7 @@ from tiny import configure, newest_checkpoint, tiny_roberta, write_model
 
 from dynarank import training
 from dynarank.checkpoints.callback import Checkpoints
+from dynarank.checkpoints.content import trained_state
 from dynarank.checkpoints.signals import Signals
 from dynarank.errors import UserError
 from dynarank.runs import trainer
@@ -62,7 +63,7 @@ def by_hand(
             scheduler.step()  # 5
             module.allocation.allocator.step()  # 6: score, prune, freeze
             optimizer.zero_grad()
-    return module.trained_state()
+    return trained_state(module)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])

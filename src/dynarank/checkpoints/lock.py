@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import json
 import logging
 import os
 import socket
@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from dynarank.errors import UserError
+from dynarank.run_folder import LOCK, LOCK_OWNER
 from dynarank.training.distributed import is_first
 
 log = logging.getLogger(__name__)
@@ -18,31 +21,48 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run's folder. Raises `UserError` where another process does, naming it.
+    """Hold the run's folder while the context lasts.
 
-    By a record lock: the system drops it with the process, however that ends, and worker processes do not inherit it.
-    Of a run's several processes only the first takes it.
+    The system drops the lock with the process, however that ends. Of a run's several processes
+    only the first takes it.
+
+    Raises:
+        UserError: another process holds the folder; the message names it.
     """
     if not is_first():
         yield
         return
-    with (folder / "run.lock").open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise UserError(
-                f"output_dir = {folder}: another run is at work there ({file.read().strip()}). "
-                "Wait for it, or choose another: hydra.run.dir=DIR"
-            ) from None
-        except OSError as error:
-            log.warning(
-                "%s: its file system knows no locks (%s); see that no other run works there",
-                folder,
-                error.strerror,
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"output_dir = {folder}: another run is at work there ({_owner(folder)}). "
+            "Wait for it, or choose another: hydra.run.dir=DIR"
+        ) from None
+    except OSError as error:
+        log.warning(
+            "%s: its file system knows no locks (%s); see that no other run works there",
+            folder,
+            error.strerror,
+        )
+    try:
+        _write_owner(folder)
         yield
-        file.truncate(0)
+    finally:
+        (folder / LOCK_OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _write_owner(folder: Path) -> None:
+    owner = {"process": os.getpid(), "host": socket.gethostname()}
+    (folder / LOCK_OWNER).write_text(json.dumps(owner) + "\n")
+
+
+def _owner(folder: Path) -> str:
+    """Return which process holds the folder, as it noted itself."""
+    try:
+        owner = json.loads((folder / LOCK_OWNER).read_text())
+        return f"process {owner['process']} on {owner['host']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "a process that left no name"

@@ -1,4 +1,7 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: a flag that training looks at between two steps, and an end that loses nothing."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: a flag that training looks at between two steps.
+
+A run that is told to end loses nothing of what it has trained.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +16,37 @@ from dynarank.errors import Interrupted
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+def _signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that end a run in order. Windows has no SIGUSR1."""
+    names = ("SIGTERM", "SIGUSR1", "SIGINT")
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+SIGNALS = _signals()
 
 
 class Signals:
-    """Context in which signals end the run in order.
+    """A context in which signals end the run in order.
 
-    While `deferred` is true, the first one is only noted in `received`; otherwise, and at the second, `Interrupted` is
-    raised on the spot.
+    While `deferred` is true, the first signal is only noted in `received`. Otherwise, and at the
+    second one, `Interrupted` is raised on the spot.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.deferred = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._handlers_before: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
 
     def __enter__(self) -> Signals:
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._handlers_before = {number: signal.getsignal(number) for number in SIGNALS}
         self.install()
         return self
 
     def install(self) -> None:
-        """Take the signals; again, once Lightning has put its own handlers in their place."""
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Python allows no other thread to
+        """Take the signals; call it again where Lightning has put its own handlers in place."""
+        if _is_main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._handle)
 
@@ -48,22 +56,29 @@ class Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
+        if _is_main_thread():
+            for number, handler in self._handlers_before.items():
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if (
-            os.getpid() != self._process
-        ):  # a worker process, which has inherited this: it ends when training does
-            return
-        again, self.received = self.received is not None, signal.Signals(number)
-        if again or not self.deferred:
+        if os.getpid() != self._process:
+            return  # a worker process has inherited this handler; it ends when training does
+        is_second = self.received is not None
+        self.received = signal.Signals(number)
+        if is_second or not self.deferred:
             raise Interrupted(self.received)
         log.warning("%s: saving at the next step (once more stops at once)", self.received.name)
 
 
+def _is_main_thread() -> bool:
+    """Return whether Python lets this thread set handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def leave_signals_to_training(worker: int) -> None:
-    """In a worker process that makes batches: a signal to all processes of a job must not kill it before the save."""
+    """Ignore signals, in a worker process that makes batches.
+
+    A signal to all processes of a job must not kill a worker before the training has saved.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

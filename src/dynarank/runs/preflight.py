@@ -1,4 +1,4 @@
-"""What is checked before anything slow: the output folder, the machine, and where model and data come from."""
+"""What is checked before anything slow: the output folder, the machine, and where things are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dynarank.config.schema import TrainConfig, TrainerConfig
-from dynarank.errors import UserError
+from dynarank.errors import UserError, first_line
 from dynarank.pretrained.hub import (
     HubSilent,
     Source,
@@ -15,30 +15,37 @@ from dynarank.pretrained.hub import (
     locate,
     warn_of_remote_code,
 )
+from dynarank.runs.library_internals import cpu_computes_bf16, has_cpp_compiler
 from dynarank.tasks.sources import locate_data
 
 
 def check_output_dir(folder: str) -> Path:
-    """Make the run's folder and write into it once. Raises `UserError` where that fails."""
+    """Make the run's folder and write into it once.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
     path = Path(folder)
     probe = path / ".writable"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink(missing_ok=True)  # another rank's may be gone
+        probe.unlink(missing_ok=True)  # another rank may have removed it
     except OSError as error:
         raise UserError(
-            f"output_dir = {folder}: cannot be written ({error.strerror}). Choose another: hydra.run.dir=DIR"
+            f"output_dir = {folder}: cannot be written ({error.strerror}). Choose another: "
+            "hydra.run.dir=DIR"
         ) from None
     return path
 
 
 def check_machine(config: TrainerConfig) -> None:
-    """Refuse an accelerator or a precision that this machine lacks (`UserError`)."""
+    """Raise `UserError` for an accelerator or a precision that this machine lacks."""
     available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(config.accelerator, True):
         raise UserError(
-            f"trainer.accelerator = {config.accelerator}: this machine has none. Use trainer.accelerator=auto"
+            f"trainer.accelerator = {config.accelerator}: this machine has none. "
+            "Use trainer.accelerator=auto"
         )
     on_gpu = available["gpu"] and config.accelerator in ("auto", "gpu")
     remedy = "Use trainer.precision=32-true"
@@ -46,54 +53,52 @@ def check_machine(config: TrainerConfig) -> None:
         raise UserError(
             f"trainer.precision = 16-mixed needs a CUDA GPU, and this run has none. {remedy}"
         )
-    if config.precision == "bf16-mixed" and not (
-        torch.cuda.is_bf16_supported(False) if on_gpu else _cpu_has_bf16()
-    ):
+    if config.precision == "bf16-mixed" and not _computes_bf16(on_gpu):
         raise UserError(
-            f"trainer.precision = bf16-mixed: this machine computes no bfloat16 in hardware. {remedy}"
+            "trainer.precision = bf16-mixed: this machine computes no bfloat16 in hardware. "
+            f"{remedy}"
         )
 
 
-def check_compiler(config: TrainerConfig) -> None:
-    """Refuse `trainer.compile` where torch finds no C++ compiler (`UserError`), which it would say after loading."""
-    if not config.compile:
-        return
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
+def _computes_bf16(on_gpu: bool) -> bool:
+    """Return whether the device that is used has bfloat16 in hardware."""
+    if on_gpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_computes_bf16()
 
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
+
+def check_compiler(config: TrainerConfig) -> None:
+    """Raise `UserError` for `trainer.compile` where torch finds no C++ compiler.
+
+    Torch itself would say so only after everything is loaded.
+    """
+    if config.compile and not has_cpp_compiler():
         raise UserError(
             "trainer.compile = true needs a C++ compiler. Install g++, or use trainer.compile=false"
-        ) from None
+        )
 
 
 def best_device() -> str:
-    """A GPU where there is one, as torch names it; else the CPU."""
-    return (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu"
-    )
+    """Return the name of a GPU where there is one, as torch names it; else of the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def named_device(name: str | None) -> torch.device:
-    """The device of that name, or the best; `UserError` where this machine has none such."""
+    """Return the device of that name, or the best one for None.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
     try:
         return torch.empty(0, device=name or best_device()).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        raise UserError(f"--device {name}: {first_line(error)}") from None
 
 
 def find_model(config: TrainConfig) -> Source:
-    """Where the model is. Raises `UserError`."""
+    """Return where the model is. Raises `UserError` where it is nowhere."""
     source = locate(
         "models", "model.path", config.model.path, config.hub.root, config.model.revision
     )
@@ -102,10 +107,12 @@ def find_model(config: TrainConfig) -> Source:
 
 
 def locate_model(config: TrainConfig) -> Source:
-    """Where the model is, once the data is known to be somewhere too, so that one error names all that is missing.
+    """Return where the model is, once the data is known to be somewhere too.
+
+    So one error names all that is missing.
 
     Raises:
-        UserError: either is nowhere, and the hub does not answer; says what to do.
+        UserError: either is nowhere, and the hub does not answer; the message says what to do.
     """
     missing = []
     try:

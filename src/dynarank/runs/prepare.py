@@ -1,4 +1,10 @@
-"""Everything of a run that comes before its first step: what is read, loaded, adapted, and checked on the way."""
+"""Everything of a run that comes before its first step: what is located, read, loaded and adapted.
+
+Each step takes what the step before it returns, the cheapest first, so that none can be left out
+and a mistake costs as little time as it can. Wherever something becomes known that tells runs
+apart, it is compared with the checkpoint that the run goes on from (`IdentityCheck`): the settings,
+the rows, the base model's weights, and T.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +17,8 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from dynarank.checkpoints.resume import (
-    Resumption,
-    check_identity,
-    find_resumption,
-    identity,
-    rows_digest,
-    weights_digest,
-)
+from dynarank.checkpoints.identity import IdentityCheck, rows_digest, weights_digest
+from dynarank.checkpoints.resume import Resumption, find_resumption
 from dynarank.checkpoints.signals import leave_signals_to_training
 from dynarank.config.schema import TrainConfig
 from dynarank.errors import UserError
@@ -45,6 +45,37 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
+class Located:
+    """A run whose settings fit the machine, and whose model and data are somewhere."""
+
+    source: Source
+    """Of the base model."""
+    resumption: Resumption | None
+    """The checkpoint that the run goes on from; None for a new run."""
+    check: IdentityCheck
+
+
+@dataclass
+class TaskRead:
+    """A run whose rows are read. The generators are seeded from here on."""
+
+    located: Located
+    task: Task[Any]
+
+
+@dataclass
+class ModelLoaded:
+    """A run whose base model is loaded, and whose rows are encoded for it."""
+
+    read: TaskRead
+    pretrained: Pretrained
+    method: Method[Any]
+    model_parameters: int
+    """Of the base model and the task's head."""
+    head_parameters: int
+
+
+@dataclass
 class Prepared:
     """A run that can start."""
 
@@ -55,53 +86,81 @@ class Prepared:
     module: FineTuning
     data: TaskData
     model_parameters: int
+    """Of the base model and the task's head."""
     head_parameters: int
     identity: dict[str, Any]
     resumption: Resumption | None
 
 
 def prepare(config: TrainConfig, folder: Path) -> Prepared:
-    """Check, read, load and adapt, the cheapest checks first.
+    """Check, read, load and adapt.
 
     Raises:
         UserError: anything that the user can mend.
     """
+    located = locate_run(config, folder)
+    read = read_task(config, located)
+    loaded = load_model(config, read)
+    return build_training(config, loaded)
+
+
+def locate_run(config: TrainConfig, folder: Path) -> Located:
+    """Check the machine, and find the model, the data and the checkpoint to go on from."""
     check_machine(config.trainer)
     check_compiler(config.trainer)
     check_devices(config.trainer, config.batch_size)
     if config.trainer.strategy == "fsdp" and config.method.name == "full":
         raise UserError(
-            "trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. Use ddp"
+            "trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. "
+            "Use ddp"
         )
     source = locate_model(config)
     resumption = find_resumption(config.resume.path, folder)
-    same_run(resumption, config)
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    return Located(source=source, resumption=resumption, check=IdentityCheck(config, resumption))
 
+
+def read_task(config: TrainConfig, located: Located) -> TaskRead:
+    """Seed the generators and read the rows."""
+    pl.seed_everything(config.seed, workers=True, verbose=False)
     task = build_task(config.task)
-    check_fit(config.model, source, task)
+    check_fit(config.model, located.source, task)
     task.read(config.hub, config.seed)
-    found: dict[str, Any] = {"data": rows_digest({"train": task.train, **task.validation})}
-    same_run(resumption, config, **found)
+    located.check.add(data=rows_digest({"train": task.train, **task.validation}))
+    return TaskRead(located=located, task=task)
+
+
+def load_model(config: TrainConfig, read: TaskRead) -> ModelLoaded:
+    """Load the tokenizer and the model, and encode the rows for them."""
+    source, task = read.located.source, read.task
     tokenizer = load_tokenizer(config.model, source)
     pretrained = load_pretrained(config.model, source, task, tokenizer)
-    found["base_weights"] = weights_digest(pretrained.model, pretrained.head)
-    model_parameters = sum(parameter.numel() for parameter in pretrained.model.parameters())
-    head_parameters = sum(
-        p.numel()
-        for name in pretrained.head
-        for p in pretrained.model.get_submodule(name).parameters()
-    )
+    model = pretrained.model
+    read.located.check.add(base_weights=weights_digest(model, pretrained.head))
+    head_parameters = 0
+    for name in pretrained.head:
+        head_parameters += _count_parameters(model.get_submodule(name))
     method = build_method(config.method, config.budget, config.dem)
-    task.encode(tokenizer, pretrained.model)
+    task.encode(tokenizer, model)
+    return ModelLoaded(
+        read=read,
+        pretrained=pretrained,
+        method=method,
+        model_parameters=_count_parameters(model),
+        head_parameters=head_parameters,
+    )
+
+
+def build_training(config: TrainConfig, loaded: ModelLoaded) -> Prepared:
+    """Adapt the model, and build what trains it."""
+    pretrained, method = loaded.pretrained, loaded.method
+    located, task = loaded.read.located, loaded.read.task
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(pretrained.model, config)
     model = adapt(pretrained, method, config)
-
     world = config.trainer.world_size
     data = TaskData(
         task,
-        tokenizer,
+        pretrained.tokenizer,
         config.batch_size,
         config.seed,
         workers=config.trainer.workers,
@@ -109,42 +168,56 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
         worker_init=leave_signals_to_training,
     )
     check_shares(task, world)
-    check_length(model, data.longest, task.length_setting)
-    for setting, tokens in task.generated_lengths().items():
-        check_length(model, tokens, setting, generated=True)
+    check_lengths(model, data, task)
     total_steps = resolve_total_steps(
         data.batches_per_epoch, config.epochs, config.trainer.accumulate, config.trainer.max_steps
     )
-    found["total_steps"] = total_steps
-    same_run(resumption, config, **found)
+    located.check.add(total_steps=total_steps)
     module = FineTuning(
         model, task, method, config.optimizer, config.lr, total_steps, config.trainer.ema
     )
     if config.trainer.compile:
         module.compile_training_pass()
-    say_plan(config, module, method, task)
+    log_plan(config, module, task)
     if this_rank():
-        torch.manual_seed(config.seed + this_rank())  # ranks share the weights, not the dropout
+        # The ranks share the weights, not the dropout.
+        torch.manual_seed(config.seed + this_rank())
     return Prepared(
-        *(source, task, pretrained, method, module, data, model_parameters, head_parameters),
-        *(identity(config, **found), resumption),
+        source=located.source,
+        task=task,
+        pretrained=pretrained,
+        method=method,
+        module=module,
+        data=data,
+        model_parameters=loaded.model_parameters,
+        head_parameters=loaded.head_parameters,
+        identity=located.check.identity,
+        resumption=located.resumption,
     )
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def checkpoint_activations(model: Any, config: TrainConfig) -> None:
-    """Let transformers keep a layer's input alone. Raises `UserError` where it cannot for this architecture."""
+    """Let transformers keep a layer's input alone, and compute its activations again.
+
+    Raises:
+        UserError: transformers cannot for this architecture.
+    """
     if not model.supports_gradient_checkpointing:
         raise UserError(
-            f"trainer.gradient_checkpointing = true: transformers cannot for {config.model.path}. Use false"
+            "trainer.gradient_checkpointing = true: transformers cannot for "
+            f"{config.model.path}. Use false"
         )
-    enable = getattr(
-        model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
-    )  # its older name
+    # The second name is the older one.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
-    model.disable_input_require_grads()  # for the reentrant kind, which loses the gradient behind frozen embeddings
-    model.config.use_cache = (
-        False  # of keys and values, in training; generation has its own setting
-    )
+    # What the reentrant kind needs, which loses the gradient behind frozen embeddings.
+    model.disable_input_require_grads()
+    # The cache of keys and values in training; generation has a setting of its own.
+    model.config.use_cache = False
 
 
 def check_shares(task: Task[Any], world: int) -> None:
@@ -156,56 +229,66 @@ def check_shares(task: Task[Any], world: int) -> None:
             )
 
 
-def same_run(resumption: Resumption | None, config: TrainConfig, **found: Any) -> None:
-    """Raise `UserError` where the checkpoint is of another run, as far as is known by now."""
-    if resumption is not None:
-        check_identity(resumption, identity(config, **found), config.resume.allow_inexact)
+def check_lengths(model: nn.Module, data: TaskData, task: Task[Any]) -> None:
+    """Raise `UserError` where a text, read or generated, is longer than the model takes."""
+    check_length(model, data.longest, task.length_setting)
+    for setting, tokens in task.generated_lengths().items():
+        check_length(model, tokens, setting, generated=True)
 
 
 def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> nn.Module:
-    """Let the method change the model; returns what is trained. Raises `UserError` where they do not fit."""
-    targets = (
-        resolve_targets(config.model, pretrained.model.config.model_type)
-        if method.takes_targets
-        else []
-    )
+    """Let the method change the model; return what is trained.
+
+    Raises:
+        UserError: the targets or the method do not fit the model.
+    """
+    targets: list[str] = []
+    if method.takes_targets:
+        targets = resolve_targets(config.model, pretrained.model.config.model_type)
     try:
         model = method.adapt(pretrained.model, targets, pretrained.head)
     except ValueError as error:
         field = "model.targets" if method.takes_targets else "method.name"
         raise UserError(f"{field}, method={config.method.name}: {error}") from None
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info(
         "%s: %d layers of %s adapted, %s parameters train; head: %s",
-        *(config.method.name, len(method.ranks()), config.model.path),
-        *(
-            f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
-            ", ".join(pretrained.head) or "none",
-        ),
+        config.method.name,
+        len(method.ranks()),
+        config.model.path,
+        f"{trained:,}",
+        ", ".join(pretrained.head) or "none",
     )
     return model
 
 
-def say_plan(config: TrainConfig, module: FineTuning, method: Method[Any], task: Task[Any]) -> None:
+def log_plan(config: TrainConfig, module: FineTuning, task: Task[Any]) -> None:
     """Print T and the schedule before step 0."""
     rows = ", ".join(f"{len(data):,} {split}" for split, data in task.validation.items())
     log.info(
         "%s: %s rows to train, %s; T = %d steps (%d epochs, batch %d, accumulation %d), lr %.3g",
-        *(config.task.name, f"{len(task.train):,}", rows, module.total_steps),
-        *(config.epochs, config.batch_size, config.trainer.accumulate, config.lr),
+        config.task.name,
+        f"{len(task.train):,}",
+        rows,
+        module.total_steps,
+        config.epochs,
+        config.batch_size,
+        config.trainer.accumulate,
+        config.lr,
     )
     if module.allocation is None:
         return
     allocator = module.allocation.allocator
     schedule = allocator.schedule
     log.info(
-        "budget: %g components a layer until step %d, then down every %d steps to %g at step %d, where ranks freeze "
-        "(%s %s; %d components now)",
-        *(
-            schedule.init,
-            schedule.start_step,
-            schedule.interval,
-            schedule.target,
-            schedule.freeze_step,
-        ),
-        *(f"{allocator.allowance(schedule.total):,}", config.budget.unit, sum(allocator.sizes)),
+        "budget: %g components a layer until step %d, then down every %d steps to %g at step %d, "
+        "where ranks freeze (%s %s; %d components now)",
+        schedule.init,
+        schedule.start_step,
+        schedule.interval,
+        schedule.target,
+        schedule.freeze_step,
+        f"{allocator.allowance(schedule.total):,}",
+        config.budget.unit,
+        sum(allocator.sizes),
     )

@@ -1,36 +1,39 @@
-"""Lightning's trainer, set up for a run, and the fit."""
+"""Lightning's trainer, set up for a run, and its fit."""
 
 from __future__ import annotations
 
 import logging
-import signal
 import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from dynarank.checkpoints.callback import Checkpoints
+from dynarank.checkpoints.content import RunContent
 from dynarank.checkpoints.storage import DurableIO
 from dynarank.config.schema import TrainConfig
 from dynarank.errors import Interrupted
+from dynarank.runs.library_internals import end_other_ranks
 from dynarank.runs.prepare import Prepared
 from dynarank.training.distributed import build_strategy
 from dynarank.training.trackers import build_loggers
 
 
 def quiet_libraries() -> None:
-    """Keep advice that does not fit, and other libraries' deprecations of one another, off the user's screen."""
+    """Keep advice that does not fit off the user's screen.
+
+    So are other libraries' warnings about one another's deprecated parts.
+    """
     for advice in (
         ".*does not have many workers.*",  # batches are collated in a millisecond
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",
         ".*will save all targets and predictions.*",
         ".*LeafSpec.*is deprecated.*",
-        ".*recommended to use .*sync_dist=True.*",  # scores are computed from all ranks' predictions
-        ".*resuming from a checkpoint that ended before the epoch ended.*",  # TaskData knows its position
+        ".*recommended to use .*sync_dist=True.*",  # scores come from all ranks' predictions
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # TaskData knows where
     ):
         warnings.filterwarnings("ignore", advice)
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -40,7 +43,7 @@ def quiet_libraries() -> None:
 def build_trainer(
     config: TrainConfig, folder: Path, prepared: Prepared, checkpoints: Checkpoints
 ) -> pl.Trainer:
-    """Lightning's trainer for a run."""
+    """Return Lightning's trainer for a run."""
     callbacks: list[Callback] = [checkpoints]
     if _on_terminal():
         callbacks.append(RichProgressBar(leave=False))
@@ -69,22 +72,33 @@ def build_trainer(
         enable_progress_bar=any(isinstance(callback, RichProgressBar) for callback in callbacks),
         logger=build_loggers(config, folder, rows),
         callbacks=callbacks,
-        plugins=[DurableIO(), *_own_requeueing()],
+        plugins=[DurableIO(RunContent(prepared.module)), *_no_requeueing()],
         default_root_dir=folder,
     )
 
 
 def validation_interval(batches: int, per_epoch: int, accumulate: int) -> int | float:
-    """Batches between validations, at ends of accumulation windows, where the weights are those a checkpoint holds.
+    """Return the number of batches between two validations.
 
-    1.0, Lightning's word for the epoch's end, where that is the only one.
+    They fall on ends of accumulation windows, where the weights are those that a checkpoint holds.
+
+    Args:
+        batches: of an epoch.
+        per_epoch: how many validations an epoch has.
+        accumulate: batches of an optimizer step.
+
+    Returns:
+        1.0, Lightning's word for the epoch's end, where that is the only validation.
     """
     every = batches // (per_epoch * accumulate) * accumulate
     return 1.0 if per_epoch == 1 or every == 0 else every
 
 
-def _own_requeueing() -> list[SLURMEnvironment]:
-    """Under Slurm, keep Lightning from saving and requeueing inside a signal handler: `Checkpoints` and the launcher do."""
+def _no_requeueing() -> list[SLURMEnvironment]:
+    """Keep Lightning, under Slurm, from saving and requeueing inside a signal handler.
+
+    `Checkpoints` saves, and the launcher requeues.
+    """
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
@@ -95,11 +109,10 @@ def _on_terminal() -> bool:
 
 
 def fit(trainer: pl.Trainer, prepared: Prepared) -> None:
-    """Train, from the checkpoint on where there is one."""
+    """Train, from the checkpoint on where there is one. Raises `Interrupted` at a signal."""
     path = str(prepared.resumption.path) if prepared.resumption else None
     try:
         trainer.fit(prepared.module, prepared.data, ckpt_path=path, weights_only=True)
     except Interrupted:
-        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGTERM)  # ranks that still wait for this one
+        end_other_ranks(trainer)
         raise

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from dynarank.errors import UserError
+from dynarank.errors import UserError, first_line
+from dynarank.run_folder import ERROR, RUNNING
 from dynarank.sweeps.point import Job
 
 log = logging.getLogger(__name__)
@@ -275,12 +276,12 @@ class Submitit:
         """
         point = job.point
         error = submitted.exception()
-        if error is not None and not point.finished and not (point.folder / "error.txt").is_file():
+        if error is not None and not point.finished and not (point.folder / ERROR).is_file():
             point.record_failure(
                 f"error: job {submitted.job_id} ended without a result, state {submitted.state}",
                 str(error).splitlines(),
             )
-            (point.folder / "running.json").unlink(missing_ok=True)
+            (point.folder / RUNNING).unlink(missing_ok=True)
         point.log_outcome()
 
 
@@ -317,7 +318,7 @@ class RayTasks:
                 )
             except (ConnectionError, ValueError) as error:
                 raise UserError(
-                    f"hydra.launcher.address = {self.address}: {str(error).splitlines()[0]}"
+                    f"hydra.launcher.address = {self.address}: {first_line(error)}"
                 ) from None
         for name, wanted, resource in (
             ("num_cpus", self.num_cpus, "CPU"),

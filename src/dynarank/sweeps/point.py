@@ -16,10 +16,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dynarank.run_folder import (
+    ERROR,
+    METRICS,
+    OUTPUT,
+    RUNNING,
+    failure_reason,
+    is_finished,
+    read_failure,
+    read_overrides,
+    read_record,
+    selected_score,
+    write_failure,
+)
+
 log = logging.getLogger(__name__)
 
-ERROR_LINES = 40
-"""Lines of a failed run's output that error.txt keeps."""
 POINT = "DYNARANK_SWEEP_POINT"
 """An environment variable that is set in the processes of a sweep."""
 RESUME, START_OVER = "resume.path=auto", "resume.path=never"
@@ -38,46 +50,35 @@ class Point:
     @property
     def begun(self) -> bool:
         """Whether its folder holds a run of these very overrides, finished or not."""
-        record = self.folder / ".hydra" / "overrides.yaml"
-        if not record.is_file():
-            return False
-        from omegaconf import OmegaConf
-
-        recorded = [str(override) for override in OmegaConf.load(record)]
-        return _identifying(recorded) == _identifying(self.overrides)
+        recorded = read_overrides(self.folder)
+        return recorded is not None and _identifying(recorded) == _identifying(self.overrides)
 
     @property
     def finished(self) -> bool:
         """Whether that run has come to its end."""
-        return (self.folder / "metrics.json").is_file() and self.begun
+        return is_finished(self.folder) and self.begun
 
     @property
     def score(self) -> float:
         """The selecting metric of a finished run; NaN where it is undefined."""
-        results = json.loads((self.folder / "metrics.json").read_text())
-        value = results["metrics"][results["selected"]["metric"]]
-        return float("nan") if value is None else float(value)
+        return selected_score(read_record(self.folder))
 
     def status(self) -> str:
         """Return done, running, failed or missing."""
         if self.finished:
             return "done"
-        if _is_alive(self.folder / "running.json"):
+        if _is_alive(self.folder / RUNNING):
             return "running"
-        return "failed" if (self.folder / "error.txt").is_file() else "missing"
+        return "failed" if (self.folder / ERROR).is_file() else "missing"
 
     def record_failure(self, reason: str, lines: Sequence[str] = ()) -> None:
         """Write why there is no finished run, with the last lines of its output."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = "\n".join([reason, *lines[-ERROR_LINES:]])
-        (self.folder / "error.txt").write_text(text + "\n")
+        write_failure(self.folder, reason, lines)
 
     def failure(self) -> str:
         """Return why there is no finished run, in a line."""
-        record = self.folder / "error.txt"
-        if not record.is_file():
-            return "it has not run"
-        return error_line(record.read_text().splitlines())
+        lines = read_failure(self.folder)
+        return "it has not run" if lines is None else failure_reason(lines)
 
     def log_outcome(self) -> None:
         """Log how the run ended."""
@@ -108,13 +109,6 @@ def _is_alive(record: Path) -> bool:
         return not (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
     except (OSError, ValueError, KeyError):
         return False
-
-
-def error_line(lines: Sequence[str]) -> str:
-    """Return the line of an output that says what went wrong."""
-    errors = [line for line in lines if line.startswith("error: ")]
-    candidates = errors or lines or ["no output"]
-    return candidates[-1].removeprefix("error: ")
 
 
 @dataclass(frozen=True)
@@ -149,9 +143,9 @@ class Job:
         folder = self.point.folder
         folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
-            for stale in ("error.txt", "metrics.json"):
+            for stale in (ERROR, METRICS):
                 (folder / stale).unlink(missing_ok=True)
-        output = folder / (f"output-rank{rank}.txt" if rank else "output.txt")
+        output = folder / (f"output-rank{rank}.txt" if rank else OUTPUT)
 
         def ignore_signals() -> None:
             for number in ignored:
@@ -167,7 +161,7 @@ class Job:
                 env=variables,
                 preexec_fn=ignore_signals if ignored else None,
             )
-        code = _wait(process, folder / "running.json" if rank == 0 else None)
+        code = _wait(process, folder / RUNNING if rank == 0 else None)
         if rank == 0 and (code or not self.point.finished):
             lines = output.read_text(errors="replace").splitlines()
             self.point.record_failure(f"exit code {code}", lines)
@@ -185,7 +179,7 @@ class Job:
         once it is over.
         """
         try:
-            process = int(json.loads((self.point.folder / "running.json").read_text())["pid"])
+            process = int(json.loads((self.point.folder / RUNNING).read_text())["pid"])
             os.kill(process, signal.SIGUSR1)
             # `run` was interrupted for this and holds the lock that Popen.wait needs, so the
             # process is left to be waited for by it.

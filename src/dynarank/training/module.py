@@ -11,9 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
-from dynarank.checkpoints.compact import compact, expand
 from dynarank.config.schema import OptimizerConfig
-from dynarank.errors import UserError
 from dynarank.methods.base import Method
 from dynarank.tasks.base import Batch, Scores, Task
 from dynarank.training.averaging import WeightAverage
@@ -43,17 +41,6 @@ It is the task's selecting metric at budget, and NaN before, which never wins.
 """
 PROGRESS_SECONDS = 30.0
 """Seconds between two lines about a long validation."""
-STATES = {
-    "state_dict",
-    "optimizer_states",
-    "lr_schedulers",
-    "loops",
-    "callbacks",
-    "TaskData",
-    "history",
-    "rest",
-}
-"""What a checkpoint holds."""
 MAX_SKIPPED_STEPS = 50
 """Steps that a loss scaler may skip in a row.
 
@@ -314,51 +301,3 @@ class FineTuning(LightningModule):
         if self.allocation is not None:
             parts.append(self.allocation.status())
         log.info("  ".join(parts))
-
-    # --- checkpoints ---
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """The trained parameters and the masks by name: all that a checkpoint needs beside the base model."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        state = self.state_dict()
-        return {name: state[name] for name in state if name in trained or name.endswith(".mask")}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = self.trained_state()
-        checkpoint["total_steps"] = self.total_steps
-        checkpoint["history"] = self.history
-        if self.at_budget:
-            names = {parameter: name for name, parameter in self.named_parameters()}
-            groups = self.trainer.optimizers[0].param_groups
-            compact(
-                checkpoint, [names[parameter] for group in groups for parameter in group["params"]]
-            )
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning loads what it finds, and is silent about what is missing. Raises `UserError` where anything is."""
-        where = self.trainer.ckpt_path
-        missing = STATES - checkpoint.keys()
-        if self.allocation is not None and self.allocation.state_key not in checkpoint.get(
-            "callbacks", {}
-        ):
-            missing.add("the allocator's scores")
-        if missing:
-            raise UserError(
-                f"{where}: lacks {min(missing)}, so the run cannot go on from it. Take another checkpoint"
-            )
-        expand(checkpoint)
-        if wrong := self.unlike(checkpoint["state_dict"]):
-            raise UserError(f"{where}: is of another model: {wrong}")
-        self.history = checkpoint["history"]
-
-    def unlike(self, state: Mapping[str, Tensor]) -> str | None:
-        """The first difference in names and shapes between a `trained_state` and this module's, in words."""
-        mine = {name: list(tensor.shape) for name, tensor in self.trained_state().items()}
-        theirs = {name: list(tensor.shape) for name, tensor in state.items()}
-        differing = sorted(
-            name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)
-        )
-        if not differing:
-            return None
-        first = differing[0]
-        return f"{first} was {theirs.get(first, 'not there')}, is {mine.get(first, 'not there')} ({len(differing)} differ)"

@@ -12,9 +12,9 @@ from tiny import configure, newest_checkpoint
 from torch import nn
 
 from dynarank import inject, mark_trainable
-from dynarank.checkpoints.compact import compact, expand
-from dynarank.training.pruning import zero_pruned
+from dynarank.checkpoints.pruned_parts import leave_out_pruned, put_back_pruned
 from dynarank.runs.run import run
+from dynarank.training.pruning import zero_pruned
 
 KEPT = {"0": [True, False, True, False], "1": [False, False, False, False]}
 
@@ -77,7 +77,7 @@ def test_a_round_trip_restores_every_bit_and_touches_nothing_live() -> None:
     before = copy.deepcopy(as_checkpoint(model, optimizer))
     checkpoint = as_checkpoint(model, optimizer)
     checkpoint["average"] = dict(checkpoint["state_dict"])
-    compact(checkpoint, names(model))
+    leave_out_pruned(checkpoint, names(model))
     assert (
         checkpoint["state_dict"]["0.lora_A"].shape
         == (2, 5)
@@ -85,7 +85,7 @@ def test_a_round_trip_restores_every_bit_and_touches_nothing_live() -> None:
     )
     assert checkpoint["state_dict"]["1.lora_B"].shape == (3, 0)
     assert checkpoint["optimizer_states"][0]["state"][1]["exp_avg_sq"].shape == (6, 2)
-    expand(checkpoint)
+    put_back_pruned(checkpoint)
     assert checkpoint.keys() - {"average"} == before.keys()
     for saved in (checkpoint["state_dict"], checkpoint["average"], model.state_dict()):
         assert all(torch.equal(saved[key], value) for key, value in before["state_dict"].items())
@@ -102,7 +102,7 @@ def test_a_round_trip_restores_every_bit_and_touches_nothing_live() -> None:
 def test_a_checkpoint_that_is_not_compact_is_left_alone() -> None:
     model, optimizer = trained(steps_after=0)
     checkpoint = as_checkpoint(model, optimizer)
-    expand(checkpoint)
+    put_back_pruned(checkpoint)
     assert checkpoint["state_dict"]["0.lora_A"].shape == (4, 5)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dynarank.runs import record as results
-from dynarank.runs.record import Results, read_results, write_results
+from dynarank.runs import results
+from dynarank.runs.results import Results, read_results, write_results
 
 
 def finished(folder: Path) -> Results:

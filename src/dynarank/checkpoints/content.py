@@ -1,0 +1,114 @@
+"""What a checkpoint holds: the trained part of the model, and all that training needs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynarank.checkpoints.pruned_parts import leave_out_pruned, put_back_pruned
+from dynarank.checkpoints.storage import read_checkpoint
+from dynarank.errors import UserError
+from dynarank.training.module import FineTuning
+
+PARTS = (
+    "TaskData",
+    "callbacks",
+    "history",
+    "loops",
+    "lr_schedulers",
+    "optimizer_states",
+    "rest",
+    "state_dict",
+)
+"""What a checkpoint must hold for a run to go on from it."""
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the trained parameters and the masks by name.
+
+    They are all that a checkpoint needs of a model beside its base.
+    """
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    state = module.state_dict()
+    return {name: state[name] for name in state if name in trained or name.endswith(".mask")}
+
+
+def difference(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """Return the first difference in names and shapes between a state and a module's, in words.
+
+    Args:
+        module: whose `trained_state` is compared.
+        state: the `trained_state` of another one.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in trained_state(module).items()}
+    saved = {name: list(tensor.shape) for name, tensor in state.items()}
+    differing = []
+    for name in sorted({**shapes, **saved}):
+        if shapes.get(name) != saved.get(name):
+            differing.append(name)
+    if not differing:
+        return None
+    first = differing[0]
+    was, is_now = saved.get(first, "not there"), shapes.get(first, "not there")
+    return f"{first} was {was}, is {is_now} ({len(differing)} differ)"
+
+
+class RunContent:
+    """What a run's checkpoints hold beside what Lightning gathers.
+
+    The base model is left out, and after the freeze the pruned components are, too.
+    """
+
+    def __init__(self, module: FineTuning) -> None:
+        self.module = module
+
+    def complete(self, checkpoint: dict[str, Any]) -> None:
+        """Change what Lightning gathered into what is stored."""
+        checkpoint["state_dict"] = trained_state(self.module)
+        checkpoint["total_steps"] = self.module.total_steps
+        checkpoint["history"] = self.module.history
+        if self.module.at_budget:
+            leave_out_pruned(checkpoint, self._optimized_names())
+
+    def _optimized_names(self) -> list[str]:
+        """Return the names of the optimizer's parameters, by the index that its state has."""
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        optimized = []
+        for group in self.module.trainer.optimizers[0].param_groups:
+            for parameter in group["params"]:
+                optimized.append(names[parameter])
+        return optimized
+
+    def take_back(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Change what is stored into what Lightning restores.
+
+        Lightning loads what it is given, and is silent about what is missing.
+
+        Raises:
+            UserError: something is missing, or the weights are of another model.
+        """
+        missing = [part for part in PARTS if part not in checkpoint]
+        allocation = self.module.allocation
+        if allocation is not None and allocation.state_key not in checkpoint.get("callbacks", {}):
+            missing.append("the allocator's scores")
+        if missing:
+            raise UserError(
+                f"{path}: lacks {missing[0]}, so the run cannot go on from it. Take another "
+                "checkpoint"
+            )
+        put_back_pruned(checkpoint)
+        other = difference(self.module, checkpoint["state_dict"])
+        if other is not None:
+            raise UserError(f"{path}: is of another model: {other}")
+        self.module.history = checkpoint["history"]
+
+    def load_weights(self, path: Path) -> None:
+        """Put a checkpoint's weights into the model, or their average where it holds one."""
+        checkpoint = read_checkpoint(path)
+        put_back_pruned(checkpoint)
+        assert difference(self.module, checkpoint["state_dict"]) is None
+        weights = {**checkpoint["state_dict"], **checkpoint.get("average", {})}
+        self.module.load_state_dict(weights, strict=False)

@@ -1,0 +1,88 @@
+"""Files that hold their old content or the new one, whole, whenever the machine stops."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+TEMPORARY = ".tmp"
+"""The end of the name of a file that is being written. A killed process may leave one."""
+
+
+def write_durably(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that `path` holds its old content or the new one, whole, at any moment.
+
+    The temporary file lies in the same folder, because a rename is atomic only within one file
+    system.
+
+    Args:
+        path: of the file.
+        write: called with the open temporary file.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes durably."""
+    write_durably(path, lambda file: file.write(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text durably, as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a value durably as JSON. Null stands for a number that is not finite."""
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Return a value as indented JSON text, with null for a number that is not finite."""
+    return json.dumps(without_nan(content), indent=2) + "\n"
+
+
+def without_nan(content: Any) -> Any:
+    """Return a value of lists, dicts and numbers with None for each number that is not finite.
+
+    JSON has no NaN and no infinity.
+    """
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return content
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold a folder's present names. Windows has no such call, and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,230 @@
+"""The end of a run: score what was trained, select the best at budget, export, and record.
+
+Each step takes what the step before it returns, so that none can be left out and their order cannot
+be changed. metrics.json comes last: a run without it is finished anew from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import WandbLogger
+
+from dynarank.checkpoints.callback import Checkpoints
+from dynarank.checkpoints.content import RunContent
+from dynarank.checkpoints.storage import DamagedCheckpoint, checkpoint_path, verify
+from dynarank.config.schema import TrainConfig
+from dynarank.runs.export import remove_adapters, write_adapter
+from dynarank.runs.prepare import Prepared
+from dynarank.runs.results import Results, gather_artifacts, write_artifacts, write_results
+from dynarank.runs.summary import print_summary
+from dynarank.training.data import TaskData
+from dynarank.training.module import SELECTION, FineTuning
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Trained:
+    """A run whose training is over."""
+
+    config: TrainConfig
+    folder: Path
+    prepared: Prepared
+    trainer: pl.Trainer
+    checkpoints: Checkpoints
+
+
+@dataclass
+class Scored:
+    """A run whose last weights are scored on all validation rows."""
+
+    trained: Trained
+    selecting_score: float
+    """The last value of the metric that selects, as it stood when checkpoints were compared."""
+    last: Metrics
+
+
+@dataclass
+class Selected:
+    """A run that holds its best weights at budget, and their scores."""
+
+    scored: Scored
+    epoch: int
+    step: int
+    metrics: Metrics
+
+
+@dataclass
+class Exported:
+    """A run whose adapter lies in its folder."""
+
+    selected: Selected
+
+
+def finish(trained: Trained) -> Results:
+    """Score, select, export and record what was trained."""
+    scored = score(trained)
+    selected = select(scored)
+    exported = export(selected)
+    return record(exported)
+
+
+def score(trained: Trained) -> Scored:
+    """Score the last weights, or their average."""
+    trainer, module, data = trained.trainer, trained.prepared.module, trained.prepared.data
+    if module.average is not None:
+        module.average.apply(module)
+    last = _score_last(trainer, module, data)
+    selecting_score = last[trained.config.task.select]
+    if data.sample is not None:
+        # Checkpoints were compared on a sample of the rows. What is reported is scored on all.
+        data.sample = None
+        last = validate(trainer, module, data)
+    return Scored(trained=trained, selecting_score=selecting_score, last=last)
+
+
+def _score_last(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> Metrics:
+    """Return the scores of the last step's weights.
+
+    They are scored now where max_steps ended the run inside an epoch.
+    """
+    if not module.history or module.history[-1]["step"] != trainer.global_step:
+        return validate(trainer, module, data)
+    last = dict(module.history[-1])
+    del last["epoch"], last["step"]
+    return last
+
+
+def validate(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> Metrics:
+    """Return the validation scores of the model as it is."""
+    metrics = {}
+    for logged in trainer.validate(module, data, verbose=False):
+        for name, value in logged.items():
+            if name != SELECTION and not name.endswith("loss"):
+                metrics[name.removeprefix("val/")] = value
+    return metrics
+
+
+def select(scored: Scored) -> Selected:
+    """Put the best weights at budget back, and score them; the last stay where none are better."""
+    trained = scored.trained
+    trainer, module = trained.trainer, trained.prepared.module
+    best = _better_checkpoint(trained.checkpoints, scored.selecting_score)
+    if best is None:
+        epoch, step = trainer.current_epoch, trainer.global_step
+    else:
+        RunContent(module).load_weights(checkpoint_path(trained.checkpoints.folder, best["step"]))
+        epoch, step = best["epoch"], best["step"]
+    metrics = scored.last
+    if step != trainer.global_step:
+        metrics = validate(trainer, module, trained.prepared.data)
+    return Selected(scored=scored, epoch=epoch, step=step, metrics=metrics)
+
+
+def _better_checkpoint(checkpoints: Checkpoints, last_score: float) -> dict[str, Any] | None:
+    """Return the best validation at budget where it is better than the last, and still whole."""
+    best = checkpoints.best
+    if best is None or best["score"] <= (-math.inf if math.isnan(last_score) else last_score):
+        return None
+    try:
+        verify(checkpoint_path(checkpoints.folder, best["step"]))
+    except DamagedCheckpoint as error:
+        log.warning("the best checkpoint is damaged, and the last weights are taken: %s", error)
+        return None
+    return best
+
+
+def export(selected: Selected) -> Exported:
+    """Write the adapter into the run's folder."""
+    trained = selected.scored.trained
+    trainer, module = trained.trainer, trained.prepared.module
+    if trainer.global_step < module.total_steps:
+        log.warning(
+            "trainer.max_time ended the run after %d of %d steps",
+            trainer.global_step,
+            module.total_steps,
+        )
+    if trainer.is_global_zero:
+        remove_adapters(trained.folder)  # a killed finish may have left part of one
+        write_adapter(trained.folder, trained.config, trained.prepared)
+    return Exported(selected=selected)
+
+
+def record(exported: Exported) -> Results:
+    """Write the task's own files, the ranks and metrics.json, and print them."""
+    trained = exported.selected.scored.trained
+    trainer, module = trained.trainer, trained.prepared.module
+    results = _results(exported.selected)
+    history = module.allocation.history if module.allocation else []
+    artifacts = gather_artifacts(module)
+    if trainer.is_global_zero:
+        write_artifacts(artifacts, trained.folder)
+        write_results(results, trained.config.budget.initial, history, trained.folder)
+        finish_trackers(trainer, results)
+        print_summary(results)
+    trainer.strategy.barrier()
+    return results
+
+
+def _results(selected: Selected) -> Results:
+    scored = selected.scored
+    trained = scored.trained
+    config, prepared, checkpoints = trained.config, trained.prepared, trained.checkpoints
+    ranks = prepared.method.ranks()
+    target = config.budget.target
+    counts_components = bool(ranks) and config.budget.unit == "components"
+    return Results(
+        task=config.task.name,
+        method=config.method.name,
+        model=config.model.name,
+        seed=config.seed,
+        metrics=selected.metrics,
+        selected={
+            "metric": config.task.select,
+            "epoch": selected.epoch,
+            "step": selected.step,
+        },
+        last=scored.last,
+        at_budget=prepared.module.at_budget,
+        budget_target=target if ranks else None,
+        components_target=target * len(ranks) if counts_components else None,
+        components_kept=sum(ranks.values()),
+        adapter_parameters=prepared.method.adapter_parameters(),
+        head_parameters=prepared.head_parameters,
+        model_parameters=prepared.model_parameters,
+        total_steps=prepared.module.total_steps,
+        lr=config.lr,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        seconds=round(checkpoints.seconds, 1),
+        output_dir=str(trained.folder),
+        ranks=ranks,
+        resumed_at=checkpoints.resumed_at,
+        inexact_resume=checkpoints.inexact,
+    )
+
+
+def finish_trackers(trainer: pl.Trainer, results: Results) -> None:
+    """Leave the final numbers in the tracker, and close it.
+
+    The next run of a sweep opens its own.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            final: dict[str, Any] = {
+                "final/components": results.components_kept,
+                "final/adapter_parameters": results.adapter_parameters,
+            }
+            for name, value in results.metrics.items():
+                final[f"final/{name}"] = value
+            logger.experiment.summary.update(final)
+            logger.experiment.finish()
+        logger.finalize("success")

@@ -1,0 +1,66 @@
+"""What ends a run in the middle and is nobody's bug: one message, with the last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from dynarank.checkpoints.storage import newest_valid
+from dynarank.config.schema import TrainConfig
+from dynarank.errors import UserError, first_line
+from dynarank.run_folder import CHECKPOINTS
+from dynarank.training.nonfinite import NonFiniteError
+
+
+@contextmanager
+def explain_failures(config: TrainConfig, folder: Path) -> Iterator[None]:
+    """Turn known failures of training into `UserError`, and let everything else through.
+
+    Args:
+        config: whose settings the remedies name.
+        folder: the run's, whose last checkpoint is named.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        raise UserError(
+            f"training stopped before the update, at {error}. Lower optimizer.lr = {config.lr:g}, "
+            f"or look at that layer and batch. Last good checkpoint: {_last_checkpoint(folder)}"
+        ) from None
+    except UserError:
+        raise
+    except (MemoryError, RuntimeError) as error:  # torch's own are RuntimeErrors
+        message = _remedy(error, config)
+        if message is None:
+            raise
+        raise UserError(f"{message} Last checkpoint: {_last_checkpoint(folder)}") from error
+
+
+def _remedy(error: BaseException, config: TrainConfig) -> str | None:
+    """Return what a failure means and what to do about it; None for one that is not known."""
+    if _is_out_of_memory(error):
+        return (
+            f"out of memory ({first_line(error)}). Lower trainer.batch_size = {config.batch_size} "
+            f"and raise trainer.accumulate = {config.trainer.accumulate} by the same factor, which "
+            "trains alike and starts over (resume=never); or make room and go on (resume=auto)."
+        )
+    if "DataLoader worker" in str(error):
+        return (
+            f"a process that makes batches ended: {first_line(error)}. Most often memory is short: "
+            f"lower trainer.workers = {config.trainer.workers}, and go on with resume=auto."
+        )
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
+
+
+def _last_checkpoint(folder: Path) -> str:
+    newest, _, _ = newest_valid(folder / CHECKPOINTS)
+    return "none yet" if newest is None else str(newest)

@@ -1,0 +1,117 @@
+"""What a finished run leaves beside its adapter: metrics.json, ranks.json and the rank map."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynarank.checkpoints.identity import package_versions
+from dynarank.durable_files import write_durably, write_json, write_text
+from dynarank.run_folder import (
+    METRICS,
+    RANK_HISTORY,
+    RANK_MAP,
+    RANKS,
+    read_ranks,
+    read_record,
+    selected_score,
+)
+from dynarank.training.module import FineTuning
+from dynarank.training.rank_map import draw_rank_map
+
+
+@dataclass
+class Results:
+    """A finished run, as metrics.json holds it."""
+
+    task: str
+    method: str
+    model: str
+    seed: int
+    metrics: dict[str, float]
+    """Validation scores of the selected epoch, which is at budget."""
+    selected: dict[str, Any]
+    """Which epoch and step was selected, by which metric."""
+    last: dict[str, float]
+    """Validation scores of the last epoch."""
+    at_budget: bool
+    """Whether the ranks were frozen. If not, the run ended early, and its adapter is too large."""
+    budget_target: int | None
+    components_target: int | None
+    components_kept: int
+    adapter_parameters: int
+    head_parameters: int
+    model_parameters: int
+    total_steps: int
+    lr: float
+    epochs: int
+    batch_size: int
+    seconds: float
+    """Of work, over all starts."""
+    output_dir: str
+    ranks: dict[str, int] = field(repr=False)
+    """Kept rank by matrix, in model order; stands in ranks.json."""
+    resumed_at: list[int] = field(default_factory=list)
+    """Steps at which the run went on from a checkpoint."""
+    inexact_resume: list[str] = field(default_factory=list)
+    """What differed then, where resume.allow_inexact let it."""
+    versions: dict[str, str] = field(default_factory=package_versions)
+
+    @property
+    def score(self) -> float:
+        """Return the selecting metric's value at the selected epoch."""
+        return selected_score({"metrics": self.metrics, "selected": self.selected})
+
+
+def read_results(folder: Path) -> Results:
+    """Return the results of a finished run's folder.
+
+    Raises:
+        UserError: metrics.json or ranks.json is damaged.
+    """
+    return Results(**read_record(folder), ranks=read_ranks(folder))
+
+
+def write_results(
+    results: Results, largest_rank: int, history: list[dict[str, Any]], folder: Path
+) -> None:
+    """Write the ranks, where the method has any, and metrics.json last, for it says "finished".
+
+    Args:
+        results: of the run.
+        largest_rank: the end of the rank map's scale of colours.
+        history: the step and the ranks after every pruning.
+        folder: the run's.
+    """
+    record = asdict(results)
+    ranks = record.pop("ranks")
+    if ranks:
+        write_json(folder / RANKS, ranks)
+        write_json(folder / RANK_HISTORY, history)
+        figure = draw_rank_map(ranks, largest_rank, f"{results.task}, {results.method}")
+        write_durably(folder / RANK_MAP, lambda file: figure.savefig(file, dpi=150, format="png"))
+    write_json(folder / METRICS, record)
+
+
+def gather_artifacts(module: FineTuning) -> dict[str, Any]:
+    """Return the content of the task's own files (predictions) by name, of the last validation.
+
+    All ranks must ask, because the content is made of all ranks' rows.
+    """
+    artifacts: dict[str, Any] = {}
+    for split, scores in zip(module.task.validation, module.scores, strict=True):
+        artifacts.update(module.task.artifacts(split, scores))
+    return artifacts
+
+
+def write_artifacts(artifacts: Mapping[str, Any], folder: Path) -> None:
+    """Write the task's own files: as JSON, or for a name in .jsonl with a line for each item."""
+    for name, content in artifacts.items():
+        if name.endswith(".jsonl"):
+            lines = [json.dumps(item, ensure_ascii=False) for item in content]
+            write_text(folder / name, "".join(line + "\n" for line in lines))
+        else:
+            write_json(folder / name, content)

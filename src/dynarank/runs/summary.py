@@ -1,0 +1,80 @@
+"""A finished run on the screen: one table, and where its files lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dynarank.run_folder import (
+    ADAPTER,
+    HISTORY,
+    PREDICTION_LINES,
+    PREDICTIONS,
+    RANK_MAP,
+    TRACKER,
+)
+from dynarank.runs.results import Results
+
+
+def print_summary(results: Results) -> None:
+    """Print the run in one table, and the places of its files."""
+    table = Table(
+        title=f"{results.task} / {results.method} / {results.model}",
+        show_header=False,
+        title_justify="left",
+    )
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in summary_rows(results).items():
+        table.add_row(label, text)
+    console = Console()
+    console.print(table)
+    for line in places(results):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def summary_rows(results: Results) -> Mapping[str, str]:
+    """Return the label and the text of each line of the summary."""
+    rows = {}
+    selected = results.selected
+    state = "at budget" if results.at_budget else "BUDGET NOT REACHED"
+    for name, value in results.metrics.items():
+        rows[name] = f"{value:.4f}"
+        if name == selected["metric"]:
+            rows[name] += f" (best, epoch {selected['epoch']}, {state})"
+    if results.components_target is not None:
+        rows["components"] = f"{results.components_kept} of {results.components_target} budgeted"
+        ranks = results.ranks.values()
+        rows["ranks"] = (
+            f"{min(ranks)} to {max(ranks)} in {len(ranks)} matrices "
+            f"(budget: {results.budget_target} on average)"
+        )
+    share = 100 * results.adapter_parameters / results.model_parameters
+    rows["parameters"] = (
+        f"{results.adapter_parameters:,} adapter ({share:.2f} % of the model), "
+        f"{results.head_parameters:,} head"
+    )
+    rows["steps"] = f"{results.total_steps:,} in {results.seconds:.0f} s"
+    return rows
+
+
+def places(results: Results) -> list[str]:
+    """Return where each file lies, a line each; relative to the working directory where below."""
+    folder = Path(results.output_dir)
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    meanings = {
+        ADAPTER: "the adapter, for PEFT and for dynarank.commands.predict",
+        RANK_MAP: "the rank of every matrix",
+        PREDICTIONS: "answers",
+        PREDICTION_LINES: "texts generated",
+        HISTORY: "history",
+        TRACKER: f"the same, to browse: wandb leet {shown / TRACKER}",
+    }
+    lines = [f"{shown}/"]
+    for name, meaning in meanings.items():
+        if (folder / name).exists():
+            lines.append(f"  {name:<17} {meaning}")
+    return lines
