@@ -1,0 +1,175 @@
+"""Read a PEFT LoRA adapter's folder as factors of scale 1, and write one like it of other ranks.
+
+It reads adapter_config.json and adapter_model.safetensors, and needs no model.
+
+Legend: A (k, d_in) and B (d_out, k) of a layer, and s its scale, alpha / k or with rsLoRA
+alpha / sqrt(k).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynarank.adapters.adapter_checks import CONFIG, WEIGHTS, read_json
+from dynarank.adapters.folding import Factors
+from dynarank.errors import UserError
+
+_A = ".lora_A.weight"
+_B = ".lora_B.weight"
+_MODEL = "base_model.model."
+"""What PEFT puts before a module's name."""
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+"""PEFT's initializations that take the first update out of the base weights."""
+_QUANTIFIER = re.compile(r"[*+{]")
+_QUANTIFIED_GROUP = re.compile(r"\)[*+{?]")
+_MOST_QUANTIFIERS = 3
+"""In a pattern of a stranger's file. With more, a match could take hours."""
+
+
+@dataclass(frozen=True)
+class LoraFiles:
+    """A PEFT LoRA adapter, read."""
+
+    folder: Path
+    config: dict[str, Any]
+    factors: dict[str, Factors]
+    """A (k, d_in) and B (d_out, k) by module name, s folded into B; float32."""
+    others: dict[str, Tensor]
+    """Every other tensor (a task head, say), by its key in the file."""
+    dtype: torch.dtype
+    """Of the factors in the file."""
+
+
+def read_lora(folder: Path) -> LoraFiles:
+    """Read a PEFT LoRA adapter.
+
+    Raises:
+        UserError: the folder holds none, or one of a kind whose ranks cannot be changed: DoRA's
+            magnitudes, biases of B, embeddings, or an initialization that changed the base.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = read_json(folder / CONFIG)
+    _check_kind(folder / CONFIG, config)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except FileNotFoundError:
+        raise UserError(f"{folder / WEIGHTS}: there is no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS}: cannot be read ({error})") from None
+    names = [key.removesuffix(_A) for key in tensors if key.endswith(_A)]
+    factors: dict[str, Factors] = {}
+    dtype = torch.float32
+    for prefix in names:
+        lora_A = tensors.pop(prefix + _A)
+        lora_B = tensors.pop(prefix + _B, None)
+        if lora_B is None:
+            raise UserError(f"{folder / WEIGHTS}: {prefix} has lora_A and no lora_B")
+        if lora_A.ndim != 2 or lora_B.ndim != 2 or len(lora_A) != lora_B.shape[1]:
+            raise UserError(
+                f"{folder / WEIGHTS}: {prefix} has lora_A {tuple(lora_A.shape)} and lora_B "
+                f"{tuple(lora_B.shape)}: only linear layers are read"
+            )
+        dtype = lora_A.dtype
+        name = prefix.removeprefix(_MODEL)
+        scale = _scale(folder / CONFIG, config, name, rank=len(lora_A))
+        factors[name] = (lora_A.float(), lora_B.float() * scale)
+    if not factors:
+        raise UserError(f"{folder / WEIGHTS}: holds no lora_A: there is nothing to read")
+    odd = next((key for key in tensors if ".lora_" in key), None)
+    if odd is not None:
+        raise UserError(f"{folder / WEIGHTS}: {odd} is not read: linear layers only")
+    return LoraFiles(folder=folder, config=config, factors=factors, others=tensors, dtype=dtype)
+
+
+def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type = {config.get('peft_type')!r}: must be LORA")
+    for setting in ("use_dora", "lora_bias"):
+        if config.get(setting):
+            raise UserError(f"{path}: {setting} = true: such an adapter is more than its factors")
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(_CHANGES_THE_BASE):
+        raise UserError(
+            f"{path}: init_lora_weights = {start!r} changed the base weights. Convert the adapter to "
+            "plain LoRA first: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+
+
+def _scale(path: Path, config: Mapping[str, Any], name: str, rank: int) -> float:
+    """Return s of a layer, as PEFT computes it."""
+    alpha = config.get("lora_alpha")
+    patterns = config.get("alpha_pattern") or {}
+    for pattern, of_pattern in patterns.items():
+        if _fits(path, pattern, name):
+            alpha = of_pattern
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise UserError(f"{path}: lora_alpha = {alpha!r}: must be a number")
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else max(rank, 1))
+
+
+def _fits(path: Path, pattern: str, name: str) -> bool:
+    """Whether PEFT would take `pattern` for a module: an expression for the end of its name."""
+    quantifiers = len(_QUANTIFIER.findall(pattern))
+    if _QUANTIFIED_GROUP.search(pattern) or quantifiers > _MOST_QUANTIFIERS:
+        raise UserError(f"{path}: the pattern {pattern[:80]!r} could take for ever to match")
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", name) is not None
+    except re.error as error:
+        raise UserError(f"{path}: the pattern {pattern[:80]!r} is not valid: {error}") from None
+
+
+def write_lora(source: LoraFiles, factors: Mapping[str, Factors], folder: Path) -> dict[str, int]:
+    """Write an adapter like `source` with other factors of scale 1; return the ranks by name.
+
+    The new adapter is read by PEFT as any other: `rank_pattern` and `alpha_pattern` both hold the
+    ranks, under whole escaped names. Layers of rank 0 are left out. What else lies in the source's
+    folder (a tokenizer, a record of the run) is copied.
+
+    Raises:
+        UserError: every layer has rank 0.
+    """
+    from safetensors.torch import save_file
+
+    ranks = {name: len(lora_A) for name, (lora_A, _) in factors.items()}
+    kept = sorted(name for name, rank in ranks.items() if rank)
+    if not kept:
+        raise UserError("every layer would have rank 0: no adapter would be left. Keep more of it")
+    tensors = dict(source.others)
+    for name in kept:
+        lora_A, lora_B = factors[name]
+        tensors[_MODEL + name + _A] = lora_A.to(source.dtype).contiguous()
+        tensors[_MODEL + name + _B] = lora_B.to(source.dtype).contiguous()
+    pattern = {"^" + re.escape(name): ranks[name] for name in kept}
+    largest = max(ranks.values())
+    config = {
+        **source.config,
+        "r": largest,
+        "lora_alpha": largest,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "target_modules": kept,
+        "exclude_modules": None,  # target_modules names every layer in full
+        "layers_to_transform": None,
+        "layers_pattern": None,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.folder.iterdir()):
+        if path.is_file() and path.name not in (CONFIG, WEIGHTS):
+            shutil.copyfile(path, folder / path.name)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return ranks
