@@ -88,7 +88,7 @@ def read_lora(folder: Path) -> LoraFiles:
         raise UserError(f"{folder / WEIGHTS}: holds no lora_A: there is nothing to read")
     odd = next((key for key in tensors if ".lora_" in key), None)
     if odd is not None:
-        raise UserError(f"{folder / WEIGHTS}: {odd} is not read: linear layers only")
+        raise UserError(f"{folder / WEIGHTS}: {odd}: only linear layers are read")
     return LoraFiles(folder=folder, config=config, factors=factors, others=tensors, dtype=dtype)
 
 
@@ -101,7 +101,7 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_CHANGES_THE_BASE):
         raise UserError(
-            f"{path}: init_lora_weights = {start!r} changed the base weights. Convert the adapter to "
+            f"{path}: init_lora_weights = {start!r} changed the base weights. Convert it to "
             "plain LoRA first: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
 
