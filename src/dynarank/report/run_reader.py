@@ -25,6 +25,8 @@ MOST_BYTES = 256 * 1024**2
 """A file beyond this size is no file of a run's."""
 MOST_SETTINGS = 10_000
 """A configuration of more settings than this is damaged; YAML's aliases can make any number."""
+DEEPEST = 50
+"""A configuration that is nested deeper than this is damaged."""
 LARGEST_SCORE = 1e12
 LARGEST_COUNT = 10**15
 LARGEST_RANK = 10**6
@@ -122,6 +124,15 @@ def read_overrides(path: Path) -> list[str] | None:
 def _read_yaml(path: Path) -> Any:
     text = read_text(path)
     try:
+        # The parser calls itself for each level, so deep nesting would end the process.
+        depth = 0
+        for event in yaml.parse(text, Loader=_SettingsLoader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if depth > DEEPEST:
+                raise UnreadableFile(path, f"is damaged (nested more than {DEEPEST} levels deep)")
         return yaml.load(text, Loader=_SettingsLoader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise UnreadableFile(path, f"is damaged (no YAML: {first_line(error)})") from None

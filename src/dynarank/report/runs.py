@@ -6,6 +6,7 @@ report on all the others.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -181,7 +182,7 @@ def read_run(folder: Path) -> Run | LeftOut:
     Raises:
         UnreadableFile: one of its files is damaged.
     """
-    if not (folder / "metrics.json").exists():
+    if not os.path.lexists(folder / "metrics.json"):
         return _unfinished(folder)
     results = check_results(folder / "metrics.json")
     if not results["at_budget"]:
@@ -191,10 +192,10 @@ def read_run(folder: Path) -> Run | LeftOut:
         # In the configuration the name may be an expression over the model's path.
         settings["model.name"] = results["model"]
     ranks: dict[str, int] = {}
-    if (folder / "ranks.json").exists():
+    if os.path.lexists(folder / "ranks.json"):
         ranks = read_ranks(folder / "ranks.json")
     prunings: list[tuple[int, dict[str, int]]] = []
-    if (folder / "rank_history.json").exists():
+    if os.path.lexists(folder / "rank_history.json"):
         prunings = read_prunings(folder / "rank_history.json")
     if ranks and not prunings:
         prunings = [(results.get("total_steps") or 0, ranks)]
@@ -209,7 +210,7 @@ def read_run(folder: Path) -> Run | LeftOut:
 
 
 def _unfinished(folder: Path) -> LeftOut:
-    if not (folder / "error.txt").exists():
+    if not os.path.lexists(folder / "error.txt"):
         return LeftOut(folder, "not finished (no metrics.json)")
     lines = read_text(folder / "error.txt").splitlines()
     prefix = "error: "
