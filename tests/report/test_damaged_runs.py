@@ -222,7 +222,7 @@ def test_a_wrong_value_leaves_its_run_out(
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
-    left_out, _ = texts(copied)
+    left_out = read_runs([copied])[1]
     assert [one.folder.name for one in left_out] == ["run2"]
     assert left_out[0].reason.startswith(f"{name} is damaged")
     assert len(left_out[0].reason) < 300
@@ -244,7 +244,7 @@ def test_a_wrong_value_leaves_its_run_out(
 )
 def test_a_wrong_history_leaves_its_run_out(rows: str, copied: Path) -> None:
     (copied / "run2" / "metrics.csv").write_text(rows)
-    left_out, _ = texts(copied)
+    left_out = read_runs([copied])[1]
     assert [one.folder.name for one in left_out] == ["run2"]
     assert left_out[0].reason.startswith("metrics.csv is damaged")
 

@@ -87,7 +87,7 @@ def differences_table(table: Table, reference: Setting, found: Sequence[Differen
     if not found:
         return "Nothing to compare: no other setting shares a task and a seed.\n"
     heads = ["setting", "task", "difference", "95 % interval"]
-    heads += ["p (t)", "p (Holm)", "p (flips)", "n", ""]
+    heads += ["p (t)", "p (Holm)", "p (flips)", "n", "verdict"]
     lines = [
         f"Less {escaped(table.label(reference))}, paired by seed:\n\n",
         _line(heads),

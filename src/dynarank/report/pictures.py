@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FOR_PAPERS = ("rank_budgets", "rank_maps", "budget_quality", "curves")
 """Pictures that are saved as PDF too."""
+WIDTHS = {"rank_budgets": "broad", "rank_agreement": "narrow"}
+"""Pictures that take another part of the page's width than half."""
 MOST_PICTURED_TASKS = 40
 """Tasks beyond this number have no pictures."""
 
@@ -39,6 +41,11 @@ class Picture:
         if self.of_one_run and self.kind == "allocation":
             return self.kind
         return f"{self.kind}_{file_name(self.task)}"
+
+    @property
+    def width(self) -> str:
+        """How much of the page's width it takes: `broad`, `usual` or `narrow`."""
+        return WIDTHS.get(self.kind, "usual")
 
     @cached_property
     def svg(self) -> str:
@@ -62,8 +69,10 @@ class Picture:
 
     def _fix_layout(self) -> None:
         """Lay the figure out once: to do so again for every format takes as long as to draw it."""
-        if self.figure.get_layout_engine() is not None:
+        engine = self.figure.get_layout_engine()
+        if engine is not None:
             with styled():
+                engine.set(w_pad=0.08, h_pad=0.06)  # Formats differ a little in their text's size.
                 self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")
 

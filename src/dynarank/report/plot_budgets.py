@@ -53,7 +53,9 @@ def draw_rank_budgets(table: Table, task: str) -> Figure | None:
     row = figure.subplots(1, len(groups), squeeze=False)[0]
     for position, (axes, (budget, runs)) in enumerate(zip(row, groups, strict=True)):
         image = _panel(axes, runs, named=position == 0, numbered=numbered)
-        figure.colorbar(image, ax=axes, location="bottom", aspect=30, label="mean rank")
+        bar = figure.colorbar(image, ax=axes, location="bottom", aspect=30)
+        bar.set_label("mean rank", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
         seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
         axes.set_title(f"budget {budget} ({seeds})", fontsize=9)
     figure.suptitle(f"{brief(task, 30)}: ranks by budget, mean over seeds{name}", fontsize=10)

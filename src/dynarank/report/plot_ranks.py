@@ -125,10 +125,10 @@ def draw_rank_agreement(table: Table, task: str) -> Figure | None:
         return None
     matrix = agreement_matrix([runs for _, runs in groups])
     count = len(groups)
-    size = max(4.8, 2.6 + 0.5 * count), 2.0 + 0.36 * count + 0.2 * count
+    size = max(4.8, 1.0 + 0.48 * count), 1.2 + 0.54 * count
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
+    axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
     numbers = [str(1 + index) for index in range(count)]
     axes.set_yticks(range(count), numbers, fontsize=10)
     axes.set_xticks(range(count), numbers, fontsize=10)
@@ -144,11 +144,11 @@ def draw_rank_agreement(table: Table, task: str) -> Figure | None:
         )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label=f"mean rank correlation {RHO}")
     legend = "\n".join(f"{1 + index}   {label}" for index, (label, _) in enumerate(groups))
     figure.supxlabel(legend, fontsize=9, ha="left", x=0.02)
     title = f"{brief(task, 30)}: do ranks fall alike under another seed?"
+    title += f"\nmean rank correlation {RHO} over matrices"
     if total > count:
-        title += f"\nthe {count} best of {total}"
+        title += f"; the {count} best of {total}"
     figure.suptitle(title, fontsize=10)
     return figure
