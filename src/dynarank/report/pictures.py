@@ -17,7 +17,7 @@ from dynarank.report.tables import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FOR_PAPERS = ("rank_budgets", "rank_maps", "budget_quality", "curves")
+FOR_PAPERS = ("rank_budgets", "rank_maps")
 """Pictures that are saved as PDF too."""
 WIDTHS = {"rank_budgets": "broad", "rank_agreement": "narrow"}
 """Pictures that take another part of the page's width than half."""
@@ -69,8 +69,10 @@ class Picture:
 
     def _fix_layout(self) -> None:
         """Lay the figure out once: to do so again for every format takes as long as to draw it."""
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+
         engine = self.figure.get_layout_engine()
-        if engine is not None:
+        if isinstance(engine, ConstrainedLayoutEngine):
             with styled():
                 engine.set(w_pad=0.08, h_pad=0.06)  # Formats differ a little in their text's size.
                 self.figure.draw_without_rendering()

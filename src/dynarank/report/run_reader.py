@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import numpy as np
 import yaml
 
 if TYPE_CHECKING:
@@ -202,13 +203,14 @@ def read_history(path: Path) -> pd.DataFrame:
         raise UnreadableFile(path, f"is damaged ({first_line(error)})") from None
     if not text.strip() or "step" not in table:
         raise UnreadableFile(path, "is damaged (it has no column 'step')")
-    for column in table:
-        if table[column].dtype == object or table[column].dtype.kind not in "iufb":
-            raise UnreadableFile(path, f"is damaged (column {column[:60]!r} holds text)")
-    numbers = table.astype(float)
-    numbers = numbers.where(numbers.abs() <= LARGEST_DRAWN)
-    steps = numbers["step"]
-    if steps.isna().any() or (steps < 0).any():
+    for column, kind in table.dtypes.items():
+        if getattr(kind, "kind", "O") not in "iufb":
+            raise UnreadableFile(path, f"is damaged (column {str(column)[:60]!r} holds text)")
+    values = table.to_numpy(dtype=float, copy=True)
+    values[np.abs(values) > LARGEST_DRAWN] = np.nan
+    numbers = pd.DataFrame(values, columns=table.columns)
+    steps = numbers["step"].to_numpy()
+    if not (steps >= 0).all():  # NaN is not, either.
         raise UnreadableFile(path, "is damaged (a row has no step)")
     return numbers
 

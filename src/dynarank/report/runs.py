@@ -30,6 +30,16 @@ from dynarank.report.run_reader import (
     read_text,
     shown,
 )
+from dynarank.run_folder import (
+    CONFIG,
+    ERROR,
+    HISTORY,
+    METRICS,
+    OVERRIDES,
+    RANK_HISTORY,
+    RANKS,
+    failure_reason,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +108,7 @@ class Run:
     @cached_property
     def overrides(self) -> list[str] | None:
         """What was given on the command line; None where it is not recorded."""
-        return read_overrides(self.folder / ".hydra" / "overrides.yaml")
+        return read_overrides(self.folder / OVERRIDES)
 
     @property
     def command(self) -> str | None:
@@ -169,7 +179,7 @@ def run_folders(places: Sequence[Path]) -> Iterator[Path]:
             raise UserError(
                 f"{place}: there is no such folder. Give a run's folder, a sweep's, or outputs/"
             )
-        for config in sorted(place.rglob(".hydra/config.yaml")):
+        for config in sorted(place.rglob(CONFIG)):
             folder = config.parent.parent
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())
@@ -182,41 +192,38 @@ def read_run(folder: Path) -> Run | LeftOut:
     Raises:
         UnreadableFile: one of its files is damaged.
     """
-    if not os.path.lexists(folder / "metrics.json"):
+    if not os.path.lexists(folder / METRICS):
         return _unfinished(folder)
-    results = check_results(folder / "metrics.json")
+    results = check_results(folder / METRICS)
     if not results["at_budget"]:
         return LeftOut(folder, "ended before its ranks were frozen, so it is over budget")
-    settings = read_settings(folder / ".hydra" / "config.yaml")
+    settings = read_settings(folder / CONFIG)
     if "model.name" in settings:
         # In the configuration the name may be an expression over the model's path.
         settings["model.name"] = results["model"]
     ranks: dict[str, int] = {}
-    if os.path.lexists(folder / "ranks.json"):
-        ranks = read_ranks(folder / "ranks.json")
+    if os.path.lexists(folder / RANKS):
+        ranks = read_ranks(folder / RANKS)
     prunings: list[tuple[int, dict[str, int]]] = []
-    if os.path.lexists(folder / "rank_history.json"):
-        prunings = read_prunings(folder / "rank_history.json")
+    if os.path.lexists(folder / RANK_HISTORY):
+        prunings = read_prunings(folder / RANK_HISTORY)
     if ranks and not prunings:
         prunings = [(results.get("total_steps") or 0, ranks)]
     return Run(
         folder=folder,
         settings=settings,
         results=results,
-        history=read_history(folder / "metrics.csv"),
+        history=read_history(folder / HISTORY),
         ranks=ranks,
         prunings=prunings,
     )
 
 
 def _unfinished(folder: Path) -> LeftOut:
-    if not os.path.lexists(folder / "error.txt"):
+    if not os.path.lexists(folder / ERROR):
         return LeftOut(folder, "not finished (no metrics.json)")
-    lines = read_text(folder / "error.txt").splitlines()
-    prefix = "error: "
-    errors = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
-    last = (errors or lines or ["without a message"])[-1]
-    return LeftOut(folder, f"failed: {last}", "\n".join(lines))
+    lines = read_text(folder / ERROR).splitlines()
+    return LeftOut(folder, f"failed: {failure_reason(lines)}", "\n".join(lines))
 
 
 def check_results(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +10,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dynarank.durable_files import write_bytes
+from dynarank.run_folder import RANK_MAP
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
 
-RANK_MAP_FORMATS = ("png", "svg", "pdf")
-"""The files of a rank map: rank_map.png to look at, the others for papers."""
+RANK_MAP_FORMATS: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+"""The files of a rank map: rank_map.png to look at, the others for papers. Beside each stands
+what matplotlib would write into it and is left out, because it changes from day to day."""
 MOST_LAYERS = 1_000
 """A number from here on in a module's name is no layer, so it makes no column."""
 
@@ -69,26 +78,29 @@ def rank_map_title(
 def save_rank_map(
     folder: Path, ranks: Mapping[str, int], largest: int, title: str = ""
 ) -> list[Path]:
-    """Write rank_map.png, rank_map.svg and rank_map.pdf into a folder; return their paths.
+    """Write a run's rank map durably, in each of `RANK_MAP_FORMATS`; return the paths.
 
     The bytes depend on the arguments alone: no date is written.
+
+    Args:
+        folder: the run's.
+        ranks: the kept rank by module name.
+        largest: where the colour scale ends.
+        title: what stands above the number of components.
 
     Raises:
         ValueError: there are no ranks.
     """
     import matplotlib
 
-    metadata = {
-        "png": {"Software": None},
-        "svg": {"Date": None},
-        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-    }
     paths = []
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "pdf.fonttype": 42}):
         figure = draw_rank_map(ranks, largest, title)
-        for form in RANK_MAP_FORMATS:
-            path = folder / f"rank_map.{form}"
-            figure.savefig(path, dpi=150, metadata=metadata[form])
+        for form, metadata in RANK_MAP_FORMATS.items():
+            content = io.BytesIO()
+            figure.savefig(content, format=form, dpi=150, metadata=metadata)
+            path = (folder / RANK_MAP).with_suffix(f".{form}")
+            write_bytes(path, content.getvalue())
             paths.append(path)
     return paths
 
