@@ -6,7 +6,7 @@
     metrics.csv           the history
     ranks.json            kept rank by matrix, in model order
     rank_history.json     the same after every pruning
-    rank_map.png          a drawing of it
+    rank_map.png          a drawing of it, and rank_map.svg and rank_map.pdf for papers
     metrics.json          the results, written last: a run that has it is finished
     run.lock              held by the process at work
     error.txt, output.txt, running.json    written by a sweep about its run

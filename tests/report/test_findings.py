@@ -9,18 +9,11 @@ import pytest
 from run_folders import write_run
 from scipy import stats
 
-from dynarank.report.findings import (
-    Point,
-    Standing,
-    best_under,
-    headline,
-    number,
-    sentence,
-    standings,
-    undominated,
-)
+from dynarank.report.comparisons import Standing, standings
+from dynarank.report.findings import headline, highest_alone, number, sentence
 from dynarank.report.runs import read_runs
-from dynarank.report.statistics import chance_correlation, compare, permutation
+from dynarank.report.significance import chance_correlation, compare, sign_flips
+from dynarank.report.sizes import Point, best_under, undominated
 from dynarank.report.tables import Table, build_table
 
 
@@ -35,17 +28,17 @@ def table_of(
     return table, standings(table)
 
 
-def test_the_best_is_named_and_told_apart(tmp_path: Path) -> None:
+def test_the_best_is_named_with_its_significance(tmp_path: Path) -> None:
     table, found = table_of(
         tmp_path, {("cola", "dora"): [0.60, 0.63, 0.59], ("cola", "lora"): [0.50, 0.529, 0.491]}
     )
-    assert found[0].verdict == "told apart"
+    assert found[0].verdict == "significantly above all"
     assert found[0].p_holm == pytest.approx(
         stats.ttest_rel([0.60, 0.63, 0.59], [0.50, 0.529, 0.491]).pvalue
     )
     assert (
         headline(table, found)
-        == "cola: method=dora is highest, 0.6067 accuracy, and told apart from the other."
+        == "cola: method=dora is highest, 0.6067 accuracy, and significantly above the other."
     )
     assert "+0.1000 over method=lora, 95 % interval +0.0990 to +0.1010" in sentence(table, found[0])
 
@@ -54,8 +47,8 @@ def test_chance_is_not_called_a_result(tmp_path: Path) -> None:
     table, found = table_of(
         tmp_path, {("cola", "dora"): [0.6, 0.5, 0.55], ("cola", "lora"): [0.5, 0.58, 0.54]}
     )
-    assert found[0].verdict == "not told apart"
-    assert headline(table, found).endswith("but not told apart from the other.")
+    assert found[0].verdict == "no significant difference"
+    assert headline(table, found).endswith("but not significantly above the other.")
 
 
 def test_p_is_corrected_over_every_pair_of_every_task(tmp_path: Path) -> None:
@@ -73,16 +66,16 @@ def test_p_is_corrected_over_every_pair_of_every_task(tmp_path: Path) -> None:
     place = raw.index(lead)
     assert found[0].p_holm == pytest.approx(max((4 - i) * raw[i] for i in range(place + 1)))
     assert headline(table, found).startswith(
-        "On 1 of 2 tasks the highest setting is told apart from every other. cola"
+        "On 1 of 2 tasks the highest setting is significantly above every other. cola"
     )
 
 
 @pytest.mark.parametrize(
     ("scores", "verdict", "said"),
     [
-        ({("cola", "dora"): [0.5]}, "alone", "dora reaches 0.5000 accuracy, with 100 adapter parameters."),
-        ({("cola", "dora"): [0.6], ("cola", "lora"): [0.5]}, "one seed", "+0.1000 over method=lora; one seed tells nothing"),
-        ({("cola", "dora"): [0.6, 0.5], ("cola", "lora"): [0.5, 0.6]}, "not told apart", "score alike, 0.5500 accuracy"),
+        ({("cola", "dora"): [0.5]}, "one setting", "dora reaches 0.5000 accuracy, with 100 adapter parameters."),
+        ({("cola", "dora"): [0.6], ("cola", "lora"): [0.5]}, "one seed: not tested", "+0.1000 over method=lora; with one seed nothing is tested"),
+        ({("cola", "dora"): [0.6, 0.5], ("cola", "lora"): [0.5, 0.6]}, "no significant difference", "score alike, 0.5500 accuracy"),
     ],
 )  # fmt: skip
 def test_the_smaller_cases(
@@ -127,7 +120,14 @@ def test_unrelated_orders_exceed_the_chance_band_one_time_in_twenty() -> None:
 
 
 def test_a_score_that_is_no_number_is_no_evidence() -> None:
-    assert np.isnan(permutation(np.asarray([0.1, np.nan])))
+    assert np.isnan(sign_flips(np.asarray([0.1, np.nan])))
     many = compare(np.linspace(0, 1, 20), np.zeros(20))
-    assert np.isnan(many.p_permutation)  # 2^20 flips are not counted
+    assert np.isnan(many.p_flips)  # 2^20 flips are not counted
     assert many.p_t < 0.001
+
+
+def test_rows_that_are_alike_have_no_highest() -> None:
+    assert highest_alone({("a",): 0.5, ("b",): 0.4}) == ("a",)
+    assert highest_alone({("a",): 0.5, ("b",): 0.50001}) is None  # They are printed alike.
+    assert highest_alone({("a",): 0.5, ("b",): float("nan")}) is None
+    assert highest_alone({("a",): 0.5}) is None

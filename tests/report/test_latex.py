@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from run_folders import write_run
 
-from dynarank.report.latex import latex
+from dynarank.report.latex import latex, registered_title
 from dynarank.report.runs import read_runs
 from dynarank.report.tables import build_table
+
+DORA, LORA = registered_title("dora"), registered_title("lora")
 
 
 def read(folder: Path) -> str:
@@ -29,12 +33,11 @@ def point(
     """A run at a budget, with measures beside the one that selects; its size is 50,000 a component."""
     name = folder / f"{task}-{method}-{target}-{seed}"
     write_run(name, task, method, seed, more["accuracy"] or 0.0, parameters=50_000 * target)
-    with (name / ".hydra" / "config.yaml").open("a") as file:
-        file.write(f"budget:\n  target: {target}\n")
-    config = (name / ".hydra" / "config.yaml").read_text()
-    (name / ".hydra" / "config.yaml").write_text(
-        config.replace("task:\n", f"task:\n  family: '{family}'\n")
-    )
+    path = name / ".hydra" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["budget"] = {"target": target}
+    config["task"]["family"] = family
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     results = json.loads((name / "metrics.json").read_text())
     results["metrics"] = more
     (name / "metrics.json").write_text(json.dumps(results))
@@ -54,11 +57,11 @@ def test_methods_stand_in_blocks_of_one_budget_with_their_size_and_average(tmp_p
         r"Method & Budget & \# Params & CoLA & QQP & Avg. \\",
         r" &  &  & Acc & Acc/F1 &  \\",
         r"\midrule",
-        rf"DoRA & 2 & 0.10M & 49.00$_{{\pm 0.00}}$ & \textbf{{84.00{spread}/74.00{spread}}} & \textbf{{66.50}} \\",
-        rf"LoRA & 2 & 0.10M & \textbf{{50.00$_{{\pm 0.00}}$}} & 82.00{spread}/72.00{spread} & 66.00 \\",
+        rf"{DORA} & 2 & 0.10M & 49.00$_{{\pm 0.00}}$ & \textbf{{84.00{spread}/74.00{spread}}} & \textbf{{66.50}} \\",
+        rf"{LORA} & 2 & 0.10M & \textbf{{50.00$_{{\pm 0.00}}$}} & 82.00{spread}/72.00{spread} & 66.00 \\",
         r"\midrule",
-        rf"DoRA & 8 & 0.40M & 49.00$_{{\pm 0.00}}$ & \textbf{{90.00{spread}/80.00{spread}}} & \textbf{{69.50}} \\",
-        rf"LoRA & 8 & 0.40M & \textbf{{50.00$_{{\pm 0.00}}$}} & 88.00{spread}/78.00{spread} & 69.00 \\",
+        rf"{DORA} & 8 & 0.40M & 49.00$_{{\pm 0.00}}$ & \textbf{{90.00{spread}/80.00{spread}}} & \textbf{{69.50}} \\",
+        rf"{LORA} & 8 & 0.40M & \textbf{{50.00$_{{\pm 0.00}}$}} & 88.00{spread}/78.00{spread} & 69.00 \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -79,8 +82,11 @@ def test_scores_that_count_to_100_stay_and_missing_ones_are_dashes(tmp_path: Pat
     point(tmp_path, "cola", "dora", 2, 0, {"accuracy": 0.5})
     point(tmp_path, "cola", "lora", 2, 0, {"accuracy": 0.25})
     text = read(tmp_path)
-    assert r"DoRA & 0.10M & \textbf{50.00} & \textbf{30.25/8.50/25.00} & \textbf{33.75} \\" in text
-    assert r"LoRA & 0.10M & 25.00 & -- & -- \\" in text
+    assert (
+        rf"{DORA} & 0.10M & \textbf{{50.00}} & \textbf{{30.25/8.50/25.00}} & \textbf{{33.75}} \\"
+        in text
+    )
+    assert rf"{LORA} & 0.10M & 25.00 & -- & -- \\" in text
 
 
 def test_a_score_that_is_undefined_on_one_seed_is_a_dash(tmp_path: Path) -> None:
@@ -89,8 +95,8 @@ def test_a_score_that_is_undefined_on_one_seed_is_a_dash(tmp_path: Path) -> None
     point(tmp_path, "cola", "dora", 2, 0, {"accuracy": 0.75})
     point(tmp_path, "cola", "dora", 2, 1, {"accuracy": None})
     text = read(tmp_path)
-    assert r"DoRA & 0.10M & -- \\" in text
-    assert r"LoRA & 0.10M & \textbf{37.50$_{\pm 17.68}$} \\" in text
+    assert rf"{DORA} & 0.10M & -- \\" in text
+    assert rf"{LORA} & 0.10M & \textbf{{37.50$_{{\pm 17.68}}$}} \\" in text
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -98,3 +104,40 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     write_run(tmp_path / "b", "my_task", "my_method", 0, 0.4)
     assert r"my\_task" in read(tmp_path)
     assert r"my\_method & " in read(tmp_path)
+
+
+SIGNS = {
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_every_special_sign_is_escaped_in_every_name(sign: str, tmp_path: Path) -> None:
+    for method in ("dora", f"m{sign}x"):
+        write_run(tmp_path / method.replace("/", "_"), f"t{sign}y", method, 0, 0.5)
+    text = read(tmp_path)
+    assert f"m{SIGNS[sign]}x & " in text
+    assert f"t{SIGNS[sign]}y" in text
+
+
+def test_a_line_break_in_a_name_ends_no_comment_and_no_row(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "one\n\ntwo", "dora", 0, 0.5)
+    assert "one two" in read(tmp_path)
+
+
+def test_rows_that_are_alike_are_not_bold(tmp_path: Path) -> None:
+    for method in ("dora", "lora"):
+        write_run(tmp_path / method, "cola", method, 0, 0.5)
+    assert "textbf" not in read(tmp_path)

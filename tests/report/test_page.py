@@ -25,7 +25,7 @@ def page_of(folder: Path, drawn: bool = False) -> str:
     """Without pictures, which take their time, where they do not matter."""
     runs, left_out = read_runs([folder])
     table = build_table(runs)
-    pictures = draw_pictures(table, runs) if drawn else []
+    pictures = list(draw_pictures(table, runs)) if drawn else []
     tables = (table, replace(table, last=True))
     return page(
         Report("sweep", [folder], tables, table.settings[0], table.runs(), left_out, pictures)
@@ -51,7 +51,7 @@ def test_it_opens_with_the_result_and_holds_both_scores(tmp_path: Path) -> None:
         write_run(tmp_path / f"l{seed}", "cola", "lora", seed, 0.5 + shift + seed / 1000)
     text = page_of(tmp_path)
     assert (
-        "<h1>cola: method=dora is highest, 0.6033 accuracy, and told apart from the other.</h1>"
+        "<h1>cola: method=dora is highest, 0.6033 accuracy, and significantly above the other.</h1>"
         in text
     )
     assert (

@@ -16,7 +16,7 @@ import pytest
 from run_folders import write_history, write_overrides, write_run
 from scipy import stats
 
-from dynarank.commands.report import report
+from dynarank.report.write_report import write_report
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -68,7 +68,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (failed / ".hydra").mkdir(parents=True)
     (failed / ".hydra" / "config.yaml").write_text("seed: 0\n")
     (failed / "error.txt").write_text(f"exit code 1\nerror: {HOSTILE}\n")
-    report([root])
+    write_report([root])
     return root
 
 
@@ -289,7 +289,7 @@ def test_runs_can_be_filtered(page: Page) -> None:
 def test_a_page_of_one_run(browser: Any, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "one", "cola", "dora", 0, 0.5)
     write_history(folder, 3, 0)
-    found = Page(browser, report([folder])[1] / "report.html", 375)
+    found = Page(browser, write_report([folder])[1] / "report.html", 375)
     assert found.tab.locator("#maps figure").count() == 1
     assert found.tab.evaluate("document.documentElement.scrollWidth") == 375
     assert found.wrong == []

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 from run_folders import MATRICES, write_history, write_run
 
-from dynarank.report.pictures import draw_pictures, file_name, inline_svg, save
+from dynarank.report.curves import MOST_POINTS, run_curve, seed_curves
+from dynarank.report.pictures import draw_pictures, file_name, inline_svg
+from dynarank.report.plot_curves import draw_curves
 from dynarank.report.plot_quality import draw_budget_against_quality, short, spread
-from dynarank.report.plots import POINTS, draw_curves, looks, over_seeds
+from dynarank.report.plot_style import looks
 from dynarank.report.runs import read_runs
 from dynarank.report.tables import Table, build_table
 from dynarank.training.rank_map import rank_grid
@@ -39,11 +41,11 @@ def table(tmp_path: Path) -> Table:
 def test_every_picture_of_a_sweep_and_of_a_run(table: Table, tmp_path: Path) -> None:
     names = {picture.name for picture in draw_pictures(table, table.runs())}
     assert names == {f"{name}_cola" for name in ("budget_quality", "curves", "loss", "budget", "scores", "rank_maps",
-                                                 "rank_agreement")}  # fmt: skip
+                                                 "rank_agreement", "rank_budgets")}  # fmt: skip
     one = build_table(table.runs()[:1])
-    pictures = draw_pictures(one, one.runs())
+    pictures = list(draw_pictures(one, one.runs()))
     assert {picture.name for picture in pictures} == {"curves_cola", "loss_cola", "allocation"}
-    save(pictures[0], tmp_path)
+    pictures[0].save(tmp_path)
     assert (tmp_path / "curves_cola.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -53,20 +55,32 @@ def test_a_curve_is_the_mean_over_seeds_in_a_band_of_their_range(tmp_path: Path)
     axes = draw_curves(build_table(read_runs([tmp_path])[0]), "cola").axes[0]
     assert axes.lines[0].get_ydata()[-1] == pytest.approx(0.7)
     band = axes.collections[0].get_paths()[0].vertices
-    at_end = band[np.isclose(band[:, 0], 1)][:, 1]
+    at_end = band[np.isclose(band[:, 0], 2)][:, 1]
     assert (at_end.min(), at_end.max()) == pytest.approx((0.6, 0.8))
 
 
 def test_many_values_are_averaged_and_few_are_not(table: Table, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "long", "cola", "lora", 0, 0.5)
-    (folder / "metrics.csv").write_text(
-        "step,train/loss\n" + "".join(f"{i},{i % 2}\n" for i in range(1, 60 * POINTS + 1))
-    )
-    run = read_runs([folder])[0][0]
-    grid, values = over_seeds([run], "train/loss")
-    assert values == pytest.approx(np.full((1, POINTS), 0.5))
-    grid, values = over_seeds(table.runs()[:2], "val/accuracy")
-    assert (grid[0], grid[-1], values[0, 0], values[0, -1]) == pytest.approx((0.25, 1.0, 0.6, 0.9))
+    rows = "".join(f"{step},{step % 2}\n" for step in range(1, 60 * MOST_POINTS + 1))
+    (folder / "metrics.csv").write_text(f"step,train/loss\n{rows}")
+    curve = run_curve(read_runs([folder])[0][0], "train/loss")
+    assert curve.values == pytest.approx(np.full(MOST_POINTS, 0.5))
+    mean = seed_curves(table.runs()[:2], "val/accuracy")
+    assert mean is not None
+    assert mean.steps.tolist() == [10, 20, 30, 40]  # The steps of the measurements, and no other.
+    assert mean.values == pytest.approx(np.tile([0.6, 0.7, 0.8, 0.9], (2, 1)))
+
+
+def test_seeds_measured_at_other_steps_have_a_line_each(tmp_path: Path) -> None:
+    for seed, steps in enumerate(((1, 3, 5), (2, 4, 6))):
+        folder = write_run(tmp_path / str(seed), "cola", "lora", seed, 0.5)
+        rows = "".join(f"{step},0.{step}\n" for step in steps)
+        (folder / "metrics.csv").write_text(f"step,val/accuracy\n{rows}")
+    runs = read_runs([tmp_path])[0]
+    assert seed_curves(runs, "val/accuracy") is None
+    lines = draw_curves(build_table(runs), "cola").axes[0].lines
+    assert [list(line.get_xdata()) for line in lines[:2]] == [[1, 3, 5], [2, 4, 6]]
+    assert {line.get_marker() for line in lines[:2]} == {"o"}
 
 
 def test_of_many_settings_the_best_have_colours(tmp_path: Path) -> None:
@@ -133,7 +147,7 @@ def test_names_are_drawn_as_they_are_and_stay_in_the_folder(tmp_path: Path) -> N
     name = "</text><script>$x_$ & ../../a"
     write_run(tmp_path / "a", name, "dora", 0, 0.5)
     table = build_table(read_runs([tmp_path])[0])
-    picture = draw_pictures(table, table.runs())[0]
+    picture = next(draw_pictures(table, table.runs()))
     svg = inline_svg(picture)
     assert "<script" not in svg
     assert "&lt;/text&gt;&lt;script&gt;$x_$ &amp; " in svg

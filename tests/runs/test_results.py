@@ -26,7 +26,7 @@ def test_what_says_finished_is_written_last(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results, "draw_rank_map", killed)
+    monkeypatch.setattr(results, "save_rank_map", killed)
     with pytest.raises(KeyboardInterrupt):
         write_results(finished(tmp_path), 2, [], tmp_path)
     assert not (tmp_path / "metrics.json").exists()
@@ -37,6 +37,8 @@ def test_what_says_finished_is_written_last(
         "ranks.json",
         "rank_history.json",
         "rank_map.png",
+        "rank_map.svg",
+        "rank_map.pdf",
     }
 
 

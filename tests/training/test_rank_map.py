@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dynarank.training.rank_allocation import mean_ranks
-from dynarank.training.rank_map import Place, draw_rank_map, place
+from dynarank.training.rank_map import Place, draw_rank_map, place, rank_map_title, save_rank_map
 
 BART = {
     f"model.{stack}.layers.{layer}.{matrix}": layer
@@ -69,3 +69,22 @@ def test_numbers_for_trackers_without_pictures() -> None:
         "rank/layer/00": 0.0,
         "rank/layer/01": 3.0,
     }
+
+
+def test_a_rank_map_is_saved_for_screens_and_for_papers_equal_to_the_byte(tmp_path: Path) -> None:
+    title = rank_map_title("bart-base", "xsum", "dora", 3, budget=2, metric="rouge1", score=38.123)
+    assert title == "bart-base, xsum, dora, budget 2, seed 3, rouge1 38.12"
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        save_rank_map(tmp_path / name, BART, 3, title)
+    names = {path.name for path in (tmp_path / "first").iterdir()}
+    assert names == {"rank_map.png", "rank_map.svg", "rank_map.pdf"}
+    for name in names:
+        first = (tmp_path / "first" / name).read_bytes()
+        assert first == (tmp_path / "second" / name).read_bytes(), name
+    assert title in (tmp_path / "first" / "rank_map.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["layer.99999999999.x", "$\\frac", "a..b", "", "x.1000.y"])
+def test_odd_names_are_drawn(name: str, tmp_path: Path) -> None:
+    save_rank_map(tmp_path, {name: 1, "h.0.a": 2}, 4, "$x_{")

@@ -1,8 +1,10 @@
-"""Whether ranks fall alike: rank correlations between runs, over the matrices that they share."""
+"""Whether ranks fall alike: rank correlations between runs, over the matrices that they share.
+
+Legend: rho is Spearman's rank correlation. It is NaN where a run's ranks are all equal.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,41 +13,66 @@ from scipy import stats
 from dynarank.report.runs import Run
 
 
-def correlation(first: Run, second: Run) -> float:
-    """Spearman's correlation of two runs' ranks over their common matrices; NaN where either's are all equal."""
-    names = [name for name in first.ranks if name in second.ranks]
-    a, b = [first.ranks[name] for name in names], [second.ranks[name] for name in names]
-    return float(stats.spearmanr(a, b)[0]) if len(set(a)) > 1 and len(set(b)) > 1 else math.nan
-
-
-def rank_agreement(runs: Sequence[Run]) -> float:
-    """Mean correlation of every two runs; NaN where there is none."""
-    return _mean(
-        [
-            correlation(first, second)
-            for index, first in enumerate(runs)
-            for second in runs[index + 1 :]
-        ]
-    )
-
-
-def agreement_matrix(groups: Sequence[Sequence[Run]]) -> np.ndarray:
-    """Mean correlations (groups, groups) between the runs of any two groups; on the diagonal within one.
-
-    Only runs of different seeds are compared, if there are any: those of one seed start alike, and are shown alike data.
-    """
-    matrix = np.full((len(groups), len(groups)), np.nan)
-    for row, mine in enumerate(groups):
-        matrix[row, row] = rank_agreement(mine)
-        for column in range(row):
-            pairs = [(first, second) for first in mine for second in groups[column]]
-            apart = [pair for pair in pairs if pair[0].seed != pair[1].seed] or pairs
-            matrix[row, column] = matrix[column, row] = _mean(
-                [correlation(*pair) for pair in apart]
-            )
+def correlations(runs: Sequence[Run]) -> np.ndarray:
+    """Return rho of every two runs, (runs, runs)."""
+    by_layout: dict[tuple[str, ...], list[int]] = {}
+    for index, run in enumerate(runs):
+        by_layout.setdefault(tuple(run.ranks), []).append(index)
+    matrix = np.full((len(runs), len(runs)), np.nan)
+    for names, rows in by_layout.items():
+        for other_names, columns in by_layout.items():
+            known = set(other_names)
+            common = [name for name in names if name in known]
+            if len(common) < 2:
+                continue
+            first = _standardized([runs[row] for row in rows], common)
+            second = _standardized([runs[column] for column in columns], common)
+            matrix[np.ix_(rows, columns)] = first @ second.T
     return matrix
 
 
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
+def _standardized(runs: Sequence[Run], names: Sequence[str]) -> np.ndarray:
+    """Return the orders of the runs' ranks, (runs, names), centred and of norm one.
+
+    The product of two rows is then Spearman's correlation. Ranks that are all equal give NaN.
+    """
+    ranks = np.asarray([[run.ranks[name] for name in names] for run in runs], dtype=float)
+    orders = stats.rankdata(ranks, axis=1)
+    centred = orders - orders.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    return centred / np.where(norms > 0, norms, np.nan)
+
+
+def rank_agreement(runs: Sequence[Run]) -> float:
+    """Return the mean rho of every two runs; NaN where there is none."""
+    upper = np.triu_indices(len(runs), k=1)
+    return _mean(correlations(runs)[upper])
+
+
+def agreement_matrix(groups: Sequence[Sequence[Run]]) -> np.ndarray:
+    """Return the mean rho between the runs of any two groups, (groups, groups).
+
+    The diagonal holds the agreement within a group. Between two groups only runs of different
+    seeds are compared, if there are any: runs of one seed start alike and see alike data.
+    """
+    runs = [run for group in groups for run in group]
+    matrix = correlations(runs)
+    seeds = np.asarray([run.seed for run in runs])
+    ends = np.cumsum([len(group) for group in groups])
+    spans = [slice(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
+    means = np.full((len(groups), len(groups)), np.nan)
+    for row, group in enumerate(groups):
+        within = np.triu_indices(len(group), k=1)
+        means[row, row] = _mean(matrix[spans[row], spans[row]][within])
+        for column in range(row):
+            block = matrix[spans[row], spans[column]]
+            apart = seeds[spans[row], None] != seeds[None, spans[column]]
+            mean = _mean(block[apart] if apart.any() else block)
+            means[row, column] = means[column, row] = mean
+    return means
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of the values that are not NaN; NaN where there is none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")

@@ -1,147 +1,219 @@
-"""The table as the paper sets its Tables 2 to 6, for booktabs: settings down, tasks across, scores in percent.
+"""table.tex: the table as the paper sets its Tables 2 to 6, for booktabs.
 
-A block for each budget where methods are compared, with their parameters; the highest mean of each column in a block
-is bold, which says nothing of chance: the differences do.
+Settings stand down, tasks across, scores in percent. Where methods are compared there is a block
+for each budget, with the methods' parameters. The highest mean of each column in a block is bold,
+which says nothing of chance: the differences do.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import groupby
 from statistics import fmean, stdev
 from typing import Any
 
+from dynarank.report.run_reader import OPEN
 from dynarank.report.runs import Run
-from dynarank.report.tables import Setting, Table
+from dynarank.report.tables import Setting, Table, key_name
 
-SHOWN = {
-    "mnli": ("matched/accuracy", "mismatched/accuracy"),
-    "qqp": ("accuracy", "f1"),
-    "squad": ("exact_match", "f1"),
-    "squad_v2": ("exact_match", "f1"),
-    "xsum": ("rouge1", "rouge2", "rougeL"),
-    "cnn_dailymail": ("rouge1", "rouge2", "rougeL"),
-}
-"""Measures in a task's column, where they are more than the one that selects."""
 MEASURES = {
-    "matthews": "Mcc", "accuracy": "Acc", "matched/accuracy": "m", "mismatched/accuracy": "mm", "f1": "F1",
-    "pearson": "Corr", "exact_match": "EM", "rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L",
-}  # fmt: skip
-TITLES = {
-    "method.name": "Method", "budget.target": "Budget", "budget.init": "Initial budget", "dem.eta": r"$\eta$",
-    "dora": "DoRA", "lora": "LoRA", "adalora": "AdaLoRA", "houlsby": "HAdapter", "pfeiffer": "PAdapter",
-    "prompt": "Prompt tuning", "bitfit": "BitFit", "full": "Full FT", "head": "Head alone",
-    "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI", "qnli": "QNLI",
-    "rte": "RTE", "wnli": "WNLI", "squad": "SQuAD v1.1", "squad_v2": "SQuAD v2.0", "xsum": "XSum",
-    "cnn_dailymail": "CNN/DailyMail", "wmt16_en_ro": "WMT16 en-ro",
-}  # fmt: skip
-ORDER = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
-"""The paper's Table 2; other tasks follow by name."""
-PERCENT_ALREADY = ("question_answering", "seq2seq")
-"""Families whose scorers count to 100."""
+    "matthews": "Mcc",
+    "accuracy": "Acc",
+    "matched/accuracy": "m",
+    "mismatched/accuracy": "mm",
+    "f1": "F1",
+    "pearson": "Corr",
+    "exact_match": "EM",
+    "rouge1": "R-1",
+    "rouge2": "R-2",
+    "rougeL": "R-L",
+}
+"""Short names of metrics."""
+KEYS = {
+    "method.name": "Method",
+    "budget.target": "Budget",
+    "budget.init": "Initial budget",
+    "dem.eta": r"$\eta$",
+}
+"""Headings of settings."""
+FAMILIES_IN_PERCENT = ("question_answering", "seq2seq")
+"""Families of tasks whose scorers count to 100; the others count to 1."""
+SPECIAL_SIGNS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
 
 
 def latex(table: Table) -> str:
-    """Means and standard deviations over seeds, in percent; an average over tasks where there are several."""
-    tasks = sorted(
-        table.tasks, key=lambda task: (ORDER.index(task) if task in ORDER else len(ORDER), task)
-    )
+    """Return means and standard deviations over seeds, in percent.
+
+    Where there are several tasks, an average over them stands last.
+    """
     sized = "method.name" in table.keys or "budget.target" in table.keys
-    columns = [_title(task) for task in tasks] + (["Avg."] if len(tasks) > 1 else [])
-    measures = [
-        "/".join(MEASURES.get(one, _escaped(one)) for one in _shown(table, task)) for task in tasks
-    ]
-    labels = [_title(key.removesuffix(".name") if key not in TITLES else key) for key in table.keys]
-    before = [*labels, *([r"\# Params"] if sized else [])]
+    columns = [task_title(table, task) for task in table.tasks]
+    if len(table.tasks) > 1:
+        columns.append("Avg.")
+    labels = [KEYS[key] if key in KEYS else escaped(key_name(key)) for key in table.keys]
+    before = [*labels, r"\# Params"] if sized else labels
+    measures = [_measures(table, task) for task in table.tasks]
+    empty_before, empty_after = [""] * len(before), [""] * (len(columns) - len(measures))
+    alignment = "l" * len(labels) + "r" * (len(before) - len(labels)) + "c" * len(columns)
     lines = [
-        rf"\begin{{tabular}}{{{'l' * len(labels)}{'r' * (len(before) - len(labels))}{'c' * len(columns)}}}",
+        rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
         _row([*before, *columns]),
-        _row([*[""] * len(before), *measures, *[""] * (len(columns) - len(tasks))]),
+        _row([*empty_before, *measures, *empty_after]),
     ]
-    for _, block in groupby(_by_budget(table), key=lambda setting: _budget(table, setting)):
-        lines += [r"\midrule", *_block(table, list(block), tasks, sized)]
+
+    def budget(setting: Setting) -> float:
+        return _budget(table, setting)
+
+    for _, block in groupby(sorted(table.settings, key=budget), key=budget):
+        lines += [r"\midrule", *_block(table, list(block), sized)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _block(table: Table, settings: list[Setting], tasks: list[str], sized: bool) -> list[str]:
-    """Lines of one budget, the highest mean of each column bold."""
-    means = [_means(table, setting, tasks) for setting in settings]
-    top = [
-        max((value for value in column if not math.isnan(value)), default=math.nan)
-        for column in zip(*means, strict=True)
-    ]
+def task_title(table: Table, task: str) -> str:
+    """Return a task's title, as its configuration has it; its name where none is recorded."""
+    return _recorded_title([run for run in table.runs() if run.task == task], "task.title", task)
+
+
+def method_title(table: Table, method: str) -> str:
+    """Return a method's title, as its configuration or its class has it; else its name."""
+    runs = [run for run in table.runs() if run.settings.get("method.name") == method]
+    return _recorded_title(runs, "method.title", registered_title(method))
+
+
+def _recorded_title(runs: Sequence[Run], key: str, fallback: str) -> str:
+    for run in runs:
+        title = run.settings.get(key)
+        if isinstance(title, str) and title not in ("", OPEN):
+            return escaped(title)
+    return escaped(fallback)
+
+
+def registered_title(method: str) -> str:
+    """Return the title of a method of this package; the name of one that is not known here."""
+    from dynarank.methods import METHODS
+
+    title = getattr(METHODS.get(method), "title", None)
+    return title if isinstance(title, str) else method
+
+
+def _measures(table: Table, task: str) -> str:
+    """Return the short names of the metrics that stand in a task's column."""
+    names = []
+    for measure in shown_metrics(table, task):
+        names.append(MEASURES[measure] if measure in MEASURES else escaped(measure))
+    return "/".join(names)
+
+
+def shown_metrics(table: Table, task: str) -> list[str]:
+    """Return the metrics of a task's column: those its configuration shows, or that selects."""
+    selects = table.metrics[task]
+    for run in table.runs():
+        recorded = run.settings.get("task.shown", OPEN)
+        if run.task != task or not isinstance(recorded, str) or recorded == OPEN:
+            continue
+        names = [name.strip(" '\"") for name in recorded.strip("[]").split(",")]
+        known = [name for name in names if name in run.results["metrics"]]
+        if known:
+            return known
+    return [selects]
+
+
+def _block(table: Table, settings: list[Setting], sized: bool) -> list[str]:
+    """Return the rows of one budget; the highest mean of each column is bold."""
+    means = [_means(table, setting) for setting in settings]
+    tops = [_top(column) for column in zip(*means, strict=True)]
     lines = []
-    for setting, mine in zip(settings, means, strict=True):
-        cells = [_cell(table, setting, task) for task in tasks]
-        if len(tasks) > 1:
-            cells.append("--" if math.isnan(mine[-1]) else f"{mine[-1]:.2f}")
-        bold = [
-            rf"\textbf{{{c}}}" if value == best else c
-            for c, value, best in zip(cells, mine, top, strict=True)
-        ]
-        size = [_size(table, setting, tasks)] if sized else []
-        lines.append(_row([*map(_title, setting), *size, *bold]))
+    for setting, own_means in zip(settings, means, strict=True):
+        cells = [_cell(table, setting, task) for task in table.tasks]
+        if len(table.tasks) > 1:
+            average = own_means[-1]
+            cells.append("--" if math.isnan(average) else f"{average:.2f}")
+        for column, (mean, top) in enumerate(zip(own_means, tops, strict=True)):
+            if mean == top:
+                cells[column] = rf"\textbf{{{cells[column]}}}"
+        pairs = zip(table.keys, setting, strict=True)
+        values = [_value_title(table, key, value) for key, value in pairs]
+        size = [_size(table, setting)] if sized else []
+        lines.append(_row([*values, *size, *cells]))
     return lines
 
 
-def _by_budget(table: Table) -> list[Setting]:
-    """Settings in their order; where methods are compared, budget by budget."""
-    return sorted(table.settings, key=lambda setting: _budget(table, setting))
+def _top(column: Sequence[float]) -> float:
+    """Return a column's highest mean; NaN where there is none, or where all rows are alike."""
+    defined = [mean for mean in column if not math.isnan(mean)]
+    if not defined or (len(column) > 1 and len(set(defined)) == 1 and len(defined) > 1):
+        return math.nan
+    return max(defined)
+
+
+def _value_title(table: Table, key: str, value: Any) -> str:
+    return method_title(table, str(value)) if key == "method.name" else escaped(value)
 
 
 def _budget(table: Table, setting: Setting) -> float:
+    """Return the budget whose block a setting stands in; 0 where methods are not compared."""
     if "method.name" not in table.keys or "budget.target" not in table.keys:
         return 0.0
-    return float(setting[table.keys.index("budget.target")])
+    value = setting[table.keys.index("budget.target")]
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _means(table: Table, setting: Setting, tasks: list[str]) -> list[float]:
-    """The selecting measure by task, in percent, and their average where there are several; NaN where a run is missing."""
-    found = []
-    for task in tasks:
-        runs = list(table.cells.get((setting, task), {}).values())
-        found.append(fmean(_value(table, run, run.metric) for run in runs) if runs else math.nan)
-    means = [*found, fmean(found)] if len(tasks) > 1 else found
-    return [round(mean, 2) for mean in means]  # what is equal as shown is equal
+def _means(table: Table, setting: Setting) -> list[float]:
+    """Return the selecting metric by task, in percent, and their average if there are several.
+
+    NaN stands where a run or a score is missing. Means are rounded as they are printed, so that
+    what is printed equal is equal.
+    """
+    means = []
+    for task in table.tasks:
+        values = [_percent(table, run, run.metric) for run in table.cell(setting, task)]
+        means.append(fmean(values) if values else math.nan)
+    if len(table.tasks) > 1:
+        means.append(fmean(means))
+    return [round(mean, 2) for mean in means]
 
 
 def _cell(table: Table, setting: Setting, task: str) -> str:
-    """Mean and standard deviation of each measure: 87.65$_{0.12}$/91.02$_{0.20}$."""
-    runs = list(table.cells.get((setting, task), {}).values())
+    r"""Return mean and standard deviation of each metric: 87.65$_{\pm 0.12}$/91.02$_{\pm 0.20}$."""
+    runs = table.cell(setting, task)
     parts = []
-    for measure in _shown(table, task) if runs else []:
-        values = [_value(table, run, measure) for run in runs]
-        undefined = any(map(math.isnan, values))
-        spread = f"$_{{\\pm {stdev(values):.2f}}}$" if len(values) > 1 and not undefined else ""
-        parts.append("--" if undefined else f"{fmean(values):.2f}{spread}")
+    for measure in shown_metrics(table, task) if runs else []:
+        values = [_percent(table, run, measure) for run in runs]
+        if any(math.isnan(value) for value in values):
+            parts.append("--")
+        elif len(values) == 1:
+            parts.append(f"{values[0]:.2f}")
+        else:
+            parts.append(f"{fmean(values):.2f}$_{{\\pm {stdev(values):.2f}}}$")
     return "/".join(parts) or "--"
 
 
-def _value(table: Table, run: Run, measure: str) -> float:
-    value = run.results["last" if table.last else "metrics"].get(measure)
-    if value is None:
-        return math.nan
-    return float(value) * (1 if run.settings.get("task.family") in PERCENT_ALREADY else 100)
+def _percent(table: Table, run: Run, measure: str) -> float:
+    value = run.metrics(table.last).get(measure, math.nan)
+    return value * (1 if run.settings.get("task.family") in FAMILIES_IN_PERCENT else 100)
 
 
-def _shown(table: Table, task: str) -> tuple[str, ...]:
-    return SHOWN.get(task, (table.metrics[task],))
+def _size(table: Table, setting: Setting) -> str:
+    """Return the mean adapter parameters over tasks and seeds: 0.34M."""
+    return f"{table.parameters(setting) / 1e6:.2f}M"
 
 
-def _size(table: Table, setting: Setting, tasks: list[str]) -> str:
-    """Mean adapter parameters over tasks and seeds: 0.34M."""
-    runs = [run for task in tasks for run in table.cells.get((setting, task), {}).values()]
-    return f"{fmean(run.results['adapter_parameters'] for run in runs) / 1e6:.2f}M"
-
-
-def _row(cells: list[str]) -> str:
+def _row(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _title(value: Any) -> str:
-    return TITLES.get(str(value), _escaped(value))
-
-
-def _escaped(value: Any) -> str:
-    return "".join(f"\\{sign}" if sign in "&%$#_{}" else sign for sign in str(value))
+def escaped(value: object) -> str:
+    """Return a text in which no sign has a meaning for LaTeX, on one line."""
+    text = " ".join(str(value).split())
+    return "".join(SPECIAL_SIGNS.get(sign, sign) for sign in text if sign.isprintable())

@@ -1,4 +1,7 @@
-"""What the page's scripts read: rank histories in few characters, and configurations without what all runs share."""
+"""What the page's scripts read: rank histories, and configurations without what all runs share.
+
+Histories are embedded in few characters, for a sweep has many of them.
+"""
 
 from __future__ import annotations
 
@@ -8,104 +11,118 @@ from typing import Any
 
 import numpy as np
 
-from dynarank.report.findings import standing_order
-from dynarank.report.runs import OPEN, Run
+from dynarank.report.run_reader import OPEN
+from dynarank.report.runs import Run
 from dynarank.report.tables import Table
 from dynarank.training.rank_map import place
 
 MOST_PRUNINGS = 100
-"""Of a run's prunings, so many are embedded, evenly chosen, the first and the last among them."""
+"""Of a run's prunings so many are embedded, evenly chosen, the first and the last among them."""
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+LARGEST_EXACT = 2**53
+"""Whole numbers beyond it are not exact in a browser, so they are embedded as text."""
 
 
 def embedded(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
-    """The page's data: layouts of matrices, settings that all runs share, and each run's own."""
+    """Return layouts of matrices, settings that all runs share, and what is each run's own."""
     shared = shared_settings(runs)
     layouts: dict[tuple[str, ...], int] = {}
+    groups = {setting: index for index, setting in enumerate(table.settings)}
     entries = []
     for run in runs:
-        names = tuple(run.prunings[0][1]) if run.prunings else ()
-        entries.append(
-            {
-                "name": f"{run.results['task']}, {table.label(table.setting(run))}, seed {run.seed}",
-                "task": str(run.results["task"]),
-                "group": table.settings.index(table.setting(run)),
-                "seed": run.seed,
-                "layout": layouts.setdefault(names, len(layouts)) if names else None,
-                **(history(run) if names else {}),
-                "command": run.command,
-                "own": {key: value for key, value in run.settings.items() if key not in shared},
-                "results": _results(run),
-            }
-        )
-    best = standing_order(table, table.tasks[0])
-    start = next(iter(table.cells[best[0], table.tasks[0]].values())) if best else runs[0]
-    return _plain(
-        {
-            "layouts": [layout(names) for names in layouts],
-            "shared": shared,
-            "runs": entries,
-            "start": list(runs).index(start),
+        setting = table.setting(run)
+        entry: dict[str, Any] = {
+            "name": f"{run.task}, {table.label(setting)}, seed {run.seed}",
+            "task": run.task,
+            "group": groups[setting],
+            "seed": run.seed,
+            "layout": None,
+            "command": run.command,
+            "own": {key: value for key, value in run.settings.items() if key not in shared},
+            "results": _result_lines(run),
         }
-    )
+        names = tuple(run.prunings[0][1]) if run.prunings else ()
+        if names:
+            entry["layout"] = layouts.setdefault(names, len(layouts))
+            entry.update(history(run))
+        entries.append(entry)
+    content = {
+        "layouts": [layout(names) for names in layouts],
+        "shared": shared,
+        "runs": entries,
+        "start": _start(table, runs),
+    }
+    return as_json(content)
 
 
-def _plain(content: Any) -> Any:
-    """JSON has no NaN and no infinity: their names stand for them."""
+def _start(table: Table, runs: Sequence[Run]) -> int:
+    """Return the number of the run that the page shows at first: one of the best setting."""
+    order = table.order(table.tasks[0])
+    best = table.cell(order[0], table.tasks[0])[0] if order else runs[0]
+    return next(index for index, run in enumerate(runs) if run is best)
+
+
+def as_json(content: Any) -> Any:
+    """Return the content with text for what JSON or a browser's numbers cannot hold."""
     if isinstance(content, dict):
-        return {str(key): _plain(value) for key, value in content.items()}
+        return {str(key): as_json(value) for key, value in content.items()}
     if isinstance(content, list):
-        return [_plain(value) for value in content]
-    return str(content) if isinstance(content, float) and not math.isfinite(content) else content
+        return [as_json(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return str(content)
+    if isinstance(content, int) and abs(content) > LARGEST_EXACT:
+        return str(content)
+    return content
 
 
 def shared_settings(runs: Sequence[Run]) -> dict[str, Any]:
-    """Settings with one value in all runs."""
-    first = runs[0].settings
-    return {
-        key: value
-        for key, value in first.items()
-        if all(run.settings.get(key, OPEN) == value for run in runs[1:])
-    }
+    """Return the settings with one value in all runs."""
+    shared = dict(runs[0].settings)
+    for run in runs[1:]:
+        for key in list(shared):
+            if run.settings.get(key, OPEN) != shared[key]:
+                del shared[key]
+    return shared
 
 
 def history(run: Run) -> dict[str, Any]:
-    """Steps and ranks after each pruning: a digit a matrix where ranks stay below 36, a list of numbers where not."""
+    """Return the steps, and the ranks after each pruning.
+
+    Ranks below 36 take a digit a matrix; where one is larger, they are lists of numbers.
+    """
     names = list(run.prunings[0][1])
     count = len(run.prunings)
-    kept = np.unique(np.linspace(0, count - 1, min(count, MOST_PRUNINGS)).round().astype(int))
-    frames = [[run.prunings[index][1].get(name, 0) for name in names] for index in kept]
-    largest = max(max(frame) for frame in frames)
-    coded: list[Any] = (
-        ["".join(DIGITS[rank] for rank in frame) for frame in frames]
-        if largest < len(DIGITS)
-        else frames
-    )
-    return {"steps": [run.prunings[index][0] for index in kept], "ranks": coded, "prunings": count}
+    places = np.linspace(0, count - 1, min(count, MOST_PRUNINGS))
+    kept = [run.prunings[index] for index in np.unique(places.round().astype(int))]
+    frames = [[ranks.get(name, 0) for name in names] for _, ranks in kept]
+    coded: list[Any] = list(frames)
+    if max(max(frame) for frame in frames) < len(DIGITS):
+        coded = ["".join(DIGITS[rank] for rank in frame) for frame in frames]
+    return {"steps": [step for step, _ in kept], "ranks": coded, "prunings": count}
 
 
 def layout(names: Sequence[str]) -> dict[str, Any]:
-    """Stacks with their matrices and number of layers, and each name's (stack, row, column)."""
-    spots = [place(name) for name in names]
+    """Return stacks with their matrices and layers, and each name's (stack, row, column)."""
     stacks: dict[str, dict[str, Any]] = {}
     cells = []
-    for spot in spots:
+    for name in names:
+        spot = place(name)
         stack = stacks.setdefault(spot.stack, {"name": spot.stack, "matrices": [], "layers": 0})
         if spot.matrix not in stack["matrices"]:
             stack["matrices"].append(spot.matrix)
         stack["layers"] = max(stack["layers"], spot.layer + 1)
-        cells.append(
-            [list(stacks).index(spot.stack), stack["matrices"].index(spot.matrix), spot.layer]
-        )
+        row = stack["matrices"].index(spot.matrix)
+        cells.append([list(stacks).index(spot.stack), row, spot.layer])
     return {"names": list(names), "stacks": list(stacks.values()), "cells": cells}
 
 
-def _results(run: Run) -> dict[str, Any]:
-    """metrics.json in lines, flattened; the folder and what the table says already are left out."""
+def _result_lines(run: Run) -> dict[str, Any]:
+    """Return metrics.json flattened, without the folder."""
     lines: dict[str, Any] = {}
     for key, value in run.results.items():
         if isinstance(value, dict):
-            lines |= {f"{key}.{name}": one for name, one in value.items()}
+            for name, one in value.items():
+                lines[f"{key}.{name}"] = one
         elif key != "output_dir":
             lines[key] = value
     return lines

@@ -1,149 +1,165 @@
-"""All pictures of a report, and how they are saved: as PNG and SVG files, and as SVG that takes a page's colours."""
+"""All pictures of a report, and how they are saved: PNG, SVG and PDF files, and SVG in a page."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynarank.report.runs import Run
+from dynarank.report.plot_style import styled
+from dynarank.report.runs import Progress, Run
 from dynarank.report.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE = {
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-}
-"""Names are shown as they are, dollars too; letters in an SVG stay letters."""
+FOR_PAPERS = ("rank_budgets", "rank_maps")
+"""Pictures that are saved as PDF too."""
+WIDTHS = {"rank_budgets": "broad", "rank_agreement": "narrow"}
+"""Pictures that take another part of the page's width than half."""
+MOST_PICTURED_TASKS = 40
+"""Tasks beyond this number have no pictures."""
 
 
 @dataclass(frozen=True)
 class Picture:
     """A figure, and what it shows."""
 
-    name: str
-    """Of its files."""
+    kind: str
     task: str
     caption: str
-    figure: Figure
+    figure: Figure = field(repr=False)
+    of_one_run: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        if self.of_one_run and self.kind == "allocation":
+            return self.kind
+        return f"{self.kind}_{file_name(self.task)}"
+
+    @property
+    def width(self) -> str:
+        """How much of the page's width it takes: `broad`, `usual` or `narrow`."""
+        return WIDTHS.get(self.kind, "usual")
 
     @cached_property
     def svg(self) -> str:
         """The figure as an SVG file's text."""
         text = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        self._fix_layout()
         with styled():
             self.figure.savefig(text, format="svg", metadata=metadata)
         return text.getvalue()
 
+    def save(self, folder: Path) -> None:
+        """Write NAME.png and NAME.svg, and NAME.pdf of pictures that papers take."""
+        self._fix_layout()
+        with styled():
+            self.figure.savefig(folder / f"{self.name}.png", dpi=150)
+            if self.kind in FOR_PAPERS:
+                metadata = {"CreationDate": None, "Creator": None, "Producer": None}
+                self.figure.savefig(folder / f"{self.name}.pdf", metadata=metadata)
+        (folder / f"{self.name}.svg").write_text(self.svg, encoding="utf-8")
 
-def styled() -> AbstractContextManager[None]:
-    """Within it figures are drawn and saved as `STYLE` says."""
-    import matplotlib
+    def _fix_layout(self) -> None:
+        """Lay the figure out once: to do so again for every format takes as long as to draw it."""
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return matplotlib.rc_context(STYLE)
+        engine = self.figure.get_layout_engine()
+        if isinstance(engine, ConstrainedLayoutEngine):
+            with styled():
+                engine.set(w_pad=0.08, h_pad=0.06)  # Formats differ a little in their text's size.
+                self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")
 
 
-def draw_pictures(table: Table, runs: Sequence[Run]) -> list[Picture]:
-    """What there is to show, task by task. For one run: its curves and its allocation."""
-    with styled():
-        return [picture for task in table.tasks for picture in _of_task(table, task, runs)]
+def draw_pictures(
+    table: Table, runs: Sequence[Run], progress: Progress | None = None
+) -> Iterator[Picture]:
+    """Yield what there is to show, task by task. Of one run: its curves and its allocation."""
+    tasks = table.tasks[:MOST_PICTURED_TASKS]
+    for number, task in enumerate(tasks, start=1):
+        with styled():
+            pictures = list(_pictures_of_task(table, task, runs))
+        yield from pictures
+        if progress is not None:
+            progress(number, len(tasks))
 
 
-def _of_task(table: Table, task: str, runs: Sequence[Run]) -> list[Picture]:
-    from dynarank.report.plot_quality import draw_budget_against_quality
-    from dynarank.report.plot_ranks import draw_rank_agreement, draw_rank_maps
-    from dynarank.report.plots import (
-        draw_allocation,
+def _pictures_of_task(table: Table, task: str, runs: Sequence[Run]) -> Iterator[Picture]:
+    figures = _one_run(table, task, runs[0]) if len(runs) == 1 else _several_runs(table, task)
+    for kind, figure, caption in figures:
+        if figure is not None:
+            yield Picture(
+                kind=kind, task=task, caption=caption, figure=figure, of_one_run=len(runs) == 1
+            )
+
+
+def _one_run(table: Table, task: str, run: Run) -> Iterator[tuple[str, Figure | None, str]]:
+    from dynarank.report.plot_curves import draw_allocation, draw_curves, draw_losses
+
+    yield "curves", draw_curves(table, task), "Validation score; a marker at each measurement."
+    yield "loss", draw_losses(table, task), "Loss in training and in validation."
+    yield "allocation", draw_allocation(run), "Budget, and the scores of components."
+
+
+def _several_runs(table: Table, task: str) -> Iterator[tuple[str, Figure | None, str]]:
+    from dynarank.report.plot_budgets import draw_rank_budgets
+    from dynarank.report.plot_curves import (
         draw_budgets,
         draw_curves,
         draw_losses,
         draw_score_spread,
     )
+    from dynarank.report.plot_quality import draw_budget_against_quality
+    from dynarank.report.plot_ranks import draw_rank_agreement, draw_rank_maps
 
-    found: dict[str, tuple[Figure | None, str]] = {}
     if len(table.settings) > 1:
-        found["budget_quality"] = (
-            draw_budget_against_quality(table, task),
-            "What each size of adapter scores.",
-        )
-    found["curves"] = (
-        draw_curves(table, task),
-        "Validation score: mean over seeds, and the range that they span.",
-    )
-    found["loss"] = (
-        draw_losses(table, task),
-        "Loss: mean over seeds, and the range that they span.",
-    )
-    if len(runs) == 1:
-        ranked = "budget/scheduled" in runs[0].history
-        found["allocation"] = (
-            draw_allocation(runs[0]) if ranked else None,
-            "Budget, and the scores of components.",
-        )
-    else:
-        found["budget"] = (
-            draw_budgets(table, task),
-            "The scheduled budget, and what was not zero at each step.",
-        )
-        found["scores"] = (
-            draw_score_spread(table, task),
-            "How the scores of components spread while training.",
-        )
-        found["rank_maps"] = (
-            draw_rank_maps(table, task),
-            "Ranks under other seeds and settings, side by side.",
-        )
-        found["rank_agreement"] = (
-            draw_rank_agreement(table, task),
-            "Rank correlation between settings and between seeds.",
-        )
-    return [
-        Picture(
-            name if name == "allocation" else f"{name}_{file_name(task)}", task, caption, figure
-        )
-        for name, (figure, caption) in found.items()
-        if figure is not None
-    ]
+        figure = draw_budget_against_quality(table, task)
+        yield "budget_quality", figure, "What each size of adapter scores."
+    caption = "Validation score: mean over seeds with a marker at each measurement, and the range."
+    yield "curves", draw_curves(table, task), caption
+    caption = "Where the ranks go under each budget: mean rank of each matrix over seeds."
+    yield "rank_budgets", draw_rank_budgets(table, task), caption
+    yield "loss", draw_losses(table, task), "Loss: mean over seeds, and the range."
+    caption = "The scheduled budget, and the components that were not zero at each step."
+    yield "budget", draw_budgets(table, task), caption
+    caption = "How the scores of components spread while training."
+    yield "scores", draw_score_spread(table, task), caption
+    caption = "Ranks under other seeds and settings, side by side."
+    yield "rank_maps", draw_rank_maps(table, task), caption
+    caption = "Rank correlation between settings and between seeds."
+    yield "rank_agreement", draw_rank_agreement(table, task), caption
 
 
 def file_name(task: str) -> str:
-    """A task's name as part of a file's: nothing in it leaves the folder."""
-    return re.sub(r"[^\w.-]", "_", task)
-
-
-def save(picture: Picture, folder: Path) -> None:
-    """NAME.png and NAME.svg."""
-    with styled():
-        picture.figure.savefig(folder / f"{picture.name}.png", dpi=150)
-    (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
+    """Return a task's name as part of a file's name, which never leaves the folder."""
+    return re.sub(r"[^\w.-]", "_", task)[:80]
 
 
 def inline_svg(picture: Picture) -> str:
-    """The picture as an <svg> to stand in a page: black takes the page's ink, white its paper, and no style leaks out."""
+    """Return the picture as an <svg> for a page.
+
+    Black takes the colour of the page's text, white that of its ground, and no style leaks out.
+    """
     svg = picture.svg[picture.svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r"<metadata.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
-    taken_colours = {
+    for element in ("style", "metadata"):
+        pattern = rf"<{element}.*?</{element}>"
+        svg = re.sub(pattern, "", svg, count=1, flags=re.DOTALL)
+    page_colours = {
         "#000000": "currentColor",
         "#ffffff": "none",
         "#666666": "var(--quiet)",
         "#0072b2": "var(--dot)",
     }
-    for drawn, taken in taken_colours.items():
-        svg = svg.replace(f": {drawn}", f": {taken}")
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*pt"',
-        r"\1",
-        re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", svg, count=1),
-        count=1,
-    )
+    for drawn, shown in page_colours.items():
+        svg = svg.replace(f": {drawn}", f": {shown}")
+    for size in ("width", "height"):
+        svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*pt"', r"\1", svg, count=1)
+    return svg

@@ -1,4 +1,4 @@
-"""The picture of budget against quality: what each size of adapter buys."""
+"""The picture of budget against quality: what each size of adapter scores."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
-from dynarank.report.findings import Point, number, sizes_and_scores, undominated
-from dynarank.report.plots import COLOURS, GREY, brief
+from dynarank.report.findings import number
+from dynarank.report.plot_style import COLOURS, GREY, brief, plain_frame
+from dynarank.report.sizes import Point, sizes_and_scores, undominated
 from dynarank.report.tables import Table
 
 if TYPE_CHECKING:
@@ -17,12 +19,15 @@ if TYPE_CHECKING:
 
 LINE = 0.17
 """Inches from one label to the next."""
+MOST_LABELS = 40
+"""Of more settings than this, those on the stairs and the best of the rest have a label."""
 
 
 def draw_budget_against_quality(table: Table, task: str) -> Figure | None:
-    """Mean score over adapter parameters, a label beside each point; the stairs lead along the best under any number.
+    """Draw the mean score over the adapter parameters, a label beside each point.
 
-    None where no setting has a score.
+    The stairs lead along the best score under any number of parameters. Return None where no
+    setting has a score.
     """
     from matplotlib.figure import Figure
 
@@ -30,53 +35,62 @@ def draw_budget_against_quality(table: Table, task: str) -> Figure | None:
     if not points:
         return None
     best = undominated(points)
-    figure = Figure(figsize=(8.5, max(3.8, 1.4 + LINE * len(points))), layout="constrained")
+    rest = [point for point in points if point not in best]
+    labelled = best + sorted(rest, key=lambda point: -point.score)
+    labelled = labelled[:MOST_LABELS]
+    figure = Figure(figsize=(8.5, max(3.8, 1.4 + LINE * len(labelled))), layout="constrained")
     axes = figure.subplots()
     axes.step(
-        [p.parameters for p in best],
-        [p.score for p in best],
+        [point.parameters for point in best],
+        [point.score for point in best],
         where="post",
         color=COLOURS[0],
         linewidth=1.4,
         zorder=1,
     )
-    rest = [point for point in points if point not in best]
     axes.scatter(
-        [p.parameters for p in rest],
-        [p.score for p in rest],
+        [point.parameters for point in rest],
+        [point.score for point in rest],
         facecolors="none",
         edgecolors=GREY,
         zorder=2,
     )
     axes.scatter(
-        [p.parameters for p in best],
-        [p.score for p in best],
+        [point.parameters for point in best],
+        [point.score for point in best],
         color=COLOURS[0],
         marker="D",
         s=32,
         zorder=3,
     )
-    axes.set(xlabel="adapter parameters", ylabel=f"{table.metrics[task]} (mean over seeds)")
-    _plain_scales(axes, [p.parameters for p in points], [p.score for p in points])
-    _label(axes, table, points, best)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{brief(task, 30)}: budget and quality; ◆ is the best with so few parameters", fontsize=11
-    )
+    axes.set_xlabel("adapter parameters")
+    axes.set_ylabel(f"{brief(table.metrics[task], 40)} (mean over seeds)")
+    _scale_parameters(axes, [point.parameters for point in points])
+    _scale_scores(axes, [point.score for point in points])
+    _label(axes, table, labelled, best)
+    plain_frame(axes)
+    title = f"{brief(task, 30)}: budget and quality; ◆ is the best with so few parameters"
+    if len(labelled) < len(points):
+        title += f" ({len(labelled)} of {len(points)} settings are named)"
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _plain_scales(axes: Axes, parameters: Sequence[float], scores: Sequence[float]) -> None:
-    """Numbers as they are; a logarithmic axis where sizes span it; no zoom into differences that are nothing."""
+def _scale_parameters(axes: Axes, parameters: Sequence[float]) -> None:
+    """Choose a logarithmic axis where sizes span it, and write numbers as they are."""
     from matplotlib.ticker import MaxNLocator
 
     axes.margins(0.08)
     positive = [size for size in parameters if size > 0]
     if positive and max(positive) > 5 * min(positive):
         _logarithmic(axes, positive, zero=len(positive) < len(parameters))
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        return
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def _scale_scores(axes: Axes, scores: Sequence[float]) -> None:
+    """Do not zoom into differences that are nothing."""
     least = 0.02 * max(1e-9, *(abs(score) for score in scores))
     middle, span = (max(scores) + min(scores)) / 2, max(scores) - min(scores)
     if span < least:
@@ -85,18 +99,20 @@ def _plain_scales(axes: Axes, parameters: Sequence[float], scores: Sequence[floa
 
 
 def _logarithmic(axes: Axes, positive: Sequence[float], zero: bool) -> None:
-    """Powers of ten, with 2 and 5 between them where they are few; zero, where it occurs, left of the smallest."""
-    decades = range(
-        int(np.floor(np.log10(min(positive)))), 1 + int(np.ceil(np.log10(max(positive))))
-    )
-    ticks = [
-        step * 10.0**decade
-        for decade in decades
-        for step in ((1, 2, 5) if len(decades) < 4 else (1,))
-    ]
-    ticks = [tick for tick in ticks if min(positive) / 1.1 <= tick <= max(positive) * 1.1]
+    """Tick powers of ten, and 2 and 5 between them where they are few.
+
+    Zero, where it occurs, stands left of the smallest size.
+    """
+    low, high = min(positive), max(positive)
+    decades = range(int(np.floor(np.log10(low))), 1 + int(np.ceil(np.log10(high))))
+    ticks = []
+    for decade in decades:
+        for step in (1, 2, 5) if len(decades) < 4 else (1,):
+            tick = step * 10.0**decade
+            if low / 1.1 <= tick <= high * 1.1:
+                ticks.append(tick)
     if zero:
-        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+        axes.set_xscale("symlog", linthresh=low, linscale=0.5)
     else:
         axes.set_xscale("log")
     axes.set_xticks([0.0, *ticks] if zero else ticks)
@@ -105,39 +121,49 @@ def _logarithmic(axes: Axes, positive: Sequence[float], zero: bool) -> None:
 
 
 def short(parameters: float) -> str:
-    """86.4 k, 1.33 M."""
-    for size, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+    """Return a number of parameters in few signs: 86.4 k, 1.33 M."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if abs(parameters) >= size:
-            return f"{parameters / size:.3g}{name}"
+            return f"{parameters / size:.3g}{unit}"
     return f"{parameters:.3g}"
 
 
 def _label(axes: Axes, table: Table, points: Sequence[Point], best: Sequence[Point]) -> None:
-    """Labels in a column at the right, in the order of the points' heights, each with a thin line to its point."""
+    """Write labels in a column at the right, by height, each with a thin line to its point."""
     ordered = sorted(points, key=lambda point: (point.score, -point.parameters))
     low, high = axes.get_ylim()
+    wanted = [(point.score - low) / (high - low) for point in ordered]
     gap = LINE / (axes.get_figure().get_figheight() - 1.2)  # type: ignore[union-attr]
-    heights = spread([(point.score - low) / (high - low) for point in ordered], gap)
-    for point, height in zip(ordered, heights, strict=True):
+    line = {
+        "arrowstyle": "-",
+        "relpos": (0, 0.5),
+        "color": GREY,
+        "linewidth": 0.5,
+        "shrinkA": 0,
+        "shrinkB": 3,
+    }
+    for point, height in zip(ordered, spread(wanted, gap), strict=True):
         chosen = point in best
+        label = brief(table.label(point.setting))
+        numbers = f"{number(point.score)}, {short(point.parameters)}"
         axes.annotate(
-            f"{'◆ ' if chosen else ''}{brief(table.label(point.setting))}  {number(point.score)}, {short(point.parameters)}",
-            (point.parameters, point.score), xytext=(1.06, height), textcoords="axes fraction", va="center", fontsize=8,
-            color="#000000" if chosen else "#666666", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
-        )  # fmt: skip
+            f"{'◆ ' if chosen else ''}{label}  {numbers}",
+            (point.parameters, point.score),
+            xytext=(1.06, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color="#000000" if chosen else "#666666",
+            annotation_clip=False,
+            arrowprops=line,
+        )
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Ascending places at least `gap` apart, each as near as can be to those wanted, in the least-squares sense."""
+    """Return ascending places at least `gap` apart, each as near as can be to those wanted.
+
+    Nearness is in the least-squares sense: without the gaps, that is an isotonic regression.
+    """
     steps = np.arange(len(wanted)) * gap
-    blocks: list[list[float]] = []  # runs of touching places, as (sum, number)
-    for value in np.asarray(wanted) - steps:
-        blocks.append([float(value), 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    level = np.repeat(
-        [total / count for total, count in blocks], [int(count) for _, count in blocks]
-    )
-    return [float(value) for value in level + steps]
+    level = isotonic_regression(np.asarray(wanted) - steps).x
+    return [float(place) for place in level + steps]

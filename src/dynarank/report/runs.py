@@ -1,34 +1,52 @@
-"""Runs as their folders tell them: configuration, scores, ranks, history. The tracker is never read."""
+"""Runs as their folders tell them: configuration, scores, ranks, history. The tracker is not read.
+
+A folder that cannot be used is left out with a reason, so that one damaged run does not end the
+report on all the others.
+"""
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynarank.errors import UserError
+from dynarank.report.run_reader import (
+    UnreadableFile,
+    as_score,
+    is_count,
+    is_number,
+    is_score,
+    read_history,
+    read_json,
+    read_overrides,
+    read_prunings,
+    read_ranks,
+    read_settings,
+    read_text,
+    shown,
+)
+from dynarank.run_folder import (
+    CONFIG,
+    ERROR,
+    HISTORY,
+    METRICS,
+    OVERRIDES,
+    RANK_HISTORY,
+    RANKS,
+    failure_reason,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FIRST = ("model.name", "method.name", "budget.target", "budget.init", "dem.eta")
-"""Settings that name a row before any others do."""
-IGNORED = (
-    "seed",
-    "output_dir",
-    "sweep.",
-    "hub.",
-    "logger.",
-    "hydra.",
-    "trainer.log_every",
-    "trainer.workers",
-)
-"""Settings that do not make runs different."""
-OPEN = "(none)"
+Progress = Callable[[int, int], None]
+"""What is told how many parts are done, and of how many."""
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -37,9 +55,28 @@ class Run:
 
     folder: Path
     settings: dict[str, Any]
-    """Its configuration, flattened: 'budget.target': 2."""
+    """The configuration, flattened: `{"budget.target": 2}`."""
     results: dict[str, Any]
-    """Its metrics.json."""
+    """The content of metrics.json, checked by `check_results`."""
+    history: pd.DataFrame = field(repr=False, compare=False)
+    """The content of metrics.csv: a row a logged step."""
+    ranks: dict[str, int] = field(default_factory=dict, repr=False)
+    """The kept rank by matrix; empty for a method without ranks."""
+    prunings: list[tuple[int, dict[str, int]]] = field(default_factory=list, repr=False)
+    """Optimizer step and rank by matrix after every pruning. Where no history was kept, the final
+    ranks alone."""
+
+    @property
+    def task(self) -> str:
+        return str(self.results["task"])
+
+    @property
+    def method(self) -> str:
+        return str(self.results["method"])
+
+    @property
+    def model(self) -> str:
+        return str(self.results["model"])
 
     @property
     def seed(self) -> int:
@@ -47,58 +84,44 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """The metric that selects."""
+        """The metric that selects the epoch."""
         return str(self.results["selected"]["metric"])
 
+    @property
+    def adapter_parameters(self) -> float:
+        return float(self.results["adapter_parameters"])
+
+    @property
+    def total_steps(self) -> int:
+        """The optimizer steps of the whole run; 0 where they are not recorded."""
+        return int(self.results.get("total_steps") or 0)
+
+    def metrics(self, last: bool = False) -> dict[str, float]:
+        """Return all metrics at the selected epoch, or at the last one; NaN where undefined."""
+        record = self.results["last" if last else "metrics"]
+        return {name: as_score(value) for name, value in record.items()}
+
     def score(self, last: bool = False) -> float:
-        """The selecting metric at the selected epoch, or at the last one."""
-        value = self.results["last" if last else "metrics"][self.metric]
-        return float("nan") if value is None else float(value)
-
-    @cached_property
-    def ranks(self) -> dict[str, int]:
-        """Kept rank by matrix; empty for a method without ranks."""
-        return (
-            dict(_json(self.folder / "ranks.json"))
-            if (self.folder / "ranks.json").is_file()
-            else {}
-        )
-
-    @cached_property
-    def prunings(self) -> list[tuple[int, dict[str, int]]]:
-        """Optimizer step and rank by matrix after every pruning; the final ranks alone where no history was kept."""
-        if (self.folder / "rank_history.json").is_file() and (
-            history := _json(self.folder / "rank_history.json")
-        ):
-            return [(int(one["step"]), dict(one["ranks"])) for one in history]
-        return [(int(self.results.get("total_steps", 0)), self.ranks)] if self.ranks else []
-
-    @cached_property
-    def history(self) -> pd.DataFrame:
-        """metrics.csv."""
-        import pandas as pd
-
-        return pd.read_csv(self.folder / "metrics.csv")
+        """Return the selecting metric at the selected epoch, or at the last one."""
+        return as_score(self.results["last" if last else "metrics"][self.metric])
 
     @cached_property
     def overrides(self) -> list[str] | None:
         """What was given on the command line; None where it is not recorded."""
-        record = self.folder / ".hydra" / "overrides.yaml"
-        if not record.is_file():
-            return None
-        from omegaconf import OmegaConf
-
-        return [str(one) for one in OmegaConf.load(record)]
+        return read_overrides(self.folder / OVERRIDES)
 
     @property
     def command(self) -> str | None:
-        """The command that repeats this run alone, for a shell; None where its overrides are not recorded."""
+        """The command that repeats this run alone, for a shell; None without `overrides`."""
         if self.overrides is None:
             return None
-        given = [one for one in self.overrides if not one.lstrip("+").startswith("sweep.")]
-        if any(one.lstrip("+").startswith("experiment=") for one in given):
-            given.append("hydra.mode=RUN")  # the experiment may be a sweep
-        return shlex.join(["python", "train.py", *given])
+        kept = []
+        for override in self.overrides:
+            if not override.lstrip("+").startswith("sweep."):
+                kept.append(override)
+        if any(override.lstrip("+").startswith("experiment=") for override in kept):
+            kept.append("hydra.mode=RUN")  # The experiment may be a sweep.
+        return shlex.join(["python", "train.py", *kept])
 
 
 @dataclass(frozen=True)
@@ -108,125 +131,135 @@ class LeftOut:
     folder: Path
     reason: str
     output: str = ""
-    """What a failed run said last."""
+    """The last lines of a failed run."""
 
     def __str__(self) -> str:
         return f"{self.folder}: {self.reason}"
 
 
-def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
-    """All finished runs in or below the folders, and those that are left out: unfinished, failed, over budget.
+def read_runs(
+    places: Sequence[Path], progress: Progress | None = None
+) -> tuple[list[Run], list[LeftOut]]:
+    """Return all finished runs in or below the folders, and the folders that are left out.
+
+    Left out are runs that are unfinished, failed, over budget, or damaged.
 
     Raises:
         UserError: a folder does not exist, or none holds a finished run.
     """
-    runs, left_out = [], []
-    for folder in _folders(places):
-        if not (folder / "metrics.json").is_file():
-            left_out.append(_unfinished(folder))
-            continue
-        results = _json(folder / "metrics.json")
-        if not results["at_budget"]:
-            left_out.append(
-                LeftOut(
-                    folder, "ended before its ranks were frozen, so it is over budget and left out"
-                )
-            )
-            continue
-        settings = _settings(folder)
-        if "model.name" in settings:
-            settings["model.name"] = results[
-                "model"
-            ]  # in the configuration it may follow from the model's path
-        runs.append(Run(folder, settings, results))
+    folders = list(run_folders(places))
+    runs: list[Run] = []
+    left_out: list[LeftOut] = []
+    for number, folder in enumerate(folders, start=1):
+        try:
+            outcome = read_run(folder)
+        except (UnreadableFile, OSError) as error:
+            outcome = LeftOut(folder, str(error))
+        if isinstance(outcome, Run):
+            runs.append(outcome)
+        else:
+            left_out.append(outcome)
+        if progress is not None:
+            progress(number, len(folders))
     if not runs:
-        raise UserError(f"no finished run in {', '.join(map(str, places))}{_listed(left_out)}")
+        lines = "".join(f"\n  {one}" for one in left_out)
+        raise UserError(f"no finished run in {', '.join(map(str, places))}{lines}")
     return runs, left_out
 
 
-def _unfinished(folder: Path) -> LeftOut:
-    if not (folder / "error.txt").is_file():
-        return LeftOut(folder, "not finished (no metrics.json)")
-    lines = (folder / "error.txt").read_text(errors="replace").splitlines()
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return LeftOut(
-        folder, f"failed: {(errors or lines or ['it said nothing'])[-1]}", "\n".join(lines)
-    )
+def run_folders(places: Sequence[Path]) -> Iterator[Path]:
+    """Yield every run's folder once: each that has a .hydra/config.yaml.
 
-
-def _listed(left_out: Sequence[LeftOut]) -> str:
-    return "".join(f"\n  {one}" for one in left_out)
-
-
-def _folders(places: Sequence[Path]) -> Iterator[Path]:
-    """Run folders, each once: those with a .hydra/config.yaml."""
+    Raises:
+        UserError: a place does not exist.
+    """
     seen = set()
     for place in places:
         if not place.is_dir():
             raise UserError(
                 f"{place}: there is no such folder. Give a run's folder, a sweep's, or outputs/"
             )
-        for config in sorted(place.rglob(".hydra/config.yaml")):
+        for config in sorted(place.rglob(CONFIG)):
             folder = config.parent.parent
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())
                 yield folder
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: is damaged ({error.msg} at line {error.lineno}). Run it again, or move it away"
-        ) from None
+def read_run(folder: Path) -> Run | LeftOut:
+    """Return the run in a folder, or why there is none to report on.
 
-
-def _settings(folder: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    return dict(
-        _flat(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml")), "")
-    )
-
-
-def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, OPEN if node is None else str(node) if isinstance(node, list) else node
-
-
-def varied(runs: Sequence[Run]) -> list[str]:
-    """The settings, task and seed apart, by which runs differ: as few as tell all of them apart.
-
-    A setting that follows from those before it (a method's own options from its name, a task's from the task) is left
-    out.
+    Raises:
+        UnreadableFile: one of its files is damaged.
     """
-    chosen: list[str] = []
-    for key in _candidates(runs):
-        told: dict[tuple[Any, ...], Any] = {}
-        for run in runs:
-            known = (run.results["task"], *(run.settings.get(one, OPEN) for one in chosen))
-            if told.setdefault(known, run.settings.get(key, OPEN)) != run.settings.get(key, OPEN):
-                chosen.append(key)
-                break
-    return chosen
-
-
-def implied(runs: Sequence[Run], chosen: Sequence[str]) -> list[str]:
-    """Settings beside the chosen ones that differ too, though they follow from them in these runs."""
-    of_kinds = ("method.", "model.", "budget.init")
-    keys = [key for key in _candidates(runs) if key not in chosen and not key.startswith(of_kinds)]
-    return [key for key in keys if len({run.settings.get(key, OPEN) for run in runs}) > 1]
-
-
-def _candidates(runs: Sequence[Run]) -> list[str]:
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    candidates = [
-        key for key in keys if not key.startswith(IGNORED) and not key.startswith("task.")
-    ]
-    return sorted(
-        candidates, key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key)
+    if not os.path.lexists(folder / METRICS):
+        return _unfinished(folder)
+    results = check_results(folder / METRICS)
+    if not results["at_budget"]:
+        return LeftOut(folder, "ended before its ranks were frozen, so it is over budget")
+    settings = read_settings(folder / CONFIG)
+    if "model.name" in settings:
+        # In the configuration the name may be an expression over the model's path.
+        settings["model.name"] = results["model"]
+    ranks: dict[str, int] = {}
+    if os.path.lexists(folder / RANKS):
+        ranks = read_ranks(folder / RANKS)
+    prunings: list[tuple[int, dict[str, int]]] = []
+    if os.path.lexists(folder / RANK_HISTORY):
+        prunings = read_prunings(folder / RANK_HISTORY)
+    if ranks and not prunings:
+        prunings = [(results.get("total_steps") or 0, ranks)]
+    return Run(
+        folder=folder,
+        settings=settings,
+        results=results,
+        history=read_history(folder / HISTORY),
+        ranks=ranks,
+        prunings=prunings,
     )
+
+
+def _unfinished(folder: Path) -> LeftOut:
+    if not os.path.lexists(folder / ERROR):
+        return LeftOut(folder, "not finished (no metrics.json)")
+    lines = read_text(folder / ERROR).splitlines()
+    return LeftOut(folder, f"failed: {failure_reason(lines)}", "\n".join(lines))
+
+
+def check_results(path: Path) -> dict[str, Any]:
+    """Return the content of metrics.json, with the fields that a report reads, of their types.
+
+    Raises:
+        UnreadableFile: the file cannot be read, or a field is missing or of another type.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise UnreadableFile(path, "is damaged (it does not hold results by name)")
+    for name in ("task", "method", "model"):
+        value = record.get(name)
+        if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
+            raise UnreadableFile(path, f"is damaged ({name} is {shown(value)}, not a name)")
+    if not isinstance(record.get("at_budget"), bool):
+        raise UnreadableFile(path, "is damaged (at_budget is neither true nor false)")
+    for name in ("seed", "adapter_parameters"):
+        if not is_count(record.get(name)):
+            raise UnreadableFile(path, f"is damaged ({name} is {shown(record.get(name))})")
+    if record.get("total_steps") is not None and not is_count(record["total_steps"]):
+        raise UnreadableFile(path, f"is damaged (total_steps is {shown(record['total_steps'])})")
+    if record.get("seconds") is not None and not is_number(record["seconds"]):
+        raise UnreadableFile(path, f"is damaged (seconds is {shown(record['seconds'])})")
+    selected = record.get("selected")
+    if not isinstance(selected, dict) or not isinstance(selected.get("metric"), str):
+        raise UnreadableFile(path, "is damaged (selected.metric is missing)")
+    for group in ("metrics", "last"):
+        _check_scores(path, group, record.get(group), selected["metric"])
+    return record
+
+
+def _check_scores(path: Path, group: str, scores: object, metric: str) -> None:
+    if not isinstance(scores, dict) or metric not in scores:
+        raise UnreadableFile(path, f"is damaged ({group}.{metric[:60]} is missing)")
+    for name, value in scores.items():
+        if not is_score(value):
+            reason = f"is damaged ({group}.{name[:60]} is {shown(value)}, no score)"
+            raise UnreadableFile(path, reason)

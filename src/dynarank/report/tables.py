@@ -1,20 +1,23 @@
-"""Tables over seeds: settings down, tasks across, and which differences are more than chance."""
+"""Runs in a table over seeds: a row a setting, a column a task."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from dynarank.errors import UserError, nearest
-from dynarank.report.runs import OPEN, Run, implied, varied
-from dynarank.report.statistics import Comparison, Summary, compare, holm, summarize
+from dynarank.report.run_reader import OPEN
+from dynarank.report.run_settings import implied_settings, varied_settings
+from dynarank.report.runs import Run
+from dynarank.report.significance import Summary, summarize
 
 Setting = tuple[Any, ...]
+"""A row's values of the settings that vary."""
 ALPHA = 0.05
+"""A difference is called significant where its corrected p is not above this."""
 
 
 @dataclass
@@ -22,207 +25,132 @@ class Table:
     """Scores by setting, task and seed."""
 
     keys: list[str]
-    """Names of the settings that vary."""
+    """The names of the settings that vary."""
     tasks: list[str]
     metrics: dict[str, str]
     """The metric that selects, by task."""
     cells: dict[tuple[Setting, str], dict[int, Run]]
-    """Runs by seed, by setting and task."""
+    """The runs by seed, by setting and task."""
     last: bool = False
-    """Whether scores are the last epoch's, instead of the selected one's."""
+    """Whether scores are those of the last epoch instead of the selected one."""
     settings: list[Setting] = field(default_factory=list)
     implied: list[str] = field(default_factory=list)
     """Settings that differ along with the keys."""
 
     def setting(self, run: Run) -> Setting:
-        """A run's values of the keys."""
+        """Return a run's values of the keys."""
         return tuple(run.settings.get(key, OPEN) for key in self.keys)
 
     def runs(self) -> list[Run]:
-        """All runs, by task, setting and seed."""
-        cells = [
-            self.cells.get((setting, task), {}) for task in self.tasks for setting in self.settings
-        ]
-        return [run for cell in cells for _, run in sorted(cell.items())]
+        """Return all runs, by task, setting and seed."""
+        runs = []
+        for task in self.tasks:
+            for setting in self.settings:
+                runs.extend(self.cell(setting, task))
+        return runs
+
+    def cell(self, setting: Setting, task: str) -> list[Run]:
+        """Return the runs of a setting on a task, by seed; none where there is no such run."""
+        return [run for _, run in sorted(self.cells.get((setting, task), {}).items())]
 
     def scores(self, setting: Setting, task: str) -> dict[int, float]:
-        """By seed; empty where there is no run."""
-        return {
-            seed: run.score(self.last) for seed, run in self.cells.get((setting, task), {}).items()
-        }
+        """Return the scores by seed; empty where there is no run."""
+        cell = self.cells.get((setting, task), {})
+        return {seed: run.score(self.last) for seed, run in cell.items()}
 
     def summary(self, setting: Setting, task: str) -> Summary | None:
-        scores = list(self.scores(setting, task).values())
-        return summarize(scores) if scores else None
+        """Return the summary over seeds; None where there is no run."""
+        return self._summaries.get((setting, task))
+
+    @cached_property
+    def _summaries(self) -> dict[tuple[Setting, str], Summary]:
+        summaries = {}
+        for setting, task in self.cells:
+            summaries[setting, task] = summarize(list(self.scores(setting, task).values()))
+        return summaries
+
+    def order(self, task: str) -> list[Setting]:
+        """Return the settings by mean score, the highest first; those without one are missing."""
+        means = {}
+        for setting in self.settings:
+            summary = self.summary(setting, task)
+            if summary is not None and not math.isnan(summary.mean):
+                means[setting] = summary.mean
+        return sorted(means, key=lambda setting: -means[setting])
 
     def label(self, setting: Setting) -> str:
-        """The setting in words; the method's name where nothing varies."""
-        pairs = zip(self.keys, setting, strict=True)
-        words = ", ".join(
-            f"{key.removesuffix('.name')}={value}" for key, value in pairs if value != OPEN
-        )
-        return words or str(self.runs()[0].results["method"])
+        """Return the setting in words; the method's name where nothing varies."""
+        words = []
+        for key, value in zip(self.keys, setting, strict=True):
+            if value != OPEN:
+                words.append(f"{key_name(key)}={value}")
+        return ", ".join(words) or self.runs()[0].method
+
+    def parameters(self, setting: Setting, task: str | None = None) -> float:
+        """Return the mean adapter parameters of a setting's runs, of one task or of all."""
+        tasks = self.tasks if task is None else [task]
+        sizes: list[float] = []
+        for name in tasks:
+            sizes.extend(run.adapter_parameters for run in self.cell(setting, name))
+        return sum(sizes) / len(sizes)
+
+
+def key_name(key: str) -> str:
+    """Return a setting's name as a heading shows it: `method` for `method.name`."""
+    return key.removesuffix(".name")
 
 
 def build_table(runs: Sequence[Run], last: bool = False) -> Table:
-    """Runs in their cells.
+    """Return the runs in their cells.
 
     Raises:
         UserError: two runs have the same settings, task and seed.
     """
-    keys = varied(runs)
+    keys = varied_settings(runs)
     cells: dict[tuple[Setting, str], dict[int, Run]] = {}
     for run in runs:
         setting = tuple(run.settings.get(key, OPEN) for key in keys)
-        cell = cells.setdefault((setting, run.results["task"]), {})
+        cell = cells.setdefault((setting, run.task), {})
         if run.seed in cell:
             raise UserError(
-                f"{cell[run.seed].folder} and {run.folder} are the same run (settings, task, seed {run.seed}). "
+                f"{cell[run.seed].folder} and {run.folder} are the same run "
+                f"(settings, task, seed {run.seed}). "
                 "Move one away, or report on one sweep's folder"
             )
         cell[run.seed] = run
-    tasks = sorted({task for _, task in cells})
-    metrics = {run.results["task"]: run.metric for run in runs}
-    settings = sorted(
-        {setting for setting, _ in cells}, key=lambda one: [(isinstance(v, str), v) for v in one]
+    settings = sorted({setting for setting, _ in cells}, key=_sorting_key)
+    return Table(
+        keys=keys,
+        tasks=sorted({task for _, task in cells}),
+        metrics={run.task: run.metric for run in runs},
+        cells=cells,
+        last=last,
+        settings=settings,
+        implied=implied_settings(runs, keys),
     )
-    return Table(keys, tasks, metrics, cells, last, settings, implied(runs, keys))
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A setting less the reference on a task, over the seeds that both have."""
-
-    setting: Setting
-    task: str
-    found: Comparison
-    p_holm: float
-
-    @property
-    def verdict(self) -> str:
-        """What may be said: higher, lower, or not told apart."""
-        if math.isnan(self.p_holm):
-            return "one seed tells nothing" if self.found.n < 2 else "a score is missing"
-        if self.p_holm > ALPHA:
-            return "not told apart"
-        return "higher" if self.found.difference > 0 else "lower"
-
-
-def differences(table: Table, against: Setting) -> list[Difference]:
-    """Every other setting less `against`, on every task; p values corrected by Holm over all of them."""
-    found: list[tuple[Setting, str, Comparison]] = []
-    for setting in table.settings:
-        for task in table.tasks:
-            mine, theirs = table.scores(setting, task), table.scores(against, task)
-            seeds = sorted(mine.keys() & theirs.keys())
-            if setting != against and seeds:
-                found.append(
-                    (setting, task, compare([mine[s] for s in seeds], [theirs[s] for s in seeds]))
-                )
-    adjusted = holm([one.p_t for _, _, one in found])
-    return [Difference(*parts, p) for parts, p in zip(found, adjusted, strict=True)]
+def _sorting_key(setting: Setting) -> list[tuple[bool, Any]]:
+    """Return what sorts settings: numbers by value before text by its letters."""
+    return [(isinstance(value, str), value) for value in setting]
 
 
 def find_setting(table: Table, wanted: str | None) -> Setting:
-    """The setting that KEY=VALUE names; the first one where nothing is wanted. Raises `UserError`."""
+    """Return the setting that KEY=VALUE names; the first one where nothing is wanted.
+
+    Raises:
+        UserError: the key does not vary, or no setting has the value.
+    """
     if wanted is None:
         return table.settings[0]
     key, _, value = wanted.partition("=")
-    names = {name.removesuffix(".name"): index for index, name in enumerate(table.keys)}
-    index = names.get(key.removesuffix(".name"))
-    if index is None:
-        raise UserError(
-            f"--against {wanted}: {key} does not vary here. {nearest(key, names or ['nothing'])}"
-        )
-    fitting = [setting for setting in table.settings if str(setting[index]) == value]
-    if not fitting:
-        raise UserError(
-            f"--against {wanted}: there is {', '.join(sorted({str(s[index]) for s in table.settings}))}"
-        )
-    return fitting[0]
-
-
-def _cells(table: Table, setting: Setting, form: Mapping[str, str]) -> list[str]:
-    found = []
-    for task in table.tasks:
-        one = table.summary(setting, task)
-        if one is None or one.undefined:
-            found.append(
-                form["none"] + (form["undefined"].format(one.undefined, one.n) if one else "")
-            )
-            continue
-        spread = "" if one.n == 1 else form["spread"].format(one.sd)
-        found.append(f"{one.mean:.4f}{spread}" + form["n"].format(one.n))
-    return found
-
-
-def markdown(table: Table) -> str:
-    """Mean, standard deviation and number of seeds in each cell."""
-    heads = [
-        *(key.removesuffix(".name") for key in table.keys),
-        *(f"{t} ({table.metrics[t]})" for t in table.tasks),
-    ]
-    form = {
-        "spread": " ± {:.4f}",
-        "n": " (n={})",
-        "none": "-",
-        "undefined": " ({} of {} seeds without a score)",
-    }
-    rows = [[*map(str, setting), *_cells(table, setting, form)] for setting in table.settings]
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def as_csv(table: Table) -> str:
-    """A line a setting and task: mean, standard deviation, n, interval, and every seed's score."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [*table.keys, "task", "metric", "mean", "sd", "n", "low", "high", "seeds", "scores"]
-    )
+    columns = {key_name(name): column for column, name in enumerate(table.keys)}
+    column = columns.get(key_name(key))
+    if column is None:
+        known = nearest(key, columns or ["nothing"])
+        raise UserError(f"--against {wanted}: {key} does not vary here. {known}")
     for setting in table.settings:
-        for task in table.tasks:
-            if one := table.summary(setting, task):
-                scores = table.scores(setting, task)
-                seeds, values = zip(*sorted(scores.items()), strict=True)
-                lists = (" ".join(map(str, seeds)), " ".join(f"{value:.6g}" for value in values))
-                writer.writerow(
-                    [
-                        *setting,
-                        task,
-                        table.metrics[task],
-                        one.mean,
-                        one.sd,
-                        one.n,
-                        one.low,
-                        one.high,
-                        *lists,
-                    ]
-                )
-    return text.getvalue()
-
-
-def differences_markdown(table: Table, against: Setting, found: Sequence[Difference]) -> str:
-    """A line a comparison, with what may be said."""
-    if not found:
-        return "Nothing to compare: no other setting shares a task and a seed.\n"
-    lines = [f"Less {table.label(against)}, paired by seed:\n\n"
-             "| setting | task | difference | 95 % interval | p (t) | p (Holm) | p (flips) | n | |\n"
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"]  # fmt: skip
-    for one in found:
-        c = one.found
-        interval = "-" if math.isnan(c.low) else f"{c.low:+.4f} to {c.high:+.4f}"
-        p_values = (
-            "-" if math.isnan(p) else f"{p:.4f}" for p in (c.p_t, one.p_holm, c.p_permutation)
-        )
-        cells = (
-            table.label(one.setting),
-            one.task,
-            f"{c.difference:+.4f}",
-            interval,
-            *p_values,
-            str(c.n),
-            one.verdict,
-        )
-        lines.append(f"| {' | '.join(cells)} |\n")
-    return "".join(lines)
+        if str(setting[column]) == value:
+            return setting
+    values = sorted({str(setting[column]) for setting in table.settings})
+    raise UserError(f"--against {wanted}: there is {', '.join(values)}")

@@ -10,7 +10,7 @@ from dynarank.report.runs import read_runs
 
 
 def log_report(folders: Sequence[Path], report: Path) -> str:
-    """Log the report's table and pictures to W&B as a run of the sweep's group; returns where it is.
+    """Log the report's table and pictures to W&B as a run of the sweep's group; return its place.
 
     Project and mode are those of the runs, so that it is offline where they are, and never asks.
     """
@@ -19,11 +19,12 @@ def log_report(folders: Sequence[Path], report: Path) -> str:
 
     from dynarank.training.wandb_mode import wandb_mode
 
-    settings = read_runs(folders)[0][0].settings
+    runs, _ = read_runs(folders)
+    settings = runs[0].settings
     group = os.environ.get("WANDB_RUN_GROUP") or folders[0].resolve().name
     run = wandb.init(
         dir=report,
-        project=str(settings["logger.project"]) if "logger.project" in settings else "dynarank",
+        project=str(settings.get("logger.project", "dynarank")),
         group=group,
         job_type="report",
         name=f"{group}-report",
@@ -32,7 +33,8 @@ def log_report(folders: Sequence[Path], report: Path) -> str:
         ),
     )
     pictures = {path.stem: wandb.Image(str(path)) for path in sorted(report.glob("*.png"))}
-    run.log({"table": wandb.Table(dataframe=pd.read_csv(report / "table.csv")), **pictures})
+    table = wandb.Table(dataframe=pd.read_csv(report / "table.csv"))
+    run.log({"table": table, **pictures})
     place = str(Path(run.dir).parent) if run.offline else str(run.url)
     run.finish()
     return place

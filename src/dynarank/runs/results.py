@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from dynarank.checkpoints.identity import package_versions
-from dynarank.durable_files import write_durably, write_json, write_text
+from dynarank.durable_files import write_json, write_text
 from dynarank.run_folder import (
     METRICS,
     RANK_HISTORY,
-    RANK_MAP,
     RANKS,
     read_ranks,
     read_record,
     selected_score,
 )
 from dynarank.training.module import FineTuning
-from dynarank.training.rank_map import draw_rank_map
+from dynarank.training.rank_map import rank_map_title, save_rank_map
 
 
 @dataclass
@@ -91,9 +90,21 @@ def write_results(
     if ranks:
         write_json(folder / RANKS, ranks)
         write_json(folder / RANK_HISTORY, history)
-        figure = draw_rank_map(ranks, largest_rank, f"{results.task}, {results.method}")
-        write_durably(folder / RANK_MAP, lambda file: figure.savefig(file, dpi=150, format="png"))
+        save_rank_map(folder, ranks, largest_rank, title_of(results))
     write_json(folder / METRICS, record)
+
+
+def title_of(results: Results) -> str:
+    """Return the title of a run's rank map: model, task, method, budget, seed and score."""
+    return rank_map_title(
+        model=results.model,
+        task=results.task,
+        method=results.method,
+        seed=results.seed,
+        budget=results.budget_target,
+        metric=results.selected["metric"],
+        score=results.score,
+    )
 
 
 def gather_artifacts(module: FineTuning) -> dict[str, Any]:

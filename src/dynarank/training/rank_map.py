@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from dynarank.durable_files import write_bytes
+from dynarank.run_folder import RANK_MAP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+
+
+RANK_MAP_FORMATS: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+"""The files of a rank map: rank_map.png to look at, the others for papers. Beside each stands
+what matplotlib would write into it and is left out, because it changes from day to day."""
+MOST_LAYERS = 1_000
+"""A number from here on in a module's name is no layer, so it makes no column."""
 
 
 class Place(NamedTuple):
@@ -33,10 +49,60 @@ def place(name: str) -> Place:
 
     A module outside any layer stands in layer 0 of the stack ''.
     """
-    match = re.match(r"(.*?)\.(\d+)\.(.*)", name)
-    if match is None:
+    match = re.match(r"(.*?)\.(\d{1,4})\.(.*)", name, flags=re.DOTALL)
+    if match is None or int(match[2]) >= MOST_LAYERS:
         return Place(stack="", layer=0, matrix=name)
     return Place(stack=match[1], layer=int(match[2]), matrix=match[3])
+
+
+def rank_map_title(
+    model: str,
+    task: str,
+    method: str,
+    seed: int,
+    budget: int | None = None,
+    metric: str | None = None,
+    score: float | None = None,
+) -> str:
+    """Return the title of a run's rank map: model, task, method, budget, seed and score."""
+    parts = [model, task, method]
+    if budget is not None:
+        parts.append(f"budget {budget}")
+    parts.append(f"seed {seed}")
+    if score is not None:
+        digits = 4 if abs(score) < 10 else 2
+        parts.append(f"{metric or 'score'} {score:.{digits}f}")
+    return ", ".join(parts)
+
+
+def save_rank_map(
+    folder: Path, ranks: Mapping[str, int], largest: int, title: str = ""
+) -> list[Path]:
+    """Write a run's rank map durably, in each of `RANK_MAP_FORMATS`; return the paths.
+
+    The bytes depend on the arguments alone: no date is written.
+
+    Args:
+        folder: the run's.
+        ranks: the kept rank by module name.
+        largest: where the colour scale ends.
+        title: what stands above the number of components.
+
+    Raises:
+        ValueError: there are no ranks.
+    """
+    import matplotlib
+
+    paths = []
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "pdf.fonttype": 42}):
+        figure = draw_rank_map(ranks, largest, title)
+        for form, metadata in RANK_MAP_FORMATS.items():
+            content = io.BytesIO()
+            figure.savefig(content, format=form, dpi=150, metadata=metadata)
+            path = (folder / RANK_MAP).with_suffix(f".{form}")
+            write_bytes(path, content.getvalue())
+            paths.append(path)
+    return paths
 
 
 def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Figure:
@@ -45,7 +111,7 @@ def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Fi
     Args:
         ranks: the kept rank by module name.
         largest: where the colour scale ends.
-        title: what stands before the number of components.
+        title: what stands above the number of components.
 
     Raises:
         ValueError: there are no ranks.
@@ -57,8 +123,8 @@ def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Fi
     stacks, grids = _stack_grids(ranks)
     heights = [len(matrices) for matrices, _ in grids]
     columns = max(values.shape[1] for _, values in grids)
-    width = 3.2 + 0.5 * columns  # inches
-    height = 1.3 + 0.42 * sum(heights) + 0.7 * (len(stacks) - 1)
+    width = max(6.0, 3.2 + 0.5 * columns)  # inches
+    height = 1.5 + 0.42 * sum(heights) + 0.7 * (len(stacks) - 1)
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(len(stacks), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, stack, (matrices, values) in zip(panels, stacks, grids, strict=True):
@@ -69,7 +135,8 @@ def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Fi
     figure.colorbar(image, ax=list(panels), label="components kept", ticks=_whole_ticks(largest))
     total = sum(ranks.values())
     caption = f"{total} components in {len(ranks)} matrices"
-    figure.suptitle(f"{title}: {caption}" if title else caption, fontsize=10)
+    # A dollar sign in a name would begin a formula.
+    figure.suptitle(f"{title}\n{caption}" if title else caption, fontsize=10, parse_math=False)
     return figure
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dynarank.report.statistics import compare, holm, paired_t, permutation, summarize
+from dynarank.report.significance import compare, holm, paired_t, sign_flips, summarize
 
 SEEDS = np.random.default_rng(0).normal(0.5, 0.1, size=(2, 6))
 
@@ -41,16 +41,16 @@ def test_the_paired_t_test_is_scipys() -> None:
 def test_the_flip_test_counts_every_sign() -> None:
     differences = SEEDS[0] - SEEDS[1]
     means = [abs(np.dot(signs, differences)) for signs in itertools.product((1, -1), repeat=6)]
-    assert permutation(differences) == pytest.approx(
+    assert sign_flips(differences) == pytest.approx(
         np.mean([m >= abs(differences.sum()) - 1e-9 for m in means])
     )
     known = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=np.inf
     )
-    assert permutation(differences) == pytest.approx(known.pvalue)
-    assert permutation(np.ones(5)) == pytest.approx(2 / 2**5)  # its floor with 5 seeds
+    assert sign_flips(differences) == pytest.approx(known.pvalue)
+    assert sign_flips(np.ones(5)) == pytest.approx(2 / 2**5)  # its floor with 5 seeds
     with pytest.raises(ValueError, match="20 seeds"):
-        permutation(np.ones(20))
+        sign_flips(np.ones(20))
 
 
 def test_the_bootstrap_interval_covers_the_mean_and_is_near_scipys() -> None:

@@ -1,0 +1,65 @@
+"""What metrics.csv holds of a quantity: one curve a run, and the mean over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dynarank.report.runs import Run
+from dynarank.report.tables import Setting, Table
+
+MOST_POINTS = 200
+"""Values of one curve beyond this number are averaged over equal stretches of steps."""
+
+
+class Curve(NamedTuple):
+    """A quantity at the optimizer steps where it was measured."""
+
+    steps: np.ndarray
+    """Optimizer steps (points,), ascending."""
+    values: np.ndarray
+    """(points,) for one run, (seeds, points) for several."""
+
+
+def run_curve(run: Run, column: str) -> Curve:
+    """Return a column of a run's history, as measured; averaged if there are many values."""
+    rows = run.history[["step", column]].dropna()
+    rows = rows.drop_duplicates("step", keep="last").sort_values("step")
+    steps, values = rows["step"].to_numpy(dtype=float), rows[column].to_numpy(dtype=float)
+    if len(steps) > MOST_POINTS:
+        stretches = np.array_split(np.arange(len(steps)), MOST_POINTS)
+        steps = np.asarray([steps[stretch].mean() for stretch in stretches])
+        values = np.asarray([values[stretch].mean() for stretch in stretches])
+    return Curve(steps, values)
+
+
+def seed_curves(runs: Sequence[Run], column: str) -> Curve | None:
+    """Return the runs' values at the steps where all of them were measured, (seeds, points).
+
+    Nothing is interpolated. None where the runs have fewer than two steps in common, although
+    they were measured at more.
+    """
+    curves = [run_curve(run, column) for run in runs]
+    common = curves[0].steps
+    for curve in curves[1:]:
+        common = np.intersect1d(common, curve.steps)
+    measured = max(len(curve.steps) for curve in curves)
+    if len(common) < min(2, measured):
+        return None
+    rows = [curve.values[np.isin(curve.steps, common)] for curve in curves]
+    return Curve(common, np.stack(rows))
+
+
+def runs_with(table: Table, task: str, column: str) -> dict[Setting, list[Run]]:
+    """Return the runs of each setting on a task whose history has a value in the column."""
+    by_setting = {}
+    for setting in table.settings:
+        runs = []
+        for run in table.cell(setting, task):
+            if column in run.history and run.history[column].notna().any():
+                runs.append(run)
+        if runs:
+            by_setting[setting] = runs
+    return by_setting
