@@ -11,9 +11,10 @@ import pytest
 import torch
 from tiny import configure, glue_rows, sentences, write_dataset
 
-from dynarank.commands.predict import load_predictor, main
+from dynarank.commands.predict import main
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
+from dynarank.runs.predictor import load_predictor
 from dynarank.runs.run import run
 
 

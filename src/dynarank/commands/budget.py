@@ -73,6 +73,7 @@ def cost_of_method(config: TrainConfig, name: str) -> Cost:
     from dynarank.methods import build_method
     from dynarank.methods.base import MethodSize
     from dynarank.pretrained.models import resolve_targets
+    from dynarank.runs.origin import recorded_config
 
     model, head = _empty_model(config)
     model_parameters = sum(parameter.numel() for parameter in model.parameters())
