@@ -37,8 +37,13 @@ def test_a_check_that_breaks_hangs_or_lacks_a_package_is_a_finding(
 ) -> None:
     monkeypatch.setenv("A_TOKEN", "canary-1234")
     found = examine([broken, hanging, lacking, secret], seconds=0.3)
-    assert [(one.name, one.status) for one in found] == [
-        ("first", OK), ("broken", FAIL), ("hanging", FAIL), ("lacking", FAIL), ("leak", OK)]  # fmt: skip
+    assert [(check.name, check.status) for check in found] == [
+        ("first", OK),
+        ("broken", FAIL),
+        ("hanging", FAIL),
+        ("lacking", FAIL),
+        ("leak", OK),
+    ]
     assert "no disk" in found[1].found
     assert "no answer within 0.3 s" in found[2].found
     assert "no_such_package is missing" in found[3].found

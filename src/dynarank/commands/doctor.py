@@ -123,7 +123,8 @@ def conclusion(findings: Sequence[Check]) -> str:
     first_task = status.get(FIRST_TASK) == OK
     own = "models and files of your own (model.path=DIR, task.train_file=FILE)"
     if quick_start and first_task:
-        return "Ready: dynarank train experiment=quickstart and dynarank train task=cola will run here."
+        commands = "dynarank train experiment=quickstart and dynarank train task=cola"
+        return f"Ready: {commands} will run here."
     if first_task:
         return "Ready: dynarank train task=cola will run here. The quick start will not."
     if status.get("local hub") == OK:
