@@ -8,7 +8,7 @@ import pytest
 
 from dynarank.commands import source_checks
 from dynarank.commands.checks import FAIL, NOTE, OK, Check
-from dynarank.pretrained import hub
+from dynarank.pretrained import connection
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_silent_hub_is_a_failure_only_where_nothing_else_is_there(
     monkeypatch.setattr(source_checks, "local_hub", lambda: check(local))
     monkeypatch.setattr(source_checks, "packaged_model", lambda: check(model))
     monkeypatch.setattr(source_checks, "first_command", lambda: check(first))
-    monkeypatch.setattr(hub, "why_silent", lambda: silent)
+    monkeypatch.setattr(connection, "why_silent", lambda: silent)
     (found,) = [check for check in source_checks.sources() if check.name == "hub"]
     assert found.status == status
 
@@ -42,18 +42,18 @@ def test_the_hub_is_asked_briefly_and_not_where_it_is_said_to_be_offline(
     import huggingface_hub
 
     def ask(self: object, path: str, **options: object) -> None:
-        assert options["timeout"] == hub.PROBE_SECONDS
+        assert options["timeout"] == connection.PROBE_SECONDS
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
-    monkeypatch.setattr(hub, "_offline_because", [])
-    monkeypatch.setattr(hub, "_stated_offline", lambda: True)
-    assert hub.why_silent() == "HF_HUB_OFFLINE is set"
-    monkeypatch.setattr(hub, "_stated_offline", lambda: False)
-    assert hub.why_silent() == "ConnectionError: no route"
-    monkeypatch.setattr(hub, "_offline_because", [])
+    monkeypatch.setattr(connection.CONNECTION, "failure", None)
+    monkeypatch.setattr(connection, "stated_offline", lambda: True)
+    assert connection.why_silent() == "HF_HUB_OFFLINE is set"
+    monkeypatch.setattr(connection, "stated_offline", lambda: False)
+    assert connection.why_silent() == "ConnectionError: no route"
+    monkeypatch.setattr(connection.CONNECTION, "failure", None)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, path, **options: None)
-    assert hub.why_silent() is None
+    assert connection.why_silent() is None
 
 
 def test_a_local_hub_is_counted_and_a_wrong_one_fails(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 OK = "ok"
 NOTE = "note"
@@ -26,8 +27,7 @@ class Check:
 
 def install_command() -> str:
     """Return the command that installs what training needs: for a clone, or for a package."""
-    from dynarank.config.folder import is_clone
-
-    if is_clone():
+    repository = Path(__file__).resolve().parents[3]
+    if (repository / "constraints.txt").is_file():
         return "pip install -c constraints.txt -e '.[train]'"
     return "pip install 'dynarank[train]'"

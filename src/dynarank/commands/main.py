@@ -97,7 +97,7 @@ def _train_by_hydra(arguments: list[str]) -> None:
     import hydra
 
     from dynarank.commands.user_errors import expand_resume, user_errors
-    from dynarank.config.folder import conf_folder
+    from dynarank.config.folders import conf_folder
     from dynarank.config.schema import register_schemas, to_config
 
     register_schemas()

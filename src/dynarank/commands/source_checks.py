@@ -75,7 +75,7 @@ def local_hub() -> Check:
 
 def online_hub() -> Check:
     """Check whether the hub answers, which it is asked once and briefly."""
-    from dynarank.pretrained.hub import why_silent
+    from dynarank.pretrained.connection import why_silent
 
     reason = why_silent()
     if reason is None:
@@ -88,7 +88,7 @@ def packaged_model() -> Check:
     """Check the model of the quick start, with its hash."""
     from omegaconf import OmegaConf
 
-    from dynarank.config.folder import conf_folder
+    from dynarank.config.folders import conf_folder
     from dynarank.errors import UserError
     from dynarank.pretrained.hub import ModelConfig, check_sha256, locate
 
