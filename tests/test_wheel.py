@@ -1,4 +1,4 @@
-"""What is packaged works: built, installed in an environment of its own, and used outside the clone.
+"""The package works: built, installed in an environment of its own, used outside the clone.
 
 The environment sees the packages of this one, so that none is installed again. Of dynarank it sees
 the wheel alone.
@@ -86,7 +86,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")
     place = {"base": str(environment), "platbase": str(environment)}
     packages = Path(sysconfig.get_path("purelib", vars=place))
-    # The path in this file is added as it is. The .pth files of editable installs there are not read.
+    # The path in this file is added as it is. The .pth files of editable installs are not read.
     (packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
     options = ["--quiet", "--no-index", "--no-deps", "--no-warn-script-location"]

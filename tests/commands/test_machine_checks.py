@@ -40,7 +40,7 @@ def test_precisions_are_those_that_a_run_would_accept(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for hardware in (True, False):
-        monkeypatch.setattr(preflight, "_cpu_has_bf16", lambda hardware=hardware: hardware)
+        monkeypatch.setattr(preflight, "cpu_computes_bf16", lambda hardware=hardware: hardware)
         (found,) = machine_checks.precisions()
         assert ("bf16-mixed" in found.found) is hardware
         assert "16-mixed" not in found.found.replace("bf16-mixed", "")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dynarank.config.redaction import redact
+from dynarank.durable_files import sync_folder
 from dynarank.errors import UserError
 
 USER_ERROR = 2
@@ -101,15 +102,4 @@ def replaced_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write a folder's list of names to the disk, where the system can do that for folders."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(path.parent)

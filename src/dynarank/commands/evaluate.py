@@ -8,16 +8,15 @@ dynarank evaluate RUN_OR_ADAPTER_DIR --input FILE --output scores.json
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynarank.commands.command_line import CommandParser, exit_on_user_error, replaced_file
+from dynarank.commands.command_line import CommandParser, exit_on_user_error
 from dynarank.commands.run_options import add_run_options, load_named_run, score_lines
 from dynarank.commands.table_files import check_input, check_output, read_rows
+from dynarank.durable_files import json_text, write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,9 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_output(options.output, options.input, options.overwrite, (".json",))
         result = evaluate(options)
         if options.output is not None:
-            with replaced_file(options.output) as temporary:
-                temporary.write_text(_as_json(result), encoding="utf-8")
-        print(_as_json(result) if options.json else _as_lines(result), end="")
+            write_json(options.output, result)
+        print(json_text(result) if options.json else _as_lines(result), end="")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -71,11 +69,3 @@ def _as_lines(result: dict[str, Any]) -> str:
     """Return the scores as text, a line each."""
     first = f"{result['rows']:,} rows of {result['input']}"
     return "\n".join([first, *score_lines(result["metrics"])]) + "\n"
-
-
-def _as_json(result: dict[str, Any]) -> str:
-    """Return the scores as JSON, which has no NaN: null stands for a metric that is not defined."""
-    metrics = {
-        name: value if math.isfinite(value) else None for name, value in result["metrics"].items()
-    }
-    return json.dumps({**result, "metrics": metrics}, indent=2) + "\n"

@@ -91,7 +91,7 @@ def copy_adapter(adapter: Path, out: Path) -> None:
     origin = read_origin(adapter)
     if origin.is_peft_adapter:
         shutil.copytree(adapter, out, dirs_exist_ok=True)
-        sync_folder(out)
+        sync_files(out)
         return
     trained = f"{adapter}: what method={origin.method} trained"
     if origin.is_whole_model:
@@ -138,7 +138,7 @@ def write_merged(
         raise UserError(_not_mergeable(loaded.origin.method))
     model.to(getattr(torch, dtype)).save_pretrained(out)
     loaded.tokenizer.save_pretrained(out)
-    sync_folder(out)
+    sync_files(out)
     return notes
 
 
@@ -172,7 +172,7 @@ def rounded_away(model: Any, dtype: torch.dtype) -> float:
     return (lost / whole) ** 0.5 if whole else 0.0
 
 
-def sync_folder(folder: Path) -> None:
+def sync_files(folder: Path) -> None:
     """Write the files of a folder to the disk, so that they are whole when the command ends."""
     for path in folder.rglob("*"):
         if path.is_file():

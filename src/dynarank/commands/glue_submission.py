@@ -5,8 +5,9 @@ A file for each test split, with the columns `index` and `prediction`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynarank.commands.command_line import make_folder, refuse_existing, replaced_file
 from dynarank.errors import UserError
@@ -48,7 +49,8 @@ def write_submission(
         UserError: the task is none of GLUE's, its data has no test split, or a file is there
             already and `overwrite` is false.
     """
-    config = predictor.task.config
+    task: Any = predictor.task
+    config = task.config
     files = FILES.get(config.subset or "", {})
     if not files or not str(config.path).endswith("glue"):
         raise UserError(f"--glue-submission: the run's task, {config.name}, is none of GLUE's")
@@ -62,18 +64,20 @@ def write_submission(
             raise UserError(f"{describe(config, split)}: there is none; it has {known}")
     make_folder("--glue-submission", folder)
     for split, path in paths.items():
-        rows = predictor.task.check(splits[split], describe(config, split), labelled=False)
+        rows = task.check(splits[split], describe(config, split), labelled=False)
         records = predictor(rows, batch_size)
         numbers = rows["idx"][:] if "idx" in rows.column_names else range(len(rows))
         lines = ["index\tprediction"]
         for number, record in zip(numbers, records, strict=True):
-            lines.append(f"{number}\t{_prediction(config, record)}")
+            lines.append(f"{number}\t{_prediction(config, task.class_names, record)}")
         with replaced_file(path) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return list(paths.values())
 
 
-def _prediction(config: TextClassificationConfig, record: Record) -> str:
+def _prediction(
+    config: TextClassificationConfig, class_names: Sequence[str], record: Record
+) -> str:
     """Return a prediction as the site wants it: a score, a class's name, or its number."""
     if config.target == "number":
         score = min(LARGEST_SCORE, max(0.0, record["score"]))
@@ -81,4 +85,4 @@ def _prediction(config: TextClassificationConfig, record: Record) -> str:
     label = record["label"]
     if config.subset in WANTED_BY_NAME:
         return str(label)
-    return str((config.labels or []).index(label))
+    return str(class_names.index(label))

@@ -147,9 +147,8 @@ def _joined(
     The input's columns keep their names. A predicted value whose name one of them has is called
     `predicted_NAME`.
     """
-    column = task.config.columns.id
-    has_ids = column is not None and column in rows.column_names
-    carried = [column] if has_ids else []
+    column = task.id_column(rows)
+    carried = [] if column is None else [column]
     carried += [name for name in kept if name not in carried]
     values = {name: rows[name][:] for name in carried}
     number = _free_name(ROW_NUMBER, carried, "number_of_")
@@ -159,7 +158,7 @@ def _joined(
             print(f"the predicted {name} stands in the column {other}", file=sys.stderr)
     lines = []
     for index, record in enumerate(records):
-        line: Record = {} if has_ids else {number: index}
+        line: Record = {number: index} if column is None else {}
         line |= {name: values[name][index] for name in carried}
         line |= {names[name]: value for name, value in record.items()}
         lines.append(line)

@@ -64,11 +64,10 @@ class Predictor:
         import datasets
 
         from dynarank.pretrained.models import check_length
-        from dynarank.training.data import lengths
 
         datasets.disable_progress_bars()
         features = self.task.features(rows, self.tokenizer, self.model, labelled=False)
-        longest = int(lengths(features).max())
+        longest = int(self.task.feature_lengths(features).max())
         check_length(self.model, longest, self.task.length_setting)
         return features
 
@@ -77,9 +76,7 @@ class Predictor:
         from rich.console import Console
         from rich.progress import track
 
-        from dynarank.training.data import lengths
-
-        order = np.argsort(-lengths(features), kind="stable").tolist()
+        order = np.argsort(-self.task.feature_lengths(features), kind="stable").tolist()
         unneeded = [name for name in self.task.host_columns if name in features.column_names]
         inputs = features.remove_columns(unneeded)
         collate = self.task.collator(self.tokenizer)
