@@ -1,4 +1,4 @@
-"""The files of versions agree: pyproject.toml, constraints.txt, the lowest ones, requirements.lock."""
+"""The files of versions agree: pyproject.toml, both constraints files and requirements.lock."""
 
 from __future__ import annotations
 
