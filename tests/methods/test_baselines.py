@@ -12,13 +12,13 @@ from torch import nn
 from transformers import GPT2Config
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
-from dynarank.commands.predict import load_predictor
 from dynarank.methods import build_method
 from dynarank.methods.adalora import triplet_scores
 from dynarank.methods.bottleneck import BottleneckLinear, bottleneck_parameters
 from dynarank.methods.config import AdaLoRAConfig, LoRAConfig, MethodConfig, PromptConfig
 from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.pretrained.hub import HubConfig
+from dynarank.runs.predictor import load_predictor
 from dynarank.runs.run import run
 
 CONFIGS = {"lora": LoRAConfig, "adalora": AdaLoRAConfig, "prompt": PromptConfig}

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tiny import configure, newest_checkpoint, write_dataset
 
-from dynarank.commands.predict import load_predictor
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
+from dynarank.runs.predictor import load_predictor
 from dynarank.runs.results import Results
 from dynarank.runs.run import run
 

@@ -13,8 +13,8 @@ from dynarank.checkpoints.compact import expand
 from safetensors.torch import load_file
 from tiny import configure, newest_checkpoint
 
-from dynarank.commands.predict import load_predictor
 from dynarank.pretrained.hub import HubConfig
+from dynarank.runs.predictor import load_predictor
 from dynarank.runs.results import Results
 from dynarank.runs.run import run
 from dynarank.training.averaging import trained_parameters

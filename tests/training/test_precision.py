@@ -12,9 +12,10 @@ from tiny import configure, newest_checkpoint
 from torch import nn
 
 from dynarank import inject, mark_trainable
-from dynarank.commands.predict import load_predictor, main
+from dynarank.commands.predict import main
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
+from dynarank.runs.predictor import load_predictor
 from dynarank.runs.prepare import prepare
 from dynarank.runs.run import run
 

@@ -1,25 +1,53 @@
-"""`python -m dynarank.export`: a finished run as a plain PEFT adapter, or merged into a plain transformers model."""
+"""Write a finished run as a plain PEFT adapter, or merged into a plain transformers model.
+
+dynarank export RUN_DIR OUT_DIR
+dynarank export RUN_DIR OUT_DIR --merged
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dynarank.adapters.adapter_checks import read_json
-from dynarank.commands.predict import load_predictor
-from dynarank.config.redaction import redact
+from dynarank.commands.command_line import CommandParser, add_hub_root, exit_on_user_error
 from dynarank.errors import UserError
-from dynarank.pretrained.hub import HubConfig
-from dynarank.run_folder import ORIGIN, OVER_BUDGET
+
+if TYPE_CHECKING:
+    import torch
+
+    from dynarank.pretrained.hub import HubConfig
+
+DTYPES = ("float32", "bfloat16")
+"""What the weights of a merged model may be stored in."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command. Exits with 2 and one message for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m dynarank.export", description=__doc__)
+    """Run the command. It exits with 2 and one message for a user's mistake."""
+    options = parse(arguments)
+    with exit_on_user_error():
+        from dynarank.pretrained.hub import HubConfig
+        from dynarank.runs.origin import find_adapter
+
+        adapter = find_adapter(options.run, options.over_budget)
+        refuse_filled_folder(options.out)
+        if options.merged:
+            hub = HubConfig(options.hub_root)
+            notes = write_merged(adapter, options.out, hub, options.base, options.dtype)
+        else:
+            copy_adapter(adapter, options.out)
+            notes = []
+    for note in notes:
+        print(note)
+    print(f"written: {options.out}/")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command's options."""
+    parser = CommandParser("export", __doc__)
     parser.add_argument(
         "run", type=Path, metavar="RUN_DIR", help="a run's folder, or its adapter folder"
     )
@@ -27,7 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--merged",
         action="store_true",
-        help="a plain transformers model, the update added to its weights",
+        help="a plain transformers model, the update added to its weights in float32",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="what a merged model's weights are stored in (default: float32, which loses nothing)",
     )
     parser.add_argument(
         "--over-budget",
@@ -35,69 +69,112 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="also of a run that ended before its ranks were frozen",
     )
     parser.add_argument(
-        "--base", help="the base model's hub id or folder, where it has moved since"
+        "--base", metavar="MODEL", help="the base model's hub id or folder, where it has moved"
     )
-    parser.add_argument(
-        "--hub-root", default=os.environ.get("DYNARANK_HUB"), help="default: $DYNARANK_HUB"
-    )
+    add_hub_root(parser)
     options = parser.parse_args(arguments)
-    try:
-        folder = adapter_folder(options.run, options.over_budget)
-        if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-            raise UserError(f"{options.out}: is there already. Name a new folder")
-        if options.merged:
-            write_merged(folder, options.out, HubConfig(options.hub_root), options.base)
-        else:
-            copy_adapter(folder, options.out)
-    except UserError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    print(f"written: {options.out}/")
+    if options.dtype != DTYPES[0] and not options.merged:
+        parser.error(f"--dtype {options.dtype}: is for --merged alone; an adapter stays float32")
+    return options
 
 
-def adapter_folder(run: Path, over_budget: bool) -> Path:
-    """The folder with a run's adapter. Raises `UserError` where it has none, or one over budget that was not asked for."""
-    for folder in (run / "adapter", run):
-        if (folder / ORIGIN).is_file():
-            return folder
-    if not (run / OVER_BUDGET / ORIGIN).is_file():
-        raise UserError(
-            f"{run}: holds no adapter. Give the folder of a finished run, or its adapter folder"
-        )
-    if not over_budget:
-        record = read_json(run / "metrics.json")
-        kept, target = record["components_kept"], record["components_target"]
-        raise UserError(
-            f"{run}: the budget was not reached, for the run ended before its ranks were frozen "
-            f"({kept} components, {target} budgeted). Train it longer, or export it as it is with --over-budget"
-        )
-    return run / OVER_BUDGET
+def refuse_filled_folder(out: Path) -> None:
+    """Raise `UserError` where the folder to be written is there already, and not empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already. Name a new folder")
 
 
-def copy_adapter(folder: Path, out: Path) -> None:
-    """The adapter as it is. Raises `UserError` for a method that PEFT has no form for."""
-    if not (folder / "adapter_config.json").is_file():
-        method = read_json(folder / ORIGIN)["method"]["name"]
-        kind = (
-            "is a whole model already"
-            if (folder / "config.json").is_file()
-            else "has no form that PEFT knows"
-        )
-        raise UserError(f"{folder}: what method={method} trained {kind}, and is no PEFT adapter")
-    shutil.copytree(folder, out, dirs_exist_ok=True)
+def copy_adapter(adapter: Path, out: Path) -> None:
+    """Copy an adapter as it is. Raises `UserError` for a method that PEFT has no form for."""
+    from dynarank.runs.origin import read_origin
+
+    origin = read_origin(adapter)
+    if origin.is_peft_adapter:
+        shutil.copytree(adapter, out, dirs_exist_ok=True)
+        sync_files(out)
+        return
+    trained = f"{adapter}: what method={origin.method} trained"
+    if origin.is_whole_model:
+        raise UserError(f"{trained} is a whole model already, and is no PEFT adapter")
+    raise UserError(f"{trained} has no form that PEFT knows, and is no PEFT adapter")
 
 
-def write_merged(folder: Path, out: Path, hub: HubConfig, base: str | None) -> None:
-    """A model that needs neither PEFT nor dynarank, and its tokenizer. Raises `UserError` where nothing can be merged."""
-    from transformers import PreTrainedModel
+def write_merged(
+    adapter: Path, out: Path, hub: HubConfig, base: str | None, dtype: str = DTYPES[0]
+) -> list[str]:
+    """Write a model that needs neither PEFT nor dynarank, and its tokenizer.
 
-    predictor = load_predictor(folder, hub, base, device="cpu")
-    plain = not any(".lora_" in name for name, _ in predictor.model.named_parameters())
-    extra = (folder / "trained.safetensors").is_file()
-    if extra or not plain or not isinstance(predictor.model, PreTrainedModel):
-        method = read_json(folder / ORIGIN)["method"]["name"]
-        raise UserError(
-            f"--merged: what method={method} trained is not an update of weights, or they are not float32"
-        )
-    predictor.model.save_pretrained(out)
-    predictor.tokenizer.save_pretrained(out)
+    The update is added to the weights in float32, also where the run's base was bfloat16: added in
+    bfloat16, most of it would be rounded away.
+
+    Returns:
+        what the user should know about the precision, a sentence each.
+
+    Raises:
+        UserError: what was trained cannot be added to weights.
+    """
+    import peft
+    import torch
+
+    from dynarank.runs.predictor import load_run
+
+    loaded = load_run(adapter, hub, base, over_budget=True, widen=True)
+    model = loaded.model
+    notes = []
+    if isinstance(model, peft.PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise UserError(_not_mergeable(loaded.origin.method))
+        narrow = loaded.origin.model_config().dtype != DTYPES[0]
+        if dtype != DTYPES[0]:
+            lost = rounded_away(model, getattr(torch, dtype))
+            notes.append(f"rounded to {dtype}, {lost:.1%} of the update is lost")
+        elif narrow:
+            notes.append(
+                "merged in float32, so that nothing of the update is lost: twice the size of the "
+                "bfloat16 base that the run trained on"
+            )
+        model = model.merge_and_unload()
+    elif not loaded.origin.is_whole_model:
+        raise UserError(_not_mergeable(loaded.origin.method))
+    model.to(getattr(torch, dtype)).save_pretrained(out)
+    loaded.tokenizer.save_pretrained(out)
+    sync_files(out)
+    return notes
+
+
+def _not_mergeable(method: str) -> str:
+    return (
+        f"--merged: what method={method} trained is not an update of the model's weights, so it "
+        "cannot be added to them. Use the adapter beside its base model"
+    )
+
+
+def rounded_away(model: Any, dtype: torch.dtype) -> float:
+    """Return the share of the update that rounding the merged weights to `dtype` loses.
+
+    It is the norm of the rounding error over the norm of the update, over all adapted matrices
+    together. What rounding the base alone would cost is not counted.
+
+    Args:
+        model: a peft.PeftModel with LoRA layers, in float32.
+    """
+    lost, whole = 0.0, 0.0
+    for module in model.modules():
+        if not hasattr(module, "get_delta_weight"):
+            continue
+        base = module.get_base_layer().weight.detach()
+        rounded_base = base.to(dtype).float()
+        for name in module.active_adapters:
+            update = module.get_delta_weight(name).detach()
+            kept = (base + update).to(dtype).float() - rounded_base
+            lost += float((kept - update).square().sum())
+            whole += float(update.square().sum())
+    return (lost / whole) ** 0.5 if whole else 0.0
+
+
+def sync_files(folder: Path) -> None:
+    """Write the files of a folder to the disk, so that they are whole when the command ends."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,62 +1,88 @@
-"""A task's test set in the form that the GLUE site takes: `index` and `prediction`, a file a test split."""
+"""The test set of a GLUE task in the form that the GLUE site takes.
+
+A file for each test split, with the columns `index` and `prediction`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynarank.commands.command_line import make_folder, refuse_existing, replaced_file
 from dynarank.errors import UserError
-from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks.sources import describe, open_splits
 
 if TYPE_CHECKING:
-    from dynarank.commands.predict import Predictor
+    from dynarank.pretrained.hub import HubConfig
+    from dynarank.runs.predictor import Predictor, Record
+    from dynarank.tasks.config import TextClassificationConfig
 
 FILES = {
-    ("cola", "test"): "CoLA",
-    ("sst2", "test"): "SST-2",
-    ("mrpc", "test"): "MRPC",
-    ("stsb", "test"): "STS-B",
-    ("qqp", "test"): "QQP",
-    ("mnli", "test_matched"): "MNLI-m",
-    ("mnli", "test_mismatched"): "MNLI-mm",
-    ("qnli", "test"): "QNLI",
-    ("rte", "test"): "RTE",
-    ("wnli", "test"): "WNLI",
+    "cola": {"test": "CoLA"},
+    "sst2": {"test": "SST-2"},
+    "mrpc": {"test": "MRPC"},
+    "stsb": {"test": "STS-B"},
+    "qqp": {"test": "QQP"},
+    "mnli": {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"},
+    "qnli": {"test": "QNLI"},
+    "rte": {"test": "RTE"},
+    "wnli": {"test": "WNLI"},
 }
-"""The site's file names, by subset and split."""
-NAMED = ("mnli", "qnli", "rte")
-"""Subsets whose classes the site wants by name; of others, by number."""
+"""The site's file name of each test split, by the name of the subset."""
+WANTED_BY_NAME = ("mnli", "qnli", "rte")
+"""Subsets whose classes the site wants by name; it wants those of others by number."""
+LARGEST_SCORE = 5.0
+"""STS-B's scores lie between 0 and this."""
 
 
 def write_submission(
-    predictor: Predictor, hub: HubConfig, folder: Path, batch_size: int = 32
+    predictor: Predictor,
+    hub: HubConfig,
+    folder: Path,
+    batch_size: int = 32,
+    overwrite: bool = False,
 ) -> list[Path]:
-    """Predict the task's test splits into the site's files; returns their paths. Raises `UserError`."""
-    config = predictor.task.config
-    wanted = {split: name for (subset, split), name in FILES.items() if subset == config.subset}
-    if not wanted or not str(config.path).endswith("glue"):
+    """Predict the task's test splits into the site's files, and return their paths.
+
+    Raises:
+        UserError: the task is none of GLUE's, its data has no test split, or a file is there
+            already and `overwrite` is false.
+    """
+    task: Any = predictor.task
+    config = task.config
+    files = FILES.get(config.subset or "", {})
+    if not files or not str(config.path).endswith("glue"):
         raise UserError(f"--glue-submission: the run's task, {config.name}, is none of GLUE's")
+    paths = {split: folder / f"{name}.tsv" for split, name in files.items()}
+    for path in paths.values():
+        refuse_existing("--glue-submission", path, overwrite)
     splits = open_splits(config, hub)
-    missing = [split for split in wanted if split not in splits]
-    if missing:
-        raise UserError(
-            f"{describe(config, missing[0])}: there is none; it has {', '.join(splits)}"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for split, name in wanted.items():
-        rows = predictor.task.check(splits[split], describe(config, split), labelled=False)
-        lines = [_value(config, record) for record in predictor(rows, batch_size)]
-        index = rows["idx"][:] if "idx" in rows.column_names else range(len(rows))
-        path = folder / f"{name}.tsv"
-        table = "".join(f"{number}\t{line}\n" for number, line in zip(index, lines, strict=True))
-        path.write_text(f"index\tprediction\n{table}")
-        written.append(path)
-    return written
+    for split in files:
+        if split not in splits:
+            known = ", ".join(splits)
+            raise UserError(f"{describe(config, split)}: there is none; it has {known}")
+    make_folder("--glue-submission", folder)
+    for split, path in paths.items():
+        rows = task.check(splits[split], describe(config, split), labelled=False)
+        records = predictor(rows, batch_size)
+        numbers = rows["idx"][:] if "idx" in rows.column_names else range(len(rows))
+        lines = ["index\tprediction"]
+        for number, record in zip(numbers, records, strict=True):
+            lines.append(f"{number}\t{_prediction(config, task.class_names, record)}")
+        with replaced_file(path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return list(paths.values())
 
 
-def _value(config: Any, record: dict[str, Any]) -> str:
+def _prediction(
+    config: TextClassificationConfig, class_names: Sequence[str], record: Record
+) -> str:
+    """Return a prediction as the site wants it: a score, a class's name, or its number."""
     if config.target == "number":
-        return f"{min(5.0, max(0.0, record['score'])):.3f}"
-    return str(record["label"] if config.subset in NAMED else config.labels.index(record["label"]))
+        score = min(LARGEST_SCORE, max(0.0, record["score"]))
+        return f"{score:.3f}"
+    label = record["label"]
+    if config.subset in WANTED_BY_NAME:
+        return str(label)
+    return str(class_names.index(label))

@@ -1,70 +1,92 @@
-"""What is installed against what is required, and releases that are known to be bad; nothing of it is imported."""
+"""What is installed against what is required, and releases that are known to be bad.
+
+None of the packages is imported: a bad release could act when it is.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from dataclasses import dataclass
 
-STEALS = "steals credentials when it is imported (GHSA-w37p-236h-pfx3): replace it, and every credential it could reach"
+PROJECT = "dynarank"
+EXTRA = "train"
+STEALS = (
+    "steals credentials when it is imported (GHSA-w37p-236h-pfx3): replace it, and every "
+    "credential it could reach"
+)
 KNOWN_BAD = {("lightning", "2.6.2"): STEALS, ("lightning", "2.6.3"): STEALS}
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package that dynarank needs, as NAME>=LEAST in its metadata."""
+    """A package that dynarank needs, as its metadata states it."""
 
     name: str
-    least: str
-    extra: str
-    """train, or "" for the core."""
+    range: str
+    """Versions that fit, as ">=2.6.6,<2.7"."""
+    optional: bool
+    """Whether training alone needs it, and the library does not."""
     version: str | None
-    """Installed; None: it is missing."""
+    """The installed version; None: the package is missing."""
+    fits: bool
+    """Whether the installed version lies in the range."""
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong with it."""
+        """Return what is wrong with the package, or None."""
         if self.version is None:
             return f"{self.name} is missing"
-        if bad := KNOWN_BAD.get((self.name, self.version)):
+        bad = KNOWN_BAD.get((self.name, self.version))
+        if bad is not None:
             return f"{self.name} {self.version} {bad}"
-        low = release(self.version) < release(self.least)
-        return f"{self.name} {self.version} is below {self.least}" if low else None
+        if not self.fits:
+            return f"{self.name} {self.version} does not fit {self.range}"
+        return None
 
 
 def requirements() -> list[Requirement]:
-    """Those of the core and of training; none where dynarank itself is not installed."""
+    """Return what the library and training need; nothing where dynarank itself is not installed."""
     try:
-        stated = importlib.metadata.requires("dynarank") or []
+        stated = importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    return [one for one in map(_parse, stated) if one.extra in ("", "train")]
+    found = [_parse(text) for text in stated]
+    return [requirement for requirement in found if requirement is not None]
 
 
-def known_bad() -> list[str]:
-    """Installed releases that must not be imported."""
-    return [f"{name} {version}" for name, version in KNOWN_BAD if installed(name) == version]
+def _parse(stated: str) -> Requirement | None:
+    """Return a stated requirement; None where neither the library nor training needs it here."""
+    from packaging.requirements import Requirement as Stated
 
-
-def _parse(stated: str) -> Requirement:
-    wanted, _, marker = stated.partition(";")
-    name, _, least = wanted.strip().partition(">=")
-    extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
+    parsed = Stated(stated)
+    marker = parsed.marker
+    always = marker is None or marker.evaluate({"extra": ""})
+    in_training = marker is None or marker.evaluate({"extra": EXTRA})
+    if not always and not in_training:
+        return None
+    version = installed(parsed.name)
     return Requirement(
-        name.strip(), least.strip() or "0", extra[1] if extra else "", installed(name.strip())
+        name=parsed.name,
+        range=_range(stated=str(parsed.specifier)),
+        optional=not always,
+        version=version,
+        fits=version is not None and parsed.specifier.contains(version, prereleases=True),
     )
 
 
+def _range(stated: str) -> str:
+    """Return the bounds with the lower one first; packaging gives them in no useful order."""
+    return ",".join(sorted(stated.split(","), reverse=True))
+
+
+def known_bad() -> list[str]:
+    """Return the installed releases that must not be imported."""
+    return [f"{name} {version}" for name, version in KNOWN_BAD if installed(name) == version]
+
+
 def installed(name: str) -> str | None:
-    """A package's version."""
+    """Return a package's installed version, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, for comparison; what follows them is left out."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    numbers = [int(part) for part in match[0].split(".")] if match else [0]
-    return tuple(numbers + [0] * (4 - len(numbers)))

@@ -1,0 +1,86 @@
+"""What predict and evaluate share: options that name a run and its rows, and printed scores."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynarank.commands.command_line import add_hub_root
+from dynarank.commands.table_files import FORMATS
+from dynarank.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from dynarank.runs.predictor import Predictor
+    from dynarank.tasks.base import Task
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a run and its rows, which predict and evaluate share."""
+    parser.add_argument("source", type=Path, metavar="RUN_OR_ADAPTER_DIR")
+    parser.add_argument(
+        "--input",
+        metavar="FILE",
+        help="rows with the task's columns: .csv, .tsv, .jsonl or .parquet; - for standard input",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="what standard input holds")
+    parser.add_argument(
+        "--column",
+        metavar="ROLE=NAME",
+        action="append",
+        default=[],
+        help="the input's name of a column, as in task.columns.ROLE=NAME",
+    )
+    parser.add_argument(
+        "--base", metavar="MODEL", help="the base model's hub id or folder, where it has moved"
+    )
+    parser.add_argument(
+        "--over-budget",
+        action="store_true",
+        help="use the adapter of a run that ended before its ranks were frozen",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the base model",
+    )
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--device", help="cpu, cuda, mps; by default a GPU where there is one")
+    add_hub_root(parser)
+
+
+def load_named_run(options: argparse.Namespace) -> Predictor:
+    """Return the predictor that the options name, with their names of columns."""
+    from dynarank.pretrained.hub import HubConfig
+    from dynarank.runs.predictor import load_predictor
+
+    predictor = load_predictor(
+        options.source,
+        HubConfig(options.hub_root),
+        base=options.base,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+        over_budget=options.over_budget,
+    )
+    _rename_columns(predictor.task, options.column)
+    return predictor
+
+
+def _rename_columns(task: Task[Any], given: Sequence[str]) -> None:
+    columns = task.config.columns
+    for part in given:
+        role, _, name = part.partition("=")
+        if not hasattr(columns, role) or not name:
+            raise UserError(f"--column {part}: must be ROLE=NAME. {nearest(role, vars(columns))}")
+        setattr(columns, role, name)
+
+
+def score_lines(scores: Mapping[str, float]) -> list[str]:
+    """Return a line for each metric; it says so where a metric is not defined on the rows."""
+    lines = []
+    for name, value in scores.items():
+        shown = f"{value:.4f}" if math.isfinite(value) else "not defined on these rows"
+        lines.append(f"{name}: {shown}")
+    return lines
