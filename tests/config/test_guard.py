@@ -9,8 +9,9 @@ import hydra
 import pytest
 from tiny import CONF
 
+from dynarank.config.folders import folder_name
 from dynarank.config.guard import guarded, refuse_pickle
-from dynarank.config.schema import LoggerConfig, folder_name, register_schemas
+from dynarank.config.schema import LoggerConfig, register_schemas
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import ModelConfig
 from dynarank.tasks.config import TaskConfig

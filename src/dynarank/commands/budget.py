@@ -11,9 +11,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynarank.config.folders import conf_folder
 from dynarank.errors import UserError
 
 if TYPE_CHECKING:
@@ -177,9 +177,3 @@ def print_costs(overrides: list[str]) -> None:
     for cost in of_methods:
         if cost.size.note:
             console.print(f"{cost.method}: {cost.size.note}", soft_wrap=True, highlight=False)
-
-
-def conf_folder() -> Path:
-    """Return the repository's conf/, from where it is run or where the package lies."""
-    places = [Path.cwd() / "conf", Path(__file__).resolve().parents[3] / "conf"]
-    return next((place for place in places if (place / "train.yaml").is_file()), places[0])

@@ -168,7 +168,7 @@ def packaged_model() -> Check:
     """The quick start's, with its hash."""
     from omegaconf import OmegaConf
 
-    from dynarank.commands.budget import conf_folder
+    from dynarank.config.folders import conf_folder
     from dynarank.errors import UserError
     from dynarank.pretrained.hub import ModelConfig, check_sha256, locate
 

@@ -1,4 +1,4 @@
-"""What counts as a secret, and how it is kept out of what is said."""
+"""What counts as a secret, and how it is kept out of what is printed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ SECRET_NAME = re.compile(
 """Names of settings and of environment variables."""
 SECRET_FORMS = (
     re.compile(
-        r"\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-|wandb_v1_)[\w-]{16,}|\bAKIA[0-9A-Z]{16}\b"
+        r"\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-|wandb_v1_)[\w-]{16,}"
+        r"|\bAKIA[0-9A-Z]{16}\b"
     ),
     re.compile(
         r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)|(?<=https://)[^/\s@]+(?=@)|(?<=http://)[^/\s@]+(?=@)"
     ),
     re.compile(
-        r"(?<=[?&])(x-(amz|goog)-(signature|credential)|sig|signature|(access_?)?token|(api_?)?key)=[^&\s]*",
-        re.I,
+        r"(?<=[?&])(x-(amz|goog)-(signature|credential)|sig|signature|(access_?)?token|(api_?)?key)"
+        r"=[^&\s]*",
+        re.IGNORECASE,
     ),
 )
 """Tokens, a user with a password in a URL, a signed URL."""
@@ -27,7 +29,10 @@ SHORTEST = 8
 
 
 def secret_environment() -> dict[str, str]:
-    """Environment variables that are secret by their names; not paths, which say where a secret lies."""
+    """Return the environment variables that are secret by their names.
+
+    A path is none of them: it says where a secret lies.
+    """
     return {
         name: value
         for name, value in os.environ.items()
@@ -36,7 +41,7 @@ def secret_environment() -> dict[str, str]:
 
 
 def redact(text: str) -> str:
-    """The text with *** for every secret in it."""
+    """Return the text with *** for every secret in it."""
     for secret in secret_environment().values():
         text = text.replace(secret, "***")
     for form in SECRET_FORMS:
