@@ -72,7 +72,7 @@ def group_choices(folders: Sequence[Path], group: str) -> list[str]:
 def _user_folders(arguments: Sequence[str]) -> list[Path]:
     """Return the folders that --config-dir names, where they exist."""
     paths = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, sign, value = argument.partition("=")
         if name in ("--config-dir", "-cd"):
             paths.append(Path(value if sign else following))

@@ -85,8 +85,8 @@ class RayConf:
 
     _target_: str = "hydra_plugins.dynarank_launcher.RayLauncher"
     address: str | None = None
-    """Address of a cluster whose machines share the folders; auto: the one that this machine belongs
-    to; null: this machine alone."""
+    """Address of a cluster whose machines share the folders; auto: the one that this machine is
+    in; null: this machine alone."""
     num_cpus: float = 1
     """CPUs that a run takes."""
     num_gpus: float = 0
