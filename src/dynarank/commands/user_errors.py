@@ -11,14 +11,14 @@ from pathlib import Path
 
 from dynarank.config.command_line import command_to_resume
 from dynarank.config.guard import guarded, refuse_pickle
-from dynarank.config.hints import hints
+from dynarank.config.hints import hints, quoting_hint, refuse_mistakes
 from dynarank.config.redaction import redact
 from dynarank.errors import Interrupted, UserError
 
 SHORT = "DYNARANK_SHORT_ERRORS"
 """Tells a sweep's processes that HYDRA_FULL_ERROR was set here, not by the user."""
-INTERNAL = ("object_type=", "reference_type=", "full_key:")
-"""How the lines of OmegaConf's messages begin that name its own classes."""
+INTERNAL = ("object_type=", "reference_type=", "full_key:", "To append to your config use")
+"""How lines of messages begin that name OmegaConf's own classes, or advise what cannot help."""
 
 
 @contextmanager
@@ -35,7 +35,9 @@ def user_errors(conf: Path) -> Iterator[None]:
         os.environ[SHORT] = "1"
     try:
         refuse_pickle(sys.argv[1:])
-        with guarded():
+        refuse_mistakes(sys.argv[1:], conf)
+        is_sweep = bool({"-m", "--multirun"} & set(sys.argv[1:]))
+        with guarded(check_values=not is_sweep):
             yield
     except KeyboardInterrupt as error:
         print(f"stopped. {error}".strip(), file=sys.stderr)
@@ -59,7 +61,7 @@ def user_errors(conf: Path) -> Iterator[None]:
 
 def user_message(error: Exception, arguments: Sequence[str], conf: Path) -> str | None:
     """Return what to print for an error that a user can mend, or None for a bug."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -75,7 +77,9 @@ def user_message(error: Exception, arguments: Sequence[str], conf: Path) -> str 
     if isinstance(error, YAMLError):
         return f"a configuration file is no YAML: {error}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return "\n  ".join([*_hydra_lines(error), *hints(arguments, conf)])
+        if isinstance(error, OverrideParseException):
+            return quoting_hint(error.override, str(error).splitlines()[0])
+        return "\n  ".join([*hints(arguments, conf), *_hydra_lines(error)])
     if isinstance(error, OSError) and error.filename is not None and _is_raised_by_hydra(error):
         return (
             f"the output folder {error.filename} cannot be written ({error.strerror}). "

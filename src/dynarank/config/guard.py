@@ -7,14 +7,22 @@ every composition is checked as Hydra makes it.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from dynarank.config.redaction import SECRET_FORMS, SECRET_NAME, secret_environment
+from dynarank.config.file_keys import (
+    check_file,
+    check_folders,
+    check_search_path,
+    is_own_source,
+)
+from dynarank.config.redaction import SECRET_FORMS, is_secret_name, secret_environment
 from dynarank.errors import UserError
+from dynarank.settings import expand_user
 
 BUILDERS = ("_target_", "()", "class", "factory")
 """Keys by which Hydra, and Python's logging, name what to build."""
@@ -61,28 +69,89 @@ class Entry:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
+def guarded(check_values: bool = False) -> Iterator[None]:
     """Check each configuration that Hydra composes, a sweep's points included, before it acts.
 
-    Hydra has no hook of its own between composing and acting, so its method is replaced.
+    Hydra has no hook of its own between composing and acting, so three of its methods are replaced.
+
+    Args:
+        check_values: also check the values' ranges, before Hydra makes the run's folder.
 
     Raises:
-        UserError: as `check`.
+        UserError: as `check`, and as `file_keys` for what a user's file may not set.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.types import RunMode
 
     compose = ConfigLoaderImpl.load_configuration
+    load_file = ConfigLoaderImpl._load_single_config
+    add_search_path = ConfigLoaderImpl._process_config_searchpath
+    folders: list[str] = []
 
-    def checked(*arguments: Any, **options: Any) -> Any:
-        composed = compose(*arguments, **options)
+    def load_checked(loader: Any, default: Any, repo: Any) -> Any:
+        loaded = load_file(loader, default=default, repo=repo)
+        if not is_own_source(loaded.path):
+            folders.extend(check_file(loaded.config, f"{default.config_path}.yaml"))
+        return loaded
+
+    def add_checked(loader: Any, config_name: Any, parsed_overrides: Any, repo: Any) -> None:
+        primary = repo.load_config(config_path=config_name) if config_name else None
+        if primary is not None and not is_own_source(primary.path):
+            check_search_path(primary.config, f"{config_name}.yaml")
+        add_search_path(loader, config_name, parsed_overrides, repo)
+
+    def checked(
+        loader: Any, config_name: Any, overrides: Any, *arguments: Any, **options: Any
+    ) -> Any:
+        folders.clear()
+        composed = compose(loader, config_name, overrides, *arguments, **options)
         check(composed)
+        check_folders(composed, folders, overrides)
+        expand_folders(composed)
+        if check_values and composed.hydra.mode != RunMode.MULTIRUN:
+            check_ranges(composed)
         return composed
 
     ConfigLoaderImpl.load_configuration = checked
+    ConfigLoaderImpl._load_single_config = load_checked
+    ConfigLoaderImpl._process_config_searchpath = add_checked
     try:
         yield
     finally:
         ConfigLoaderImpl.load_configuration = compose
+        ConfigLoaderImpl._load_single_config = load_file
+        ConfigLoaderImpl._process_config_searchpath = add_search_path
+
+
+def expand_folders(composed: Any) -> None:
+    """Put the home folder in place of a leading ~ in the folders that Hydra makes."""
+    for node in (composed.hydra.run, composed.hydra.sweep):
+        raw = node._get_node("dir")._value()
+        if isinstance(raw, str) and raw.startswith("~"):
+            node.dir = expand_user(raw)
+
+
+def check_ranges(composed: Any) -> None:
+    """Refuse a value out of its range, before the run's folder is made.
+
+    What only the running job can know is left to the job's own check.
+
+    Raises:
+        UserError: as `to_config`.
+    """
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    from dynarank.config.schema import TrainConfig, to_config
+
+    if OmegaConf.get_type(composed) is not TrainConfig:
+        return
+    run = copy.deepcopy(composed)
+    with open_dict(run):
+        run.pop("hydra")
+        run.output_dir = "not known yet"
+    with suppress(OmegaConfBaseException):
+        to_config(run)
 
 
 def refuse_pickle(arguments: Sequence[str]) -> None:
@@ -128,7 +197,7 @@ def check_secret(entry: Entry, secrets: Mapping[str, str]) -> None:
     """
     from omegaconf import OmegaConf
 
-    if entry.value not in (None, "", {}, []) and SECRET_NAME.search(entry.key):
+    if entry.value not in (None, "", {}, []) and is_secret_name(entry.key):
         raise UserError(
             f"{entry.name} looks like a secret, and a configuration is saved with its run. {REMEDY}"
         )
