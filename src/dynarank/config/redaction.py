@@ -39,8 +39,8 @@ SECRET_FORMS = (
         re.IGNORECASE,
     ),
 )
-"""Tokens of model hubs, forges, clouds and package registries; JSON web tokens; private keys; a user
-with a password in a URL; a secret in a URL's query or in a database's connection."""
+"""Tokens of model hubs, forges, clouds and package registries; JSON web tokens; private keys; a
+user with a password in a URL; a secret in a URL's query or in a database's connection."""
 SHORTEST = 8
 """Characters from which on an environment variable's value counts as a secret."""
 
