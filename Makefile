@@ -3,6 +3,7 @@
 # make matrix       set up, then kill and resume runs in all combinations: about half an hour
 # make check        set up, then lint, type check and test, as CI does
 # make lock         write requirements.lock: constraints.txt's versions with their hashes
+# make docs         write docs/settings.md from the schema
 # make fuzz         feed damaged configurations and adapters for a few minutes (Linux)
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: quickstart test matrix check lint lock fuzz clean
+.PHONY: quickstart test matrix check lint lock fuzz docs clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python train.py experiment=quickstart
@@ -36,6 +37,9 @@ lint: $(VENV)/ready
 fuzz: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[fuzz]'
 	for target in config adapter; do $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=150 || exit 1; done
+
+docs: $(VENV)/ready
+	$(BIN)/python -m dynarank.config.describe docs/settings.md
 
 lock: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet uv

@@ -13,7 +13,7 @@ import torch
 from killing import start
 from tiny import newest_checkpoint
 
-from dynarank.commands.user_errors import expand_resume
+from dynarank.config.command_line import expand_resume
 
 LONG = [
     "task=stsb",

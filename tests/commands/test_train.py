@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import CONF, REPOSITORY, compose
 
+from dynarank.commands.train_help import help_text
 from dynarank.config.schema import to_config
 from dynarank.errors import UserError
 from dynarank.runs.run import run
@@ -109,16 +110,45 @@ def test_a_mistake_is_one_error_and_no_trace(
     assert "Traceback" not in done.stderr
 
 
-def test_help_answers_without_importing_torch(tmp_path: Path) -> None:
+HEAVY = ("torch", "lightning", "transformers", "hydra", "omegaconf")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--help", "settings"]])
+def test_help_answers_without_importing_anything_heavy(
+    arguments: list[str], tmp_path: Path
+) -> None:
     script = (
-        f"import sys; sys.argv = ['train.py', '--help']; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "import runpy, sys\n"
+        f"sys.argv = {[str(REPOSITORY / 'train.py'), *arguments]!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
-    script += "import train\ntry:\n    train.main()\nfinally:\n    print('torch' in sys.modules, 'lightning' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[-1] == "False False", done.stderr
-    assert "python train.py experiment=quickstart" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert ("optimizer.lr: float or null" in done.stdout) == ("settings" in arguments)
+
+
+def test_help_is_one_screen_of_examples_and_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mine.yaml").write_text("name: mine\n")
+    monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "train.py")])
+    text = help_text(["--help", "--config-dir", str(tmp_path)])
+    lines = text.splitlines()
+    assert len(lines) <= 40
+    assert all(len(line.replace(str(REPOSITORY), "")) <= 100 for line in lines)
+    assert f"python {REPOSITORY / 'train.py'} experiment=quickstart" in text
+    assert "schema" not in text
+    assert "hydra/" not in text
+    words = set(text.replace(",", " ").split())
+    for file in CONF.glob("*/*.yaml"):
+        assert file.stem in words
+    assert "mine" in words
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/dynarank"])
+    assert "  dynarank train experiment=quickstart" in help_text([])
 
 
 SINGLE = sorted(

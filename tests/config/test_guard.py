@@ -7,10 +7,12 @@ from typing import Any
 
 import hydra
 import pytest
+from omegaconf import OmegaConf
 from tiny import CONF
 
-from dynarank.config.guard import guarded, refuse_pickle
-from dynarank.config.schema import LoggerConfig, folder_name, register_schemas
+from dynarank.config.folders import folder_name
+from dynarank.config.guard import check, guarded, refuse_pickle
+from dynarank.config.schema import LoggerConfig, register_schemas
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import ModelConfig
 from dynarank.tasks.config import TaskConfig
@@ -67,9 +69,7 @@ IN_FILES = [
 
 @pytest.mark.parametrize("text", IN_FILES)
 def test_nor_from_a_file_by_whatever_way(text: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"may build only|must be one of ext|makes settings of a text"
-    ):
+    with pytest.raises(UserError, match=r"^mine\.yaml sets hydra\..*: a file may not set this key"):
         with_hydra(tmp_path, text)
 
 
@@ -77,7 +77,7 @@ def test_a_saved_configuration_is_checked_when_it_is_run_again(tmp_path: Path) -
     (tmp_path / "config.yaml").write_text(
         "output_dir: y\nhydra: {callbacks: {x: {_target_: os.system, command: 'true'}}}\n"
     )
-    with pytest.raises(UserError, match=r"os\.system"):
+    with pytest.raises(UserError, match=r"^config\.yaml sets hydra\.callbacks\.x\._target_"):
         composed(conf=tmp_path, name="config")
 
 
@@ -89,11 +89,109 @@ def test_what_hydra_and_its_plugins_bring_is_built() -> None:
     )
 
 
-def test_a_configuration_that_holds_itself_is_checked_all_the_same(tmp_path: Path) -> None:
-    with_hydra(
-        tmp_path,
-        "  job: {env_set: {X: '${hydra.job.name}'}}\n  callbacks: {y: '${hydra.launcher}'}\n",
+TYPED = [
+    ["+hydra.job_logging.formatters.x={class: os.system}"],
+    ["+hydra.hydra_logging.handlers.x={class: logging.handlers.SocketHandler}"],
+    [
+        "+hydra.hydra_logging.handlers.x="
+        "{class: logging.StreamHandler, stream: 'ext://antigravity.webbrowser'}"
+    ],
+    ["+hydra.callbacks.x={_target_: [os.system]}"],
+    ["+hydra.callbacks.x={y: [{z: {_target_: os.system}}]}"],
+    ["+hydra.callbacks.x={_target_: '${hydra.job.env_set.X}'}", "+hydra.job.env_set.X=os.system"],
+    ["+hydra.callbacks.x='${hydra.job.env_set}'", "+hydra.job.env_set._target_=os.system"],
+]
+
+
+@pytest.mark.parametrize("overrides", TYPED)
+def test_nor_from_the_command_line_by_whatever_way(overrides: list[str]) -> None:
+    with pytest.raises(UserError, match=r"may build only|must be one of ext"):
+        composed(*overrides)
+
+
+def test_a_factory_of_pythons_logging_is_a_builder() -> None:
+    with pytest.raises(UserError, match="may build only"):
+        check(OmegaConf.create({"hydra": {"job_logging": {"filters": {"x": {"()": "os.system"}}}}}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "job: {env_set: {HF_ENDPOINT: 'https://example.org'}}",
+        "job: {env_copy: [HOME]}",
+        "job: {name: ../../x}",
+        "job: {chdir: true}",
+        "output_subdir: ../../x",
+        "job_logging: {handlers: {file: {filename: /tmp/x}}}",
+        "job_logging: {formatters: {simple: {format: 'curl x'}}}",
+        "runtime: {output_dir: /tmp/x}",
+        "overrides: {hydra: [x]}",
+        "launcher: {setup: ['true']}",
+        "launcher: {additional_parameters: {x: y}}",
+        "launcher: {address: 'ray://example.org'}",
+        "launcher: {_target_: hydra_plugins.dynarank_launcher.RayLauncher}",
+        "launcher: '${oc.env:X}'",
+        "sweeper: {params: {hydra.job.env_set.X: y}}",
+        "sweeper: {params: {+hydra.job.env_set.X: y}}",
+        "sweeper: {params: {model@hydra.job.env_set: minilm}}",
+        "sweeper: {params: {model.trust_remote_code: true}}",
+        "searchpath: ['pkg://antigravity']",
+        "run: {dir: /tmp/x}",
+        "run: {dir: ../x}",
+        "run: {dir: '~/x'}",
+        "sweep: {dir: '${oc.env:HOME}'}",
+    ],
+)
+def test_a_file_may_set_no_other_key_of_hydras(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a primary file, by a file of a group, and by a file that names its own place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/nobody-here")
+    (tmp_path / "mine.yaml").write_text(f"defaults: [train, _self_]\nhydra: {{{text}}}\n")
+    with pytest.raises(UserError, match=r"a file may (not|choose only)|imports a package"):
+        composed_with_path = [] if "searchpath" in text else [f"hydra.searchpath=[file://{CONF}]"]
+        composed(*composed_with_path, conf=tmp_path, name="mine")
+    if "searchpath" in text:
+        return
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mine.yaml").write_text(f"# @package hydra\n{text}\n")
+    with pytest.raises(UserError, match=r"a file may (not|choose only)"):
+        composed("+task@hydra=mine", f"hydra.searchpath=[file://{tmp_path}]")
+
+
+def test_a_file_does_not_let_a_models_code_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [train, _self_]\nmodel: {trust_remote_code: true}\n"
     )
+    with pytest.raises(UserError, match=r"Type it: model\.trust_remote_code=true"):
+        composed(f"hydra.searchpath=[file://{CONF}]", conf=tmp_path, name="mine")
+
+
+def test_a_file_may_set_what_a_sweep_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [train, _self_, {override hydra/launcher: submitit_slurm}]\n"
+        "seed: 7\n"
+        "hydra:\n  mode: MULTIRUN\n  run: {dir: runs/mine}\n  sweep: {dir: runs/s, subdir: x}\n"
+        "  sweeper: {params: {budget: 'r2,r4', dem.eta: '0,0.1'}}\n"
+        "  launcher: {timeout_min: 60, gpus_per_node: 1, partition: gpu, mem_gb: 8}\n"
+    )
+    whole = composed(f"hydra.searchpath=[file://{CONF}]", conf=tmp_path, name="mine")
+    assert (whole.seed, whole.hydra.launcher.partition) == (7, "gpu")
+    assert whole.hydra.run.dir == "runs/mine"
+
+
+def test_what_is_typed_may_choose_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert composed("hydra.run.dir=/tmp/x").hydra.run.dir == "/tmp/x"
+    assert composed("hydra.run.dir='~/run'").hydra.run.dir == str(tmp_path / "run")
+
+
+def test_a_configuration_that_holds_itself_is_checked_all_the_same() -> None:
+    composed("+hydra.job.env_set.X='${hydra.job.name}'", "+hydra.callbacks.y='${hydra.launcher}'")
     with pytest.raises(UserError, match="nests too deep"):
         composed("+hydra.callbacks." + ".".join("abcdefgh" * 5) + "=1")
 

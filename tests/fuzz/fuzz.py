@@ -29,8 +29,9 @@ with atheris.instrument_imports(include=["dynarank", "omegaconf"]):
     from yaml import YAMLError
 
     from dynarank import adapter_files, predict
+    from dynarank.config.describe import setting_names
     from dynarank.config.guard import guarded
-    from dynarank.config.schema import register_schemas, setting_names, to_config
+    from dynarank.config.schema import register_schemas, to_config
     from dynarank.errors import UserError
     from dynarank.pretrained.hub import HubConfig
 

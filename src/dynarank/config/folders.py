@@ -1,8 +1,13 @@
-"""Where the files of settings lie: conf/ of a clone, or the copy that a wheel carries."""
+"""Where the configuration's files are, and texts as names of folders."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems take 255, of which a sweep's number needs some."""
 
 
 def conf_folder() -> Path:
@@ -10,3 +15,15 @@ def conf_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     clone = package.parents[1] / "conf"
     return clone if (clone / "train.yaml").is_file() else package / "conf"
+
+
+def folder_name(text: str) -> str:
+    """Return a text as the name of one folder: no way out of its parent, and never too long."""
+    name = re.sub(r"[/\\\x00-\x1f\x7f]", "_", str(text))
+    if name.startswith("."):
+        name = f"_{name[1:]}"
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    beginning = name.encode()[: LONGEST_NAME - 13].decode(errors="ignore")
+    return f"{beginning}-{digest}"

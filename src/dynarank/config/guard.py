@@ -1,18 +1,28 @@
-"""What no composed configuration may hold: objects to build from anywhere, and secrets, which would be saved with it.
+"""What no composed configuration may hold: things to build from anywhere, and secrets.
 
-Hydra builds callbacks, launchers, sweepers and loggers from what a configuration names, that of a folder or a saved run
-included, before the run begins. So every composition is checked as Hydra makes it.
+Hydra builds callbacks, launchers, sweepers and loggers from what a configuration names, that of a
+folder or a saved run included, before the run begins. A secret would be saved with the run. So
+every composition is checked as Hydra makes it.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
-from dynarank.config.redaction import SECRET_FORMS, SECRET_NAME, secret_environment
+from dynarank.config.file_keys import (
+    check_file,
+    check_folders,
+    check_search_path,
+    is_own_source,
+)
+from dynarank.config.redaction import SECRET_FORMS, is_secret_name, secret_environment
 from dynarank.errors import UserError
+from dynarank.settings import expand_user
 
 BUILDERS = ("_target_", "()", "class", "factory")
 """Keys by which Hydra, and Python's logging, name what to build."""
@@ -22,82 +32,197 @@ PACKAGES = (
     "hydra_plugins.",
     "dynarank.",
 )
-"""Whose classes may be built. Not what they import: `dynarank.sweeps.sweep.subprocess.run` is no class of dynarank's."""
+"""Packages whose classes may be built. What their modules import is not meant:
+`dynarank.sweeps.sweep.subprocess.run` is no class of dynarank's."""
 LOGGING = (
-    *("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter"),
-    *(
-        "logging.handlers.RotatingFileHandler",
-        "logging.handlers.TimedRotatingFileHandler",
-        "colorlog.ColoredFormatter",
-    ),
+    "logging.StreamHandler",
+    "logging.FileHandler",
+    "logging.NullHandler",
+    "logging.Formatter",
+    "logging.handlers.RotatingFileHandler",
+    "logging.handlers.TimedRotatingFileHandler",
+    "colorlog.ColoredFormatter",
 )
 MAKERS = ("oc.create", "oc.decode")
 """Resolvers that make a mapping of a text."""
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 """What a log handler may refer to: `ext://` imports any module."""
 DEEPEST = 30
-REMEDY = "Give secrets by environment variables alone (HF_TOKEN, WANDB_API_KEY), which the libraries read themselves"
+REMEDY = (
+    "Give secrets by environment variables alone (HF_TOKEN, WANDB_API_KEY), "
+    "which the libraries read themselves"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key of a configuration."""
+
+    name: str
+    """Its dotted name."""
+    key: str
+    """The last part of the name."""
+    reference: str
+    """The text of a value that refers to another, `${...}`; else empty."""
+    value: Any
+    """The value, with a reference followed where that is possible."""
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Check each configuration that Hydra composes, a sweep's points included, before it acts on one (`UserError`)."""
+def guarded(check_values: bool = False) -> Iterator[None]:
+    """Check each configuration that Hydra composes, a sweep's points included, before it acts.
+
+    Hydra has no hook of its own between composing and acting, so three of its methods are replaced.
+
+    Args:
+        check_values: also check the values' ranges, before Hydra makes the run's folder.
+
+    Raises:
+        UserError: as `check`, and as `file_keys` for what a user's file may not set.
+    """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.types import RunMode
 
     compose = ConfigLoaderImpl.load_configuration
+    load_file = ConfigLoaderImpl._load_single_config
+    add_search_path = ConfigLoaderImpl._process_config_searchpath
+    folders: list[str] = []
 
-    def checked(*arguments: Any, **options: Any) -> Any:
-        composed = compose(*arguments, **options)
+    def load_checked(loader: Any, default: Any, repo: Any) -> Any:
+        loaded = load_file(loader, default=default, repo=repo)
+        if not is_own_source(loaded.path):
+            folders.extend(check_file(loaded.config, f"{default.config_path}.yaml"))
+        return loaded
+
+    def add_checked(loader: Any, config_name: Any, parsed_overrides: Any, repo: Any) -> None:
+        primary = repo.load_config(config_path=config_name) if config_name else None
+        if primary is not None and not is_own_source(primary.path):
+            check_search_path(primary.config, f"{config_name}.yaml")
+        add_search_path(loader, config_name, parsed_overrides, repo)
+
+    def checked(
+        loader: Any, config_name: Any, overrides: Any, *arguments: Any, **options: Any
+    ) -> Any:
+        folders.clear()
+        composed = compose(loader, config_name, overrides, *arguments, **options)
         check(composed)
+        check_folders(composed, folders, overrides)
+        expand_folders(composed)
+        if check_values and composed.hydra.mode != RunMode.MULTIRUN:
+            check_ranges(composed)
         return composed
 
     ConfigLoaderImpl.load_configuration = checked
+    ConfigLoaderImpl._load_single_config = load_checked
+    ConfigLoaderImpl._process_config_searchpath = add_checked
     try:
         yield
     finally:
         ConfigLoaderImpl.load_configuration = compose
+        ConfigLoaderImpl._load_single_config = load_file
+        ConfigLoaderImpl._process_config_searchpath = add_search_path
+
+
+def expand_folders(composed: Any) -> None:
+    """Put the home folder in place of a leading ~ in the folders that Hydra makes."""
+    for node in (composed.hydra.run, composed.hydra.sweep):
+        raw = node._get_node("dir")._value()
+        if isinstance(raw, str) and raw.startswith("~"):
+            node.dir = expand_user(raw)
+
+
+def check_ranges(composed: Any) -> None:
+    """Refuse a value out of its range, before the run's folder is made.
+
+    What only the running job can know is left to the job's own check.
+
+    Raises:
+        UserError: as `to_config`.
+    """
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    from dynarank.config.schema import TrainConfig, to_config
+
+    if OmegaConf.get_type(composed) is not TrainConfig:
+        return
+    run = copy.deepcopy(composed)
+    with open_dict(run):
+        run.pop("hydra")
+        run.output_dir = "not known yet"
+    with suppress(OmegaConfBaseException):
+        to_config(run)
 
 
 def refuse_pickle(arguments: Sequence[str]) -> None:
-    """Raise `UserError` for the one option of Hydra's that unpickles a file."""
-    if any(one.startswith("--e") for one in arguments):  # argparse takes its beginnings too
+    """Refuse the one option of Hydra's that unpickles a file.
+
+    Raises:
+        UserError: the option, or a beginning of it, which argparse takes too, is there.
+    """
+    if any(argument.startswith("--e") for argument in arguments):
         raise UserError(
-            "--experimental-rerun loads a pickle, which can run anything. Give the run's overrides again: they stand in "
-            "its .hydra/overrides.yaml"
+            "--experimental-rerun loads a pickle, which can run anything. "
+            "Give the run's overrides again: they stand in its .hydra/overrides.yaml"
         )
 
 
 def check(composed: Any) -> None:
-    """Raise `UserError` for what a configuration may not hold. The message never shows a secret's value."""
+    """Refuse what a configuration may not hold.
+
+    Raises:
+        UserError: the message names the setting, and never shows a secret's value.
+    """
+    secrets = secret_environment()
+    found = list(entries(composed))
+    # A user knows the settings better than Hydra's keys, so a fault in a setting comes first.
+    found.sort(key=lambda entry: entry.name.startswith("hydra."))
+    for entry in found:
+        if entry.key in BUILDERS:
+            check_target(entry.name, entry.value)
+        if str(entry.value).startswith("ext://") and entry.value not in STREAMS:
+            raise UserError(f"{entry.name} = {entry.value}: must be one of {', '.join(STREAMS)}")
+        check_secret(entry, secrets)
+
+
+def check_secret(entry: Entry, secrets: Mapping[str, str]) -> None:
+    """Refuse a secret in a configuration's name, key or value.
+
+    Args:
+        entry: what to look at.
+        secrets: values of environment variables that are secret, by the variable's name.
+
+    Raises:
+        UserError: there is one; the message does not show it.
+    """
     from omegaconf import OmegaConf
 
-    known = secret_environment()
-    for name, key, raw, value in sorted(
-        entries(composed), key=lambda one: one[0].startswith("hydra.")
-    ):  # settings first
-        if key in BUILDERS:
-            check_target(name, value)
-        if str(value).startswith("ext://") and value not in STREAMS:
-            raise UserError(f"{name} = {value}: must be one of {', '.join(STREAMS)}")
-        if value not in (None, "", {}, []) and SECRET_NAME.search(key):
+    if entry.value not in (None, "", {}, []) and is_secret_name(entry.key):
+        raise UserError(
+            f"{entry.name} looks like a secret, and a configuration is saved with its run. {REMEDY}"
+        )
+    value = "" if OmegaConf.is_config(entry.value) else str(entry.value)
+    for text in (entry.key, entry.reference, value):
+        if any(form.search(text) for form in SECRET_FORMS):
             raise UserError(
-                f"{name} looks like a secret, and a configuration is saved with its run. {REMEDY}"
+                f"{entry.name} holds a token, or a URL with one, and is saved with its run. "
+                f"{REMEDY}"
             )
-        for text in (key, raw, "" if OmegaConf.is_config(value) else str(value)):
-            if any(form.search(text) for form in SECRET_FORMS):
+        for variable, secret in secrets.items():
+            if secret in text:
                 raise UserError(
-                    f"{name} holds a token, or a URL with one, and is saved with its run. {REMEDY}"
-                )
-            if leaked := [variable for variable, secret in known.items() if secret in text]:
-                raise UserError(
-                    f"{name} holds the value of ${leaked[0]}, and is saved with its run. {REMEDY}"
+                    f"{entry.name} holds the value of ${variable}, and is saved with its run. "
+                    f"{REMEDY}"
                 )
 
 
-def entries(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
-    """Dotted name, last key, text of a reference, and value with its references followed, of all in a configuration.
+def entries(node: Any, prefix: str = "") -> Iterator[Entry]:
+    """Yield every key of a configuration, at any depth.
 
-    A reference that only a running job can follow stays as it is written.
+    A reference that only a running job can follow keeps its text as its value.
+
+    Raises:
+        UserError: the configuration nests too deep, or makes settings of a text that is not known.
     """
     from omegaconf import DictConfig, OmegaConf
 
@@ -107,37 +232,51 @@ def entries(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
     for key in keys:
         if OmegaConf.is_missing(node, key):
             continue
-        name, reference = f"{prefix}{key}", OmegaConf.is_interpolation(node, key)
-        raw = str(node._get_node(key)._value()) if reference else ""
-        try:
-            value = node[key]
-        except Exception:  # what it refers to is checked where it stands
-            if any(maker in raw for maker in MAKERS):
-                raise UserError(
-                    f"{name} = {raw}: makes settings of a text that is not known yet. Write them out"
-                ) from None
-            value = raw
-        yield name, str(key), raw, value
-        if OmegaConf.is_config(value) and (not reference or any(maker in raw for maker in MAKERS)):
-            yield from entries(value, f"{name}.")
+        entry = _read_entry(node, key, f"{prefix}{key}")
+        yield entry
+        makes_settings = any(maker in entry.reference for maker in MAKERS)
+        if OmegaConf.is_config(entry.value) and (not entry.reference or makes_settings):
+            yield from entries(entry.value, f"{entry.name}.")
+
+
+def _read_entry(node: Any, key: Any, name: str) -> Entry:
+    from omegaconf import OmegaConf
+
+    reference = ""
+    if OmegaConf.is_interpolation(node, key):
+        reference = str(node._get_node(key)._value())
+    try:
+        value = node[key]
+    except Exception:  # what it refers to is checked where it stands
+        if any(maker in reference for maker in MAKERS):
+            raise UserError(
+                f"{name} = {reference}: makes settings of a text that is not known yet. "
+                "Write them out"
+            ) from None
+        value = reference
+    return Entry(name=name, key=str(key), reference=reference, value=value)
 
 
 def check_target(name: str, target: Any) -> None:
-    """Raise `UserError` unless it names a class of those that a configuration may build."""
-    if target in LOGGING or (
-        isinstance(target, str) and target.startswith(PACKAGES) and _is_own_class(target)
-    ):
+    """Refuse what is no class of those that a configuration may build.
+
+    Raises:
+        UserError: the message lists the packages and classes that are allowed.
+    """
+    is_own = isinstance(target, str) and target.startswith(PACKAGES) and _is_own_class(target)
+    if is_own or target in LOGGING:
         return
+    packages = ", ".join(package.rstrip(".") for package in PACKAGES)
     raise UserError(
-        f"{name} = {target}: a configuration may build only classes of {', '.join(one[:-1] for one in PACKAGES)}, and "
-        f"{', '.join(LOGGING)}"
+        f"{name} = {target}: a configuration may build only classes of {packages}, "
+        f"and {', '.join(LOGGING)}"
     )
 
 
 def _is_own_class(target: str) -> bool:
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         return False
-    return isinstance(found, type) and f"{found.__module__}.".startswith(PACKAGES)
+    return isinstance(kind, type) and f"{kind.__module__}.".startswith(PACKAGES)

@@ -1,42 +1,80 @@
-"""What counts as a secret, and how it is kept out of what is said."""
+"""What counts as a secret, and how it is kept out of what is printed."""
 
 from __future__ import annotations
 
 import os
 import re
+from itertools import pairwise
 
-SECRET_NAME = re.compile(
-    r"(^|[._-])(token|(api)?key|secret|pass(word|wd|phrase)|credentials?)$", re.IGNORECASE
+SECRET_ENDINGS = {"token", "key", "pass", "pwd", "pat", "auth", "jwt", "dsn", "cookie"}
+"""Words that make a name secret where they end it: `GITHUB_PAT`, `accessToken`."""
+SECRET_WORD = re.compile(
+    r"password|passwd|passphrase|secret|credentials?|apikey|(access|auth|private|api)(key|token)"
 )
-"""Names of settings and of environment variables."""
+"""What makes a name secret wherever a word of it ends so: `PGPASSWORD`, `client_secret_v2`."""
+NO_SECRET = {"PWD", "OLDPWD", "pad_token", "eos_token", "bos_token", "unk_token", "mask_token"}
 SECRET_FORMS = (
     re.compile(
-        r"\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-|wandb_v1_)[\w-]{16,}|\bAKIA[0-9A-Z]{16}\b"
+        r"\b(hf_|api_org_|gh[pousr]_|github_pat_|gl[a-z]{2,5}-|sk-|xapp-|xox[a-z]-|wandb_v1_|npm_"
+        r"|pypi-|dckr_pat_|rubygems_|[srp]k_(live|test)_|do[opr]_v1_|hv[sbr]\.|GOCSPX-|ya29\.|SG\.)"
+        r"[\w.-]{16,}"
     ),
+    re.compile(
+        r"\b(AKIA|ASIA|ABIA|ACCA|A3T[A-Z0-9])[A-Z0-9]{16}\b"
+        r"|\bAIza[\w-]{35}|\bdapi[0-9a-f]{32}"
+    ),
+    re.compile(r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}(\.[\w-]*)?"),
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----|hooks\.slack\.com/services/[\w/]+"),
+    re.compile(r"\bbearer\s+[\w.~+/=-]{16,}", re.IGNORECASE),
     re.compile(
         r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)|(?<=https://)[^/\s@]+(?=@)|(?<=http://)[^/\s@]+(?=@)"
     ),
     re.compile(
-        r"(?<=[?&])(x-(amz|goog)-(signature|credential)|sig|signature|(access_?)?token|(api_?)?key)=[^&\s]*",
-        re.I,
+        r"(?<=[?&;#])([\w-]*(signature|credential|token|passw(or)?d|passphrase|secret|api_?key)"
+        r"|key|sig|pwd|pass|pat|auth|access_?key)=[^&;\s]+",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"(?<![\w.])(password|passwd|pwd|accountkey|sharedaccesskey)\s*=\s*[^\s;&,]+",
+        re.IGNORECASE,
     ),
 )
-"""Tokens, a user with a password in a URL, a signed URL."""
+"""Tokens of model hubs, forges, clouds and package registries; JSON web tokens; private keys; a
+user with a password in a URL; a secret in a URL's query or in a database's connection."""
 SHORTEST = 8
 """Characters from which on an environment variable's value counts as a secret."""
 
 
+def is_secret_name(name: str) -> bool:
+    """Return whether a setting or an environment variable is secret by its name."""
+    if name in NO_SECRET:
+        return False
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    words = [word for word in re.split(r"[^a-z0-9]+", spaced) if word]
+    if not words:
+        return False
+    if words[-1] in SECRET_ENDINGS or any(re.search(f"({SECRET_WORD.pattern})$", w) for w in words):
+        return True
+    pairs = [first + second for first, second in pairwise(words)]
+    return any(SECRET_WORD.fullmatch(pair) for pair in pairs) and words[-1] not in ("id", "file")
+
+
 def secret_environment() -> dict[str, str]:
-    """Environment variables that are secret by their names; not paths, which say where a secret lies."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if SECRET_NAME.search(name) and len(value) >= SHORTEST and not os.path.exists(value)
-    }
+    """Return the values of environment variables that are secret by name or form, by name.
+
+    A path is none of them: it says where a secret lies.
+    """
+    secrets = {}
+    for name, value in os.environ.items():
+        if len(value) < SHORTEST or os.path.exists(value):
+            continue
+        if is_secret_name(name) or any(form.search(value) for form in SECRET_FORMS):
+            secrets[name] = value
+    return secrets
 
 
 def redact(text: str) -> str:
-    """The text with *** for every secret in it."""
+    """Return the text with *** for every secret in it."""
     for secret in secret_environment().values():
         text = text.replace(secret, "***")
     for form in SECRET_FORMS:

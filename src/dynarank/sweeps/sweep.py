@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dynarank.config.command_line import command_to_start, quote
 from dynarank.errors import UserError
 from dynarank.sweeps.executors import Executor
 from dynarank.sweeps.point import POINT, START_OVER, Job, Point
@@ -136,20 +136,17 @@ def _jobs(
     ]
     shared = _shared_overrides(points)
     environment = tracker_environment(config, sweep, points[0])
-    script = str(Path(sys.argv[0]).resolve())
     jobs = []
     for point in unfinished:
         placed = replace(point, folder=point.folder.resolve())
-        path = str(placed.folder).replace("\\", "\\\\").replace("'", "\\'")
         command = [
-            sys.executable,
-            script,
+            *command_to_start(),
             *point.overrides,
             *hydra_overrides,
             START_OVER,
             # An experiment may say hydra.mode=MULTIRUN, and each of its points would sweep again.
             "hydra.mode=RUN",
-            f"hydra.run.dir='{path}'",
+            f"hydra.run.dir={quote(placed.folder)}",
         ]
         varying = [override for override in point.overrides if override not in shared]
         job = Job(

@@ -9,11 +9,11 @@ import json
 import logging
 import math
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynarank.config.command_line import command_to_print
 from dynarank.errors import UserError
 from dynarank.sweeps.search_space import Space, import_optuna, without_housekeeping
 
@@ -229,7 +229,7 @@ class Tuning:
 
     def command(self, parameters: dict[str, Any]) -> str:
         """Return the command line that runs these settings alone."""
-        words = ["python", sys.argv[0]]
+        words = command_to_print()
         for override in without_housekeeping(self.space.fixed):
             if override != "experiment=tune":
                 words.append(override)

@@ -1,6 +1,7 @@
-"""Hydra looks for launchers in packages of hydra_plugins; what they do is in dynarank.training.
+"""Launchers of sweeps. Hydra looks for them here; what they do is in dynarank.sweeps.
 
-No postponed annotations here: Hydra runs this file before Python knows it as a module, which dataclasses cannot bear.
+Annotations are not postponed here: Hydra runs this file before Python knows it as a module, which
+dataclasses cannot bear.
 """
 
 from collections.abc import Sequence
@@ -17,14 +18,14 @@ class FreshProcessConf:
 
     _target_: str = "hydra_plugins.dynarank_launcher.FreshProcessLauncher"
     n_jobs: int = 1
-    """Runs side by side; the machine's threads are shared out among them."""
+    """Runs side by side; they share the machine's threads."""
     devices: list[int] = field(default_factory=list)
-    """GPUs to give to the runs, one each, in turn; none: every run sees all."""
+    """GPUs to give to the runs, one each, in turn; []: every run sees all."""
 
 
 @dataclass
 class SubmititLocalConf:
-    """Every point as a job of submitit's on this machine: what a Slurm sweep does, without Slurm."""
+    """Every point as a job of submitit's on this machine: a Slurm sweep without Slurm."""
 
     _target_: str = "hydra_plugins.dynarank_launcher.SubmititLauncher"
     _convert_: str = "all"
@@ -51,18 +52,23 @@ class SubmititSlurmConf:
     _convert_: str = "all"
     cluster: str = "slurm"
     partition: str | None = None
+    """The partition of the cluster; null: its default one."""
     account: str | None = None
+    """The account that pays; null: the user's default one."""
     timeout_min: int = 1440
-    """Minutes after which Slurm ends a job; it goes on in a new one, see max_num_timeout."""
+    """Minutes after which Slurm ends a job; the run goes on in a new one, see max_num_timeout."""
     max_num_timeout: int = 20
     """How many times a run goes on after its time was up. Being preempted does not count."""
     signal_delay_s: int = 120
     """Seconds before the end at which a run is told to save."""
     nodes: int = 1
+    """Machines of one run."""
     tasks_per_node: int = 1
     """Processes of one run on each node: with DDP, as many as it has GPUs there."""
     gpus_per_node: int | None = None
+    """GPUs of each machine."""
     cpus_per_task: int | None = None
+    """CPUs of each process, and its threads."""
     mem_gb: float | None = None
     """Memory of each node."""
     array_parallelism: int = 256
@@ -79,7 +85,8 @@ class RayConf:
 
     _target_: str = "hydra_plugins.dynarank_launcher.RayLauncher"
     address: str | None = None
-    """Of a cluster (auto: the one this machine belongs to), whose machines share the folders; null: this machine alone."""
+    """Address of a cluster whose machines share the folders; auto: the one that this machine is
+    in; null: this machine alone."""
     num_cpus: float = 1
     """CPUs that a run takes."""
     num_gpus: float = 0
@@ -96,7 +103,7 @@ for name, node in (
 
 
 class FreshProcessLauncher(Launcher):  # type: ignore[misc]
-    """Runs `python SCRIPT OVERRIDES` for every point, so that none sees what another left in its process."""
+    """Runs the train command for every point, so that none sees what another left in memory."""
 
     def __init__(self, n_jobs: int, devices: list[int]) -> None:
         from dynarank.sweeps.executors import Processes
@@ -115,12 +122,17 @@ class FreshProcessLauncher(Launcher):  # type: ignore[misc]
         from dynarank.sweeps.sweep import launch
 
         return launch(
-            self.context, self.config, job_overrides, initial_job_idx, self.executor, resume
+            context=self.context,
+            config=self.config,
+            job_overrides=job_overrides,
+            first=initial_job_idx,
+            executor=self.executor,
+            resume=resume,
         )
 
 
 class SubmititLauncher(FreshProcessLauncher):
-    """The same command for every point, in a job of submitit's."""
+    """Runs the same command for every point, in a job of submitit's."""
 
     def __init__(
         self, cluster: str, max_num_timeout: int, n_jobs: int | None = None, **parameters: Any
@@ -128,18 +140,14 @@ class SubmititLauncher(FreshProcessLauncher):
         from dynarank.sweeps.executors import Submitit
 
         self.n_jobs = n_jobs or 1
-        given = {
-            key: value
-            for key, value in parameters.items()
-            if value is not None and value not in ([], {})
-        }
+        given = {name: value for name, value in parameters.items() if value not in (None, [], {})}
         threads = parameters.get("cpus_per_task")
         environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         self.executor = Submitit(cluster, given, n_jobs, max_num_timeout, environment)
 
 
 class RayLauncher(FreshProcessLauncher):
-    """The same command for every point, in a task of Ray."""
+    """Runs the same command for every point, in a task of Ray."""
 
     def __init__(self, address: str | None, num_cpus: float, num_gpus: float) -> None:
         from dynarank.sweeps.executors import RayTasks

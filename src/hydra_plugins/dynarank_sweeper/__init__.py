@@ -1,6 +1,7 @@
-"""Hydra looks for sweepers in packages of hydra_plugins; ours is in dynarank.sweeps.tuning.
+"""The sweeper that searches. Hydra looks for it here; what it does is in dynarank.sweeps.tuning.
 
-No postponed annotations here: Hydra runs this file before Python knows it as a module, which dataclasses cannot bear.
+Annotations are not postponed here: Hydra runs this file before Python knows it as a module, which
+dataclasses cannot bear.
 """
 
 from dataclasses import dataclass, field
@@ -19,21 +20,22 @@ class TuneConf:
     n_trials: int = 20
     """Settings to try."""
     n_jobs: int | None = None
-    """Runs side by side; null: hydra.launcher.n_jobs, where the launcher has it, else 1. What is tried at once cannot learn
-    from one another."""
+    """Trials side by side; null: hydra.launcher.n_jobs, where the launcher has it, else 1. Trials
+    that run at once cannot learn from one another."""
     n_startup_trials: int = 5
-    """The first so many are drawn at random."""
+    """How many of the first trials are drawn at random."""
     seed: int = 1
-    """Of what is drawn."""
+    """Decides what is drawn."""
     params: dict[str, Any] = field(default_factory=dict)
-    """What to search, as on the command line. Values of `seed` are not searched: each trial runs on all, for their mean."""
+    """What to search, as on the command line. Values of `seed` are not searched: each trial runs
+    with all of them, and its score is their mean."""
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="tune", node=TuneConf, provider="dynarank")
 
 
 class TuneSweeper(Sweeper):  # type: ignore[misc]
-    """Asks Optuna for settings, and tells it how the runs of our launcher scored."""
+    """Asks Optuna for settings, and tells it how the launcher's runs scored."""
 
     def __init__(
         self,
@@ -43,12 +45,10 @@ class TuneSweeper(Sweeper):  # type: ignore[misc]
         seed: int,
         params: dict[str, Any],
     ) -> None:
-        self.n_trials, self.n_jobs, self.n_startup_trials, self.seed = (
-            n_trials,
-            n_jobs,
-            n_startup_trials,
-            seed,
-        )
+        self.n_trials = n_trials
+        self.n_jobs = n_jobs
+        self.n_startup_trials = n_startup_trials
+        self.seed = seed
         self.params = params
         self.launcher: Any = None
         self.config: Any = None

@@ -1,0 +1,111 @@
+"""The train command's line: how a value is quoted, what is short for what, and how it goes on."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynarank.errors import UserError
+from dynarank.settings import expand_user
+
+PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "experiment=")
+"""Overrides that may name the run's folder."""
+
+
+def quote(value: str | Path) -> str:
+    """Return a value as Hydra's grammar takes it, in quotation marks where it needs them."""
+    text = str(value)
+    if re.fullmatch(r"[\w./-]+", text, re.ASCII):
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def own_script() -> Path | None:
+    """Return the script that this process was started by, a clone's train.py as a rule.
+
+    The `dynarank` command and `python -m dynarank...` are none.
+    """
+    script = Path(sys.argv[0])
+    package = Path(__file__).resolve().parents[1]
+    is_script = script.suffix == ".py" and not script.resolve().is_relative_to(package)
+    return script if is_script else None
+
+
+def command_to_print() -> list[str]:
+    """Return the words with which the user starts a run here, to be printed."""
+    script = own_script()
+    return ["dynarank", "train"] if script is None else ["python", str(script)]
+
+
+def command_to_start() -> list[str]:
+    """Return the words that start a run in a process of its own, on whatever folder it works."""
+    script = own_script()
+    if script is None:
+        return [sys.executable, "-m", "dynarank.commands.train"]
+    return [sys.executable, str(script.resolve())]
+
+
+def expand_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `resume=X` spelled out and ~ in place of the home folder.
+
+    Raises:
+        UserError: as `expand_resume`.
+    """
+    return expand_resume([_expand_home(argument) for argument in arguments])
+
+
+def _expand_home(argument: str) -> str:
+    """Return `NAME=~/PATH` with the home folder in its place, quoted for Hydra.
+
+    Shells leave this ~ as it is, and Hydra's grammar cannot read it.
+    """
+    name, sign, value = argument.partition("=")
+    inner = value[1:-1] if value[:1] == value[-1:] and value[:1] in ("'", '"') else value
+    if not sign or not re.match(r"~(/|$)", inner):
+        return argument
+    return f"{name}={quote(expand_user(inner))}"
+
+
+def expand_resume(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `resume=X` spelled out as `resume.path=X`.
+
+    Where X is a run's folder, or in one, the run goes on there.
+
+    Raises:
+        UserError: `resume=auto` names no folder; a new folder could never hold a checkpoint.
+    """
+    expanded = []
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        expanded.append(f"resume.path={value}" if name == "resume" else argument)
+    paths = [
+        argument.removeprefix("resume.path=").strip("'\"")
+        for argument in expanded
+        if argument.startswith("resume.path=")
+    ]
+    has_place = any(argument.startswith(PLACES) for argument in expanded)
+    if not paths or has_place or {"-m", "--multirun"} & set(expanded):
+        return expanded
+    if paths[-1] == "auto":
+        raise UserError(
+            "resume=auto goes on in the run's folder, and by default that is a new one. "
+            "Name the folder: hydra.run.dir=DIR"
+        )
+    path = Path(paths[-1])
+    is_checkpoint = path.suffix == ".ckpt" and path.parent.name == "checkpoints"
+    folder = path.parent.parent if is_checkpoint else path
+    if (folder / "checkpoints").is_dir():
+        expanded.append(f"hydra.run.dir={quote(folder)}")
+    return expanded
+
+
+def command_to_resume(arguments: Sequence[str], folder: Path | None) -> str:
+    """Return the command line that continues, in `folder`, what the arguments began."""
+    replaced = ("resume=", "resume.path=", "hydra.run.dir=")
+    kept = [argument for argument in arguments if not argument.startswith(replaced)]
+    place = [f"hydra.run.dir={quote(folder)}"] if folder else []
+    return shlex.join([*command_to_print(), *kept, *place, "resume=auto"])
