@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "predict new rows with a finished run",
     "evaluate": "score a labelled file with a finished run",
     "export": "write a run as a plain PEFT adapter, or merged into its model",
+    "compress": "make any PEFT LoRA adapter smaller, without training",
     "budget": "show what every method takes under a budget, without loading weights",
     "report": "compare runs: tables, statistics, pictures and a page",
     "doctor": "check whether this machine can train, and what",
