@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-import dynarank
+from dynarank import __version__
 from dynarank.commands.command_line import USER_ERROR
 from dynarank.errors import nearest
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(usage())
         sys.exit(0 if words else USER_ERROR)
     if words[0] == "--version":
-        print(f"dynarank {dynarank.__version__}")
+        print(f"dynarank {__version__}")
         return
     if words[0] not in COMMANDS:
         print(f"error: {_unknown(words)}", file=sys.stderr)
