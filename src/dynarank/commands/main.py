@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-import dynarank
+from dynarank import __version__
 from dynarank.commands.command_line import USER_ERROR
 from dynarank.errors import nearest
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "predict new rows with a finished run",
     "evaluate": "score a labelled file with a finished run",
     "export": "write a run as a plain PEFT adapter, or merged into its model",
+    "compress": "make any PEFT LoRA adapter smaller, without training",
     "budget": "show what every method takes under a budget, without loading weights",
     "report": "compare runs: tables, statistics, pictures and a page",
     "doctor": "check whether this machine can train, and what",
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(usage())
         sys.exit(0 if words else USER_ERROR)
     if words[0] == "--version":
-        print(f"dynarank {dynarank.__version__}")
+        print(f"dynarank {__version__}")
         return
     if words[0] not in COMMANDS:
         print(f"error: {_unknown(words)}", file=sys.stderr)
