@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from dynarank.errors import UserError
+from dynarank.pretrained.agreement import agree, check_tokenizer
 from dynarank.pretrained.architectures import (
     ARCHITECTURES,
     kind_of_model,
@@ -22,6 +24,9 @@ from dynarank.pretrained.precision import widen_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+log = logging.getLogger(__name__)
 
 
 class TaskNames(Protocol):
@@ -143,12 +148,15 @@ def _find_hub_kernel(recorded: dict[str, Any]) -> str | None:
 
 
 def load_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer, with a padding token. Raises `UserError` if there is none."""
+    """Return the model's tokenizer, with a padding token.
+
+    Raises:
+        UserError: there is none, or it has no vocabulary or no token to pad with.
+    """
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, "tokenizer", config, source)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    check_tokenizer(f"model.path = {config.path}", tokenizer)
     return tokenizer
 
 
@@ -184,15 +192,30 @@ def load_pretrained(
         raise UserError(
             f"model.path = {config.path}: is an adapter, not a model. Give the model that it adapts"
         )
-    if model.config.pad_token_id is None:
-        # The heads of GPT-2 and LLaMA look for the last token that is no padding.
-        model.config.pad_token_id = tokenizer.pad_token_id
+    agree(f"model.path = {config.path}", tokenizer, model, task.auto_class)
     model.train()
+    disable_layerdrop(model)
     _check_shapes(config, model, task, info["mismatched_keys"])
     head = head_modules(model, info["missing_keys"]) if task.has_head else []
     if dtype != torch.float32:
         widen_head(model, head, dtype)
     return Pretrained(model=model, tokenizer=tokenizer, head=head, source=source)
+
+
+def disable_layerdrop(model: nn.Module) -> None:
+    """Let no layer be skipped at random, with a warning where one would be.
+
+    The adapters of a skipped layer have no gradient: their importance is not known, and several
+    processes wait for each other for ever.
+    """
+    dropping = [module for module in model.modules() if getattr(module, "layerdrop", 0)]
+    for module in dropping:
+        module.layerdrop = 0.0  # type: ignore[assignment]
+    if dropping:
+        log.warning(
+            "the layerdrop of config.json, which skips layers at random, is taken as 0: the "
+            "adapters of a skipped layer would have no gradient"
+        )
 
 
 def _check_shapes(

@@ -1,0 +1,149 @@
+"""After loading, tokenizer, model and adapter are checked against each other.
+
+Each rule is here because a pair that breaks it either fails inside the model's code, or predicts
+something else for a row when other rows stand beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from dynarank.errors import UserError
+from dynarank.pretrained.architectures import kind_of_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+PADDED_ON_THE_LEFT = ("xlnet",)
+"""Architectures whose task head reads the last position, so that nothing may be padded there."""
+
+
+def check_tokenizer(field: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer a padding token where it has none.
+
+    Args:
+        field: the setting and its value that the tokenizer came from, for errors.
+
+    Raises:
+        UserError: the tokenizer has no vocabulary, or no token to pad with.
+    """
+    ordinary = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if not ordinary:
+        raise UserError(
+            f"{field}: its tokenizer has no vocabulary, only {len(tokenizer)} special tokens. "
+            "A file is missing in the folder, as tokenizer.json or vocab.txt: put it back"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"{field}: its tokenizer has neither a padding token nor an end-of-text token, so that "
+            "texts cannot be brought to one length. Name one of its tokens as pad_token in "
+            "tokenizer_config.json"
+        )
+
+
+def agree(
+    field: str,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    auto_class: str,
+) -> None:
+    """Check a tokenizer and a model against each other, and set what one must know of the other.
+
+    Args:
+        field: the setting and its value that the model came from, for errors.
+        auto_class: transformers' auto class of the model.
+
+    Raises:
+        UserError: they do not fit together.
+    """
+    _check_embedding(field, tokenizer, model)
+    _set_padding(tokenizer, model)
+    classifies = auto_class == "AutoModelForSequenceClassification"
+    if classifies and kind_of_model(model.config) == "encoder-decoder":
+        _check_end_of_text(field, tokenizer, model)
+
+
+def _check_embedding(
+    field: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    """Raise `UserError` where a token has no embedding."""
+    embedding: Any = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        return
+    vocabulary = tokenizer.get_vocab()
+    token = max(vocabulary, key=vocabulary.__getitem__)
+    if vocabulary[token] >= embedding.num_embeddings:
+        raise UserError(
+            f"{field}: the tokenizer has the token {token!r} with the number {vocabulary[token]}, "
+            f"and the model embeds only the numbers below {embedding.num_embeddings}. Take the "
+            "tokenizer that the model was trained with, or name one of its tokens as pad_token in "
+            "place of an added one"
+        )
+
+
+def _set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Let the model know the tokenizer's padding, and pad where the model does not read."""
+    # Models that count positions from the first token would see padding on the left as text.
+    left = model.config.model_type in PADDED_ON_THE_LEFT
+    tokenizer.padding_side = "left" if left else "right"
+    number = tokenizer.pad_token_id
+    settings = model.config.get_text_config()
+    # A decoder's task head looks for the last token that is no padding. In the other kinds this
+    # setting also places the positions, and the attention mask hides the padding.
+    if kind_of_model(model.config) == "decoder" or settings.pad_token_id is None:
+        if settings.pad_token_id not in (None, number):
+            log.warning(
+                "the tokenizer pads with %r (number %d), and config.json says %s: %d is used",
+                tokenizer.pad_token,
+                number,
+                settings.pad_token_id,
+                number,
+            )
+        settings.pad_token_id = number
+        model.config.pad_token_id = number
+    # A generated text that is shorter than others in its batch is filled up with this token.
+    generation: Any = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.pad_token_id = number
+
+
+def _check_end_of_text(
+    field: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    """Raise `UserError` where a text's end, which the task head reads, cannot be told.
+
+    The head of BART's and T5's kind takes the position of the last end-of-text token, and wants
+    equally many of them in each text.
+    """
+    end = model.config.eos_token_id
+    if tokenizer.pad_token_id == end:
+        raise UserError(
+            f"{field}: the tokenizer pads with {tokenizer.pad_token!r}, which also ends a text, "
+            "and the task head of this model reads a text at its end. Name another of its tokens "
+            "as pad_token in tokenizer_config.json"
+        )
+    if tokenizer("text")["input_ids"].count(end) != 1:
+        raise UserError(
+            f"{field}: the task head of this model reads a text at its end-of-text token (number "
+            f"{end}), which the tokenizer does not write behind a text. Take the tokenizer that "
+            "the model was trained with"
+        )
+
+
+def digests(
+    model: nn.Module, head: list[str], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, str]:
+    """Return what is recorded of a base model and a tokenizer beside an adapter."""
+    from dynarank.pretrained.digests import tokenizer_digest, weights_digest
+
+    return {
+        "base_weights": weights_digest(model, head),
+        "tokenizer": tokenizer_digest(tokenizer),
+    }
