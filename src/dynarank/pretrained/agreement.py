@@ -7,18 +7,29 @@ something else for a row when other rows stand beside it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from dynarank.errors import UserError
 from dynarank.pretrained.architectures import kind_of_model
+from dynarank.pretrained.digests import tokenizer_digest, weights_digest
+from dynarank.run_folder import ORIGIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dynarank.pretrained.models import Pretrained
+
 log = logging.getLogger(__name__)
 
+HEAD_PREFIXES = ("base_model.model.", "base_model.", "")
+"""What stands before a parameter's name in an adapter's file: PEFT's, its prompts', and ours."""
+BLANKS = " \N{LOWER ONE EIGHTH BLOCK}\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
+"""Signs that stand for a blank in vocabularies: a tokenizer without its file has them alone."""
 PADDED_ON_THE_LEFT = ("xlnet",)
 """Architectures whose task head reads the last position, so that nothing may be padded there."""
 
@@ -33,7 +44,7 @@ def check_tokenizer(field: str, tokenizer: PreTrainedTokenizerBase) -> None:
         UserError: the tokenizer has no vocabulary, or no token to pad with.
     """
     ordinary = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    if not ordinary:
+    if not any(token.strip(BLANKS) for token in ordinary):
         raise UserError(
             f"{field}: its tokenizer has no vocabulary, only {len(tokenizer)} special tokens. "
             "A file is missing in the folder, as tokenizer.json or vocab.txt: put it back"
@@ -137,13 +148,103 @@ def _check_end_of_text(
         )
 
 
-def digests(
-    model: nn.Module, head: list[str], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, str]:
-    """Return what is recorded of a base model and a tokenizer beside an adapter."""
-    from dynarank.pretrained.digests import tokenizer_digest, weights_digest
+def check_head(where: str, pretrained: Pretrained, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check the trained task head that lies in an adapter's file.
 
-    return {
-        "base_weights": weights_digest(model, head),
-        "tokenizer": tokenizer_digest(tokenizer),
-    }
+    Args:
+        where: the adapter, for errors.
+        pretrained: the base model, with the head of the recorded task.
+        shapes: shapes of the adapter's tensors, by their names in the file.
+
+    Raises:
+        UserError: the head is missing, or was trained for another number of labels.
+    """
+    in_model = {}
+    for name, parameter in pretrained.model.named_parameters():
+        if any(name.startswith(f"{module}.") for module in pretrained.head):
+            in_model[name] = parameter
+    for name, parameter in in_model.items():
+        keys = [prefix + name for prefix in HEAD_PREFIXES if prefix + name in shapes]
+        if not keys:
+            raise UserError(
+                f"{where}: holds no {name}, which is part of the trained task head. Export the "
+                "run again"
+            )
+        shape = tuple(shapes[keys[0]])
+        if shape != tuple(parameter.shape):
+            raise UserError(
+                f"{where}: {name} has the shape {shape}, and the task in {ORIGIN} wants "
+                f"{tuple(parameter.shape)}. Put the labels and the base back that it was trained "
+                "with: task.labels there, and --base"
+            )
+
+
+def tensor_shapes(weights: Path) -> dict[str, list[int]]:
+    """Return the shapes of a safetensors file's tensors, by name."""
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+
+@dataclass(frozen=True)
+class RecordedDigests:
+    """What was recorded beside an adapter of the base weights and the tokenizer it depends on."""
+
+    base_weights: str | None
+    tokenizer: str | None
+    comparable: bool
+    """Whether the same version of transformers computed them."""
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any], transformers_version: str | None) -> RecordedDigests:
+        """Read them from an adapter's record; older records hold none, and nothing is compared."""
+        digests, versions = record.get("digests"), record.get("versions")
+        digests = digests if isinstance(digests, dict) else {}
+        versions = versions if isinstance(versions, dict) else {}
+        return cls(
+            base_weights=digests.get("base_weights"),
+            tokenizer=digests.get("tokenizer"),
+            comparable=versions.get("transformers") == transformers_version,
+        )
+
+
+def check_tokenizer_digest(
+    where: str, recorded: RecordedDigests, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise `UserError` where an adapter's tokenizer is not the one of its training.
+
+    Args:
+        where: the adapter, for errors.
+    """
+    if recorded.tokenizer is None or recorded.tokenizer == tokenizer_digest(tokenizer):
+        return
+    _refuse_or_warn(
+        f"{where}: its tokenizer is not the one that it was trained with (recorded in {ORIGIN} as "
+        f"{recorded.tokenizer}). Put the files of that tokenizer back, or export the run again",
+        recorded.comparable,
+    )
+
+
+def check_weights_digest(where: str, recorded: RecordedDigests, pretrained: Pretrained) -> None:
+    """Raise `UserError` where an adapter's base has other weights than in its training.
+
+    Args:
+        where: the adapter, for errors.
+    """
+    present = weights_digest(pretrained.model, pretrained.head)
+    if recorded.base_weights is None or recorded.base_weights == present:
+        return
+    _refuse_or_warn(
+        f"{where}: was trained on other weights than {pretrained.source.path} holds, so that its "
+        f"predictions would be wrong. Name the model that it was trained on by --base; to use this "
+        f"one all the same, take base_weights out of {ORIGIN}",
+        recorded.comparable,
+    )
+
+
+def _refuse_or_warn(message: str, comparable: bool) -> None:
+    """Raise `UserError`; where versions differ, so that digests may too, log a warning."""
+    if comparable:
+        raise UserError(message)
+    log.warning("%s (transformers has another version now, which may be the reason)", message)

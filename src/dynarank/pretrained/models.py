@@ -161,11 +161,19 @@ def load_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBa
 
 
 def load_pretrained(
-    config: ModelConfig, source: Source, task: TaskModel, tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig,
+    source: Source,
+    task: TaskModel,
+    tokenizer: PreTrainedTokenizerBase,
+    head_is_trained: bool = False,
 ) -> Pretrained:
     """Load a model for a task, its weights in `model.dtype` and its head in float32.
 
     The model is in training mode, for Lightning leaves modes as they are.
+
+    Args:
+        head_is_trained: whether this is a finished run's whole model, of which nothing may be
+            begun anew.
 
     Raises:
         UserError: this is no model, none that fits the task, or not the expected weights.
@@ -195,7 +203,10 @@ def load_pretrained(
     agree(f"model.path = {config.path}", tokenizer, model, task.auto_class)
     model.train()
     disable_layerdrop(model)
-    _check_shapes(config, model, task, info["mismatched_keys"])
+    whole = head_is_trained or not task.has_head
+    _check_shapes(config, model, info["mismatched_keys"], whole)
+    if head_is_trained and info["missing_keys"]:
+        raise UserError(f"{source.path}: holds no {min(info['missing_keys'])}, which was trained")
     head = head_modules(model, info["missing_keys"]) if task.has_head else []
     if dtype != torch.float32:
         widen_head(model, head, dtype)
@@ -219,17 +230,23 @@ def disable_layerdrop(model: nn.Module) -> None:
 
 
 def _check_shapes(
-    config: ModelConfig, model: PreTrainedModel, task: TaskModel, mismatched: Sequence[Any]
+    config: ModelConfig, model: PreTrainedModel, mismatched: Sequence[Any], whole: bool
 ) -> None:
-    """Raise `UserError` where a weight of the body has another shape than config.json gives it.
+    """Raise `UserError` where a weight has another shape than config.json gives it.
 
-    A head of another task's size is begun anew, so that its shapes may differ.
+    Args:
+        whole: whether the head counts too; else one of another task's size is begun anew.
     """
     body = f"{model.base_model_prefix}."
     for key, *_ in mismatched:
-        if key.startswith(body) or not task.has_head:
+        if key.startswith(body):
             raise UserError(
                 f"model.path = {config.path}: {key} has not the shape that its config.json gives it"
+            )
+        if whole:
+            raise UserError(
+                f"model.path = {config.path}: {key} has not the shape that the task wants. Put "
+                "task.labels back as they were in training"
             )
 
 
