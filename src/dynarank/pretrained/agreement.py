@@ -140,7 +140,8 @@ def _check_end_of_text(
             "and the task head of this model reads a text at its end. Name another of its tokens "
             "as pad_token in tokenizer_config.json"
         )
-    if tokenizer("text")["input_ids"].count(end) != 1:
+    bare = tokenizer.encode("text", add_special_tokens=False)
+    if tokenizer.encode("text").count(end) != bare.count(end) + 1:
         raise UserError(
             f"{field}: the task head of this model reads a text at its end-of-text token (number "
             f"{end}), which the tokenizer does not write behind a text. Take the tokenizer that "
