@@ -237,9 +237,9 @@ def check_weights_digest(where: str, recorded: RecordedDigests, pretrained: Pret
     if recorded.base_weights is None or recorded.base_weights == present:
         return
     _refuse_or_warn(
-        f"{where}: was trained on other weights than {pretrained.source.path} holds, so that its "
-        f"predictions would be wrong. Name the model that it was trained on by --base; to use this "
-        f"one all the same, take base_weights out of {ORIGIN}",
+        f"{where} does not belong to {pretrained.source.path}: it was trained on other weights, so "
+        "that its predictions would be wrong. Name its base by --base; to use this one all the "
+        f"same, take base_weights out of {ORIGIN}",
         recorded.comparable,
     )
 
