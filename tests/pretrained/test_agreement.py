@@ -215,7 +215,8 @@ def test_other_weights_of_the_same_shapes_are_refused(
     check_weights_digest("run", recorded(base_weights=digest), loaded)  # the head does not count
     with torch.no_grad():
         loaded.model.roberta.embeddings.word_embeddings.weight.mul_(1.01)
-    with pytest.raises(UserError, match=r"run does not belong to .*: it was trained on other weights.* by --base"):
+    refusal = r"run does not belong to .*: it was trained on other weights.* by --base"
+    with pytest.raises(UserError, match=refusal):
         check_weights_digest("run", recorded(base_weights=digest), loaded)
     check_weights_digest("run", recorded(), loaded)
     older = RecordedDigests.read({"digests": {"base_weights": digest}, "versions": None}, "5")

@@ -149,6 +149,22 @@ def _check_end_of_text(
         )
 
 
+def disable_layerdrop(model: nn.Module) -> None:
+    """Let no layer be skipped at random, with a warning where one would be.
+
+    The adapters of a skipped layer have no gradient: their importance is not known, and several
+    processes wait for each other for ever.
+    """
+    dropping = [module for module in model.modules() if getattr(module, "layerdrop", 0)]
+    for module in dropping:
+        module.layerdrop = 0.0  # type: ignore[assignment]
+    if dropping:
+        log.warning(
+            "the layerdrop of config.json, which skips layers at random, is taken as 0: the "
+            "adapters of a skipped layer would have no gradient"
+        )
+
+
 def check_head(where: str, pretrained: Pretrained, shapes: Mapping[str, Sequence[int]]) -> None:
     """Check the trained task head that lies in an adapter's file.
 

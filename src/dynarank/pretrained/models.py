@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from dynarank.errors import UserError
-from dynarank.pretrained.agreement import agree, check_tokenizer
+from dynarank.pretrained.agreement import agree, check_tokenizer, disable_layerdrop
 from dynarank.pretrained.architectures import (
     ARCHITECTURES,
     kind_of_model,
@@ -21,47 +20,10 @@ from dynarank.pretrained.architectures import (
 from dynarank.pretrained.hub import ModelConfig, Source, check_sha256
 from dynarank.pretrained.internals import has_model_class, was_adapter
 from dynarank.pretrained.precision import widen_head
+from dynarank.pretrained.task_model import TaskModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-log = logging.getLogger(__name__)
-
-
-class TaskNames(Protocol):
-    """What a task's configuration says of itself, for error messages."""
-
-    @property
-    def name(self) -> str:
-        """The task's own name."""
-
-    @property
-    def family(self) -> str:
-        """The name of the task's family."""
-
-    @property
-    def architectures(self) -> Sequence[str]:
-        """The kinds of models that fit."""
-
-
-class TaskModel(Protocol):
-    """What a task says of the model that it needs."""
-
-    @property
-    def config(self) -> TaskNames:
-        """The task's configuration."""
-
-    @property
-    def auto_class(self) -> str:
-        """transformers' auto class of the models that fit."""
-
-    @property
-    def has_head(self) -> bool:
-        """Whether the auto class brings a task head of its own, to be trained in full."""
-
-    def model_options(self) -> dict[str, Any]:
-        """Return what `from_pretrained` is told about the task (number of labels, ...)."""
 
 
 @dataclass
@@ -211,22 +173,6 @@ def load_pretrained(
     if dtype != torch.float32:
         widen_head(model, head, dtype)
     return Pretrained(model=model, tokenizer=tokenizer, head=head, source=source)
-
-
-def disable_layerdrop(model: nn.Module) -> None:
-    """Let no layer be skipped at random, with a warning where one would be.
-
-    The adapters of a skipped layer have no gradient: their importance is not known, and several
-    processes wait for each other for ever.
-    """
-    dropping = [module for module in model.modules() if getattr(module, "layerdrop", 0)]
-    for module in dropping:
-        module.layerdrop = 0.0  # type: ignore[assignment]
-    if dropping:
-        log.warning(
-            "the layerdrop of config.json, which skips layers at random, is taken as 0: the "
-            "adapters of a skipped layer would have no gradient"
-        )
 
 
 def _check_shapes(
