@@ -157,7 +157,7 @@ def adapter_target() -> Callable[[bytes], None]:
 
     pretrained = models.Pretrained(base, None, ["classifier"], None)  # type: ignore[arg-type]
     models.load_tokenizer = lambda *given: None  # type: ignore[assignment,return-value]
-    models.load_pretrained = lambda *given: copy.deepcopy(pretrained)  # type: ignore[assignment]
+    models.load_pretrained = lambda *given, **options: copy.deepcopy(pretrained)  # type: ignore[assignment]
     predict.load_predictor(folder, HubConfig(str(hub)), device="cpu")
 
     def one(data: bytes) -> None:

@@ -149,3 +149,17 @@ def test_weights_with_another_hash_are_refused(tmp_path: Path) -> None:
     check_sha256(ModelConfig(path="org/name"), source)
     with pytest.raises(UserError, match=r"model\.sha256 = 00.*not the expected weights"):
         check_sha256(ModelConfig(path="org/name", sha256="00"), source)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "hub/models/org/name").mkdir(parents=True)
+    found = locate("models", "model.path", "org/name", "~/hub")
+    assert found.path == str((tmp_path / "hub/models/org/name").resolve())
+    assert locate("models", "model.path", "~/hub", None).path == str((tmp_path / "hub").resolve())
+
+
+def test_a_tilde_of_nobody_is_a_users_mistake() -> None:
+    for path, root in (("~nobody-of-that-name/x", None), ("org/name", "~nobody-of-that-name/x")):
+        with pytest.raises(UserError, match="the home folder is not known"):
+            locate("models", "model.path", path, root)

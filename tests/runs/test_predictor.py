@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.callbacks import Timer
 from prediction_runs import predict, records, trained
+from safetensors.torch import load_file, save_file
 from tiny import configure
 
 from dynarank.errors import UserError
@@ -105,3 +106,48 @@ def test_an_adapter_at_budget_comes_before_others(cola: Path, tmp_path: Path) ->
     assert find_adapter(cola / "adapter") == cola / "adapter"
     with pytest.raises(UserError, match=r"holds no dynarank\.json"):
         find_adapter(tmp_path, over_budget=True)
+
+
+def test_a_base_of_other_weights_is_refused_and_the_way_out_works(
+    cola: Path, hub_root: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(hub_root / "models/FacebookAI/roberta-base", other)
+    weights = load_file(other / "model.safetensors")
+    save_file(
+        {k: v * 1.01 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"}
+    )
+    shutil.copytree(cola / "adapter", tmp_path / "adapter")
+    hub = HubConfig(str(hub_root))
+    with pytest.raises(UserError, match=r"trained on other weights.*Name its base by --base"):
+        load_predictor(tmp_path, hub, base=str(other), device="cpu")
+    record = json.loads((tmp_path / "adapter/dynarank.json").read_text())
+    del record["digests"]["base_weights"]
+    (tmp_path / "adapter/dynarank.json").write_text(json.dumps(record))
+    load_predictor(tmp_path, hub, base=str(other), device="cpu")
+
+
+def test_another_tokenizer_is_refused(cola: Path, hub_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(cola / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter/tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["cat"], vocabulary["dog"] = vocabulary["dog"], vocabulary["cat"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"tokenizer is not the one .*Put the files"):
+        load_predictor(tmp_path, HubConfig(str(hub_root)), device="cpu")
+    path.unlink()
+    with pytest.raises(UserError):
+        load_predictor(tmp_path, HubConfig(str(hub_root)), device="cpu")
+
+
+def test_other_labels_than_in_training_are_refused_with_the_remedy(
+    cola: Path, hub_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(cola / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter/dynarank.json"
+    record = json.loads(path.read_text())
+    record["task"]["labels"] = ["a", "b", "c"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"has the shape .*task\.labels"):
+        load_predictor(tmp_path, HubConfig(str(hub_root)), device="cpu")

@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from dynarank.checkpoints.storage import Manifest
 from dynarank.config.schema import TrainConfig
@@ -66,8 +65,6 @@ FREE = (
 """What does not enter a run's numbers."""
 ROWS_A_BATCH = 1000
 """Rows that are turned into text at a time."""
-SAMPLES = 256
-"""Elements of each parameter that enter the digest of a model."""
 
 
 def package_versions() -> dict[str, str]:
@@ -217,24 +214,4 @@ def rows_digest(datasets: dict[str, Dataset]) -> str:
         for batch in rows.with_format("arrow").iter(batch_size=ROWS_A_BATCH):
             text = json.dumps(batch.to_pylist(), default=str, sort_keys=True)
             digest.update(text.encode())
-    return digest.hexdigest()[:16]
-
-
-def weights_digest(model: nn.Module, head: Sequence[str]) -> str:
-    """Return a digest of evenly spaced elements of every parameter.
-
-    It tells base models apart, and takes no time for large ones.
-
-    Args:
-        model: the base model with its head.
-        head: names of modules that are left out, because the seed makes them.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if _is_below(name, head):
-            continue
-        flat = parameter.detach().reshape(-1)
-        step = max(1, len(flat) // SAMPLES)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(flat[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

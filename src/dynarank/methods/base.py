@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -177,6 +177,7 @@ class Method(ABC, Generic[ConfigT]):
         """
         return MethodSize(parameters=self.adapter_parameters())
 
+    @abstractmethod
     def export(self, folder: Path, base: str, task_type: str) -> None:
         """Write what was trained into a folder.
 
@@ -187,15 +188,19 @@ class Method(ABC, Generic[ConfigT]):
         Raises:
             ValueError: there is nothing that can be loaded again.
         """
-        from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
-        trained = {
-            name: parameter.detach().cpu().contiguous()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
-        save_file(trained, folder / TRAINED, metadata={"format": "pt"})
+    def restore(
+        self, model: nn.Module, head: Sequence[str], trained: Mapping[str, Tensor]
+    ) -> nn.Module:
+        """Adapt a model with trained weights, whose sizes they are; return the adapted model.
+
+        Args:
+            trained: the content of the file that `export` wrote, by parameter name.
+
+        Raises:
+            ValueError: the weights are not this method's, or not for this model.
+        """
+        raise ValueError(f"method={self.config.name} exports no weights of that form")
 
 
 def parameters_inside(model: nn.Module, modules: Iterable[str]) -> set[nn.Parameter]:

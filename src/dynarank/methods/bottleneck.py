@@ -11,16 +11,17 @@ and residual.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynarank.adapters.inject import find_linears
+from dynarank.adapters.inject import find_linears, replace_module
 from dynarank.adapters.layer import linear_shape
-from dynarank.methods.base import Method, MethodSize, matched_note, nominal_parameters
+from dynarank.methods.base import MethodSize, matched_note, nominal_parameters
 from dynarank.methods.config import MethodConfig
+from dynarank.methods.trained_file import TrainedFileMethod
 from dynarank.pretrained.architectures import bottleneck_places
 
 
@@ -54,31 +55,50 @@ class BottleneckLinear(nn.Module):
         return h + self.up(inner).to(h.dtype)
 
 
-class Houlsby(Method[MethodConfig]):
+class Houlsby(TrainedFileMethod[MethodConfig]):
     """Adapters behind attention and feed-forward.
 
     m is the width whose parameters come nearest to the budget's.
     """
 
     behind_attention = True
-    bottleneck: int
+    bottleneck: int | None = None
+    """m, once it is known."""
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        names = self._places(model, self.head)
+        if self.bottleneck is None:
+            widths = [linear_shape(model.get_submodule(name))[1] for name in names]
+            nominal = nominal_parameters(model, targets, self.head, self.budget.target)
+            self.bottleneck = nearest_bottleneck(widths, nominal)
+        for name in names:
+            base = model.get_submodule(name)
+            replace_module(model, name, BottleneckLinear(base, self.bottleneck))
+        return model
+
+    def _places(self, model: nn.Module, head: Sequence[str]) -> list[str]:
+        """Return the linear maps to stand behind, in model order. Raises `ValueError` if none."""
         inner: Any = model
-        places = bottleneck_places(inner.config.model_type, self.behind_attention)
-        names = _existing_linears(model, places, self.head)
+        patterns = bottleneck_places(inner.config.model_type, self.behind_attention)
+        names = _existing_linears(model, patterns, head)
         if not names:
             raise ValueError(
                 f"no place for method={self.config.name} is known in a {type(model).__name__}"
             )
-        widths = [linear_shape(model.get_submodule(name))[1] for name in names]
-        nominal = nominal_parameters(model, targets, self.head, self.budget.target)
-        self.bottleneck = nearest_bottleneck(widths, nominal)
-        for name in names:
-            parent_name, _, child = name.rpartition(".")
-            parent = model.get_submodule(parent_name)
-            setattr(parent, child, BottleneckLinear(getattr(parent, child), self.bottleneck))
-        return model
+        return names
+
+    def take_sizes(
+        self, model: nn.Module, head: Sequence[str], trained: Mapping[str, Tensor]
+    ) -> None:
+        name = self._places(model, head)[0]
+        width = linear_shape(model.get_submodule(name))[1]
+        key = f"{name}.down.weight"
+        shape = tuple(trained[key].shape) if key in trained else ()
+        if len(shape) != 2 or shape[1] != width:
+            raise ValueError(
+                f"{key} must be a matrix of {width} columns, and has the shape {shape}"
+            )
+        self.bottleneck = shape[0]
 
     def adapted_size(self, nominal: int) -> MethodSize:
         parameters = self.adapter_parameters()

@@ -10,6 +10,7 @@ from torch import nn
 
 from dynarank.methods.base import Method, parameters_inside
 from dynarank.methods.config import MethodConfig
+from dynarank.methods.trained_file import TrainedFileMethod
 
 
 class Full(Method[MethodConfig]):
@@ -25,7 +26,7 @@ class Full(Method[MethodConfig]):
         model.save_pretrained(folder)
 
 
-class BitFit(Method[MethodConfig]):
+class BitFit(TrainedFileMethod[MethodConfig]):
     """The biases and the head are trained (Ben Zaken et al., ACL 2022)."""
 
     takes_targets = False

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from dynarank.methods.base import Method
 from dynarank.methods.config import MethodConfig
+from dynarank.methods.trained_file import TrainedFileMethod
 
 
-class HeadOnly(Method[MethodConfig]):
+class HeadOnly(TrainedFileMethod[MethodConfig]):
     """There is no adapter; only the task head is trained."""
 
     takes_targets = False

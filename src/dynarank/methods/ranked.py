@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
+from dynarank.adapters.layer import stores_transposed
 from dynarank.allocation.config import BudgetConfig
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.methods.base import MethodSize
@@ -41,4 +40,4 @@ def pruned_size(budget: BudgetConfig, matrices: int, nominal: int) -> MethodSize
 
 def holds_transposed(layers: Mapping[str, Any]) -> bool:
     """Return whether PEFT's layers adapt `Conv1D` maps, whose weights are (d_in, d_out)."""
-    return not any(isinstance(layer.base_layer, nn.Linear) for layer in layers.values())
+    return any(stores_transposed(layer.base_layer) for layer in layers.values())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from dynarank.errors import UserError
+from dynarank.pretrained.agreement import agree, check_tokenizer, disable_layerdrop
 from dynarank.pretrained.architectures import (
     ARCHITECTURES,
     kind_of_model,
@@ -19,44 +20,10 @@ from dynarank.pretrained.architectures import (
 from dynarank.pretrained.hub import ModelConfig, Source, check_sha256
 from dynarank.pretrained.internals import has_model_class, was_adapter
 from dynarank.pretrained.precision import widen_head
+from dynarank.pretrained.task_model import TaskModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class TaskNames(Protocol):
-    """What a task's configuration says of itself, for error messages."""
-
-    @property
-    def name(self) -> str:
-        """The task's own name."""
-
-    @property
-    def family(self) -> str:
-        """The name of the task's family."""
-
-    @property
-    def architectures(self) -> Sequence[str]:
-        """The kinds of models that fit."""
-
-
-class TaskModel(Protocol):
-    """What a task says of the model that it needs."""
-
-    @property
-    def config(self) -> TaskNames:
-        """The task's configuration."""
-
-    @property
-    def auto_class(self) -> str:
-        """transformers' auto class of the models that fit."""
-
-    @property
-    def has_head(self) -> bool:
-        """Whether the auto class brings a task head of its own, to be trained in full."""
-
-    def model_options(self) -> dict[str, Any]:
-        """Return what `from_pretrained` is told about the task (number of labels, ...)."""
 
 
 @dataclass
@@ -143,21 +110,32 @@ def _find_hub_kernel(recorded: dict[str, Any]) -> str | None:
 
 
 def load_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer, with a padding token. Raises `UserError` if there is none."""
+    """Return the model's tokenizer, with a padding token.
+
+    Raises:
+        UserError: there is none, or it has no vocabulary or no token to pad with.
+    """
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, "tokenizer", config, source)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    check_tokenizer(f"model.path = {config.path}", tokenizer)
     return tokenizer
 
 
 def load_pretrained(
-    config: ModelConfig, source: Source, task: TaskModel, tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig,
+    source: Source,
+    task: TaskModel,
+    tokenizer: PreTrainedTokenizerBase,
+    head_is_trained: bool = False,
 ) -> Pretrained:
     """Load a model for a task, its weights in `model.dtype` and its head in float32.
 
     The model is in training mode, for Lightning leaves modes as they are.
+
+    Args:
+        head_is_trained: whether this is a finished run's whole model, of which nothing may be
+            begun anew.
 
     Raises:
         UserError: this is no model, none that fits the task, or not the expected weights.
@@ -184,11 +162,13 @@ def load_pretrained(
         raise UserError(
             f"model.path = {config.path}: is an adapter, not a model. Give the model that it adapts"
         )
-    if model.config.pad_token_id is None:
-        # The heads of GPT-2 and LLaMA look for the last token that is no padding.
-        model.config.pad_token_id = tokenizer.pad_token_id
+    agree(f"model.path = {config.path}", tokenizer, model, task.auto_class)
     model.train()
-    _check_shapes(config, model, task, info["mismatched_keys"])
+    disable_layerdrop(model)
+    whole = head_is_trained or not task.has_head
+    _check_shapes(config, model, info["mismatched_keys"], whole)
+    if head_is_trained and info["missing_keys"]:
+        raise UserError(f"{source.path}: holds no {min(info['missing_keys'])}, which was trained")
     head = head_modules(model, info["missing_keys"]) if task.has_head else []
     if dtype != torch.float32:
         widen_head(model, head, dtype)
@@ -196,17 +176,23 @@ def load_pretrained(
 
 
 def _check_shapes(
-    config: ModelConfig, model: PreTrainedModel, task: TaskModel, mismatched: Sequence[Any]
+    config: ModelConfig, model: PreTrainedModel, mismatched: Sequence[Any], whole: bool
 ) -> None:
-    """Raise `UserError` where a weight of the body has another shape than config.json gives it.
+    """Raise `UserError` where a weight has another shape than config.json gives it.
 
-    A head of another task's size is begun anew, so that its shapes may differ.
+    Args:
+        whole: whether the head counts too; else one of another task's size is begun anew.
     """
     body = f"{model.base_model_prefix}."
     for key, *_ in mismatched:
-        if key.startswith(body) or not task.has_head:
+        if key.startswith(body):
             raise UserError(
                 f"model.path = {config.path}: {key} has not the shape that its config.json gives it"
+            )
+        if whole:
+            raise UserError(
+                f"model.path = {config.path}: {key} has not the shape that the task wants. Put "
+                "task.labels back as they were in training"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dynarank.checkpoints.identity import package_versions
 from dynarank.config.schema import TrainConfig
 from dynarank.durable_files import write_json
+from dynarank.pretrained.digests import tokenizer_digest
 from dynarank.run_folder import ADAPTER, ORIGIN, OVER_BUDGET
 
 if TYPE_CHECKING:
@@ -36,7 +38,11 @@ def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None
     adapter = folder / (ADAPTER if at_budget else OVER_BUDGET)
     prepared.pretrained.tokenizer.save_pretrained(adapter)
     prepared.method.export(adapter, prepared.source.recorded, prepared.task.peft_task_type)
-    write_origin(adapter, config, prepared.task, prepared.source)
+    digests = {
+        "base_weights": prepared.identity["base_weights"],
+        "tokenizer": tokenizer_digest(prepared.pretrained.tokenizer),
+    }
+    write_origin(adapter, config, prepared.task, prepared.source, digests)
     if not at_budget:
         log.warning(
             "the run ended before its ranks were frozen: its adapter is over budget, and lies in "
@@ -51,14 +57,25 @@ def remove_adapters(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def write_origin(folder: Path, config: TrainConfig, task: Task[Any], source: Source) -> None:
-    """Write what `dynarank predict` needs of an adapter: its task, and its base model's place."""
+def write_origin(
+    folder: Path,
+    config: TrainConfig,
+    task: Task[Any],
+    source: Source,
+    digests: Mapping[str, str],
+) -> None:
+    """Write what `dynarank predict` needs of an adapter: its task, and its base model's place.
+
+    Args:
+        digests: digests of the base weights and of the tokenizer, compared when it is loaded.
+    """
     origin: dict[str, Any] = {
         "model": {**asdict(config.model), "found": source.path},
         "task": asdict(task.recorded_config()),
         "method": asdict(config.method),
         "budget": asdict(config.budget),
         "dem": asdict(config.dem),
+        "digests": dict(digests),
         "versions": package_versions(),
     }
     write_json(folder / ORIGIN, origin)

@@ -14,6 +14,7 @@ from dynarank.run_folder import ADAPTER, ORIGIN, OVER_BUDGET
 
 if TYPE_CHECKING:
     from dynarank.methods.base import Method
+    from dynarank.pretrained.agreement import RecordedDigests
     from dynarank.tasks.base import Task
 
 PARTS = ("task", "model", "method", "budget", "dem")
@@ -28,6 +29,8 @@ class Origin:
     """The folder that holds the adapter and this record."""
     parts: dict[str, dict[str, Any]]
     """The recorded configuration, by the names in PARTS."""
+    digests: RecordedDigests
+    """What was recorded of the base weights and of the tokenizer."""
 
     @property
     def method(self) -> str:
@@ -116,12 +119,19 @@ def _components(folder: Path) -> str:
 
 def read_origin(adapter: Path) -> Origin:
     """Return the record beside an adapter. Raises `UserError` where it is damaged."""
+    from dynarank.checkpoints.identity import package_versions
+    from dynarank.pretrained.agreement import RecordedDigests
+
     path = adapter / ORIGIN
     recorded = read_json(path)
     for part in PARTS:
         if not isinstance(recorded.get(part), dict):
             raise UserError(f"{path}: holds no {part}")
-    return Origin(adapter, {part: recorded[part] for part in PARTS})
+    return Origin(
+        adapter=adapter,
+        parts={part: recorded[part] for part in PARTS},
+        digests=RecordedDigests.read(recorded, package_versions().get("transformers")),
+    )
 
 
 def recorded_config(recorded: dict[str, Any], *schemas: str) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dynarank.adapters.adapter_checks import check_peft_adapter, check_weights
+from dynarank.adapters.adapter_checks import WEIGHTS, check_peft_adapter, check_weights
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig, ModelConfig, Source, locate, warn_of_remote_code
 from dynarank.run_folder import ORIGIN
@@ -163,6 +163,7 @@ def load_run(
         widen: whether to turn a bfloat16 base into float32, so that an update can be added to its
             weights without a loss.
     """
+    from dynarank.pretrained.agreement import check_tokenizer_digest, check_weights_digest
     from dynarank.pretrained.models import load_pretrained, load_tokenizer
 
     adapter = find_adapter(folder, over_budget)
@@ -174,18 +175,32 @@ def load_run(
     own_folder = Source(path=str(adapter), recorded=str(adapter))
     warn_of_remote_code(config, own_folder)
     tokenizer = load_tokenizer(config, own_folder)
+    check_tokenizer_digest(str(adapter), origin.digests, tokenizer)
     if origin.is_whole_model:
         config.sha256 = None  # it is the hash of the base model
-        whole = load_pretrained(config, own_folder, task, tokenizer)
+        whole = load_pretrained(config, own_folder, task, tokenizer, head_is_trained=True)
         return LoadedRun(origin, task, whole.model, tokenizer)
     source = _find_base(config, origin, base, hub)
     warn_of_remote_code(config, source)
     pretrained = load_pretrained(config, source, task, tokenizer)
+    check_weights_digest(str(adapter), origin.digests, pretrained)
     if widen:
-        pretrained.model.float()
+        _widen(pretrained)
     with _misfit_errors(adapter, source):
         model = _attach_adapter(pretrained, origin)
     return LoadedRun(origin, task, model, tokenizer)
+
+
+def _widen(pretrained: Pretrained) -> None:
+    """Turn a base into float32. Raises `UserError` where its weights are quantized."""
+    from dynarank.pretrained.quantization import is_quantized
+
+    if is_quantized(pretrained.model):
+        raise UserError(
+            f"{pretrained.source.path}: its weights are quantized, so that no update can be added "
+            "to them. Name the unquantized model by --base, or use the adapter beside its base"
+        )
+    pretrained.model.float()
 
 
 def _find_base(config: ModelConfig, origin: Origin, base: str | None, hub: HubConfig) -> Source:
@@ -209,29 +224,23 @@ def _find_base(config: ModelConfig, origin: Origin, base: str | None, hub: HubCo
 
 def _attach_adapter(pretrained: Pretrained, origin: Origin) -> nn.Module:
     """Return the base model with what the adapter's folder holds, not merged."""
+    from dynarank.pretrained.agreement import check_head, tensor_shapes
+
     if origin.is_peft_adapter:
         import peft
 
         check_peft_adapter(origin.adapter)
+        check_head(str(origin.adapter), pretrained, tensor_shapes(origin.adapter / WEIGHTS))
         adapted: nn.Module = peft.PeftModel.from_pretrained(pretrained.model, str(origin.adapter))
         return adapted
     from safetensors.torch import load_file
 
     from dynarank.methods.base import TRAINED
-    from dynarank.pretrained.models import resolve_targets
 
     weights = origin.adapter / TRAINED
     check_weights(weights)
-    method = origin.build_method()
-    targets: list[str] = []
-    if method.takes_targets:
-        model_type = pretrained.model.config.model_type
-        targets = list(resolve_targets(origin.model_config(), model_type))
-    model = method.adapt(pretrained.model, targets, pretrained.head)
-    unknown = model.load_state_dict(load_file(weights), strict=False).unexpected_keys
-    if unknown:
-        raise ValueError(f"{TRAINED} holds {unknown[0]}, which the model lacks")
-    return model
+    check_head(str(origin.adapter), pretrained, tensor_shapes(weights))
+    return origin.build_method().restore(pretrained.model, pretrained.head, load_file(weights))
 
 
 def fold_if_exact(model: Any) -> Any:

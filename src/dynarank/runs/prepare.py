@@ -17,13 +17,14 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from dynarank.checkpoints.identity import IdentityCheck, rows_digest, weights_digest
+from dynarank.checkpoints.identity import IdentityCheck, rows_digest
 from dynarank.checkpoints.resume import Resumption, find_resumption
 from dynarank.checkpoints.signals import leave_signals_to_training
 from dynarank.config.schema import TrainConfig
 from dynarank.errors import UserError
 from dynarank.methods import build_method
 from dynarank.methods.base import Method
+from dynarank.pretrained.digests import weights_digest
 from dynarank.pretrained.hub import Source
 from dynarank.pretrained.models import (
     Pretrained,
