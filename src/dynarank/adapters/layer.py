@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynarank.adapters import STARTS
+from dynarank.adapters.progress import AllocationProgress
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -82,6 +83,7 @@ class DoRALinear(nn.Module):
         self.r = r
         self.alpha = alpha
         self.scaling = alpha / r  # it stays when components go
+        self.progress: AllocationProgress | None = None
         self.base = base.requires_grad_(False)
         self.dropout = nn.Dropout(dropout)
 

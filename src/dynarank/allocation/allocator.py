@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynarank.adapters.layer import DoRALinear
+from dynarank.adapters.progress import AllocationProgress
+from dynarank.allocation.components import (
+    Components,
+    Layers,
+    active,
+    as_list,
+    component_parameters,
+)
 from dynarank.allocation.config import SCORES
 from dynarank.allocation.importance import layer_importance, layer_norms, smooth
 from dynarank.allocation.schedule import BudgetSchedule
@@ -29,7 +36,8 @@ class RankAllocator:
     `prune` and `freeze` are its parts, for those who drive the allocation themselves.
 
     Args:
-        layers: the adapters by module name, in model order, as `inject` returns them.
+        layers: the adapters by module name, in model order, as `inject` returns them; or a list of
+            them, whose names are then their positions.
         schedule: when to prune, and to how many.
         beta: smoothing of the scores (Eq. 8).
         regrow: whether a pruned component may return by its gradient before the freeze.
@@ -48,7 +56,7 @@ class RankAllocator:
 
     def __init__(
         self,
-        layers: Mapping[str, DoRALinear],
+        layers: Layers,
         schedule: BudgetSchedule,
         beta: float = 0.9,
         regrow: bool = True,
@@ -56,8 +64,7 @@ class RankAllocator:
         cost_aware: bool = False,
         min_rank: int = 0,
     ) -> None:
-        if not layers:
-            raise ValueError("no adapted layers: inject adapters first")
+        self.layers: list[Components] = as_list(layers)
         if not 0 <= beta < 1:
             raise ValueError(f"beta = {beta}: must lie in [0, 1)")
         if score not in SCORES:
@@ -66,8 +73,7 @@ class RankAllocator:
             raise ValueError(
                 f"min_rank = {min_rank}: must be 0 to the schedule's target, {schedule.target:g}"
             )
-        self.names = list(layers)
-        self.layers = list(layers.values())
+        self.names = _names(layers)
         self.schedule = schedule
         self.beta = beta
         self.regrow = regrow
@@ -76,13 +82,32 @@ class RankAllocator:
         self.min_rank = min_rank
         self.sensitivity = Sensitivity(self.layers) if score == "sensitivity" else None
         self.sizes = [layer.r for layer in self.layers]
-        self.t = 0
-        self.frozen = False
+        self.progress = AllocationProgress(freeze_step=schedule.freeze_step)
+        for layer in self.layers:
+            layer.progress = self.progress
         self.agree: Callable[[Tensor], Tensor] = lambda keep: keep
         """Maps what this process would keep to what is kept, (n) bool to (n) bool. Where several
         processes train one model, it returns the choice of the first."""
         device = self.layers[0].lora_c.device
         self.ema = torch.zeros(sum(self.sizes), device=device)  # e, (n) float32
+
+    @property
+    def t(self) -> int:
+        """Optimizer steps taken."""
+        return self.progress.step
+
+    @t.setter
+    def t(self, step: int) -> None:
+        self.progress.step = step
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the kept components are final."""
+        return self.progress.frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        self.progress.frozen = frozen
 
     def step(self) -> bool:
         """Account for one optimizer step; return whether it pruned.
@@ -155,7 +180,7 @@ class RankAllocator:
             kept = kept.to(layer.lora_c.device)
             layer.lora_c.masked_fill_(~kept, 0)
             if not self.regrow:
-                layer.mask &= kept
+                layer.mask.logical_and_(kept)
         return keep
 
     @torch.no_grad()
@@ -165,7 +190,7 @@ class RankAllocator:
         The other components are exactly zero from now on.
         """
         for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
-            layer.mask &= kept.to(layer.mask.device)
+            layer.mask.logical_and_(kept.to(layer.mask.device))
         self.frozen = True
 
     def _costs(self) -> Tensor:
@@ -184,12 +209,12 @@ class RankAllocator:
         It is an int scalar on the device, so that asking for it does not wait for the device.
         """
         device = self.ema.device
-        return torch.cat([layer.active().to(device) for layer in self.layers]).sum()
+        return torch.cat([active(layer).to(device) for layer in self.layers]).sum()
 
     def ranks(self) -> dict[str, int]:
         """Return the number of nonzero components by module name, in model order."""
         by_layer = zip(self.names, self.layers, strict=True)
-        return {name: int(layer.active().sum()) for name, layer in by_layer}
+        return {name: int(active(layer).sum()) for name, layer in by_layer}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs beside the model's own parameters and masks."""
@@ -252,6 +277,7 @@ def _check_equal(part: str, saved: Mapping[str, Any], present: Mapping[str, Any]
     )
 
 
-def component_parameters(layer: DoRALinear) -> int:
-    """Return what one component of a layer takes once folded: a row of A and a column of B."""
-    return layer.in_features + layer.out_features
+def _names(layers: Layers) -> list[str]:
+    if isinstance(layers, Mapping):
+        return list(layers)
+    return [str(position) for position in range(len(layers))]

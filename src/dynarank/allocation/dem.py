@@ -5,16 +5,14 @@ Legend: n components of all layers, a_i (d_in) and b_i (d_out) the vectors of co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from dynarank.adapters.layer import DoRALinear
+from dynarank.allocation.components import Layers, as_list
 from dynarank.allocation.grouping import group_indices
 
 
-def dem_penalty(layers: Sequence[DoRALinear]) -> Tensor:
+def dem_penalty(layers: Layers) -> Tensor:
     """Return R = (1/n) sum_i (Var(a_i) + Var(b_i)) over all layers (Eq. 10), a float32 scalar.
 
     The variances are unbiased, over a vector's elements; a vector of one element has variance 0.
@@ -24,19 +22,18 @@ def dem_penalty(layers: Sequence[DoRALinear]) -> Tensor:
     Raises:
         ValueError: there are no layers.
     """
-    if not layers:
-        raise ValueError("no adapted layers: DEM is a mean over their components")
+    members = as_list(layers)
     factors: list[Tensor] = []  # each (r', d), a component's vector a row
-    for layer in layers:
+    for layer in members:
         factors += [layer.lora_A, layer.lora_B.mT]
-    device = layers[0].lora_A.device
+    device = members[0].lora_A.device
     sums = []
     with torch.autocast(device.type, enabled=False):
         for indices in group_indices((factor.shape, factor.device) for factor in factors):
             stacked = torch.stack([factors[index] for index in indices])
             sums.append(_variances(stacked).sum().to(device))
         total = torch.stack(sums).sum()
-    return total / sum(layer.r for layer in layers)
+    return total / sum(layer.r for layer in members)
 
 
 def _variances(vectors: Tensor) -> Tensor:

@@ -6,12 +6,10 @@ of one shape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from dynarank.adapters.layer import DoRALinear
+from dynarank.allocation.components import Layers, as_list, coefficients
 from dynarank.allocation.grouping import group_indices
 
 EPS = 1e-8
@@ -38,33 +36,34 @@ def importance(lora_A: Tensor, lora_B: Tensor, c: Tensor, eps: float = EPS) -> T
 
 
 @torch.no_grad()
-def layer_importance(layers: Sequence[DoRALinear]) -> list[Tensor]:
+def layer_importance(layers: Layers) -> list[Tensor]:
     """Return the scores of every layer's components, one (r') float32 tensor a layer, in order.
 
     Layers of one shape on one device are scored together: the number of kernels does not grow with
     the model's depth.
     """
+    members = as_list(layers)
     shapes = [
-        (layer.r, layer.in_features, layer.out_features, layer.mask.device) for layer in layers
+        (layer.r, layer.in_features, layer.out_features, layer.mask.device) for layer in members
     ]
     scores: dict[int, Tensor] = {}
     for indices in group_indices(shapes):
-        group = [layers[index] for index in indices]
+        group = [members[index] for index in indices]
         group_scores = importance(
             torch.stack([layer.lora_A for layer in group]),
             torch.stack([layer.lora_B for layer in group]),
-            torch.stack([layer.coefficients() for layer in group]),
+            torch.stack([coefficients(layer) for layer in group]),
         )
         scores.update(zip(indices, group_scores.unbind(), strict=True))
-    return [scores[index] for index in range(len(layers))]
+    return [scores[index] for index in range(len(members))]
 
 
 @torch.no_grad()
-def layer_norms(layers: Sequence[DoRALinear]) -> list[Tensor]:
+def layer_norms(layers: Layers) -> list[Tensor]:
     """Return the plain norms ||s c_i b_i a_i^T||_F, one (r') float32 tensor a layer, in order."""
     norms = []
-    for layer in layers:
-        scaled_c = layer.scaling * layer.coefficients().abs()
+    for layer in as_list(layers):
+        scaled_c = layer.scaling * coefficients(layer).abs()
         norms.append((scaled_c * layer.lora_A.norm(dim=1) * layer.lora_B.norm(dim=0)).float())
     return norms
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dynarank.adapters.inject import inject
 from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
-from dynarank.allocation.allocator import RankAllocator, component_parameters
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.components import component_parameters
 from dynarank.allocation.dem import dem_penalty
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import DoRAConfig
