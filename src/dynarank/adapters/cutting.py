@@ -1,9 +1,9 @@
 """Cut a live model's layers to the components that they kept, once the ranks are final.
 
 A layer of rank k then holds A (k, d_in), B (d_out, k), c (k) and a mask of k ones. A layer of rank
-0 runs its base map alone. Outputs and gradients stay as they were, but for rounding. The scale stays
-alpha / r', with the number r' of components that the layer started with. Cutting pays in memory
-and, where layers have rank 0, in time.
+0 runs its base map alone. Outputs and gradients stay as they were, but for rounding. The scale
+stays alpha / r', with the number r' of components that the layer started with. Cutting pays in
+memory and, where layers have rank 0, in time.
 
     cuts = cut_to_kept(model)
     cut_optimizer(optimizer, cuts)
@@ -83,8 +83,8 @@ def _check_cuttable(name: str, layer: DoRALinear, mask: Tensor, final: bool) -> 
     progress = layer.progress
     if not final and progress is not None and not progress.frozen:
         raise ValueError(
-            f"{name}: its rank is final from step {progress.freeze_step} on, and the allocator is at "
-            f"step {progress.step}. Cut the model after the freeze"
+            f"{name}: its rank is final from step {progress.freeze_step} on, and the allocator is "
+            f"at step {progress.step}. Cut the model after the freeze"
         )
     if mask.shape != (layer.r,):
         raise ValueError(

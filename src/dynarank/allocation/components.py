@@ -80,11 +80,6 @@ def coefficients(layer: Components) -> Tensor:
     return layer.lora_c.masked_fill(~layer.mask, 0)
 
 
-def active(layer: Components) -> Tensor:
-    """Return which components are not zero, (r) bool. Their number is the layer's rank."""
-    return layer.mask & (layer.lora_c != 0)
-
-
 def component_parameters(layer: Components) -> int:
     """Return what one component of a layer takes once folded: a row of A and a column of B."""
     return layer.in_features + layer.out_features

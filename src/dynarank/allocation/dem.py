@@ -1,6 +1,7 @@
 """Dimensional Equilibrium Modulator (Eq. 10): a penalty on the spread of a component's elements.
 
-Legend: n components of all layers, a_i (d_in) and b_i (d_out) the vectors of component i.
+Legend: n components of all layers, a_i (d_in) and b_i (d_out) the vectors of component i, v one of
+these vectors, d its length.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynarank.allocation.components import Layers, as_list
-from dynarank.allocation.grouping import group_indices
+from dynarank.allocation.components import Components, Layers, as_list
+from dynarank.allocation.grouping import chunks, group_indices
 
 
 def dem_penalty(layers: Layers) -> Tensor:
@@ -41,3 +42,61 @@ def _variances(vectors: Tensor) -> Tensor:
     if vectors.shape[-1] == 1:
         return torch.zeros_like(vectors[..., 0])
     return vectors.var(dim=-1)
+
+
+@torch.no_grad()
+def add_dem_gradient(layers: Layers, eta: float, grad_scale: Tensor | None = None) -> Tensor:
+    """Add the gradient of eta R to A's and B's gradients; return R, a float32 scalar.
+
+    Call it once before an optimizer step, in place of adding eta R to each loss: the gradient is
+    the same, at a fraction of the cost, and does not depend on how many losses are accumulated. The
+    gradient of Eq. 10 is 2 (v - mean(v)) / (n (d - 1)) for each vector v. It is added after any
+    clipping that was done before the call.
+
+    Args:
+        eta: the weight of the penalty.
+        grad_scale: the loss scaler's factor, where the gradients are still multiplied by it.
+
+    Raises:
+        ValueError: there are no layers.
+    """
+    members = as_list(layers)
+    count = sum(layer.r for layer in members)
+    factors = _factors(members)
+    device = members[0].lora_A.device
+    variances = [torch.zeros((), device=device)]
+    keys = [(factor.shape, axis, factor.device) for factor, axis in factors]
+    for group in group_indices(keys):
+        example, axis = factors[group[0]]
+        length = example.shape[axis]
+        if length == 1:
+            continue
+        for indices in chunks(group, example.numel()):
+            parameters = [factors[index][0] for index in indices]
+            centred = torch.stack(parameters)  # (L, ...)
+            centred -= centred.mean(dim=axis + 1, keepdim=True)
+            flat = centred.view(-1)
+            variances.append((torch.dot(flat, flat) / (length - 1)).to(device))
+            if grad_scale is not None:
+                centred *= grad_scale.to(centred.device)
+            weight = 2 * eta / (count * (length - 1))
+            torch._foreach_add_(_gradients(parameters), list(centred.unbind()), alpha=weight)
+    return (torch.stack(variances).sum() / count).float()
+
+
+def _factors(members: list[Components]) -> list[tuple[Tensor, int]]:
+    """Return every A and B with the axis along which a component's vector lies."""
+    factors: list[tuple[Tensor, int]] = []
+    for layer in members:
+        factors += [(layer.lora_A, 1), (layer.lora_B, 0)]
+    return factors
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    """Return the parameters' gradients; those that are not there yet are made, of zeros."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    return gradients

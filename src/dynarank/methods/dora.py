@@ -70,4 +70,5 @@ class DoRA(Method[DoRAConfig]):
         return pruned_size(self.budget, len(self.layers), nominal)
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
-        write_peft_adapter(self.model, folder, base, task_type, self.head)
+        # The run itself decides what is done with a model that is over its budget.
+        write_peft_adapter(self.model, folder, base, task_type, self.head, over_budget=True)
