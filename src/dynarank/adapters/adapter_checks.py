@@ -50,8 +50,8 @@ NAME_PATTERN = re.compile(r"\^\w+(\\?\.\w+)*")
 MAX_TENSORS = 100_000
 MAX_TARGETS = 10_000
 MAX_TARGET_LENGTH = 200
-_REPEATED_GROUP = re.compile(r"[)\]][*+{?]")
-_REPEATS = re.compile(r"[*+{]")
+_REPEATED_GROUP = re.compile(r"[)\]][*+{]")
+_REPEATS = re.compile(r"[*+{?]")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -139,8 +139,8 @@ def _check_sizes(path: Path, sizes: dict[str, Any], largest: int) -> None:
 def check_targets(path: Path, targets: Any) -> None:
     """Check that targets read from a file are names, or expressions that end soon on any name.
 
-    An expression may hold at most three of `*`, `+` and `{`, none of them after a group. So its
-    cost grows at most with the cube of a name's length.
+    An expression may hold at most three of `*`, `+`, `{` and `?`, and of these only `?` after a
+    group. So its cost grows at most with the cube of a name's length.
 
     Raises:
         UserError: an entry is no such target.
