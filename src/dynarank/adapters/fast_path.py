@@ -10,8 +10,9 @@ the dropout's probability, * elementwise.
     dA = t^T (m * x)                                 dx = dy W0 + m * (t A)
 
 Autograd would keep the dropped input and a float mask, and would pass over the activations twice
-more. This keeps x (which neighbouring layers share), a mask of one byte an element, and h. The thin
-matrices are kept as h^T and t^T, since (r, N) products run about twice as fast on CPUs.
+more. This keeps x (which neighbouring layers share), a mask of one byte an element, h, and
+B diag(c). The thin matrices are kept as h^T and t^T, since (r, N) products run about twice as fast
+on CPUs.
 
 `DoRALinear.plain_forward` is the reference. It is taken wherever `fits` does not know that the fast
 form gives the same result.
@@ -79,7 +80,7 @@ def _are_plain_factors(layer: DoRALinear, x: Tensor) -> bool:
             return False
     if torch.is_autocast_enabled(x.device.type):
         return dtype != torch.float64  # which autocast leaves alone
-    return torch.promote_types(dtype, x.dtype) == dtype  # a sum is never narrower than its parts
+    return dtype.itemsize >= x.dtype.itemsize  # a sum is never narrower than its parts
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -169,7 +170,7 @@ class AdaptedLinear(torch.autograd.Function):
         h_t = lora_A.to(dtype) @ dropped.T  # (r, N)
         scaled_B = (lora_B * _masked(lora_c, mask)).to(dtype)
         total = y.to(dtype).addmm_(h_t.T, scaled_B.T, alpha=scale)
-        ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t)
+        ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
         ctx.scale = scale
         ctx.dtype = dtype
         return total.to(y.dtype)  # the sum is rounded once
@@ -177,7 +178,7 @@ class AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, A, B and c; the rest has none."""
-        x, weight, lora_A, lora_B, lora_c, mask, keep, h_t = ctx.saved_tensors
+        x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B = ctx.saved_tensors
         needed = [ctx.needs_input_grad[index] for index in (0, 3, 4, 5)]
         if torch.is_grad_enabled():  # somebody will differentiate these gradients
             dx, dA, dB, dc = _differentiable_gradients(ctx, dy, needed)
@@ -186,7 +187,6 @@ class AdaptedLinear(torch.autograd.Function):
         scale, dtype = ctx.scale, ctx.dtype
         c = _masked(lora_c, mask)
         dy_wide = dy.to(dtype)
-        scaled_B = (lora_B * c).to(dtype)
         # With beta = 0, the first argument gives addmm a shape alone.
         t_t = torch.addmm(h_t, scaled_B.T, dy_wide.T, beta=0, alpha=scale)  # (r, N)
         dx = dA = dB = dc = None
@@ -222,7 +222,7 @@ def _add_adapter_part(dx: Tensor, t_t: Tensor, lora_A: Tensor, keep: Tensor | No
 
 def _differentiable_gradients(ctx: Any, dy: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
     """Return the gradients of x, A, B and c by autograd, so that they have gradients themselves."""
-    x, weight, lora_A, lora_B, lora_c, mask, keep, _ = ctx.saved_tensors
+    x, weight, lora_A, lora_B, lora_c, mask, keep, _, _ = ctx.saved_tensors
     inputs = (x, lora_A, lora_B, lora_c)
     wide = ctx.dtype
     y = F.linear(x, weight)
