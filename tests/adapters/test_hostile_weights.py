@@ -77,9 +77,9 @@ def test_targets_that_could_run_for_ever_are_refused(target: Any) -> None:
 
 
 def test_the_targets_that_are_used_pass_and_end_soon() -> None:
-    from dynarank.pretrained.targets import KNOWN_TARGETS
+    from dynarank.pretrained.architectures import ARCHITECTURES
 
-    for targets in KNOWN_TARGETS.values():
-        check_targets(Path("origin.json"), list(targets))
+    for architecture in ARCHITECTURES.values():
+        check_targets(Path("origin.json"), list(architecture.targets))
     with pytest.raises(UserError, match="at most 10000"):
         check_targets(Path("origin.json"), ["query"] * 10_001)
