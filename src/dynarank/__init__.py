@@ -12,12 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynarank.adapters.cutting import cut_optimizer, cut_tensors, cut_to_kept
     from dynarank.adapters.folding import fold, merge
     from dynarank.adapters.inject import adapter_layers, find_linears, inject, mark_trainable
     from dynarank.adapters.layer import DoRALinear
     from dynarank.adapters.peft_format import write_peft_adapter
     from dynarank.allocation.allocator import RankAllocator
-    from dynarank.allocation.dem import dem_penalty
+    from dynarank.allocation.dem import add_dem_gradient, dem_penalty
     from dynarank.allocation.importance import importance, smooth
     from dynarank.allocation.schedule import BudgetSchedule, budget_schedule
 
@@ -26,10 +27,14 @@ __version__ = "0.1.0"
 _MODULES = {
     "DoRALinear": "adapters.layer",
     "adapter_layers": "adapters.inject",
+    "cut_optimizer": "adapters.cutting",
+    "cut_tensors": "adapters.cutting",
+    "cut_to_kept": "adapters.cutting",
     "find_linears": "adapters.inject",
     "inject": "adapters.inject",
     "mark_trainable": "adapters.inject",
     "RankAllocator": "allocation.allocator",
+    "add_dem_gradient": "allocation.dem",
     "dem_penalty": "allocation.dem",
     "importance": "allocation.importance",
     "smooth": "allocation.importance",
@@ -45,7 +50,11 @@ __all__ = [
     "DoRALinear",
     "RankAllocator",
     "adapter_layers",
+    "add_dem_gradient",
     "budget_schedule",
+    "cut_optimizer",
+    "cut_tensors",
+    "cut_to_kept",
     "dem_penalty",
     "find_linears",
     "fold",

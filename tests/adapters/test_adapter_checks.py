@@ -223,7 +223,7 @@ def test_honest_ones_are_let_through(
 ) -> None:
     for method in ("dora", "prompt"):
         check_peft_adapter(adapters[method])
-    for folder in adapters.values():
+    for method, folder in adapters.items():
         (tmp_path / "in.csv").write_text("sentence\na cat\n")
         main(
             [
@@ -231,7 +231,7 @@ def test_honest_ones_are_let_through(
                 "--input",
                 str(tmp_path / "in.csv"),
                 "--output",
-                str(tmp_path / "o.csv"),
+                str(tmp_path / f"{method}.csv"),
                 "--hub-root",
                 str(hub_root),
             ]

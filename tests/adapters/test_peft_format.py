@@ -27,6 +27,8 @@ from dynarank.adapters.folding import fold, merge
 from dynarank.adapters.inject import adapter_layers, inject
 from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.pretrained.architectures import ARCHITECTURES
 
 R = 3
@@ -339,3 +341,26 @@ def test_a_bfloat16_models_adapter_is_written_in_float32(tmp_path: Path) -> None
     assert torch.equal(
         tensors[f"base_model.model.{name}.lora_A.weight"], layer.lora_A[layer.active()]
     )
+
+
+def test_ranks_that_are_not_final_are_refused_unless_asked_for(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+    layers = inject(model, ["0", "1"], r=R)
+    train_to(layers, [R, R])
+    write_peft_adapter(model, tmp_path / "fixed", "base")  # no allocator: a fixed rank
+    schedule = BudgetSchedule(init=R, target=1, total=4, warmup=0.0, interval=1)
+    allocator = RankAllocator(layers, schedule)
+    for step in range(2):
+        message = rf"stepped {step} times.* at step 2\b.*over_budget"
+        with pytest.raises(ValueError, match=message):
+            write_peft_adapter(model, tmp_path / "no", "base")
+        with pytest.raises(ValueError, match=message):
+            merge(model)
+        assert not (tmp_path / "no").exists()
+        if step == 0:
+            ranks = write_peft_adapter(model, tmp_path / "over", "base", over_budget=True)
+            assert sum(ranks.values()) == 2 * R
+        allocator.step()
+    assert sum(write_peft_adapter(model, tmp_path / "at", "base").values()) == 2
+    merge(model)
+    assert not adapter_layers(model)

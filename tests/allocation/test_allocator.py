@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from dynarank.adapters.layer import DoRALinear
 from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.dem import dem_penalty
 from dynarank.allocation.schedule import BudgetSchedule
 
 WIDTH = 8
@@ -215,7 +217,8 @@ OTHER_LAYERS: dict[str, list[tuple[str, int]]] = {
 def test_a_state_of_other_layers_is_refused(others: list[tuple[str, int]]) -> None:
     state = RankAllocator(adapters([1, 2], [1, 2, 3]), schedule(3, 1)).state_dict()
     layers = {name: DoRALinear(nn.Linear(WIDTH, WIDTH), r) for name, r in others}
-    ranks = RankAllocator(layers, schedule(3, 1))
+    sizes = {r for _, r in others}
+    ranks = RankAllocator(layers, schedule(max(sizes), 1))
     with pytest.raises(ValueError, match="layers"):
         ranks.load_state_dict({**state, "t": 3})
     assert ranks.t == 0
@@ -227,8 +230,9 @@ def test_a_state_of_other_layers_is_refused(others: list[tuple[str, int]]) -> No
     ids=lambda change: next(iter(change)),
 )
 def test_a_state_of_another_schedule_is_refused(change: dict[str, Any]) -> None:
-    state = allocator(adapters([1, 2, 3])).state_dict()
-    changed = RankAllocator(adapters([1, 2, 3]), schedule(**{"init": 3, "target": 1} | change))
+    # Layers of two sizes: the schedule's init may be either's.
+    state = RankAllocator(adapters([1, 2, 3], [1]), schedule(3, 1)).state_dict()
+    changed = RankAllocator(adapters([1, 2, 3], [1]), schedule(**{"init": 3, "target": 1} | change))
     with pytest.raises(ValueError, match=next(iter(change))):
         changed.load_state_dict(state)
 
@@ -327,3 +331,88 @@ def test_no_layers_is_an_error() -> None:
 def test_bad_beta_is_named(beta: float) -> None:
     with pytest.raises(ValueError, match="beta"):
         RankAllocator(adapters([1]), schedule(1, 1), beta=beta)
+
+
+def test_layers_that_start_unlike_the_schedule_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"init = 4 .* r = 3"):
+        RankAllocator(adapters([1, 2, 3], [1, 2, 3]), schedule(4, 2))
+
+
+def test_steps_beyond_the_total_are_said_once() -> None:
+    ranks = allocator(adapters([1, 2, 3]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(10):
+            ranks.step()
+    with pytest.warns(UserWarning, match=r"total = 10 steps"):
+        ranks.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ranks.step()
+
+
+def test_on_accelerators_a_score_that_is_not_finite_is_found_at_the_next_pruning() -> None:
+    layers = adapters([1, 2], [1, 2, 3])
+    ranks = RankAllocator(layers, schedule(3, 1, interval=4))
+    ranks.check_every_step = False
+    ranks.step()
+    with torch.no_grad():
+        layers["b"].lora_c[1] = float("nan")
+    ranks.step()
+    with torch.no_grad():
+        layers["b"].lora_c[1] = 1.0
+    ranks.step()
+    with pytest.raises(FloatingPointError, match="of b is not finite"):
+        ranks.check_finite()
+    with pytest.raises(FloatingPointError, match="of b is not finite"):
+        ranks.step()
+
+
+def test_an_attached_allocator_steps_with_the_optimizer() -> None:
+    def step(seed: int, eta: float) -> None:
+        x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(seed))
+        loss = sum((layer(x).square().mean() for layer in layers.values()), torch.zeros(()))
+        if eta and not ranks.frozen:
+            loss = loss + eta * dem_penalty(layers)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    results = []
+    for attached in (False, True):
+        torch.manual_seed(0)
+        layers = adapters([3, 2, 1], [1, 1, 2])
+        ranks = RankAllocator(layers, schedule(3, 1))
+        model = nn.ModuleDict(layers)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        attachment = ranks.attach(optimizer, eta=0.3) if attached else None
+        for seed in range(8):
+            step(seed, eta=0.0 if attached else 0.3)
+            if attachment is None:
+                ranks.step()
+            else:
+                assert (attachment.penalty is None) == (seed >= 5)
+            assert ranks.t == seed + 1
+        assert ranks.frozen
+        results.append(model.state_dict())
+    torch.testing.assert_close(results[1], results[0])
+    assert attachment is not None
+    attachment.remove()
+    step(9, eta=0.0)
+    assert ranks.t == 8
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["default", "fused"])
+def test_steps_that_a_scaler_skips_do_not_count(fused: bool) -> None:
+    layers = adapters([3, 2, 1])
+    ranks = RankAllocator(layers, schedule(3, 1))
+    parameters = [p for p in layers["a"].parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.01, fused=fused)
+    ranks.attach(optimizer, eta=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for factor, counted in ((1.0, 1), (float("inf"), 1), (1.0, 2)):
+        optimizer.zero_grad()
+        scaler.scale(factor * layers["a"](torch.ones(1, WIDTH)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert ranks.t == counted

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from dynarank.adapters.layer import DoRALinear
-from dynarank.allocation.dem import dem_penalty
+from dynarank.allocation.dem import add_dem_gradient, dem_penalty
 
 SHAPES = [(3, 6, 5), (2, 6, 5), (3, 6, 5), (4, 5, 6), (1, 4, 4), (3, 1, 7), (2, 7, 1)]
 
@@ -103,3 +103,36 @@ def test_is_float32_in_a_bfloat16_model() -> None:
 def test_no_layers_is_an_error() -> None:
     with pytest.raises(ValueError, match="no adapted layers"):
         dem_penalty([])
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, SHAPES[:1], SHAPES[4:]], ids=len)
+@pytest.mark.parametrize("chunk", [1, 40, 2**20])
+def test_the_closed_form_is_autograds_gradient_and_value(
+    shapes: list[tuple[int, int, int]], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynarank.allocation.grouping.STACK_ELEMENTS", chunk)
+    reference, adapters = layers(shapes), layers(shapes)
+    parameters = [p for layer in adapters for p in (layer.lora_A, layer.lora_B)]
+    expected = [p for layer in reference for p in (layer.lora_A, layer.lora_B)]
+    before = [p.detach().clone() for p in parameters]
+    for own, other in zip(parameters, expected, strict=True):
+        own.grad = torch.ones_like(own)
+        other.grad = torch.ones_like(other)
+    penalty = dem_penalty(reference)
+    (0.7 * penalty).backward()
+    value = add_dem_gradient(adapters, 0.7)
+    torch.testing.assert_close(value, penalty.detach(), rtol=1e-6, atol=1e-7)
+    for own, other, old in zip(parameters, expected, before, strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-6, atol=1e-6)
+        assert torch.equal(own, old)
+
+
+def test_the_closed_form_makes_gradients_and_follows_a_scaler() -> None:
+    plain, scaled = layers(SHAPES), layers(SHAPES)
+    first = add_dem_gradient(plain, 0.5)
+    second = add_dem_gradient(scaled, 0.5, grad_scale=torch.tensor(8.0))
+    assert torch.equal(first, second)
+    for layer, other in zip(plain, scaled, strict=True):
+        if layer.in_features > 1:
+            torch.testing.assert_close(8 * layer.lora_A.grad, other.lora_A.grad)
+        assert layer.lora_c.grad is None

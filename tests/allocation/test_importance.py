@@ -56,7 +56,7 @@ def test_equals_the_formula_written_out(
     torch.testing.assert_close(importance(A, B, c).double(), equation_7(A, B, c), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("gap", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-3, 1e-4])
 def test_components_that_nearly_cancel(gap: float) -> None:
     A, B, _ = factors(3, 6, 5)
     A[1] = A[0] + gap * torch.ones(6)
@@ -65,6 +65,22 @@ def test_components_that_nearly_cancel(gap: float) -> None:
     scores = importance(A, B, c)
     assert scores[0] > 1 / gap / 10
     torch.testing.assert_close(scores.double(), equation_7(A, B, c), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("r", [4, 16])
+@pytest.mark.parametrize("power", range(7))
+def test_components_that_cancel_to_a_millionth(power: int, r: int) -> None:
+    """Two large components cancel to 10^-power of their norm, in a layer of usual width."""
+    A, B, c = factors(r, 256, 192)
+    A[1] = A[0] + 10.0**-power * A[1]
+    B[:, 1] = B[:, 0]
+    c[:2] = torch.tensor([1.0, -1.0])
+    c[2:] *= 10.0**-power
+    pairs = zip((A, B, c), factors(r, 256, 192), strict=True)
+    scores = importance(*(torch.stack(pair) for pair in pairs))
+    # At a millionth, float64 itself leaves three to four digits of the sum's norm.
+    rtol = 1e-5 if power < 6 else 1e-3
+    torch.testing.assert_close(scores[0].double(), equation_7(A, B, c), rtol=rtol, atol=0)
 
 
 def test_components_that_cancel_exactly_have_finite_scores() -> None:

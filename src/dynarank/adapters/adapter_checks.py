@@ -47,6 +47,11 @@ WRITTEN = {
 MODULE_NAME = re.compile(r"\w+(\.\w+)*")
 NAME_PATTERN = re.compile(r"\^\w+(\\?\.\w+)*")
 """A whole module name, escaped: no expression that could run for ever."""
+MAX_TENSORS = 100_000
+MAX_TARGETS = 10_000
+MAX_TARGET_LENGTH = 200
+_REPEATED_GROUP = re.compile(r"[)\]][*+{]")
+_REPEATS = re.compile(r"[*+{?]")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -80,10 +85,12 @@ def check_peft_adapter(folder: Path) -> None:
                 f"{path}: {name} = {str(value)[:80]!r} is not read from an adapter here. "
                 "Take it out"
             )
-    largest = check_weights(folder / WEIGHTS)
+    shapes = _read_shapes(folder / WEIGHTS)
     if peft_type == "LORA":
-        _check_lora(path, config, largest)
+        ranks = [shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.weight")]
+        _check_lora(path, config, largest=max(ranks, default=0))
     else:
+        largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
         _check_sizes(path, {name: config.get(name) or 0 for name in _PROMPT_SIZES}, largest)
 
 
@@ -129,12 +136,42 @@ def _check_sizes(path: Path, sizes: dict[str, Any], largest: int) -> None:
             )
 
 
+def check_targets(path: Path, targets: Any) -> None:
+    """Check that targets read from a file are names, or expressions that end soon on any name.
+
+    An expression may hold at most three of `*`, `+`, `{` and `?`, and of these only `?` after a
+    group. So its cost grows at most with the cube of a name's length.
+
+    Raises:
+        UserError: an entry is no such target.
+    """
+    entries = targets if isinstance(targets, list) else [targets]
+    if len(entries) > MAX_TARGETS:
+        raise UserError(f"{path}: {len(entries)} targets: at most {MAX_TARGETS} are read")
+    for target in entries:
+        fits = isinstance(target, str) and len(target) <= MAX_TARGET_LENGTH
+        if not fits or _REPEATED_GROUP.search(target) or len(_REPEATS.findall(target)) > 3:
+            raise UserError(
+                f"{path}: target {str(target)[:80]!r} must be a module's name or suffix, or a "
+                "regular expression without repeated groups and with at most 3 repetitions"
+            )
+
+
 def check_weights(path: Path) -> int:
     """Check that a safetensors file can be read and is finite; return its tensors' largest size.
 
+    Shapes are looked at before any tensor is read. Tensors without elements are refused: their
+    other sizes could be any number.
+
     Raises:
-        UserError: it is missing, damaged, or holds a value that is not finite.
+        UserError: it is missing, damaged, or holds too many tensors, an empty one, or a value that
+            is not finite.
     """
+    return max((max(shape, default=0) for shape in _read_shapes(path).values()), default=0)
+
+
+def _read_shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shapes of a file's tensors by name, after the checks of `check_weights`."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -142,15 +179,20 @@ def check_weights(path: Path) -> int:
             f"{path}: there is no such file. Weights in any other form than safetensors are not "
             "read"
         )
+    shapes: dict[str, list[int]] = {}
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
+            if len(names) > MAX_TENSORS:
+                raise UserError(f"{path}: {len(names)} tensors: at most {MAX_TENSORS} are read")
+            for name in names:
+                shapes[name] = list(file.get_slice(name).get_shape())
+                if 0 in shapes[name]:
+                    raise UserError(f"{path}: {name} of shape {shapes[name]} has no elements")
+            for name in names:
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise UserError(f"{path}: {name} holds values that are not finite")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: is damaged, or no safetensors file ({error})") from None
-    largest = 0
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(f"{path}: {name} holds values that are not finite")
-        largest = max(largest, *tensor.shape, 0)
-    return largest
+    return shapes

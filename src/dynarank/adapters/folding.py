@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynarank.adapters.inject import adapter_layers, replace_module
 from dynarank.adapters.layer import DoRALinear, stores_transposed
+from dynarank.adapters.progress import check_at_budget
 
 Factors = tuple[Tensor, Tensor]
 """A (k, d_in) and B (d_out, k)."""
@@ -28,16 +29,18 @@ def fold(layer: DoRALinear) -> Factors:
 
 
 @torch.no_grad()
-def merge(model: nn.Module) -> nn.Module:
+def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
     """Add every adapter's update to its base weight and remove the adapter, in place.
 
-    Returns the model.
+    Returns the model. `over_budget` allows to merge layers whose ranks are not final.
 
     Raises:
-        ValueError: a base weight is quantized, so that an update cannot be added to it. The model
-            is then left as it was.
+        ValueError: an allocator has these layers, and has not frozen their ranks; or a base weight
+            is quantized, so that an update cannot be added to it. The model is then left as it was.
     """
     layers = adapter_layers(model)
+    if not over_budget:
+        check_at_budget(layers.values())
     for name, layer in layers.items():
         if not layer.weight.is_floating_point():
             raise ValueError(

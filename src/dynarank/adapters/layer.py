@@ -14,39 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynarank.adapters import STARTS
+from dynarank.adapters import check_settings, fast_path
+from dynarank.adapters.linears import is_linear, linear_shape, stores_transposed
+from dynarank.adapters.progress import AllocationProgress
 
-
-def is_linear(module: nn.Module) -> bool:
-    """Return whether `module` can be adapted: an `nn.Linear` or transformers' `Conv1D`."""
-    return isinstance(module, nn.Linear) or _is_conv1d(module)
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    # By name and attribute, so that the library needs no transformers.
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def stores_transposed(base: nn.Module) -> bool:
-    """Return whether a linear map keeps its weight as (d_in, d_out), as `Conv1D` does."""
-    return not isinstance(base, nn.Linear)
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """Return (d_in, d_out) of a linear map. Raises `TypeError` for any other module."""
-    if isinstance(module, nn.Linear):  # also 4-bit linears, whose packed weight has another shape
-        return module.in_features, module.out_features
-    if _is_conv1d(module):
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        d_in, d_out = weight.shape
-        return d_in, d_out
-    raise TypeError(f"cannot adapt a {type(module).__name__}: it is neither nn.Linear nor Conv1D")
+__all__ = ["DoRALinear", "is_linear", "linear_shape", "stores_transposed"]
 
 
 class DoRALinear(nn.Module):
@@ -78,10 +56,11 @@ class DoRALinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = linear_shape(base)
-        _check_settings(r=r, alpha=alpha, dropout=dropout, start=start)
+        check_settings(r=r, alpha=alpha, dropout=dropout, start=start)
         self.r = r
         self.alpha = alpha
         self.scaling = alpha / r  # it stays when components go
+        self.progress: AllocationProgress | None = None
         self.base = base.requires_grad_(False)
         self.dropout = nn.Dropout(dropout)
 
@@ -92,6 +71,9 @@ class DoRALinear(nn.Module):
         self.lora_B = nn.Parameter(lora_B)
         self.lora_c = nn.Parameter(torch.zeros(r, device=device, dtype=torch.float32))
         self.register_buffer("mask", torch.ones(r, device=device, dtype=torch.bool))
+        self._mask_read: Tensor | None = None
+        self._mask_version = -1
+        self._mask_has_pruned = False
         self._initialize(start)
 
     def _initialize(self, start: str) -> None:
@@ -114,10 +96,31 @@ class DoRALinear(nn.Module):
         return torch.where(self.mask, self.lora_c, torch.zeros_like(self.lora_c))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.r == 0:
+            return cast(Tensor, self.base(x))
+        if fast_path.fits(self, x):
+            return fast_path.forward(self, x, self.mask if self._has_pruned() else None)
+        return self.plain_forward(x)
+
+    def plain_forward(self, x: Tensor) -> Tensor:
+        """Return Eq. 6 in plain operations, differentiable by autograd alone: the reference."""
         y = self.base(x)
-        h = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A)  # (..., r')
+        h = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A)
         update = F.linear(h * (self.scaling * self.coefficients()), self.lora_B)
         return (y + update).to(y.dtype)  # the sum is rounded once
+
+    def _has_pruned(self) -> bool:
+        """Return whether the mask excludes a component.
+
+        The mask is read only when it has changed: on an accelerator, each reading waits for it.
+        """
+        mask = self.mask
+        if mask.is_inference() or mask.is_meta:
+            return True
+        if mask is not self._mask_read or mask._version != self._mask_version:
+            self._mask_read, self._mask_version = mask, mask._version
+            self._mask_has_pruned = not bool(mask.all())
+        return self._mask_has_pruned
 
     def delta_weight(self) -> Tensor:
         """Return the update s sum_i c_i B[:, i] A[i, :] as one matrix, (d_out, d_in).
@@ -145,14 +148,3 @@ class DoRALinear(nn.Module):
     def extra_repr(self) -> str:
         sizes = f"d_in={self.in_features}, d_out={self.out_features}, r={self.r}"
         return f"{sizes}, scaling={self.scaling:g}"
-
-
-def _check_settings(r: int, alpha: float, dropout: float, start: str) -> None:
-    if r < 1:
-        raise ValueError(f"r = {r}: a layer starts with at least 1 component")
-    if alpha <= 0:
-        raise ValueError(f"alpha = {alpha}: must be above 0")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout = {dropout}: must lie in [0, 1)")
-    if start not in STARTS:
-        raise ValueError(f"start = {start!r}: must be one of {', '.join(STARTS)}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dynarank.adapters.folding import Factors, fold
 from dynarank.adapters.inject import adapter_layers
 from dynarank.adapters.layer import stores_transposed
+from dynarank.adapters.progress import check_at_budget
 
 
 def write_peft_adapter(
@@ -23,6 +24,7 @@ def write_peft_adapter(
     base: str,
     task_type: str | None = None,
     head: Sequence[str] = (),
+    over_budget: bool = False,
 ) -> dict[str, int]:
     """Write the model's adapters as a plain PEFT LoRA adapter; return the ranks by module name.
 
@@ -35,12 +37,15 @@ def write_peft_adapter(
         base: what PEFT loads the base model from (a hub id or a folder), stored in the adapter.
         task_type: PEFT's name of the task ("SEQ_CLS", ...).
         head: modules trained in full, stored as `modules_to_save`.
+        over_budget: whether to write the adapters even though their ranks are not final.
 
     Raises:
-        ValueError: every layer has rank 0, which PEFT cannot represent; or a trained value is not
-            finite.
+        ValueError: an allocator has these layers, and has not frozen their ranks; every layer has
+            rank 0, which PEFT cannot represent; or a trained value is not finite.
     """
     layers = adapter_layers(model)
+    if not over_budget:
+        check_at_budget(layers.values())
     return write_factors(
         factors={name: fold(layer) for name, layer in layers.items()},
         model=model,

@@ -14,7 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynarank.adapters.layer import DoRALinear
+from dynarank.adapters.progress import AllocationProgress
+from dynarank.allocation.allocator_checks import (
+    check_equal,
+    check_start,
+    layer_names,
+    warn_beyond_total,
+)
+from dynarank.allocation.attaching import Attachment
+from dynarank.allocation.components import (
+    Components,
+    Layers,
+    as_list,
+    component_parameters,
+)
 from dynarank.allocation.config import SCORES
 from dynarank.allocation.importance import layer_importance, layer_norms, smooth
 from dynarank.allocation.schedule import BudgetSchedule
@@ -26,10 +39,12 @@ class RankAllocator:
     """Scores, prunes and freezes the components of a model's adapters (Eqs. 7 to 9).
 
     Call `step()` once after every optimizer step; it does the rest when it is time. `update`,
-    `prune` and `freeze` are its parts, for those who drive the allocation themselves.
+    `prune` and `freeze` are its parts, for those who drive the allocation themselves. In a plain
+    loop, `attach(optimizer)` calls `step()` by itself.
 
     Args:
-        layers: the adapters by module name, in model order, as `inject` returns them.
+        layers: the adapters by module name, in model order, as `inject` returns them; or a list of
+            them, whose names are then their positions.
         schedule: when to prune, and to how many.
         beta: smoothing of the scores (Eq. 8).
         regrow: whether a pruned component may return by its gradient before the freeze.
@@ -40,15 +55,16 @@ class RankAllocator:
         min_rank: components that every layer keeps at least.
 
     Raises:
-        ValueError: no layers, beta outside [0, 1), an unknown score, or min_rank above the
-            schedule's target.
-        FloatingPointError: a component's score is not finite (from `update` and `step`); the
-            message names its layer.
+        ValueError: no layers, beta outside [0, 1), an unknown score, min_rank above the schedule's
+            target, or layers of one size that is not the schedule's `init`.
+        FloatingPointError: a component's score is not finite; the message names its layer. On CPUs
+            it comes from the `update` or `step` that meets the score. On accelerators these do not
+            wait for the device, and it comes from the next pruning, or from `check_finite`.
     """
 
     def __init__(
         self,
-        layers: Mapping[str, DoRALinear],
+        layers: Layers,
         schedule: BudgetSchedule,
         beta: float = 0.9,
         regrow: bool = True,
@@ -56,8 +72,7 @@ class RankAllocator:
         cost_aware: bool = False,
         min_rank: int = 0,
     ) -> None:
-        if not layers:
-            raise ValueError("no adapted layers: inject adapters first")
+        self.layers: list[Components] = as_list(layers)
         if not 0 <= beta < 1:
             raise ValueError(f"beta = {beta}: must lie in [0, 1)")
         if score not in SCORES:
@@ -66,8 +81,7 @@ class RankAllocator:
             raise ValueError(
                 f"min_rank = {min_rank}: must be 0 to the schedule's target, {schedule.target:g}"
             )
-        self.names = list(layers)
-        self.layers = list(layers.values())
+        self.names = layer_names(layers)
         self.schedule = schedule
         self.beta = beta
         self.regrow = regrow
@@ -76,13 +90,44 @@ class RankAllocator:
         self.min_rank = min_rank
         self.sensitivity = Sensitivity(self.layers) if score == "sensitivity" else None
         self.sizes = [layer.r for layer in self.layers]
-        self.t = 0
-        self.frozen = False
+        self.progress = AllocationProgress(freeze_step=schedule.freeze_step)
+        for layer in self.layers:
+            layer.progress = self.progress
         self.agree: Callable[[Tensor], Tensor] = lambda keep: keep
         """Maps what this process would keep to what is kept, (n) bool to (n) bool. Where several
         processes train one model, it returns the choice of the first."""
+        check_start(self.schedule, self.sizes)
         device = self.layers[0].lora_c.device
         self.ema = torch.zeros(sum(self.sizes), device=device)  # e, (n) float32
+        self.check_every_step = device.type == "cpu"
+        """Whether scores that are not finite are asked for at every step, or at prunings alone."""
+        self._nonfinite = torch.zeros(sum(self.sizes), dtype=torch.bool, device=device)
+
+    def attach(self, optimizer: torch.optim.Optimizer, eta: float = 0.0) -> Attachment:
+        """Let each real step of an optimizer call `step()`; steps that a scaler skips do not count.
+
+        With eta above 0, the gradient of DEM (Eq. 10) is added before each step until the freeze,
+        after any clipping. Returns the attachment, whose `remove()` undoes it.
+        """
+        return Attachment(self, optimizer, eta)
+
+    @property
+    def t(self) -> int:
+        """Optimizer steps taken."""
+        return self.progress.step
+
+    @t.setter
+    def t(self, step: int) -> None:
+        self.progress.step = step
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the kept components are final."""
+        return self.progress.frozen
+
+    @frozen.setter
+    def frozen(self, frozen: bool) -> None:
+        self.progress.frozen = frozen
 
     def step(self) -> bool:
         """Account for one optimizer step; return whether it pruned.
@@ -90,6 +135,8 @@ class RankAllocator:
         After the freeze it only counts.
         """
         self.t += 1
+        if self.t == self.schedule.total + 1:
+            warn_beyond_total(self.schedule)
         if self.frozen:
             return False
         self.update()
@@ -119,19 +166,30 @@ class RankAllocator:
 
     def update(self) -> None:
         """Smooth the components' present scores into e (Eqs. 7 and 8)."""
-        scores = torch.cat([score.to(self.ema.device) for score in self._scores()])  # (n)
-        if not bool(torch.isfinite(scores).all()):
-            raise FloatingPointError(
-                f"step {self.t}: the importance of a component of {self._first_nonfinite(scores)} "
-                "is not finite"
-            )
+        scores = self._cat(self._scores())  # (n)
+        nonfinite = ~torch.isfinite(scores)
+        if self.check_every_step:
+            self._raise_nonfinite(nonfinite)
+        else:
+            self._nonfinite |= nonfinite
         # Sensitivity smooths its scores itself.
         self.ema = smooth(self.ema, scores, self.beta) if self.sensitivity is None else scores
 
-    def _first_nonfinite(self, scores: Tensor) -> str:
-        """Return the name of the first layer with a score that is not finite."""
-        by_layer = zip(self.names, scores.split(self.sizes), strict=True)
-        return next(name for name, part in by_layer if not part.isfinite().all())
+    def check_finite(self) -> None:
+        """Raise `FloatingPointError` if a score has not been finite; wait for the device.
+
+        Prunings do this by themselves.
+        """
+        self._raise_nonfinite(self._nonfinite)
+
+    def _raise_nonfinite(self, nonfinite: Tensor) -> None:
+        if not bool(nonfinite.any()):
+            return
+        by_layer = zip(self.names, nonfinite.split(self.sizes), strict=True)
+        name = next(name for name, part in by_layer if part.any())
+        raise FloatingPointError(
+            f"step {self.t}: the importance of a component of {name} is not finite"
+        )
 
     @torch.no_grad()
     def prune(self, count: int) -> Tensor:
@@ -142,7 +200,8 @@ class RankAllocator:
         the rest are masked for good and never chosen again. Where costs count, `count` is a number
         of parameters, and less than one component of it is left unused.
         """
-        alive = torch.cat([layer.mask.to(self.ema.device) for layer in self.layers])
+        self.check_finite()
+        alive = self._cat([layer.mask for layer in self.layers])
         # Scores are never negative, so that -1 comes after all of them.
         scores = torch.where(alive, self.ema, torch.full_like(self.ema, -1.0))
         scores = with_floors(scores, self.sizes, self.min_rank)
@@ -151,11 +210,10 @@ class RankAllocator:
         else:
             keep = top_components(scores, count) & alive
         keep = self.agree(keep)
-        for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
-            kept = kept.to(layer.lora_c.device)
-            layer.lora_c.masked_fill_(~kept, 0)
-            if not self.regrow:
-                layer.mask &= kept
+        for layer, pruned in zip(self.layers, (~keep).split(self.sizes), strict=True):
+            layer.lora_c.masked_fill_(pruned.to(layer.lora_c.device), 0)
+        if not self.regrow:
+            self._mask_out(keep)
         return keep
 
     @torch.no_grad()
@@ -164,9 +222,21 @@ class RankAllocator:
 
         The other components are exactly zero from now on.
         """
-        for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
-            layer.mask &= kept.to(layer.mask.device)
+        self._mask_out(keep)
         self.frozen = True
+
+    def _mask_out(self, keep: Tensor) -> None:
+        for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
+            layer.mask.logical_and_(kept.to(layer.mask.device))
+
+    def _cat(self, parts: list[Tensor]) -> Tensor:
+        """Return one tensor of all layers' components, (n), on the scores' device."""
+        return torch.cat([part.to(self.ema.device) for part in parts])
+
+    def _active(self) -> Tensor:
+        """Return which components of the model are not zero, (n) bool."""
+        c = self._cat([layer.lora_c.detach() for layer in self.layers])
+        return self._cat([layer.mask for layer in self.layers]) & (c != 0)
 
     def _costs(self) -> Tensor:
         """Return what each component costs in parameters, (n)."""
@@ -183,13 +253,13 @@ class RankAllocator:
 
         It is an int scalar on the device, so that asking for it does not wait for the device.
         """
-        device = self.ema.device
-        return torch.cat([layer.active().to(device) for layer in self.layers]).sum()
+        return self._active().sum()
 
     def ranks(self) -> dict[str, int]:
         """Return the number of nonzero components by module name, in model order."""
-        by_layer = zip(self.names, self.layers, strict=True)
-        return {name: int(layer.active().sum()) for name, layer in by_layer}
+        active = self._active().cpu()  # one transfer for the whole model
+        by_layer = active.split([layer.r for layer in self.layers])
+        return {name: int(part.sum()) for name, part in zip(self.names, by_layer, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs beside the model's own parameters and masks."""
@@ -224,7 +294,7 @@ class RankAllocator:
         if missing:
             raise ValueError(f"the allocator's saved state lacks {min(missing)}")
         for part in ("layers", "schedule", "choice"):
-            _check_equal(part, saved=state[part], present=present[part])
+            check_equal(part, saved=state[part], present=present[part])
         if state["ema"].shape != self.ema.shape:
             raise ValueError(
                 f"the allocator's saved scores are {list(state['ema'].shape)}, "
@@ -235,23 +305,3 @@ class RankAllocator:
         self.ema = state["ema"].to(self.ema.device, torch.float32)
         if self.sensitivity is not None and state["sensitivity"] is not None:
             self.sensitivity.load_state_dict(state["sensitivity"])
-
-
-def _check_equal(part: str, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless both are equal, their order included: e is laid out by it."""
-    if part == "choice":
-        # States of version 0.1.0 hold neither beta nor regrow. They are still accepted.
-        saved = {key: saved.get(key, value) for key, value in present.items()}
-    if list(saved.items()) == list(present.items()):
-        return
-    differing = [key for key in {**saved, **present} if saved.get(key) != present.get(key)]
-    first = differing[0] if differing else "order"
-    raise ValueError(
-        f"the allocator's saved {part} are not this run's: {first} was {saved.get(first)}, "
-        f"is {present.get(first)} ({len(differing)} differ)"
-    )
-
-
-def component_parameters(layer: DoRALinear) -> int:
-    """Return what one component of a layer takes once folded: a row of A and a column of B."""
-    return layer.in_features + layer.out_features

@@ -1,20 +1,19 @@
 """Dimensional Equilibrium Modulator (Eq. 10): a penalty on the spread of a component's elements.
 
-Legend: n components of all layers, a_i (d_in) and b_i (d_out) the vectors of component i.
+Legend: n components of all layers, a_i (d_in) and b_i (d_out) the vectors of component i, v one of
+these vectors, d its length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from dynarank.adapters.layer import DoRALinear
-from dynarank.allocation.grouping import group_indices
+from dynarank.allocation.components import Components, Layers, as_list
+from dynarank.allocation.grouping import chunks, group_indices
 
 
-def dem_penalty(layers: Sequence[DoRALinear]) -> Tensor:
+def dem_penalty(layers: Layers) -> Tensor:
     """Return R = (1/n) sum_i (Var(a_i) + Var(b_i)) over all layers (Eq. 10), a float32 scalar.
 
     The variances are unbiased, over a vector's elements; a vector of one element has variance 0.
@@ -24,19 +23,18 @@ def dem_penalty(layers: Sequence[DoRALinear]) -> Tensor:
     Raises:
         ValueError: there are no layers.
     """
-    if not layers:
-        raise ValueError("no adapted layers: DEM is a mean over their components")
+    members = as_list(layers)
     factors: list[Tensor] = []  # each (r', d), a component's vector a row
-    for layer in layers:
+    for layer in members:
         factors += [layer.lora_A, layer.lora_B.mT]
-    device = layers[0].lora_A.device
+    device = members[0].lora_A.device
     sums = []
     with torch.autocast(device.type, enabled=False):
         for indices in group_indices((factor.shape, factor.device) for factor in factors):
             stacked = torch.stack([factors[index] for index in indices])
             sums.append(_variances(stacked).sum().to(device))
         total = torch.stack(sums).sum()
-    return total / sum(layer.r for layer in layers)
+    return total / sum(layer.r for layer in members)
 
 
 def _variances(vectors: Tensor) -> Tensor:
@@ -44,3 +42,61 @@ def _variances(vectors: Tensor) -> Tensor:
     if vectors.shape[-1] == 1:
         return torch.zeros_like(vectors[..., 0])
     return vectors.var(dim=-1)
+
+
+@torch.no_grad()
+def add_dem_gradient(layers: Layers, eta: float, grad_scale: Tensor | None = None) -> Tensor:
+    """Add the gradient of eta R to A's and B's gradients; return R, a float32 scalar.
+
+    Call it once before an optimizer step, in place of adding eta R to each loss: the gradient is
+    the same, at a fraction of the cost, and does not depend on how many losses are accumulated. The
+    gradient of Eq. 10 is 2 (v - mean(v)) / (n (d - 1)) for each vector v. It is added after any
+    clipping that was done before the call.
+
+    Args:
+        eta: the weight of the penalty.
+        grad_scale: the loss scaler's factor, where the gradients are still multiplied by it.
+
+    Raises:
+        ValueError: there are no layers.
+    """
+    members = as_list(layers)
+    count = sum(layer.r for layer in members)
+    factors = _factors(members)
+    device = members[0].lora_A.device
+    variances = [torch.zeros((), device=device)]
+    keys = [(factor.shape, axis, factor.device) for factor, axis in factors]
+    for group in group_indices(keys):
+        example, axis = factors[group[0]]
+        length = example.shape[axis]
+        if length == 1:
+            continue
+        for indices in chunks(group, example.numel()):
+            parameters = [factors[index][0] for index in indices]
+            centred = torch.stack(parameters)  # (L, ...)
+            centred -= centred.mean(dim=axis + 1, keepdim=True)
+            flat = centred.view(-1)
+            variances.append((torch.dot(flat, flat) / (length - 1)).to(device))
+            if grad_scale is not None:
+                centred *= grad_scale.to(centred.device)
+            weight = 2 * eta / (count * (length - 1))
+            torch._foreach_add_(_gradients(parameters), list(centred.unbind()), alpha=weight)
+    return (torch.stack(variances).sum() / count).float()
+
+
+def _factors(members: list[Components]) -> list[tuple[Tensor, int]]:
+    """Return every A and B with the axis along which a component's vector lies."""
+    factors: list[tuple[Tensor, int]] = []
+    for layer in members:
+        factors += [(layer.lora_A, 1), (layer.lora_B, 0)]
+    return factors
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    """Return the parameters' gradients; those that are not there yet are made, of zeros."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    return gradients

@@ -1,9 +1,15 @@
-"""Group what has the same shape, so that one kernel serves all layers of that shape."""
+"""Group what has the same shape, so that one kernel serves many layers of that shape."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+STACK_ELEMENTS = 2**20
+"""The elements that are stacked at once: 4 MiB in float32, however large the model is."""
 
 
 def group_indices(keys: Iterable[Hashable]) -> list[list[int]]:
@@ -12,3 +18,15 @@ def group_indices(keys: Iterable[Hashable]) -> list[list[int]]:
     for index, key in enumerate(keys):
         groups[key].append(index)
     return list(groups.values())
+
+
+def chunks(indices: Sequence[int], elements: int) -> Iterator[Sequence[int]]:
+    """Split positions of tensors with `elements` each into runs that may be stacked at once."""
+    length = max(1, STACK_ELEMENTS // max(1, elements))
+    for start in range(0, len(indices), length):
+        yield indices[start : start + length]
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors of one shape as one, (L, ...); a view where there is only one of them."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))

@@ -6,13 +6,12 @@ triplets A_i, B_i, c_i.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynarank.adapters.layer import DoRALinear
+from dynarank.allocation.components import Layers, as_list
 
 
 class Sensitivity:
@@ -27,8 +26,8 @@ class Sensitivity:
         ValueError: a gradient is missing, since it was set to None before the call.
     """
 
-    def __init__(self, layers: Sequence[DoRALinear], beta: float = 0.85) -> None:
-        self.layers = list(layers)
+    def __init__(self, layers: Layers, beta: float = 0.85) -> None:
+        self.layers = as_list(layers)
         self.beta = beta
         self.mean = [torch.zeros_like(weight) for weight in self._weights()]  # J
         self.deviation = [torch.zeros_like(weight) for weight in self._weights()]  # U

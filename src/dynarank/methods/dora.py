@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dynarank.adapters.inject import inject
 from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
-from dynarank.allocation.allocator import RankAllocator, component_parameters
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.components import component_parameters
 from dynarank.allocation.dem import dem_penalty
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import DoRAConfig
@@ -69,4 +70,5 @@ class DoRA(Method[DoRAConfig]):
         return pruned_size(self.budget, len(self.layers), nominal)
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
-        write_peft_adapter(self.model, folder, base, task_type, self.head)
+        # The run itself decides what is done with a model that is over its budget.
+        write_peft_adapter(self.model, folder, base, task_type, self.head, over_budget=True)

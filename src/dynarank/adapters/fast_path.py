@@ -1,0 +1,234 @@
+"""The adapted layer's training pass with a backward pass of our own.
+
+Legend: N input vectors, x (N, d_in), W0 (d_out, d_in), A (r, d_in), B (d_out, r), c (r) with the
+frozen-out components at zero, m (N, d_in) the dropout mask, f = s / (1 - p) the scale, where p is
+the dropout's probability, * elementwise.
+
+    h = (m * x) A^T                  (N, r)          y = x W0^T + f h diag(c) B^T       (N, d_out)
+    t = f dy B diag(c)               (N, r)          G = f dy^T h                       (d_out, r)
+    dB = G diag(c)                                   dc_i = sum_j G_ji B_ji
+    dA = t^T (m * x)                                 dx = dy W0 + m * (t A)
+
+Autograd would keep the dropped input and a float mask, and would pass over the activations twice
+more. This keeps x (which neighbouring layers share), a mask of one byte an element, h, and
+B diag(c). The thin matrices are kept as h^T and t^T, since (r, N) products run about twice as fast
+on CPUs.
+
+`DoRALinear.plain_forward` is the reference. It is taken wherever `fits` does not know that the fast
+form gives the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynarank.adapters.linears import is_conv1d, stores_transposed
+
+if TYPE_CHECKING:
+    from dynarank.adapters.layer import DoRALinear
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_LEVELS = 2**16
+"""Dropout on CPUs compares 16 random bits with a threshold."""
+_INT64_MIN = -(2**63)
+_INT16_MIN = -(2**15)
+
+
+def fits(layer: DoRALinear, x: Tensor) -> bool:
+    """Return whether the fast form may take the place of the layer's plain form for this input."""
+    if not torch.is_grad_enabled() or type(x) is not Tensor or x.ndim < 2 or x.numel() == 0:
+        return False
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if type(layer.dropout) is not nn.Dropout or _has_hooks(layer.dropout):
+        return False
+    return _is_plain_base(layer.base, x) and _are_plain_factors(layer, x)
+
+
+def _is_plain_base(base: nn.Module, x: Tensor) -> bool:
+    """Return whether the base map is what its class says, frozen, and nobody listens to it."""
+    if type(base) is not nn.Linear and not is_conv1d(base):
+        return False
+    if _has_hooks(base) or "forward" in vars(base):  # accelerate replaces `forward`
+        return False
+    weight, bias = base.weight, base.bias
+    for tensor in (weight,) if bias is None else (weight, bias):
+        if type(tensor) not in (nn.Parameter, Tensor) or tensor.requires_grad:
+            return False
+        if tensor.dtype not in _FLOATS or tensor.device != x.device or tensor.is_meta:
+            return False
+    assert isinstance(weight, Tensor)
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.float64 not in (weight.dtype, x.dtype)
+    return weight.dtype == x.dtype
+
+
+def _are_plain_factors(layer: DoRALinear, x: Tensor) -> bool:
+    """Return whether A, B and c are local tensors of one dtype on the input's device."""
+    dtype = layer.lora_A.dtype
+    for factor in (layer.lora_A, layer.lora_B, layer.lora_c):
+        if type(factor) not in (nn.Parameter, Tensor):  # sharded, for example
+            return False
+        if factor.dtype != dtype or factor.device != x.device:
+            return False
+    if torch.is_autocast_enabled(x.device.type):
+        return dtype != torch.float64  # which autocast leaves alone
+    return dtype.itemsize >= x.dtype.itemsize  # a sum is never narrower than its parts
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the layer's output for an input that `fits`; shapes as in `DoRALinear`.
+
+    Args:
+        mask: (r) bool, the components that are not frozen out; None where all of them are there.
+    """
+    weight, bias = layer.base.weight, layer.base.bias
+    assert isinstance(weight, Tensor)
+    assert bias is None or isinstance(bias, Tensor)
+    adapter_dtype = layer.lora_A.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        adapter_dtype = torch.get_autocast_dtype(x.device.type)
+        x = x.to(adapter_dtype)
+        weight = weight.to(adapter_dtype)
+        bias = None if bias is None else bias.to(adapter_dtype)
+    if stores_transposed(layer.base):
+        weight = weight.T
+
+    flat = x.reshape(-1, x.shape[-1])  # (N, d_in)
+    keep, keep_share = None, 1.0
+    if layer.dropout.training and layer.dropout.p > 0:
+        keep, keep_share = draw_keep_mask(flat, layer.dropout.p)
+    y = AdaptedLinear.apply(
+        flat,
+        weight,
+        bias,
+        layer.lora_A,
+        layer.lora_B,
+        layer.lora_c,
+        mask,
+        keep,
+        layer.scaling / keep_share,
+        adapter_dtype,
+    )
+    assert isinstance(y, Tensor)
+    return y.view(*x.shape[:-1], layer.out_features)
+
+
+def draw_keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
+    """Draw which elements of x dropout keeps; return one byte an element, and the share kept.
+
+    The mask is a function of torch's generator alone. On CPUs, four elements share one 64-bit draw,
+    so that p is rounded to a multiple of 2^-16; the share returned is the one that is drawn.
+    """
+    if x.device.type != "cpu":
+        keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)
+        return keep.view(torch.uint8), 1 - p
+    dropped = min(round(p * _LEVELS), _LEVELS - 1)
+    count = x.numel()
+    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(_INT64_MIN, None)
+    bits = words.view(torch.int16)[:count].view(x.shape)
+    keep = bits >= _INT16_MIN + dropped
+    return keep.view(torch.uint8), 1 - dropped / _LEVELS
+
+
+class AdaptedLinear(torch.autograd.Function):
+    """Eq. 6 with dropout, forward and backward as in the file's legend."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        lora_c: Tensor,
+        mask: Tensor | None,
+        keep: Tensor | None,
+        scale: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Return y (N, d_out) in the weight's dtype; the adapter's part is computed in `dtype`."""
+        y = F.linear(x, weight, bias)
+        dropped = _drop(x.to(dtype), keep)
+        h_t = lora_A.to(dtype) @ dropped.T  # (r, N)
+        scaled_B = (lora_B * _masked(lora_c, mask)).to(dtype)
+        total = y.to(dtype).addmm_(h_t.T, scaled_B.T, alpha=scale)
+        ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
+        ctx.scale = scale
+        ctx.dtype = dtype
+        return total.to(y.dtype)  # the sum is rounded once
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, A, B and c; the rest has none."""
+        x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B = ctx.saved_tensors
+        needed = [ctx.needs_input_grad[index] for index in (0, 3, 4, 5)]
+        if torch.is_grad_enabled():  # somebody will differentiate these gradients
+            dx, dA, dB, dc = _differentiable_gradients(ctx, dy, needed)
+            return dx, None, None, dA, dB, dc, None, None, None, None
+
+        scale, dtype = ctx.scale, ctx.dtype
+        c = _masked(lora_c, mask)
+        dy_wide = dy.to(dtype)
+        # With beta = 0, the first argument gives addmm a shape alone.
+        t_t = torch.addmm(h_t, scaled_B.T, dy_wide.T, beta=0, alpha=scale)  # (r, N)
+        dx = dA = dB = dc = None
+        if needed[0]:
+            dx = dy @ weight
+            dx = _add_adapter_part(dx.to(dtype), t_t, lora_A.to(dtype), keep).to(x.dtype)
+        if needed[1]:
+            dA = (t_t @ _drop(x.to(dtype), keep)).to(lora_A.dtype)
+        if needed[2] or needed[3]:
+            B_t = lora_B.to(dtype).T
+            G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=scale).to(lora_B.dtype)  # (r, d_out)
+            # In B's own layout, since autograd would copy a gradient of another one.
+            dB = torch.mul(G_t.T, c, out=torch.empty_like(lora_B))
+            dc = torch.bmm(G_t.unsqueeze(1), lora_B.T.unsqueeze(2)).flatten()
+            dc = _masked(dc, mask).to(lora_c.dtype)
+        return dx, None, None, dA, dB, dc, None, None, None, None
+
+
+def _masked(c: Tensor, mask: Tensor | None) -> Tensor:
+    return c if mask is None else torch.where(mask, c, 0)
+
+
+def _drop(x: Tensor, keep: Tensor | None) -> Tensor:
+    return x if keep is None else x * keep
+
+
+def _add_adapter_part(dx: Tensor, t_t: Tensor, lora_A: Tensor, keep: Tensor | None) -> Tensor:
+    """Return dx + m * (t A). `dx` is overwritten."""
+    if keep is None:
+        return dx.addmm_(t_t.T, lora_A)
+    return dx.addcmul_(t_t.T @ lora_A, keep)
+
+
+def _differentiable_gradients(ctx: Any, dy: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
+    """Return the gradients of x, A, B and c by autograd, so that they have gradients themselves."""
+    x, weight, lora_A, lora_B, lora_c, mask, keep, _, _ = ctx.saved_tensors
+    inputs = (x, lora_A, lora_B, lora_c)
+    wide = ctx.dtype
+    y = F.linear(x, weight)
+    h = F.linear(_drop(x.to(wide), keep), lora_A.to(wide))
+    update = F.linear(h * (ctx.scale * _masked(lora_c, mask)), lora_B.to(wide))
+    total = (y + update).to(y.dtype)
+    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+    gradients = iter(torch.autograd.grad(total, wanted, dy, create_graph=True))
+    return [next(gradients) if need else None for need in needed]

@@ -1,0 +1,55 @@
+"""What an allocator refuses or warns of: layers, schedules and saved states that do not fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dynarank.allocation.components import Layers
+from dynarank.allocation.schedule import BudgetSchedule
+
+
+def check_start(schedule: BudgetSchedule, sizes: Sequence[int]) -> None:
+    """Raise `ValueError` if the layers have one size, and it is not the schedule's `init`.
+
+    Layers of several sizes are not checked.
+    """
+    size = sizes[0]
+    if set(sizes) == {size} and size != schedule.init:
+        raise ValueError(
+            f"the schedule starts at init = {schedule.init:g} components a layer, but each layer "
+            f"has r = {size}. Give both the same number"
+        )
+
+
+def warn_beyond_total(schedule: BudgetSchedule) -> None:
+    """Warn that the optimizer goes on after the schedule's last step."""
+    warnings.warn(
+        f"the optimizer has taken more than the schedule's total = {schedule.total} steps: the "
+        "ranks were frozen earlier than was meant. Give BudgetSchedule(total=...) the number of "
+        "optimizer steps of the whole run",
+        stacklevel=3,
+    )
+
+
+def check_equal(part: str, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless both are equal, their order included: e is laid out by it."""
+    if part == "choice":
+        # States of version 0.1.0 hold neither beta nor regrow. They are still accepted.
+        saved = {key: saved.get(key, value) for key, value in present.items()}
+    if list(saved.items()) == list(present.items()):
+        return
+    differing = [key for key in {**saved, **present} if saved.get(key) != present.get(key)]
+    first = differing[0] if differing else "order"
+    raise ValueError(
+        f"the allocator's saved {part} are not this run's: {first} was {saved.get(first)}, "
+        f"is {present.get(first)} ({len(differing)} differ)"
+    )
+
+
+def layer_names(layers: Layers) -> list[str]:
+    """Return the layers' names; those of a list are its positions."""
+    if isinstance(layers, Mapping):
+        return list(layers)
+    return [str(position) for position in range(len(layers))]
