@@ -133,7 +133,7 @@ def test_the_command_is_there_in_both_spellings(
     assert "usage: dynarank COMMAND" in done.stdout
     done = installed.run(*words, "train", "--help")
     assert done.returncode == 0, done.stderr
-    assert "task=cola budget=r8" in done.stdout
+    assert "dynarank train task=cola budget=r8" in done.stdout
 
 
 def test_it_trains_and_predicts_outside_the_clone(installed: Installed, hub_root: Path) -> None:
@@ -163,3 +163,12 @@ def test_a_users_own_groups_are_taken(installed: Installed, hub_root: Path) -> N
     done = installed.run(*words, "--cfg", "job", DYNARANK_HUB=str(hub_root))
     assert done.returncode == 0, done.stderr
     assert "  target: 3\n" in done.stdout
+
+
+def test_a_sweep_starts_its_runs_outside_the_clone(installed: Installed, hub_root: Path) -> None:
+    words = ["dynarank", "train", "-m", "seed=1,2", *TINY_RUN, "hydra.sweep.dir=sweep"]
+    done = installed.run(*words, DYNARANK_HUB=str(hub_root))
+    assert done.returncode == 0, done.stderr
+    finished = list((installed.elsewhere / "sweep").glob("*/metrics.json"))
+    assert len(finished) == 2
+    assert "train.py" not in done.stdout + done.stderr

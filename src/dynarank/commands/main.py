@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -50,9 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(command: str, arguments: list[str]) -> None:
     """Import a command, and run it. Nothing of the others is imported."""
-    if command == "train" and importlib.util.find_spec("dynarank.commands.train") is None:
-        _train_by_hydra(arguments)
-        return
     module = importlib.import_module(f"dynarank.commands.{command}")
     module.main(arguments)
 
@@ -91,26 +87,3 @@ def _not_installed(command: str, package: str) -> str:
         f"dynarank {command} needs the package {package}, which is not installed. Install all that "
         "training needs: pip install 'dynarank[train]'"
     )
-
-
-def _train_by_hydra(arguments: list[str]) -> None:
-    """Train with the settings of the command line."""
-    import hydra
-
-    from dynarank.commands.user_errors import expand_resume, user_errors
-    from dynarank.config.folders import conf_folder
-    from dynarank.config.schema import register_schemas, to_config
-
-    register_schemas()
-
-    @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")
-    def train(composed: object) -> float:
-        config = to_config(composed)
-        from dynarank.runs.run import run as run_training
-
-        return run_training(config).score
-
-    sys.argv = ["dynarank train", *arguments]
-    with user_errors(conf_folder()):
-        sys.argv[1:] = expand_resume(sys.argv[1:])
-        train()
