@@ -6,6 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,10 @@ def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
     check_source(config)
     if config.path is None or config.path.startswith(PACKAGE):
         return None
-    return locate("datasets", "task.path", config.path, hub.root, config.revision)
+    path = config.path
+    if path.startswith("~"):
+        path = str(Path(path).expanduser())
+    return locate("datasets", "task.path", path, hub.root, config.revision)
 
 
 def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
@@ -72,13 +76,24 @@ def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
 
         return load_packaged(config.path.removeprefix(PACKAGE))
     assert config.train_file is not None
-    train = read_file("task.train_file", config.train_file)
+    used = used_columns(config)
+    train = read_file("task.train_file", config.train_file, used)
     if config.validation_file is not None:
         return {
             config.train_split: train,
-            "validation": read_file("task.validation_file", config.validation_file),
+            "validation": read_file("task.validation_file", config.validation_file, used),
         }
     return {config.train_split: train}
+
+
+def used_columns(config: TaskConfig) -> set[str]:
+    """Return the names of the columns that a task may use; of a dotted name, the first part."""
+    columns: dict[str, str | None] = asdict(config).get("columns", {})
+    used = set()
+    for column in columns.values():
+        if column is not None:
+            used |= {column, column.partition(".")[0]}
+    return used
 
 
 def cut_validation(
