@@ -15,8 +15,8 @@ from dynarank.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LANGUAGE_TOKEN = re.compile(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}|__[a-z]{2,3}__")
-"""Tokens of languages: mBART's, NLLB's, M2M100's."""
+LANGUAGE_TOKEN = re.compile(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}")
+"""Tokens of languages in a vocabulary: mBART's and NLLB's."""
 _PAIRS = """
 af:afr am:amh ar:arb az:azj be:bel bg:bul bn:ben bs:bos ca:cat cs:ces cy:cym da:dan de:deu
 el:ell en:eng eo:epo es:spa et:est eu:eus fa:pes fi:fin fr:fra ga:gle gl:glg gu:guj ha:hau
@@ -55,10 +55,7 @@ def choose_languages(
     """
     if not hasattr(tokenizer, "src_lang") or not hasattr(tokenizer, "tgt_lang"):
         return {}
-    tokens = {}
-    for token in tokenizer.get_vocab():
-        if LANGUAGE_TOKEN.fullmatch(token):
-            tokens[token.strip("_")] = token
+    tokens = _language_tokens(tokenizer)
     if not tokens:
         _check_own_language("source_lang", source, tokenizer.src_lang)
         _check_own_language("target_lang", target, tokenizer.tgt_lang)
@@ -75,6 +72,13 @@ def choose_languages(
     if model.config.decoder_start_token_id is None:
         return {"decoder_start_token_id": target_token}
     return {"forced_bos_token_id": target_token}
+
+
+def _language_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the tokens of languages by the tokenizer's codes."""
+    if hasattr(tokenizer, "lang_code_to_token"):  # M2M100's, which its vocabulary does not list
+        return dict(tokenizer.lang_code_to_token)
+    return {token: token for token in tokenizer.get_vocab() if LANGUAGE_TOKEN.fullmatch(token)}
 
 
 def _check_own_language(setting: str, language: str | None, own: str | None) -> None:

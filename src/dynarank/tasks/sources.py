@@ -53,10 +53,7 @@ def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
     check_source(config)
     if config.path is None or config.path.startswith(PACKAGE):
         return None
-    path = config.path
-    if path.startswith("~"):
-        path = str(Path(path).expanduser())
-    return locate("datasets", "task.path", path, hub.root, config.revision)
+    return locate("datasets", "task.path", config.path, hub.root, config.revision)
 
 
 def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
