@@ -39,6 +39,14 @@ def refusal(path: Path, content: str | bytes | None = None) -> str:
 
 
 READABLE_CSV = {
+    "semicolons": ("a;b\n1,5;x\n2;y, z\n", {"a": ["1,5", "2"], "b": ["x", "y, z"]}),
+    "semicolons and quotes": ('a;b\n"1;5";x\n', {"a": ["1;5"], "b": ["x"]}),
+    "tabs": ("a\tb\n1\tx, y\n", {"a": ["1"], "b": ["x, y"]}),
+    "a semicolon in one column": ("a\nx;y\n", {"a": ["x;y"]}),
+    "trailing empty columns": ("a,b,,\n1,x,,\n2,y,,\n", {"a": ["1", "2"], "b": ["x", "y"]}),
+    "trailing separators in rows": ("a,b\n1,x,\n2,y,,\n", {"a": ["1", "2"], "b": ["x", "y"]}),
+    "pandas' row numbers": (",a,b\n0,1,x\n1,2,y\n", {"a": ["1", "2"], "b": ["x", "y"]}),
+    "blanks in the header": (" a , b\n1, x\n", {"a": ["1"], "b": [" x"]}),
     "plain": ("a,b\n1,x\n2,y\n", {"a": ["1", "2"], "b": ["x", "y"]}),
     "quoted": ('a,b\n1,"x, ""y"" z"\n', {"a": ["1"], "b": ['x, "y" z']}),
     "line breaks in a field": (
@@ -85,6 +93,37 @@ def test_a_quotation_mark_in_tsv_swallows_nothing(tmp_path: Path) -> None:
         "a": ['"never closed', '"closed"', 'said "so", he'],
         "b": ["1", "2", "3"],
     }
+
+
+PANDAS_TEXTS = ['they said "good" film', "bad film", 'a "', "two\nlines", "a\ttab", ""]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_tsv_is_read_as_pandas_wrote_it(quoting: Any, tmp_path: Path) -> None:
+    columns = {"text": PANDAS_TEXTS, "n": [str(n) for n in range(len(PANDAS_TEXTS))]}
+    pd.DataFrame(columns).to_csv(tmp_path / "a.tsv", sep="\t", index=False, quoting=quoting)
+    assert read(tmp_path / "a.tsv") == columns
+
+
+def test_tsv_with_quotation_marks_in_texts_is_read_to_the_letter(tmp_path: Path) -> None:
+    texts = ['"good"', 'they said "good"', '"a ""b"""']
+    (tmp_path / "a.tsv").write_text("text\tn\n" + "".join(f"{text}\t1\n" for text in texts))
+    assert read(tmp_path / "a.tsv")["text"] == texts
+
+
+@pytest.mark.parametrize("ending", [".CSV", ".Tsv", ".JSONL", ".PARQUET"])
+def test_endings_may_have_capital_letters(ending: str, tmp_path: Path) -> None:
+    rows = [{"a": "x", "b": "y"}]
+    write_file(tmp_path / f"a{ending}", rows)
+    assert read(tmp_path / f"a{ending}") == {"a": ["x"], "b": ["y"]}
+
+
+def test_columns_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
+    lines = [{"t": "a", "n": 1, "x": "\ud83d"}, {"t": "b", "n": "one", "x": [1, "two"]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_file(FIELD, str(tmp_path / "a.jsonl"), {"t"}).to_dict() == {"t": ["a", "b"]}
+    with pytest.raises(UserError, match=r"a\.jsonl: row 1: n = 'one' is of the type str"):
+        read_file(FIELD, str(tmp_path / "a.jsonl"), {"t", "n"})
 
 
 def test_tsv_knows_byte_order_mark_crlf_and_blank_lines(tmp_path: Path) -> None:
@@ -311,7 +350,26 @@ BROKEN: list[tuple[str, str | bytes, str]] = [
         r"row 0 \(line 1\) is list, not an object of columns",
     ),
     ("document.jsonl", '{\n "data": []\n}\n', rf"row 0 \(line 1\) is not JSON.*{NO_DOCUMENT}"),
-    ("mixed.jsonl", '{"a": 1}\n{"a": "x"}\n', r"ArrowInvalid: .*'x'"),
+    (
+        "mixed.jsonl",
+        '{"a": 1}\n{"a": "x"}\n',
+        r"row 1: a = 'x' is of the type str, and the rows before it hold int",
+    ),
+    (
+        "half.jsonl",
+        '{"t": "good"}\n{"t": "great \\ud83d"}\n{"t": "bad"}\n',
+        r"row 1: 't' = 'great \\ud83d' holds half of a surrogate pair, which is no text",
+    ),
+    (
+        "half_name.jsonl",
+        '{"t": "good"}\n{"\\ude00": 1}\n',
+        r"row 0: '\\ude00' = .* holds half of a surrogate pair",
+    ),
+    (
+        "unnamed.csv",
+        "a,b,\n1,x,\n2,y,z\n",
+        r"row 1 \(line 3\) has 'z' in column 3, which has no name",
+    ),
     ("csv.parquet", "a,b\n1,2\n", r"is no parquet file, whatever its ending says"),
     ("cut.parquet", parquet_bytes()[:60], r"ArrowInvalid: "),
     ("parquet.csv", parquet_bytes(), NOT_TEXT),

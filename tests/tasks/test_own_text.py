@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from tiny import compose
@@ -333,3 +334,92 @@ def test_a_row_of_an_only_file_has_its_number_there(tmp_path: Path) -> None:
     write_file(tmp_path / "all.csv", [*labelled(*("ab" * 20)), {"text": "", "label": "a"}])
     with pytest.raises(UserError, match=r"^task\.train_file = .*all\.csv, row 40: text is empty"):
         make("task=text_classification", f"task.train_file={tmp_path}/all.csv").read(HubConfig())
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("bad", [["joy"], ["anger", "sadness"], []])
+def test_a_list_of_classes_is_refused(bad: list[str], ending: str, tmp_path: Path) -> None:
+    rows = labelled(["a"], bad, ["b"])
+    refused(
+        r", row 0: label = \['a'\] is a list: a row has one class", tmp_path, rows, ending=ending
+    )
+
+
+@pytest.mark.parametrize("ending", READERS)
+def test_blanks_around_a_class_do_not_make_another(
+    ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="dynarank"):
+        task = read(tmp_path, labelled("pos ", "neg", "pos", " neg", "pos"), ending=ending)
+    assert task.class_names == ["neg", "pos"]
+    assert numbers(task) == [1, 0, 1, 0, 1]
+    lines = [record.getMessage() for record in caplog.records if "classes" in record.getMessage()]
+    assert lines == ["label: 2 classes: 'neg' (2 rows), 'pos' (3 rows)"]
+
+
+def test_the_classes_found_are_recorded_and_the_configuration_stays(tmp_path: Path) -> None:
+    task = read(tmp_path, labelled("b", "a"))
+    assert task.config.labels is None
+    assert task.recorded_config().labels == ["a", "b"]
+    assert build_task(task.recorded_config()).class_names == ["a", "b"]
+
+
+@pytest.mark.parametrize("ending", READERS)
+def test_numbers_that_are_all_alike_are_refused_before_training(
+    ending: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"name": "text_regression", "ending": ending}
+    said = r"train_file = .*: label is 3 in every row: there is nothing to learn"
+    refused(said, tmp_path, labelled(3, 3, 3), **options)
+    said = r"validation_file = .*: label is 2\.5 in all 2 rows that validate, so that pearson"
+    refused(said, tmp_path, labelled(1, 2, 3), **options, validation=labelled(2.5, 2.5))
+
+
+@pytest.mark.parametrize("name", ["key", "label", "score", "row", "probability_a"])
+def test_an_id_column_keeps_its_values_whatever_its_name(name: str, tmp_path: Path) -> None:
+    task = make(
+        "task=text_classification", "task.labels=[a,b]", f"task.columns.id={name}",
+        "task.columns.label=given",
+    )  # fmt: skip
+    rows = Dataset.from_dict({"text": ["x", "y"], name: ["one", "two"]})
+    records = task.answers(rows, rows, [np.asarray([0.25, 0.75]), np.asarray([0.5, 0.5])])
+    written = task.prediction_rows(rows, records)
+    assert [row[name] for row in written] == ["one", "two"]
+    label = "predicted_label" if name == "label" else "label"
+    assert [row[label] for row in written] == ["b", "a"]
+    probability = "predicted_probability_a" if name == "probability_a" else "probability_a"
+    assert written[0][probability] == 0.25
+    assert list(written[0])[0] == name
+
+
+def test_rows_without_ids_are_numbered() -> None:
+    task = make("task=text_regression")
+    rows = Dataset.from_dict({"text": ["x", "y"]})
+    assert task.prediction_rows(rows, [{"score": 1.0}, {"score": 2.0}]) == [
+        {"row": 0, "score": 1.0},
+        {"row": 1, "score": 2.0},
+    ]
+
+
+def test_a_column_that_is_not_used_may_hold_anything(tmp_path: Path) -> None:
+    lines = ['{"text": "a", "label": "x", "other": 1}', '{"text": "b", "label": "y", "other": "z"}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    file = f"task.train_file={tmp_path}/rows.jsonl"
+    task = make("task=text_classification", file, "task.validation_share=0.5")
+    task.read(HubConfig())
+    assert task.class_names == ["x", "y"]
+
+
+@pytest.mark.parametrize("setting", ["train_file", "validation_file"])
+def test_the_home_folder_may_be_abbreviated(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_file(tmp_path / "rows.csv", labelled("a", "b", "a"))
+    files = {"train_file": f"{tmp_path}/rows.csv", "validation_file": f"{tmp_path}/rows.csv"}
+    files[setting] = "~/rows.csv"
+    task = make(
+        "task=text_classification", *(f"task.{name}='{file}'" for name, file in files.items())
+    )
+    task.read(HubConfig())
+    assert len(task.train) == len(task.validation["validation"]) == 3

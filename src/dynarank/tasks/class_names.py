@@ -6,26 +6,29 @@ values are numbers that have names.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from dynarank.errors import UserError
 
+LISTED = 20
+"""Classes that a log line names."""
 MOST_CLASSES = 100
 """More distinct values than this, and than half the rows, are not taken for classes."""
 
 
 def value_name(value: Any) -> str:
-    """Return the name that a value has as a class: 1.0 is the class '1'."""
+    """Return the name that a value has as a class: 1.0 is the class '1', and ' yes' is 'yes'."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value)
+    return str(value).strip()
 
 
 def numbers_by_value(names: Sequence[str]) -> dict[str, int]:
     """Return the class numbers by name, and also by the number itself unless a number is a name."""
-    by_name = {name: index for index, name in enumerate(names)}
+    by_name = {name.strip(): index for index, name in enumerate(names)}
     by_number = {str(index): index for index in range(len(names))}
     if by_name.keys() & by_number.keys():
         return by_name
@@ -57,6 +60,8 @@ def find_classes(feature: Any, values: Sequence[Any], where: str) -> list[str]:
         values: the column's values.
         where: the column and its source, for errors.
 
+    White space around a name does not count.
+
     Raises:
         UserError: A value is missing, there is one class only, or there are too many.
     """
@@ -64,7 +69,7 @@ def find_classes(feature: Any, values: Sequence[Any], where: str) -> list[str]:
     if own_names:
         return list(own_names)
     for row, value in enumerate(values):
-        if value is None or value == "" or value != value:
+        if value is None or value != value or not value_name(value):
             raise UserError(f"{where} is missing in row {row}. Mend or drop the row")
     names = sorted({value_name(value) for value in values})
     with suppress(ValueError):
@@ -81,3 +86,33 @@ def find_classes(feature: Any, values: Sequence[Any], where: str) -> list[str]:
             "in task.columns.label"
         )
     return names
+
+
+def check_single_values(values: Sequence[Any], where: str, column: str) -> None:
+    """Raise `UserError` where a value is a list or the like: a row has one class.
+
+    Args:
+        values: the column's values.
+        where: the rows' source, for errors.
+        column: the column's name, for errors.
+    """
+    for row, value in enumerate(values):
+        if isinstance(value, (list, tuple, dict)):
+            raise UserError(
+                f"{where}, row {row}: {column} = {value!r} is a {type(value).__name__}: a row has "
+                "one class. Make a text or a number of it"
+            )
+
+
+def describe_classes(names: Sequence[str], classes: Sequence[int]) -> str:
+    """Return the classes and how many rows each has, in words.
+
+    Args:
+        names: of the classes.
+        classes: the class number of each row.
+    """
+    counts = Counter(classes)
+    parts = [f"{name!r} ({counts[number]:,} rows)" for number, name in enumerate(names[:LISTED])]
+    if len(names) > LISTED:
+        parts.append(f"and {len(names) - LISTED} more")
+    return f"{len(names)} classes: {', '.join(parts)}"

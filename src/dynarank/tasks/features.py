@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import re
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynarank.errors import UserError
+
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-ENCODING = 1
+ENCODING = 2
 """The version of our own encoding: raised when features change, so that older ones are not used."""
+KEY_SETTINGS = (
+    "truncation_side",
+    "padding_side",
+    "split_special_tokens",
+    "model_input_names",
+    "src_lang",
+    "tgt_lang",
+)
+"""Settings of a tokenizer that features depend on and that do not stand in its own file."""
 
 
 def token_counts(features: Dataset) -> np.ndarray:
@@ -74,9 +89,82 @@ def cached_map(
         return mapped()
 
 
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    *texts: list[str],
+    rows: Sequence[int],
+    **options: Any,
+) -> BatchEncoding:
+    """Return `tokenizer(*texts, **options)`, with the names of special tokens read as plain text.
+
+    Otherwise a text that holds '</s>' would end there. A tokenizer that cannot spell such a name
+    gives its token for unknown words.
+
+    Args:
+        tokenizer: the tokenizer.
+        texts: texts, or texts and second texts.
+        rows: the row number of each text, for errors.
+        options: the tokenizer's; `text_target` among them gives targets.
+
+    Raises:
+        UserError: A text holds a special token's name, and the tokenizer has no other way to read
+            it.
+    """
+    given = [*texts, options.get("text_target") or []]
+    names = "|".join(re.escape(token) for token in tokenizer.all_special_tokens)
+    if not names or not any(re.search(names, text) for part in given for text in part):
+        return tokenizer(*texts, **options)
+    if not tokenizer.is_fast:
+        return tokenizer(*texts, split_special_tokens=True, **options)
+    encoded = tokenizer(
+        *texts, split_special_tokens=True, return_special_tokens_mask=True, **options
+    )
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    owners = encoded.get("overflow_to_sample_mapping", range(len(encoded["input_ids"])))
+    masks = encoded.pop("special_tokens_mask")
+    for owner, ids, mask in zip(owners, encoded["input_ids"], masks, strict=True):
+        for place, (token, is_added) in enumerate(zip(ids, mask, strict=True)):
+            if is_added or token not in special:
+                continue
+            if tokenizer.unk_token_id is None:
+                name = tokenizer.convert_ids_to_tokens(token)
+                raise UserError(
+                    f"row {rows[owner]}: the text holds {name!r}, which the tokenizer reads as its "
+                    "special token. Mend or drop the row"
+                )
+            ids[place] = tokenizer.unk_token_id
+    return encoded
+
+
 def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    """Return all that the tokens of a text depend on: the tokenizer, its settings, its version."""
+    import tokenizers
+    import transformers
+
     if tokenizer.is_fast:
-        vocabulary = tokenizer.backend_tokenizer.to_str()
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        for name in ("truncation", "padding"):  # those of the last call
+            content.pop(name, None)
     else:
-        vocabulary = sorted(tokenizer.get_vocab().items())
-    return (type(tokenizer).__name__, vocabulary)
+        content = _saved_content(tokenizer)
+    return (
+        type(tokenizer).__name__,
+        json.dumps(content, sort_keys=True),
+        sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()),
+        [getattr(tokenizer, name, None) for name in KEY_SETTINGS],
+        (transformers.__version__, tokenizers.__version__),
+    )
+
+
+def _saved_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return digests of the files that hold a tokenizer, by name, without those that hold paths."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        digests = {}
+        for path in sorted(Path(folder).iterdir()):
+            if path.name != "tokenizer_config.json":
+                digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name, value in tokenizer.init_kwargs.items():
+        if not name.endswith(("_file", "_path", "_hash")):
+            digests[f"setting {name}"] = str(value)
+    return digests

@@ -1,6 +1,7 @@
 """The user's own data in a file: csv, tsv, json lines or parquet, checked as it is read.
 
-Rows are counted from 0, without a header. Values of csv and tsv stay texts: what a column means is its task's matter.
+Rows are counted from 0, without a header. Values of csv and tsv stay texts: what a column means is
+the matter of its task.
 """
 
 from __future__ import annotations
@@ -8,33 +9,37 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynarank.errors import UserError
+from dynarank.tasks.delimited import read_csv, read_tsv, text_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-csv.field_size_limit(2**31 - 1)
-ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+Columns = dict[str, list[Any]]
+SHOWN = 80
+"""Characters of a value that an error shows."""
 
 
-def read_file(field: str, name: str) -> Dataset:
-    """The rows of a file, by its ending.
+def read_file(field: str, name: str, used: Collection[str] | None = None) -> Dataset:
+    """Return the rows of a file, by its ending.
 
     Args:
         field: the setting that named the file, for errors.
+        name: the file's path; `~` means the home folder.
+        used: the columns that are needed. Others are left out where their values are of no one
+            type. None: all are needed.
 
     Raises:
-        UserError: there is no such file, its ending is none of the known ones or not what it is, or a row is broken.
+        UserError: There is no such file, its ending is none of the known ones or not what it is,
+            or a row is broken.
     """
-    from datasets import Dataset
-
     path = Path(name).expanduser()
-    if path.suffix not in READERS:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
         raise UserError(f"{field} = {name}: the ending must be one of {', '.join(READERS)}")
     if not path.is_file():
         raise UserError(
@@ -43,139 +48,186 @@ def read_file(field: str, name: str) -> Dataset:
     if path.stat().st_size == 0:
         raise UserError(f"{field} = {name}: the file is empty")
     try:
-        columns = READERS[path.suffix](path)
-        dataset = Dataset.from_dict(columns)
+        dataset = _as_dataset(reader(path), used)
     except UserError as error:
         raise UserError(f"{field} = {name}: {error}") from None
-    except Exception as error:  # pyarrow's own kinds, for columns of mixed types
-        raise UserError(
-            f"{field} = {name}: {type(error).__name__}: {error}".splitlines()[0]
-        ) from error
+    except Exception as error:  # pyarrow's own kinds, for a damaged file
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{field} = {name}: {reason}") from error
     if len(dataset) == 0:
         raise UserError(f"{field} = {name}: the file has no rows")
     return dataset
 
 
-def _text_lines(path: Path) -> Iterator[str]:
-    # A decoder's own error counts from the block it was given; an escaped byte stays in its line.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.isascii() and ESCAPED_BYTE.search(line):
-                raise UserError(
-                    f"line {number} is not UTF-8 text, so it is no {path.suffix} file. Save it as UTF-8"
-                )
-            if "\0" in line:
-                raise UserError(f"holds binary data, so it is no {path.suffix} file")
-            yield line
+def _as_dataset(columns: Columns, used: Collection[str] | None) -> Dataset:
+    """Return the columns as a data set, without those that are not used and have no one type."""
+    from datasets import Dataset
+
+    if _has_type(columns):
+        return Dataset.from_dict(columns)
+    sound = {}
+    for name, values in columns.items():
+        if _has_type({name: values}):
+            sound[name] = values
+        elif used is None or name in used:
+            raise UserError(_describe_broken(name, values))
+    return Dataset.from_dict(sound)
 
 
-def _read_delimited(path: Path, **dialect: Any) -> dict[str, list[str]]:
-    lines = _text_lines(path)
-    first = next(lines, "")
-    if first.lstrip().startswith(("{", "[")):
-        raise UserError(
-            f"begins with {first.lstrip()[:1]!r}: it looks like JSON, not like {path.suffix}"
-        )
-    reader = csv.reader(chain([first], lines), strict=True, **dialect)
-    rows = (row for row in reader if row)  # blank lines
+def _has_type(columns: Columns) -> bool:
+    from datasets import Dataset
+    from pyarrow import ArrowException
+
     try:
-        header = next(rows, [])
-        if len(set(header)) < len(header):
-            raise UserError(f"the header names a column twice: {', '.join(header)}")
-        columns: list[list[str]] = [[] for _ in header]
-        for index, row in enumerate(rows):
-            if len(row) != len(header):
-                raise UserError(
-                    f"row {index} (line {reader.line_num}) has {len(row)} fields where the header has {len(header)}"
-                )
-            for column, value in zip(columns, row, strict=True):
-                column.append(value)
-    except csv.Error as error:
-        raise UserError(f"line {reader.line_num}: {error}") from None
-    return dict(zip(header, columns, strict=True))
+        Dataset.from_dict(columns)
+    except (ArrowException, UnicodeError, TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    return _read_delimited(path)
+def _describe_broken(name: str, values: list[Any]) -> str:
+    """Return what is wrong with the first value that does not go with those before it."""
+    sound, broken = 0, len(values)  # so many rows have a type; so many have none
+    while broken - sound > 1:
+        middle = (sound + broken) // 2
+        if _has_type({name: values[:middle]}):
+            sound = middle
+        else:
+            broken = middle
+    value = values[sound]
+    shown = repr(value)[:SHOWN]
+    if not _is_unicode(name) or not _is_unicode(_plain_json(value)):
+        return (
+            f"row {sound}: {name!r} = {shown} holds half of a surrogate pair, which is no text. "
+            "Mend or drop the row"
+        )
+    before = {type(other).__name__ for other in values[:sound] if other is not None}
+    return (
+        f"row {sound}: {name} = {shown} is of the type {type(value).__name__}, and the rows before "
+        f"it hold {' or '.join(sorted(before)) or 'nothing'}. Mend or drop the row"
+    )
 
 
-def _read_tsv(path: Path) -> dict[str, list[str]]:
-    # No quoting: a field that begins with a quotation mark would otherwise swallow the rows after it.
-    return _read_delimited(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+def _plain_json(value: Any) -> str:
+    """Return a value's JSON with its letters as they are."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _read_json_lines(path: Path) -> dict[str, list[Any]]:
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_json_lines(path: Path) -> Columns:
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_text_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            document = line.lstrip().startswith("[") or line.strip() == "{"
-            whole = " (one JSON object a line is meant, not one document)" if document else ""
-            raise UserError(
-                f"row {len(rows)} (line {number}) is not JSON: {error.msg}{whole}"
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(
-                f"row {len(rows)} (line {number}) is {type(row).__name__}, not an object of columns"
-            )
-        rows.append(row)
+    for number, line in enumerate(text_lines(path), start=1):
+        if line.strip():
+            rows.append(_json_object(line, f"row {len(rows)} (line {number})"))
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        hint = ""
+        if line.lstrip().startswith("[") or line.strip() == "{":
+            hint = " (one JSON object a line is meant, not one document)"
+        raise UserError(f"{where} is not JSON: {error.msg}{hint}") from None
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is {type(row).__name__}, not an object of columns")
+    return row
+
+
+def _read_parquet(path: Path) -> Columns:
     from pyarrow import parquet
 
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
             raise UserError("is no parquet file, whatever its ending says")
-    columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
+        columns: Columns = parquet.read_table(path).to_pydict()
     return columns
 
 
-READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+READERS: dict[str, Callable[[Path], Columns]] = {
+    ".csv": read_csv,
+    ".tsv": read_tsv,
     ".jsonl": _read_json_lines,
     ".parquet": _read_parquet,
 }
+"""The known endings, in small letters; a file may have them in capital letters too."""
 
 
 def write_file(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of like keys to a file, by its ending; nested values become JSON where the format has none.
+    """Write rows of like keys to a file, by its ending.
+
+    Nested values become JSON in a format that has none.
 
     Raises:
-        UserError: the ending is none of the known ones, or a .tsv, which quotes nothing, cannot hold a value.
+        UserError: The ending is none of the known ones, or the file is a .tsv, which quotes
+            nothing, and cannot hold a value.
     """
-    if path.suffix not in READERS:
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is None:
         raise UserError(f"--output {path}: the ending must be one of {', '.join(READERS)}")
-    if path.suffix == ".parquet":
-        from datasets import Dataset
+    writer(path, rows)
 
-        Dataset.from_list(list(rows)).to_parquet(path)
-        return
-    if path.suffix == ".jsonl":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        return
-    table = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    broken = [cell for cells in table for cell in cells if re.search(r"[\t\r\n]", cell)]
-    if path.suffix == ".tsv" and broken:
-        raise UserError(
-            f"--output {path}: {broken[0]!r} holds a tab or a line break, which .tsv cannot. Write another kind"
-        )
+
+def _write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list(list(rows)).to_parquet(path)
+
+
+def _write_json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix == ".tsv":
-            file.writelines("\t".join(cells) + "\n" for cells in table)
-        else:
-            # Python's csv before 3.13 leaves a lone carriage return unquoted.
-            quoting: dict[str, Any] = (
-                {"quoting": csv.QUOTE_ALL} if any("\r" in cell for cell in broken) else {}
-            )
-            csv.writer(file, lineterminator="\n", **quoting).writerows(table)
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_tsv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    table = _cells(rows)
+    for line in table:
+        for cell in line:
+            if re.search(r"[\t\r\n]", cell):
+                raise UserError(
+                    f"--output {path}: {cell!r} holds a tab or a line break, which .tsv cannot. "
+                    "Write another kind"
+                )
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for line in table:
+            file.write("\t".join(line) + "\n")
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    table = _cells(rows)
+    # Python's csv before 3.13 leaves a lone carriage return unquoted.
+    has_return = any("\r" in cell for line in table for cell in line)
+    quoting: Any = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n", quoting=quoting).writerows(table)
+
+
+WRITERS: dict[str, Callable[[Path, Sequence[dict[str, Any]]], None]] = {
+    ".csv": _write_csv,
+    ".tsv": _write_tsv,
+    ".jsonl": _write_json_lines,
+    ".parquet": _write_parquet,
+}
+
+
+def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return the header and the rows as texts."""
+    table = [list(rows[0])]
+    for row in rows:
+        table.append([_cell(value) for value in row.values()])
+    return table
 
 
 def _cell(value: Any) -> str:

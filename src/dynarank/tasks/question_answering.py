@@ -96,7 +96,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
             if labelled:
                 given = zip(batch["_texts"], batch["_start"], strict=True)
                 answers = [Answers(texts, start) for texts, start in given]
-            questions = cut_questions(batch[columns.question], config.max_question, tokenizer)
+            questions = cut_questions(batch[columns.question], rows, config.max_question, tokenizer)
             contexts = batch[columns.context]
             return encode_windows(questions, contexts, answers, rows, config, tokenizer)
 
@@ -153,7 +153,12 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         )
         first, last, score = (part.cpu().numpy() for part in spans)
         # Every architecture here begins with the token that means no answer.
-        null_score = (output.start_logits[:, 0] + output.end_logits[:, 0]).float().cpu().tolist()
+        window_rows = torch.arange(len(begin), device=begin.device)
+        token = batch["attention_mask"].argmax(dim=1)  # the first that is no padding
+        null_logits = (
+            output.start_logits[window_rows, token] + output.end_logits[window_rows, token]
+        )
+        null_score = null_logits.float().cpu().tolist()
         windows = []
         for window, null in enumerate(null_score):
             windows.append(WindowSpans(first[window], last[window], score[window], null))

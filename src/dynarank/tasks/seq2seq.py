@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynarank.tasks.base import Batch, Collator, Task
 from dynarank.tasks.config import Seq2SeqConfig
-from dynarank.tasks.features import cached_map
+from dynarank.tasks.features import cached_map, encode_texts
 from dynarank.tasks.languages import choose_languages
 from dynarank.tasks.row_scores import RowScores
 from dynarank.tasks.text_scores import text_scores
@@ -75,15 +75,21 @@ class Seq2Seq(Task[Seq2SeqConfig]):
 
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
             sources = [prefix + text for text in batch[columns.source]]
-            tokens = tokenizer(sources, truncation=True, max_length=config.max_source)
+            tokens = encode_texts(
+                tokenizer, sources, rows=rows, truncation=True, max_length=config.max_source
+            )
             features = {
                 "input_ids": tokens["input_ids"],
                 "attention_mask": tokens["attention_mask"],
                 "feature": rows,
             }
             if labelled:
-                targets = tokenizer(
-                    text_target=batch[columns.target], truncation=True, max_length=config.max_target
+                targets = encode_texts(
+                    tokenizer,
+                    rows=rows,
+                    text_target=batch[columns.target],
+                    truncation=True,
+                    max_length=config.max_target,
                 )
                 features["labels"] = targets["input_ids"]
             return features

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +73,24 @@ def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
 
         return load_packaged(config.path.removeprefix(PACKAGE))
     assert config.train_file is not None
-    train = read_file("task.train_file", config.train_file)
+    used = used_columns(config)
+    train = read_file("task.train_file", config.train_file, used)
     if config.validation_file is not None:
         return {
             config.train_split: train,
-            "validation": read_file("task.validation_file", config.validation_file),
+            "validation": read_file("task.validation_file", config.validation_file, used),
         }
     return {config.train_split: train}
+
+
+def used_columns(config: TaskConfig) -> set[str]:
+    """Return the names of the columns that a task may use; of a dotted name, the first part."""
+    columns: dict[str, str | None] = asdict(config).get("columns", {})
+    used = set()
+    for column in columns.values():
+        if column is not None:
+            used |= {column, column.partition(".")[0]}
+    return used
 
 
 def cut_validation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,19 +20,25 @@ from torchmetrics import (
 )
 
 from dynarank.errors import UserError
+from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks.base import Batch, Collator, Task
 from dynarank.tasks.class_names import (
+    check_single_values,
+    describe_classes,
     find_classes,
     numbers_by_value,
     numbers_of_feature,
     value_name,
 )
 from dynarank.tasks.config import TextClassificationConfig
-from dynarank.tasks.features import cached_map
+from dynarank.tasks.features import cached_map, encode_texts
+from dynarank.tasks.sources import describe
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 class TextClassification(Task[TextClassificationConfig]):
@@ -48,6 +55,31 @@ class TextClassification(Task[TextClassificationConfig]):
 
     def recorded_config(self) -> TextClassificationConfig:
         return replace(self.config, labels=self.class_names or None)
+
+    def read(self, hub: HubConfig, seed: int = 0) -> None:
+        super().read(hub, seed)
+        if self._is_regression:
+            self._check_numbers_differ()
+
+    def _check_numbers_differ(self) -> None:
+        """Raise `UserError` where all numbers of a split are alike: no correlation exists."""
+        label = self.config.columns.label
+        where = describe(self.config, self.config.train_split)
+        numbers = np.unique(self.train[label][:])
+        if len(numbers) == 1:
+            raise UserError(
+                f"{where}: {label} is {numbers[0]:g} in every row: there is nothing to learn. "
+                "Is it the right column?"
+            )
+        for split, dataset in self.validation.items():
+            numbers = np.unique(dataset[label][:])
+            if len(numbers) == 1:
+                raise UserError(
+                    f"{describe(self.config, split)}: {label} is {numbers[0]:g} in all "
+                    f"{len(dataset)} rows that validate, so that {self.config.select} has no "
+                    "value. Give other rows to task.validation_file, or more by "
+                    "task.validation_share or task.max_validation_rows"
+                )
 
     @property
     def _is_regression(self) -> bool:
@@ -95,8 +127,10 @@ class TextClassification(Task[TextClassificationConfig]):
         """
         label = self.config.columns.label
         values = dataset[label][:]
+        check_single_values(values, where, label)
         feature = dataset.features[label]
-        if not self.class_names:
+        are_found = not self.class_names
+        if are_found:
             self.class_names = find_classes(feature, values, f"{where}: {label}")
         numbers = numbers_of_feature(feature, self.class_names)
         if not numbers:
@@ -110,6 +144,8 @@ class TextClassification(Task[TextClassificationConfig]):
                 f"({len(unknown)} such rows). Mend the rows, or task.labels; a split without "
                 "labels cannot be scored"
             )
+        if are_found:
+            log.info("%s: %s", label, describe_classes(self.class_names, classes.tolist()))
         return classes
 
     def model_options(self) -> dict[str, Any]:
@@ -136,7 +172,9 @@ class TextClassification(Task[TextClassificationConfig]):
 
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
             texts = [batch[column] for column in text_columns]
-            features = dict(tokenizer(*texts, truncation=True, max_length=max_length))
+            features = encode_texts(
+                tokenizer, *texts, rows=rows, truncation=True, max_length=max_length
+            )
             if labelled:
                 features["labels"] = [as_label(value) for value in batch[label]]
             return features

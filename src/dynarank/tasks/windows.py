@@ -12,6 +12,7 @@ import numpy as np
 
 from dynarank.tasks.answers import Answers
 from dynarank.tasks.config import QuestionAnsweringConfig
+from dynarank.tasks.features import encode_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,14 +25,16 @@ TARGETS = ("start_positions", "end_positions")
 
 
 def cut_questions(
-    questions: Sequence[str], most: int, tokenizer: PreTrainedTokenizerBase
+    questions: Sequence[str], rows: Sequence[int], most: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
     """Return the questions with at most `most` tokens each, without white space around them.
 
     Of a character that is several tokens, all of them stay or none.
     """
     stripped = [question.strip() for question in questions]
-    encoded = tokenizer(stripped, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = encode_texts(
+        tokenizer, stripped, rows=rows, add_special_tokens=False, return_offsets_mapping=True
+    )
     cut = []
     for question, offsets in zip(stripped, encoded["offset_mapping"], strict=True):
         if len(offsets) > most:
@@ -61,9 +64,11 @@ def encode_windows(
         config: the sizes of the windows.
         tokenizer: a fast one, which says where tokens stand in a text.
     """
-    encoded = tokenizer(
+    encoded = encode_texts(
+        tokenizer,
         list(questions),
         list(contexts),
+        rows=rows,
         truncation="only_second",
         max_length=config.max_length,
         stride=config.stride,
