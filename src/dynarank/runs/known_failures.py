@@ -27,7 +27,7 @@ def explain_failures(config: TrainConfig, folder: Path) -> Iterator[None]:
         yield
     except NonFiniteError as error:
         raise UserError(
-            f"training stopped before the update, at {error}. Lower optimizer.lr = {config.lr:g}, "
+            f"training stopped at {error}. Lower optimizer.lr = {config.lr:g}, "
             f"or look at that layer and batch. Last good checkpoint: {_last_checkpoint(folder)}"
         ) from None
     except UserError:
