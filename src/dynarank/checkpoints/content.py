@@ -185,5 +185,5 @@ def _saved_values(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
     for optimizer in trainer.optimizers:
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
-                if isinstance(value, Tensor) and value.is_floating_point():
+                if isinstance(value, Tensor) and value.ndim > 0:
                     yield f"{key} of {names.get(parameter, 'a parameter')}", value

@@ -164,6 +164,8 @@ class ResumeConfig:
     and remove what an unfinished run left there; null: refuse to start where one did."""
     allow_inexact: bool = False
     """Go on although settings, devices or versions differ from those it began with; the run's record says which."""
+    shared_folder: bool = False
+    """Train in a folder that holds files of others too. None of them is removed or overwritten."""
 
 
 @dataclass

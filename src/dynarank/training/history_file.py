@@ -132,7 +132,7 @@ class HistoryFile(Logger):
             return
         if self.path.is_file() and not self._holds_rows():
             log.warning(
-                "%s was cut short or changed since the checkpoint: its rows are restored from there",
+                "%s was cut short or changed since the checkpoint: its rows are restored from it",
                 self.path,
             )
         write_text(self.path, self.text())
