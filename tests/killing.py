@@ -45,9 +45,10 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
 
     from dynarank import durable_files
     from dynarank.checkpoints import storage
-    from dynarank.runs import results
+    from dynarank.runs import export, results
     from dynarank.tasks import sources
     from dynarank.tasks.text_classification import TextClassification
+    from dynarank.training import history_file
 
     def receive() -> None:
         for one in signals:
@@ -61,6 +62,9 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
         "validation": (TextClassification, "score"),
         "writing a checkpoint": (durable_files.os, "fsync"),
         "before a manifest": (storage, "file_sha256"),
+        "the history": (history_file, "write_text"),
+        "exporting": (export, "save_tokenizer"),
+        "moving the export": (export, "move_file"),
         "the end": (results, "write_json"),
     }
     at_call(*moments[moment], number, receive if signals else kill)

@@ -53,9 +53,7 @@ def test_a_folder_of_others_is_refused_unless_told_and_never_emptied(
 @pytest.mark.parametrize(
     "name", ["metrics.json", "adapter/adapter_model.safetensors", "checkpoints/step-00000003.ckpt"]
 )
-def test_what_no_run_wrote_is_never_overwritten(
-    name: str, hub_root: Path, tmp_path: Path
-) -> None:
+def test_what_no_run_wrote_is_never_overwritten(name: str, hub_root: Path, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("somebody's")
     for told in ([], ["resume.path=never"], ["resume.path=auto"]):
@@ -79,9 +77,7 @@ def test_a_finished_run_is_replaced_only_when_told(folder: Path, hub_root: Path)
     assert damaged_files(folder) == []
 
 
-def test_a_refused_command_leaves_the_runs_configuration(
-    hub_root: Path, tmp_path: Path
-) -> None:
+def test_a_refused_command_leaves_the_runs_configuration(hub_root: Path, tmp_path: Path) -> None:
     record = tmp_path / ".hydra" / "overrides.yaml"
     record.parent.mkdir()
     record.write_text("- seed=1\n")

@@ -61,9 +61,14 @@ def _move_files(source: Path, target: Path) -> None:
     names = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
     announce_files(target.parent, [f"{target.name}/{name.as_posix()}" for name in names])
     for name in names:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).replace(target / name)
+        move_file(source / name, target / name)
     shutil.rmtree(source)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Move a file within a file system, over an earlier one of the run's."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
 
 
 def remove_adapters(folder: Path) -> None:
