@@ -180,10 +180,10 @@ def _saved_values(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
             yield f"parameter {name}", parameter.detach()
     average = getattr(module, "average", None)
     if average is not None:
-        for name, value in average.average.items():
-            yield f"the average of {name}", value
+        for name, averaged in average.average.items():
+            yield f"the average of {name}", averaged
     for optimizer in trainer.optimizers:
-        for parameter, state in optimizer.state.items():
+        for optimized, state in optimizer.state.items():
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.ndim > 0:
-                    yield f"{key} of {names.get(parameter, 'a parameter')}", value
+                    yield f"{key} of {names.get(optimized, 'a parameter')}", value

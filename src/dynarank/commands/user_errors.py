@@ -14,6 +14,7 @@ from pathlib import Path
 from dynarank.config.guard import guarded, refuse_pickle
 from dynarank.config.redaction import redact
 from dynarank.errors import Interrupted, UserError, nearest
+from dynarank.run_folder import CHECKPOINTS
 
 SHORT = "DYNARANK_SHORT_ERRORS"
 """Tells a sweep's processes that HYDRA_FULL_ERROR was set here, not by the user."""
@@ -79,9 +80,9 @@ def expand_resume(arguments: list[str]) -> list[str]:
         )
     path = Path(named[-1])
     folder = (
-        path.parent.parent if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path
+        path.parent.parent if path.suffix == ".ckpt" and path.parent.name == CHECKPOINTS else path
     )
-    if (folder / "checkpoints").is_dir():
+    if (folder / CHECKPOINTS).is_dir():
         expanded.append(f"hydra.run.dir={_quoted(folder)}")
     return expanded
 
