@@ -26,14 +26,21 @@ def kill(_: Any = None) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def at_call(owner: Any, name: str, number: int, act: Callable[[], None] = kill) -> None:
-    """Let the `number`-th call of `owner.name` be preceded by `act`."""
+def at_call(
+    owner: Any,
+    name: str,
+    number: int,
+    act: Callable[[], None] = kill,
+    counts: Callable[..., bool] = lambda *_, **__: True,
+) -> None:
+    """Let the `number`-th call of `owner.name`, of those that count, be preceded by `act`."""
     original, calls = getattr(owner, name), [0]
 
     def patched(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == number:
-            act()
+        if counts(*args, **kwargs):
+            calls[0] += 1
+            if calls[0] == number:
+                act()
         return original(*args, **kwargs)
 
     setattr(owner, name, patched)
@@ -45,9 +52,10 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
 
     from dynarank import durable_files
     from dynarank.checkpoints import storage
-    from dynarank.runs import results
+    from dynarank.runs import export, results
     from dynarank.tasks import sources
     from dynarank.tasks.text_classification import TextClassification
+    from dynarank.training import history_file
 
     def receive() -> None:
         for one in signals:
@@ -59,11 +67,22 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
         "reading data": (sources, "_load_dataset"),
         "a step": (torch.optim.AdamW, "step"),
         "validation": (TextClassification, "score"),
-        "writing a checkpoint": (durable_files.os, "fsync"),
         "before a manifest": (storage, "file_sha256"),
+        "the history": (history_file, "write_text"),
+        "exporting": (export, "save_tokenizer"),
+        "moving the export": (export, "move_file"),
         "the end": (results, "write_json"),
     }
-    at_call(*moments[moment], number, receive if signals else kill)
+    flushes = {"writing a checkpoint": "/checkpoints", "appending to the history": "metrics.csv"}
+    act = receive if signals else kill
+    if moment not in flushes:
+        at_call(*moments[moment], number, act)
+        return
+
+    def counts(handle: int) -> bool:
+        return flushes[moment] in os.readlink(f"/proc/self/fd/{handle}")
+
+    at_call(durable_files.os, "fsync", number, act, counts)
 
 
 def start(

@@ -225,6 +225,7 @@ def configure(folder: Path, hub: Path, *overrides: str) -> Any:
 
     small = [
         f"output_dir={folder}",
+        "resume.shared_folder=true",
         f"hub.root={hub}",
         "logger=none",
         "trainer.epochs=2",

@@ -8,6 +8,7 @@
     rank_history.json     the same after every pruning
     rank_map.png          a drawing of it, and rank_map.svg and rank_map.pdf for papers
     metrics.json          the results, written last: a run that has it is finished
+    run_files.json        what the run has written: only that is ever replaced or removed
     run.lock              held by the process at work
     error.txt, output.txt, running.json    written by a sweep about its run
     wandb/                the tracker's own
@@ -40,6 +41,7 @@ PREDICTION_LINES = "predictions.jsonl"
 HYDRA = ".hydra"
 CONFIG = f"{HYDRA}/config.yaml"
 OVERRIDES = f"{HYDRA}/overrides.yaml"
+FILES = "run_files.json"
 LOCK = "run.lock"
 LOCK_OWNER = "run.lock.json"
 """Names the process that holds the lock."""

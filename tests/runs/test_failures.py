@@ -27,6 +27,7 @@ from dynarank.checkpoints.storage import newest_valid
 from dynarank.commands.predict import main as predict_main
 from dynarank.commands.user_errors import user_errors
 from dynarank.errors import UserError
+from dynarank.runs import export
 from dynarank.runs.run import run
 from dynarank.runs.summary import summary_rows
 from dynarank.training.module import FineTuning
@@ -237,3 +238,61 @@ def test_odd_texts_and_one_validation_row_are_no_trouble(hub_root: Path, tmp_pat
         json.loads((tmp_path / "r/metrics.json").read_text())["metrics"]["pearson"] is None
     )  # of one row there is none
     assert (tmp_path / "r/adapter/adapter_model.safetensors").is_file()
+
+
+class RustError(Exception):
+    """As libraries written in Rust raise it: words alone."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RustError("No space left on device (os error 28)"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        RustError("I/O error: Disk quota exceeded (os error 122)"),
+    ],
+    ids=str,
+)
+def test_a_disk_that_is_full_at_the_export_is_one_message(
+    error: Exception, hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(export, "save_tokenizer", full)
+    said = r"^the disk is full \(.*\)\. .*resume=auto\. Last checkpoint: .*step-00000006\.ckpt$"
+    with pytest.raises(UserError, match=said):
+        run(configure(tmp_path, hub_root))
+    monkeypatch.undo()
+    assert run(configure(tmp_path, hub_root, "resume.path=auto")).resumed_at == [6]
+
+
+def test_a_rank_that_is_killed_ends_the_run_with_the_checkpoint_and_the_way_on(
+    hub_root: Path, tmp_path: Path
+) -> None:
+    said = tmp_path / "said.txt"
+    settings = ["trainer=ddp", "trainer.batch_size=4", "checkpoint.every_steps=2"]
+    ranks = begin(tmp_path / "run", hub_root, settings, kill_the_second, world=2, said=said)
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [2, -9]
+    text = said.read_text()
+    assert re.search(
+        r"error: another process of the run ended \(.*\)\. .*resume=auto\. Last checkpoint: "
+        r".*step-00000004\.ckpt",
+        text,
+    ), text
+    assert "Traceback" not in text
+
+
+def kill_the_second(rank: int) -> None:
+    from killing import at_call
+
+    if rank == 1:
+        at_call(torch.optim.AdamW, "step", 6)
+
+
+def test_a_lock_that_is_a_folder_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").mkdir()
+    with pytest.raises(UserError, match=r"run\.lock is a folder there"), locked(tmp_path):
+        pytest.fail("held")

@@ -33,6 +33,7 @@ def test_what_says_finished_is_written_last(
     monkeypatch.undo()
     write_results(finished(tmp_path), 2, [], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
+        "run_files.json",
         "metrics.json",
         "ranks.json",
         "rank_history.json",

@@ -266,7 +266,8 @@ def test_a_folder_used_again_holds_the_last_runs_adapter_alone(
     hub_root: Path, tmp_path: Path
 ) -> None:
     for method in ("full", "dora", "head"):
-        run(configure(tmp_path, hub_root, f"method={method}", "trainer.epochs=1"))
+        again = ["resume.path=never", "trainer.epochs=1"]
+        run(configure(tmp_path, hub_root, f"method={method}", *again))
     found = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert "trained.safetensors" in found
     assert not {"config.json", "adapter_config.json"} & found

@@ -227,3 +227,15 @@ def wandb_run(folder: Path) -> Any:
                 return record.run
             message = b""
     raise AssertionError(f"no run in {folder}")
+
+
+def test_a_process_that_got_the_number_of_one_that_is_gone_is_no_live_run(tmp_path: Path) -> None:
+    from dynarank.sweeps.point import _alive, _describe_process
+
+    record = tmp_path / "running.json"
+    known = _describe_process(os.getpid())
+    record.write_text(json.dumps(known))
+    assert _alive(record)
+    if "began" in known:
+        record.write_text(json.dumps({**known, "began": "1"}))
+        assert not _alive(record)

@@ -19,8 +19,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
 
+from dynarank.checkpoints.content import check_finite, history_rows
 from dynarank.checkpoints.library_internals import loop_position, restore_loop_position
 from dynarank.checkpoints.random_state import random_state, restore_random_state
 from dynarank.checkpoints.resume import Resumption
@@ -158,11 +158,16 @@ class Checkpoints(Callback):
 
         One that this step has already stays as it is: while it was written anew, there might be no
         whole one.
+
+        Raises:
+            NonFiniteError: a value that would be saved is not finite.
+            UserError: the checkpoint cannot be written.
         """
         step = trainer.global_step
         if step in self._steps:
             self._due = False
             return
+        check_finite(trainer)
         path = checkpoint_path(self.folder, step)
         trainer.save_checkpoint(path)
         kept = sorted({*self._steps, step})[-self.config.keep :]
@@ -180,7 +185,7 @@ class Checkpoints(Callback):
             step=trainer.global_step,
             epoch=trainer.current_epoch,
             finished=finished,
-            metrics_rows=written_rows(trainer),
+            metrics_rows=history_rows(trainer),
             seconds=round(self.seconds, 1),
             best=self.best,
             identity=self.identity,
@@ -203,13 +208,3 @@ class Checkpoints(Callback):
     ) -> None:
         """Keep what the first batch's start restores."""
         self._to_restore = checkpoint[REST]
-
-
-def written_rows(trainer: pl.Trainer) -> int:
-    """Return the number of rows of metrics.csv, once what is not yet written is."""
-    for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger) and logger._experiment is not None:
-            logger.save()
-            path = Path(logger.experiment.metrics_file_path)
-            return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
-    return 0

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 
 from dynarank.checkpoints.pruned_parts import leave_out_pruned, put_back_pruned
 from dynarank.checkpoints.storage import read_checkpoint
 from dynarank.errors import UserError
+from dynarank.training.history_file import HistoryFile
 from dynarank.training.module import FineTuning
+from dynarank.training.nonfinite import NonFiniteError
 
+ROWS = "metrics_csv"
+"""A checkpoint's entry with the history so far: metrics.csv, compressed, as bytes in a tensor."""
 PARTS = (
     "TaskData",
     "callbacks",
@@ -22,6 +29,7 @@ PARTS = (
     "optimizer_states",
     "rest",
     "state_dict",
+    ROWS,
 )
 """What a checkpoint must hold for a run to go on from it."""
 
@@ -70,6 +78,7 @@ class RunContent:
         checkpoint["state_dict"] = trained_state(self.module)
         checkpoint["total_steps"] = self.module.total_steps
         checkpoint["history"] = self.module.history
+        checkpoint[ROWS] = _pack(_history_file(self.module.trainer))
         if self.module.at_budget:
             leave_out_pruned(checkpoint, self._optimized_names())
 
@@ -104,6 +113,9 @@ class RunContent:
         if other is not None:
             raise UserError(f"{path}: is of another model: {other}")
         self.module.history = checkpoint["history"]
+        history_file = _history_file(self.module.trainer)
+        if history_file is not None:
+            history_file.restore(_unpack(checkpoint[ROWS]))
 
     def load_weights(self, path: Path) -> None:
         """Put a checkpoint's weights into the model, or their average where it holds one."""
@@ -112,3 +124,66 @@ class RunContent:
         assert difference(self.module, checkpoint["state_dict"]) is None
         weights = {**checkpoint["state_dict"], **checkpoint.get("average", {})}
         self.module.load_state_dict(weights, strict=False)
+
+
+def _history_file(trainer: pl.Trainer) -> HistoryFile | None:
+    """Return what writes metrics.csv; None for a trainer without it."""
+    for logger in trainer.loggers:
+        if isinstance(logger, HistoryFile):
+            return logger
+    return None
+
+
+def history_rows(trainer: pl.Trainer) -> int:
+    """Return the number of rows of metrics.csv, and have all of them written."""
+    history_file = _history_file(trainer)
+    if history_file is None:
+        return 0
+    history_file.save()
+    return history_file.rows
+
+
+def _pack(history_file: HistoryFile | None) -> Tensor:
+    """Return the history as a tensor of bytes, in a form that `weights_only` loads."""
+    text = "" if history_file is None else history_file.text()
+    return torch.frombuffer(bytearray(zlib.compress(text.encode())), dtype=torch.uint8)
+
+
+def _unpack(packed: Tensor) -> str:
+    return zlib.decompress(packed.numpy().tobytes()).decode()
+
+
+def check_finite(trainer: pl.Trainer) -> None:
+    """Raise `NonFiniteError` where a trained weight, its average or a moment is not finite.
+
+    All ranks hold the same values, and so take the same decision.
+    """
+    names: list[str] = []
+    flags: list[Tensor] = []
+    for name, value in _saved_values(trainer):
+        names.append(name)
+        flags.append(value.isfinite().all())
+    if not flags or bool(torch.stack(flags).all()):
+        return
+    first = next(name for name, flag in zip(names, flags, strict=True) if not bool(flag))
+    raise NonFiniteError(
+        trainer.global_step, f"{first} holds values that are not finite, and is not saved"
+    )
+
+
+def _saved_values(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the value of all weights, averages and moments that a checkpoint holds."""
+    module = trainer.lightning_module
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    for parameter, name in names.items():
+        if parameter.requires_grad:
+            yield f"parameter {name}", parameter.detach()
+    average = getattr(module, "average", None)
+    if average is not None:
+        for name, averaged in average.average.items():
+            yield f"the average of {name}", averaged
+    for optimizer in trainer.optimizers:
+        for optimized, state in optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.ndim > 0:
+                    yield f"{key} of {names.get(optimized, 'a parameter')}", value

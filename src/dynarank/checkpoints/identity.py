@@ -9,6 +9,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +64,8 @@ FREE = (
     "trainer.gradient_checkpointing",
 )
 """What does not enter a run's numbers."""
+PLACES = ("model.path", "task.path", "task.train_file", "task.validation_file")
+"""Settings that may name a file or a folder. What counts is what lies there, not where."""
 ROWS_A_BATCH = 1000
 """Rows that are turned into text at a time."""
 
@@ -89,6 +92,12 @@ def identity(config: TrainConfig, **facts: Any) -> dict[str, Any]:
     for name, value in flatten(asdict(config)).items():
         if not _is_below(name, FREE):
             known[name] = value
+    for name in PLACES:
+        if _is_local(known.get(name)):
+            # Digests of the rows and the weights stand for it. The model's name follows from it.
+            del known[name]
+            if name == "model.path":
+                known.pop("model.name", None)
     if known.get("task.labels") is None:
         known.pop("task.labels", None)  # the data tells the classes, once it is read
     known["optimizer.lr"] = config.lr
@@ -101,6 +110,13 @@ def identity(config: TrainConfig, **facts: Any) -> dict[str, Any]:
         known[f"versions.{package}"] = installed
     plain: dict[str, Any] = json.loads(json.dumps({**known, **facts}))
     return plain
+
+
+def _is_local(place: Any) -> bool:
+    """Return whether a setting names a file or a folder here, and no data set or model of a hub."""
+    if not isinstance(place, str):
+        return False
+    return place.startswith(("/", "~", "./", "../")) or Path(place).exists()
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

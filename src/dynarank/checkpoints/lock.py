@@ -32,6 +32,11 @@ def locked(folder: Path) -> Iterator[None]:
     if not is_first():
         yield
         return
+    if (folder / LOCK).is_dir():
+        raise UserError(
+            f"output_dir = {folder}: {LOCK} is a folder there, and no run's lock. Move it away, or "
+            "choose another: hydra.run.dir=DIR"
+        )
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dynarank.checkpoints.storage import (
+    NEWER_FORMAT,
     DamagedCheckpoint,
     Manifest,
     checkpoint_path,
@@ -15,8 +17,9 @@ from dynarank.checkpoints.storage import (
     newest_valid,
     verify,
 )
+from dynarank.durable_files import write_durably
 from dynarank.errors import UserError
-from dynarank.run_folder import CHECKPOINTS, HISTORY, is_finished
+from dynarank.run_folder import CHECKPOINTS, is_finished
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ def find_resumption(path: str | None, folder: Path) -> Resumption | None:
             unfinished run that would be lost.
     """
     if path == NEVER:
+        _refuse_to_lose_newer(folder)
         return None
     if path is None:
         _refuse_to_lose(folder)
@@ -94,6 +98,12 @@ def _newest_checkpoint(path: str, checkpoints: Path) -> Resumption | None:
         )
     if path != AUTO:
         raise UserError(f"resume = {path}: there is no checkpoint in {checkpoints}")
+    if is_finished(checkpoints.parent):
+        raise UserError(
+            f"{checkpoints.parent} holds a finished run without its checkpoints, so that nothing "
+            "tells whether it is this one. Choose another: hydra.run.dir=DIR, or replace it with "
+            "resume=never"
+        )
     return None
 
 
@@ -107,36 +117,50 @@ def _named_checkpoint(path: Path) -> Resumption:
 
 
 def _refuse_to_lose(folder: Path) -> None:
-    """Raise `UserError` where the folder holds an unfinished run."""
+    """Raise `UserError` where the folder holds a run, finished or not."""
     if is_finished(folder):
-        return
+        raise UserError(
+            f"{folder} holds a finished run. Keep it and choose another: hydra.run.dir=DIR, or "
+            "replace it with resume=never"
+        )
     newest, manifest, skipped = newest_valid(folder / CHECKPOINTS)
     if newest is not None and manifest is not None:
         raise UserError(
             f"{folder} holds an unfinished run, saved at step {manifest.step}. Go on with "
             "resume=auto, or start over with resume=never, which removes it"
         )
-    for reason in skipped:
-        log.warning(
-            "starting over an unfinished run, for its checkpoint cannot be used: %s", reason
+    if skipped:
+        raise UserError(
+            f"{folder} holds an unfinished run, whose checkpoints cannot be used ({skipped[0]}). "
+            "Restore them, or start over with resume=never, which removes it"
         )
+
+
+def _refuse_to_lose_newer(folder: Path) -> None:
+    """Raise `UserError` where a newer version's checkpoints would be removed, unread."""
+    _, _, skipped = newest_valid(folder / CHECKPOINTS)
+    for reason in skipped:
+        if NEWER_FORMAT in reason:
+            raise UserError(
+                f"{folder} holds checkpoints that another version of dynarank wrote ({reason}). "
+                "Move them away, or choose another folder: hydra.run.dir=DIR"
+            )
 
 
 def copy_run(resumption: Resumption, folder: Path) -> None:
     """Copy what a run will need again from the folder of the one it goes on from.
 
-    That is its history, its newest checkpoint and its best one.
+    That is its newest checkpoint, which holds the history, and its best one.
     """
     source, target = resumption.path.parent, folder / CHECKPOINTS
     steps = {resumption.manifest.step}
     if resumption.manifest.best is not None:
         steps.add(resumption.manifest.best["step"])
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for step in steps:
         checkpoint = checkpoint_path(source, step)
         for path in (checkpoint, manifest_path(checkpoint)):
             if path.is_file():
-                shutil.copyfile(path, target / path.name)
-    history = source.parent / HISTORY
-    if history.is_file():
-        shutil.copyfile(history, folder / HISTORY)
+                with path.open("rb") as original:
+                    copy = partial(shutil.copyfileobj, original)
+                    write_durably(target / path.name, copy)

@@ -22,8 +22,12 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from dynarank.durable_files import TEMPORARY, file_sha256, write_durably
 from dynarank.errors import UserError, first_line
 
+WEIGHTS, MANIFESTS = "step-*.ckpt", "step-*.json"
+"""Patterns of the names of checkpoints and of their manifests."""
 FORMAT = 1
 """Of manifests. A version of dynarank reads the one that it writes."""
+NEWER_FORMAT = "this version reads"
+"""Words by which an error about another format is known."""
 
 
 class DamagedCheckpoint(ValueError):
@@ -189,9 +193,7 @@ def _read_manifest(path: Path) -> Manifest:
     except (OSError, ValueError, TypeError, KeyError):
         raise DamagedCheckpoint(f"{path.name}: its manifest {record.name} cannot be read") from None
     if manifest is None:
-        raise DamagedCheckpoint(
-            f"{path.name}: has format {stated_format}, this version reads {FORMAT}"
-        )
+        raise DamagedCheckpoint(f"{path.name}: has format {stated_format}, {NEWER_FORMAT} {FORMAT}")
     if manifest.own_sha256 != manifest.digest():
         raise DamagedCheckpoint(f"{path.name}: its manifest {record.name} has changed (sha256)")
     return manifest
@@ -204,7 +206,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, Manifest | None, list[str]]
         its path and its manifest, None and None where there is none; and what is wrong with each
         of those that are newer.
     """
-    stems = {path.stem for path in [*folder.glob("step-*.ckpt"), *folder.glob("step-*.json")]}
+    stems = {path.stem for path in [*folder.glob(WEIGHTS), *folder.glob(MANIFESTS)]}
     skipped: list[str] = []
     for stem in sorted(stems, reverse=True):
         path = folder / f"{stem}.ckpt"
@@ -221,7 +223,7 @@ def remove_all_but(folder: Path, steps: set[int]) -> None:
     Manifests go first, because a checkpoint without one is invalid.
     """
     kept = {checkpoint_path(folder, step).stem for step in steps}
-    for pattern in ("step-*.json", "step-*.ckpt", f"step-*{TEMPORARY}"):
+    for pattern in (MANIFESTS, WEIGHTS, f"step-*{TEMPORARY}"):
         for path in folder.glob(pattern):
             stem = path.name.partition(".")[0]
             if stem not in kept or path.suffix == TEMPORARY:

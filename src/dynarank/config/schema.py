@@ -133,6 +133,8 @@ class ResumeConfig:
     allow_inexact: bool = False
     """Go on although settings, devices or versions differ from those the run began with; the run's
     record says which."""
+    shared_folder: bool = False
+    """Train in a folder that holds files of others too. None of them is removed or overwritten."""
 
     def __post_init__(self) -> None:
         check_settings("resume", self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from dynarank.checkpoints.identity import package_versions
 from dynarank.config.schema import TrainConfig
-from dynarank.durable_files import write_json
+from dynarank.durable_files import TEMPORARY, write_json, write_text
 from dynarank.pretrained.digests import tokenizer_digest
 from dynarank.run_folder import ADAPTER, ORIGIN, OVER_BUDGET
+from dynarank.runs.own_files import OwnFiles, announce_files, read_own_files, remove_files
 
 if TYPE_CHECKING:
     from dynarank.pretrained.hub import Source
@@ -22,11 +24,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ADAPTER_CONFIG = "adapter_config.json"
+EXPORTS = (f"{ADAPTER}/", f"{OVER_BUDGET}/")
+"""What the names of exported files begin with."""
+
 
 def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None:
     """Write the adapter with its tokenizer and its origin.
 
-    One that is over budget goes to a folder of its own, with a warning.
+    One that is over budget goes to a folder of its own, with a warning. The files are written
+    beside their place and moved when all are whole.
     """
     at_budget = prepared.module.at_budget
     if not at_budget and not any(prepared.method.ranks().values()):
@@ -35,26 +42,75 @@ def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None
             "export"
         )
         return
-    adapter = folder / (ADAPTER if at_budget else OVER_BUDGET)
-    prepared.pretrained.tokenizer.save_pretrained(adapter)
-    prepared.method.export(adapter, prepared.source.recorded, prepared.task.peft_task_type)
+    name = ADAPTER if at_budget else OVER_BUDGET
+    staging = folder / f"{name}{TEMPORARY}"
+    shutil.rmtree(staging, ignore_errors=True)  # what a killed process left, under a name of ours
+    save_tokenizer(prepared.pretrained.tokenizer, staging)
+    prepared.method.export(staging, prepared.source.recorded, prepared.task.peft_task_type)
+    sort_target_modules(staging)
     digests = {
         "base_weights": prepared.identity["base_weights"],
         "tokenizer": tokenizer_digest(prepared.pretrained.tokenizer),
     }
-    write_origin(adapter, config, prepared.task, prepared.source, digests)
+    write_origin(staging, config, prepared.task, prepared.source, digests)
+    _move_files(staging, folder / name)
     if not at_budget:
         log.warning(
             "the run ended before its ranks were frozen: its adapter is over budget, and lies in "
             "%s",
-            adapter,
+            folder / name,
         )
 
 
+def _move_files(source: Path, target: Path) -> None:
+    """Move a folder's files into another one, and note them as the run's own before."""
+    names = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    announce_files(target.parent, [f"{target.name}/{name.as_posix()}" for name in names])
+    for name in names:
+        move_file(source / name, target / name)
+    shutil.rmtree(source)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Move a file within a file system, over an earlier one of the run's."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
+
+
 def remove_adapters(folder: Path) -> None:
-    """Remove what an earlier run, or part of one, exported."""
-    for name in (ADAPTER, OVER_BUDGET):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    """Remove the files that an earlier end of this run exported, or part of them."""
+    own = read_own_files(folder) or OwnFiles()
+    remove_files(folder, [name for name in own.files if name.startswith(EXPORTS)])
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer without the padding and the truncation of its last call.
+
+    A tokenizer of the tokenizers library keeps them, and writes them into tokenizer.json.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        tokenizer.save_pretrained(folder)
+        return
+    padding, truncation = backend.padding, backend.truncation
+    backend.no_padding()
+    backend.no_truncation()
+    tokenizer.save_pretrained(folder)
+    if padding is not None:
+        backend.enable_padding(**padding)
+    if truncation is not None:
+        backend.enable_truncation(**truncation)
+
+
+def sort_target_modules(folder: Path) -> None:
+    """Put the names of the adapted modules in order: PEFT writes a set, in the order of hashes."""
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()
+        write_text(path, json.dumps(config, indent=2, sort_keys=True))
 
 
 def write_origin(

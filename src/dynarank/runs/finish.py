@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import WandbLogger
 
 from dynarank.checkpoints.callback import Checkpoints
-from dynarank.checkpoints.content import RunContent
+from dynarank.checkpoints.content import RunContent, history_rows
 from dynarank.checkpoints.storage import DamagedCheckpoint, checkpoint_path, verify
 from dynarank.config.schema import TrainConfig
 from dynarank.runs.export import remove_adapters, write_adapter
@@ -166,6 +166,7 @@ def record(exported: Exported) -> Results:
     history = module.allocation.history if module.allocation else []
     artifacts = gather_artifacts(module)
     if trainer.is_global_zero:
+        history_rows(trainer)  # have all of them written before their digest is taken
         write_artifacts(artifacts, trained.folder)
         write_results(results, trained.config.budget.initial, history, trained.folder)
         finish_trackers(trainer, results)

@@ -10,7 +10,7 @@ from dynarank.adapters.adapter_checks import read_json
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError, nearest
 from dynarank.pretrained.hub import ModelConfig
-from dynarank.run_folder import ADAPTER, ORIGIN, OVER_BUDGET
+from dynarank.run_folder import ADAPTER, METRICS, ORIGIN, OVER_BUDGET
 
 if TYPE_CHECKING:
     from dynarank.methods.base import Method
@@ -109,7 +109,7 @@ def find_adapter(folder: Path, over_budget: bool = False) -> Path:
 
 def _components(folder: Path) -> str:
     """Return how many components a run kept, and its budget, in brackets; "" if unknown."""
-    record = folder / "metrics.json"
+    record = folder / METRICS
     if not record.is_file():
         return ""
     results = read_json(record)

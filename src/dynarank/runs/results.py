@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dynarank.checkpoints.identity import package_versions
-from dynarank.durable_files import write_json, write_text
+from dynarank.durable_files import json_text, write_json, write_text
 from dynarank.run_folder import (
+    HISTORY,
     METRICS,
     RANK_HISTORY,
     RANKS,
@@ -18,8 +20,9 @@ from dynarank.run_folder import (
     read_record,
     selected_score,
 )
+from dynarank.runs.own_files import announce_files, record_digests
 from dynarank.training.module import FineTuning
-from dynarank.training.rank_map import rank_map_title, save_rank_map
+from dynarank.training.rank_map import RANK_MAP_FILES, rank_map_title, save_rank_map
 
 
 @dataclass
@@ -87,11 +90,15 @@ def write_results(
     """
     record = asdict(results)
     ranks = record.pop("ranks")
+    announce_files(folder, [HISTORY])
     if ranks:
+        announce_files(folder, [RANKS, RANK_HISTORY, *RANK_MAP_FILES])
         write_json(folder / RANKS, ranks)
         write_json(folder / RANK_HISTORY, history)
         save_rank_map(folder, ranks, largest_rank, title_of(results))
-    write_json(folder / METRICS, record)
+    text = json_text(record)
+    record_digests(folder, {METRICS: hashlib.sha256(text.encode()).hexdigest()})
+    write_text(folder / METRICS, text)
 
 
 def title_of(results: Results) -> str:
@@ -120,6 +127,7 @@ def gather_artifacts(module: FineTuning) -> dict[str, Any]:
 
 def write_artifacts(artifacts: Mapping[str, Any], folder: Path) -> None:
     """Write the task's own files: as JSON, or for a name in .jsonl with a line for each item."""
+    announce_files(folder, artifacts)
     for name, content in artifacts.items():
         if name.endswith(".jsonl"):
             lines = [json.dumps(item, ensure_ascii=False) for item in content]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from pathlib import Path
 
@@ -12,13 +11,19 @@ from dynarank.checkpoints.lock import locked
 from dynarank.checkpoints.resume import Resumption, copy_run
 from dynarank.checkpoints.signals import Signals
 from dynarank.config.schema import TrainConfig
-from dynarank.errors import Interrupted
+from dynarank.errors import Interrupted, UserError
 from dynarank.run_folder import CHECKPOINTS, METRICS, is_finished
-from dynarank.runs.export import remove_adapters
 from dynarank.runs.finish import Trained, finish
 from dynarank.runs.known_failures import explain_failures
+from dynarank.runs.own_files import (
+    check_folder,
+    claim_folder,
+    damaged_files,
+    remove_earlier_run,
+    restore_settings,
+)
 from dynarank.runs.preflight import check_output_dir
-from dynarank.runs.prepare import prepare
+from dynarank.runs.prepare import Prepared, prepare
 from dynarank.runs.results import Results, read_results
 from dynarank.runs.trainer import build_trainer, fit, quiet_libraries
 from dynarank.training.distributed import is_first
@@ -56,13 +61,19 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
         signals: what came to this process.
         start: when work began, on `time.monotonic`'s clock.
     """
-    prepared = prepare(config, folder)
+    prepared = _prepare(config, folder)
     goes_on_here = prepared.resumption is not None and prepared.resumption.is_in(folder)
     if goes_on_here and is_finished(folder):
-        log.info("the run is finished already")
-        return read_results(folder)
-    if not goes_on_here and is_first():
-        start_over(folder, prepared.resumption)
+        results = _whole_results(folder)
+        if results is not None:
+            log.info("the run is finished already")
+            return results
+        if is_first():
+            (folder / METRICS).unlink()  # until the run is finished again
+    if is_first():
+        claim_folder(folder)
+        if not goes_on_here:
+            start_over(folder, prepared.resumption)
     checkpoints = Checkpoints(
         folder / CHECKPOINTS,
         config.checkpoint,
@@ -85,6 +96,36 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
         )
 
 
+def _prepare(config: TrainConfig, folder: Path) -> Prepared:
+    """Prepare the run, where its folder may be used.
+
+    Raises:
+        UserError: anything that the user can mend. A run that the folder holds keeps its own
+            configuration, which Hydra has overwritten with this command's by then.
+    """
+    try:
+        if is_first():
+            check_folder(folder, config)
+        return prepare(config, folder)
+    except UserError:
+        if is_first():
+            restore_settings(folder)
+        raise
+
+
+def _whole_results(folder: Path) -> Results | None:
+    """Return a finished run's results; None where a file of it is missing or damaged."""
+    damaged = damaged_files(folder)
+    if damaged:
+        log.warning("%s is missing or damaged: restored from the checkpoint", ", ".join(damaged))
+        return None
+    try:
+        return read_results(folder)
+    except (UserError, TypeError) as error:
+        log.warning("restored from the checkpoint: %s", error)
+        return None
+
+
 def start_over(folder: Path, resumption: Resumption | None) -> None:
     """Remove what an earlier run left that would be taken for this one's.
 
@@ -92,8 +133,6 @@ def start_over(folder: Path, resumption: Resumption | None) -> None:
         folder: the run's.
         resumption: a checkpoint of another folder's run, which goes on here; None for a new run.
     """
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    remove_adapters(folder)
-    (folder / METRICS).unlink(missing_ok=True)
+    remove_earlier_run(folder)
     if resumption is not None:
         copy_run(resumption, folder)

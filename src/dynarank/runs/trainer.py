@@ -47,7 +47,6 @@ def build_trainer(
     callbacks: list[Callback] = [checkpoints]
     if _on_terminal():
         callbacks.append(RichProgressBar(leave=False))
-    rows = prepared.resumption.manifest.metrics_rows if prepared.resumption else 0
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -70,7 +69,7 @@ def build_trainer(
         enable_model_summary=False,
         enable_checkpointing=False,
         enable_progress_bar=any(isinstance(callback, RichProgressBar) for callback in callbacks),
-        logger=build_loggers(config, folder, rows),
+        logger=build_loggers(config, folder, resumed=prepared.resumption is not None),
         callbacks=callbacks,
         plugins=[DurableIO(RunContent(prepared.module)), *_no_requeueing()],
         default_root_dir=folder,

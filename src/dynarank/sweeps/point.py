@@ -103,12 +103,32 @@ def _is_alive(record: Path) -> bool:
         known = json.loads(record.read_text())
         if known.get("host", socket.gethostname()) != socket.gethostname():
             return time.time() - record.stat().st_mtime < 4 * HEARTBEAT
-        os.kill(int(known["pid"]), 0)
-        # In a container an orphan that has ended may stay as a zombie.
-        stat = Path(f"/proc/{int(known['pid'])}/stat")
-        return not (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        process = int(known["pid"])
+        os.kill(process, 0)
+        state = _process_state(process)
+        if state is None:
+            return True
+        # An orphan that has ended may stay as a zombie, in containers. A process that began at
+        # another time has got the number of one that is gone.
+        return state["state"] != "Z" and known.get("began") in (None, state["began"])
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _process_state(process: int) -> dict[str, str] | None:
+    """Return a process's state and when it began, in the system's ticks; None where not known."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return {"state": fields[0], "began": fields[19]}
+
+
+def _describe_process(process: int) -> dict[str, str | int]:
+    """Return what running.json says of a process: by it others know whether it is still alive."""
+    description: dict[str, str | int] = {"pid": process, "host": socket.gethostname()}
+    state = _process_state(process)
+    return description if state is None else {**description, "began": state["began"]}
 
 
 @dataclass(frozen=True)
@@ -202,7 +222,7 @@ def _wait(process: subprocess.Popen[bytes], record: Path | None) -> int:
     """
     try:
         if record is not None:
-            record.write_text(json.dumps({"pid": process.pid, "host": socket.gethostname()}))
+            record.write_text(json.dumps(_describe_process(process.pid)))
         while True:
             try:
                 return process.wait(HEARTBEAT)

@@ -26,6 +26,8 @@ RANK_MAP_FORMATS: dict[str, dict[str, None]] = {
 }
 """The files of a rank map: rank_map.png to look at, the others for papers. Beside each stands
 what matplotlib would write into it and is left out, because it changes from day to day."""
+RANK_MAP_FILES = [Path(RANK_MAP).with_suffix(f".{form}").name for form in RANK_MAP_FORMATS]
+"""Names of the rank map's files, one in each format."""
 MOST_LAYERS = 1_000
 """A number from here on in a module's name is no layer, so it makes no column."""
 

@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import secrets
 from dataclasses import asdict
 from pathlib import Path
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dynarank.config.schema import TrainConfig
+from dynarank.run_folder import TRACKER_RUN
 from dynarank.training.distributed import is_first
+from dynarank.training.history_file import HistoryFile
 from dynarank.training.wandb_mode import wandb_mode
 
 LONGEST_TAG = 64
 """Characters of a tag; W&B takes no longer one."""
 
 
-def build_loggers(config: TrainConfig, folder: Path, rows: int = 0) -> list[Logger]:
+def build_loggers(config: TrainConfig, folder: Path, resumed: bool = False) -> list[Logger]:
     """Return the loggers of a run: metrics.csv in its folder, and W&B unless logger.tracker=none.
 
     Args:
         config: the run's.
         folder: the run's.
-        rows: how many rows of metrics.csv a resumed run keeps.
+        resumed: whether the run goes on from a checkpoint, and in the same curves.
     """
-    loggers: list[Logger] = [_csv_logger(folder, rows)]
+    loggers: list[Logger] = [HistoryFile(folder)]
     if config.logger.tracker == "wandb" and is_first():
-        loggers.append(_wandb_logger(config, folder, resumed=rows > 0))
+        loggers.append(_wandb_logger(config, folder, resumed))
     return loggers
-
-
-def _csv_logger(folder: Path, rows: int) -> CSVLogger:
-    """Return the logger of metrics.csv, which goes on behind the file's first `rows` rows.
-
-    Lightning's logger removes an earlier file. The rows to be kept are read first and handed to it
-    as if they had just been logged.
-    """
-    path = folder / "metrics.csv"
-    kept = []
-    if rows and path.is_file():
-        with path.open(newline="") as file:
-            for row in list(csv.DictReader(file))[:rows]:
-                kept.append({name: value for name, value in row.items() if value != ""})
-    logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
-    if kept:
-        logger.experiment.metrics = kept
-        logger.save()
-    return logger
 
 
 def run_tags(config: TrainConfig) -> list[str]:
@@ -67,7 +49,7 @@ def _run_id(folder: Path, resumed: bool) -> str:
 
     A resumed run goes on in the same curves by it.
     """
-    record = folder / "wandb" / "run_id"
+    record = folder / TRACKER_RUN
     if not (resumed and record.is_file()):
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(secrets.token_hex(4) + "\n")
