@@ -120,6 +120,72 @@ def test_what_is_at_work_is_not_started_twice(launched: Any, tmp_path: Path) -> 
     assert launched([1, 3], resume=True)[1].return_value == 3.0
 
 
+def test_a_process_number_that_was_given_away_is_no_live_run(launched: Any, tmp_path: Path) -> None:
+    launched([1])
+    (tmp_path / "s" / "p0" / "metrics.json").unlink()
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        known = {"pid": sleeper.pid, "host": socket.gethostname(), "started": 1}
+        (tmp_path / "s" / "p0" / "running.json").write_text(json.dumps(known))
+        assert read_sweep(tmp_path / "s")[0].status() == "missing"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert launched([1], resume=True)[0].return_value == 1.0
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+import pytest
+from sweep_folders import launcher
+from dynarank.sweeps.executors import Processes
+with pytest.MonkeyPatch.context() as patch:
+    try:
+        launcher(Path(sys.argv[1]), patch)([0, 3], executor=Processes())
+    except KeyboardInterrupt as error:
+        print(error, error.code)
+"""
+
+
+def test_sigterm_reaches_the_runs_and_leaves_no_orphan(tmp_path: Path) -> None:
+    """The run at work is told to end, its process is gone, and no other one is started."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWEEP, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=variables,
+    )
+    folder = tmp_path / "s" / "p0"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (folder / "ready").is_file():
+        time.sleep(0.05)
+    run_process = json.loads((folder / "running.json").read_text())["pid"]
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert "Go on: the same command with sweep.resume=true" in output
+    assert output.strip().endswith(" 143")
+    with pytest.raises(ProcessLookupError):
+        os.kill(run_process, 0)
+    assert "exit code" in (folder / "error.txt").read_text()
+    assert not (tmp_path / "s" / "p1").exists()
+
+
+def test_a_sweep_tells_how_far_it_is_and_ends_with_its_table(
+    launched: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="dynarank"):
+        launched([1, 2, 3])
+    lines = caplog.text.splitlines()
+    assert sum("#0 starts: x=1" in line for line in lines) == 1
+    assert any("#0 m 1.0000  x=1  (1 of 3 done, 0 running, 0 failed" in line for line in lines)
+    assert any("#1 failed: x = 2: no such thing  x=2  (1 of 3 done" in line for line in lines)
+    table = caplog.text[caplog.text.rindex("2 of 3 done, 0 running, 1 failed\n") :]
+    assert "  #2  m 3.0000  x=3\n" in table
+    assert f"python -m dynarank.report {tmp_path / 's'}" in table
+
+
 def test_the_runs_of_a_sweep_share_a_group_and_tags(
     launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ def _wandb_tracker(config: TrainConfig, folder: Path, resumed: bool) -> WandbTra
         f"{config.task.name}-{config.method.name}-r{config.budget.target}-{config.model.name}"
         f"-seed{config.seed}"
     )
-    options = {
+    options: dict[str, Any] = {
         "dir": folder,
         "name": name,
         "resume": "allow",
