@@ -23,7 +23,8 @@ folder = Path(given.pop("hydra.run.dir").strip("'"))
 if given.get("x") == "2":
     print("error: x = 2: no such thing"); sys.exit(2)
 (folder / ".hydra").mkdir(exist_ok=True)
-(folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {k}={v}\\n" for k, v in given.items()))
+lines = [f"- {k}={v}\\n" for k, v in given.items()]
+(folder / ".hydra" / "overrides.yaml").write_text("".join(lines))
 if given.get("x") == "0":  # runs until it is told to save, and once more is done
     import signal
     def save(*_):
@@ -34,8 +35,9 @@ if given.get("x") == "0":  # runs until it is told to save, and once more is don
         (folder / "ready").write_text("x")
         time.sleep(120)
 names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", "WANDB_TAGS")
-said = {"resume": resumed, "pid": os.getpid(), "parent": os.getppid(), **{name: os.environ.get(name) for name in names}}
-(folder / "said.json").write_text(json.dumps(said))
+seen = {name: os.environ.get(name) for name in names}
+seen.update(resume=resumed, pid=os.getpid(), parent=os.getppid())
+(folder / "seen.json").write_text(json.dumps(seen))
 record = {"metrics": {"m": float(given["x"])}, "selected": {"metric": "m"}}
 (folder / "metrics.json").write_text(json.dumps(record))
 """
@@ -53,7 +55,10 @@ def node(**values: Any) -> Composed:
 
 
 def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """launch(x values, resume, executor) on the small script, into `tmp_path`/s; returns the job returns."""
+    """Return launch(x values, resume, executor), which runs the small script into `tmp_path`/s.
+
+    It returns Hydra's job returns.
+    """
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
     monkeypatch.setattr(sweep, "check_sources", lambda composed: None)
@@ -81,5 +86,6 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
     return launch
 
 
-def said(folder: Path) -> Any:
-    return json.loads((folder / "said.json").read_text())
+def seen_by_run(folder: Path) -> Any:
+    """Return what the small script saw of its command and environment."""
+    return json.loads((folder / "seen.json").read_text())

@@ -1,4 +1,8 @@
-"""The same points elsewhere: jobs of submitit, really run by its local executor; what Slurm would be told; tasks of Ray."""
+"""The same points elsewhere.
+
+Jobs of submitit are really run, by its local executor. What Slurm would be told is looked at. Tasks
+of Ray are run where Ray is installed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from typing import Any
 
 import hydra
 import pytest
-from sweep_folders import launcher, said
+from sweep_folders import launcher, seen_by_run
 from tiny import CONF
 
 from dynarank.config.schema import register_schemas
@@ -41,20 +45,32 @@ def local(**changes: Any) -> Submitit:
     return Submitit("local", parameters, n_jobs=2, max_num_timeout=2)
 
 
+LOCAL_TOLD = {"timeout_min": 9, "gpus_per_node": 0, "signal_delay_s": 120, "setup": ["date"]}
+SLURM_TOLD = {
+    "partition": "gpu",
+    "timeout_min": 1440,
+    "signal_delay_s": 120,
+    "nodes": 1,
+    "tasks_per_node": 1,
+    "cpus_per_task": 4,
+    "array_parallelism": 256,
+    "additional_parameters": {"qos": "high"},
+}
+
+
 @pytest.mark.parametrize(
     ("overrides", "executor"),
     [
         (["n_jobs=2", "devices=[0,1]"], Processes(2, [0, 1])),
-        (["n_jobs=2", "timeout_min=9", "setup=[date]"],
-         Submitit("local", {"timeout_min": 9, "gpus_per_node": 0, "signal_delay_s": 120, "setup": ["date"]}, 2, 20)),
-        (["cpus_per_task=4", "additional_parameters.qos=high", "partition=gpu"],
-         Submitit("slurm", {"partition": "gpu", "timeout_min": 1440, "signal_delay_s": 120, "nodes": 1, "tasks_per_node": 1,
-                            "cpus_per_task": 4, "array_parallelism": 256, "additional_parameters": {"qos": "high"}},
-                  None, 20, {"OMP_NUM_THREADS": "4"})),
+        (["n_jobs=2", "timeout_min=9", "setup=[date]"], Submitit("local", LOCAL_TOLD, 2, 20)),
+        (
+            ["cpus_per_task=4", "additional_parameters.qos=high", "partition=gpu"],
+            Submitit("slurm", SLURM_TOLD, None, 20, {"OMP_NUM_THREADS": "4"}),
+        ),
         (["num_gpus=0.5"], RayTasks(None, 1, 0.5)),
     ],
     ids=["fresh", "submitit_local", "submitit_slurm", "ray"],
-)  # fmt: skip
+)
 def test_hydra_makes_each_launcher(
     overrides: list[str], executor: Any, request: pytest.FixtureRequest
 ) -> None:
@@ -80,18 +96,18 @@ def test_submitit_runs_the_plain_command_in_jobs(
         UserError, match="1 of 3 runs failed, the first being #1: x = 2: no such thing"
     ):
         _ = found[1].return_value
-    assert said(tmp_path / "s" / "p0")["parent"] != os.getpid()
-    assert said(tmp_path / "s" / "p0")["WANDB_RUN_GROUP"] == "s"
-    before = said(tmp_path / "s" / "p0")["pid"]
+    assert seen_by_run(tmp_path / "s" / "p0")["parent"] != os.getpid()
+    assert seen_by_run(tmp_path / "s" / "p0")["WANDB_RUN_GROUP"] == "s"
+    before = seen_by_run(tmp_path / "s" / "p0")["pid"]
     launched([1, 4, 3], resume=True, executor=local())
     assert [point.status() for point in read_sweep(tmp_path / "s")] == ["done"] * 3
-    assert said(tmp_path / "s" / "p0")["pid"] == before
+    assert seen_by_run(tmp_path / "s" / "p0")["pid"] == before
 
 
 def test_a_job_that_is_told_to_go_saves_and_goes_on(
     launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """submitit's signal, as before a time limit: once to the run, which ends with 143, and is started again."""
+    """submitit's signal comes as before a time limit: the run saves and ends, and is resumed."""
     import submitit
 
     monkeypatch.setattr("dynarank.sweeps.executors.POLL", 0.1)
@@ -111,7 +127,7 @@ def test_a_job_that_is_told_to_go_saves_and_goes_on(
     thread.start()
     assert launched([0], executor=local())[0].return_value == 0.0
     assert (folder / "saved").is_file()
-    assert said(folder)["resume"] == "auto"
+    assert seen_by_run(folder)["resume"] == "auto"
     assert not (folder / "error.txt").exists()
 
 
@@ -143,7 +159,7 @@ def test_a_job_that_is_killed_is_recorded(
 def test_slurm_is_told_what_the_launcher_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for sbatch keeps what it is given: one array, with the resources, and one process a task."""
+    """A stand-in for sbatch keeps what it is given: one array, the resources, a process a task."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in (
@@ -154,19 +170,32 @@ def test_slurm_is_told_what_the_launcher_says(
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    slurm = Submitit(
-        "slurm",
-        {"partition": "gpu", "timeout_min": 90, "signal_delay_s": 60, "gpus_per_node": 2, "tasks_per_node": 2,
-         "array_parallelism": 3, "setup": ["module load cuda"], "additional_parameters": {"qos": "high"}},
-    )  # fmt: skip
+    parameters = {
+        "partition": "gpu",
+        "timeout_min": 90,
+        "signal_delay_s": 60,
+        "gpus_per_node": 2,
+        "tasks_per_node": 2,
+        "array_parallelism": 3,
+        "setup": ["module load cuda"],
+        "additional_parameters": {"qos": "high"},
+    }
+    slurm = Submitit("slurm", parameters)
     slurm.check()
     executor = slurm._executor(tmp_path / "jobs" / "%j")
     jobs = executor.map_array(len, ["a", "b", "c", "d"])
     assert [job.job_id for job in jobs] == ["7_0", "7_1", "7_2", "7_3"]
     lines = (tmp_path / "batch.sh").read_text().splitlines()
-    for said_so in ("--partition=gpu", "--time=90", "--gpus-per-node=2", "--ntasks-per-node=2", "--array=0-3%3",
-                    "--qos=high", "--signal=USR2@60"):  # fmt: skip
-        assert f"#SBATCH {said_so}" in lines
+    for option in (
+        "--partition=gpu",
+        "--time=90",
+        "--gpus-per-node=2",
+        "--ntasks-per-node=2",
+        "--array=0-3%3",
+        "--qos=high",
+        "--signal=USR2@60",
+    ):
+        assert f"#SBATCH {option}" in lines
     assert "module load cuda" in lines
     with pytest.raises(UserError, match=r"submitit does not take that: .*partitoin"):
         Submitit("slurm", {"partitoin": "gpu"})._executor(tmp_path)

@@ -1,4 +1,7 @@
-"""Sweeps: a process a point, failures recorded, finished runs kept. Points are a small script's, or real tiny runs."""
+"""Sweeps: a process a point, failures recorded, finished runs kept.
+
+Points are runs of a small script, or real tiny runs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_folders import launcher, said
+from sweep_folders import launcher, seen_by_run
 from tiny import REPOSITORY, configure, tiny_roberta, write_dataset, write_model
 
 from dynarank.commands.report import main as report_main
@@ -34,7 +37,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_every_point_is_a_process_of_its_own(launched: Any, tmp_path: Path) -> None:
     found = launched([1, 3, 4])
     assert [one.return_value for one in found] == [1.0, 3.0, 4.0]
-    pids = {said(tmp_path / "s" / f"p{index}")["pid"] for index in range(3)}
+    pids = {seen_by_run(tmp_path / "s" / f"p{index}")["pid"] for index in range(3)}
     assert len(pids | {os.getpid()}) == 4
 
 
@@ -59,28 +62,28 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(
 
 def test_resumed_it_runs_what_is_missing_or_failed(launched: Any, tmp_path: Path) -> None:
     launched([1, 2, 3])
-    before = [said(tmp_path / "s" / f"p{index}")["pid"] for index in (0, 2)]
+    before = [seen_by_run(tmp_path / "s" / f"p{index}")["pid"] for index in (0, 2)]
     launched([1, 4, 3], resume=True)
-    after = [said(tmp_path / "s" / f"p{index}")["pid"] for index in (0, 1, 2)]
+    after = [seen_by_run(tmp_path / "s" / f"p{index}")["pid"] for index in (0, 1, 2)]
     assert (after[0], after[2]) == tuple(before)
     assert [point.status() for point in read_sweep(tmp_path / "s")] == ["done"] * 3
     launched([5, 4, 3], resume=True)  # other overrides: that one is not finished
-    assert said(tmp_path / "s" / "p0")["pid"] != before[0]
-    assert said(tmp_path / "s" / "p2")["pid"] == before[1]
+    assert seen_by_run(tmp_path / "s" / "p0")["pid"] != before[0]
+    assert seen_by_run(tmp_path / "s" / "p2")["pid"] == before[1]
 
 
 def test_resumed_a_run_goes_on_where_it_was_begun(launched: Any, tmp_path: Path) -> None:
     launched([1, 3])
-    assert said(tmp_path / "s" / "p0")["resume"] == "never"
+    assert seen_by_run(tmp_path / "s" / "p0")["resume"] == "never"
     for name in ("p0", "p1"):
         (tmp_path / "s" / name / "metrics.json").unlink()
     launched([1, 4], resume=True)
-    assert said(tmp_path / "s" / "p0")["resume"] == "auto"
+    assert seen_by_run(tmp_path / "s" / "p0")["resume"] == "auto"
     assert (
-        said(tmp_path / "s" / "p1")["resume"] == "never"
+        seen_by_run(tmp_path / "s" / "p1")["resume"] == "never"
     )  # its folder holds a run of other overrides
     launched([1, 4])
-    assert said(tmp_path / "s" / "p0")["resume"] == "never"
+    assert seen_by_run(tmp_path / "s" / "p0")["resume"] == "never"
 
 
 def test_interrupted_it_starts_no_other_point(
@@ -120,17 +123,83 @@ def test_what_is_at_work_is_not_started_twice(launched: Any, tmp_path: Path) -> 
     assert launched([1, 3], resume=True)[1].return_value == 3.0
 
 
+def test_a_process_number_that_was_given_away_is_no_live_run(launched: Any, tmp_path: Path) -> None:
+    launched([1])
+    (tmp_path / "s" / "p0" / "metrics.json").unlink()
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        known = {"pid": sleeper.pid, "host": socket.gethostname(), "started": 1}
+        (tmp_path / "s" / "p0" / "running.json").write_text(json.dumps(known))
+        assert read_sweep(tmp_path / "s")[0].status() == "missing"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert launched([1], resume=True)[0].return_value == 1.0
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+import pytest
+from sweep_folders import launcher
+from dynarank.sweeps.executors import Processes
+with pytest.MonkeyPatch.context() as patch:
+    try:
+        launcher(Path(sys.argv[1]), patch)([0, 3], executor=Processes())
+    except KeyboardInterrupt as error:
+        print(error, error.code)
+"""
+
+
+def test_sigterm_reaches_the_runs_and_leaves_no_orphan(tmp_path: Path) -> None:
+    """The run at work is told to end, its process is gone, and no other one is started."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWEEP, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=variables,
+    )
+    folder = tmp_path / "s" / "p0"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (folder / "ready").is_file():
+        time.sleep(0.05)
+    run_process = json.loads((folder / "running.json").read_text())["pid"]
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert "Go on: the same command with sweep.resume=true" in output
+    assert output.strip().endswith(" 143")
+    with pytest.raises(ProcessLookupError):
+        os.kill(run_process, 0)
+    assert "exit code" in (folder / "error.txt").read_text()
+    assert not (tmp_path / "s" / "p1").exists()
+
+
+def test_a_sweep_tells_how_far_it_is_and_ends_with_its_table(
+    launched: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="dynarank"):
+        launched([1, 2, 3])
+    lines = caplog.text.splitlines()
+    assert sum("#0 starts: x=1" in line for line in lines) == 1
+    assert any("#0 m 1.0000  x=1  (1 of 3 done, 0 running, 0 failed" in line for line in lines)
+    assert any("#1 failed: x = 2: no such thing  x=2  (1 of 3 done" in line for line in lines)
+    table = caplog.text[caplog.text.rindex("2 of 3 done, 0 running, 1 failed\n") :]
+    assert "  #2  m 3.0000  x=3\n" in table
+    assert f"python -m dynarank.report {tmp_path / 's'}" in table
+
+
 def test_the_runs_of_a_sweep_share_a_group_and_tags(
     launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_TAGS", "mine")
     launched([1, 3])
-    found = [said(tmp_path / "s" / f"p{index}") for index in range(2)]
+    found = [seen_by_run(tmp_path / "s" / f"p{index}") for index in range(2)]
     assert {one["WANDB_RUN_GROUP"] for one in found} == {"s"}
     assert {one["WANDB_TAGS"] for one in found} == {"mine,table5_dem,x"}
     monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
     launched([1])
-    assert said(tmp_path / "s" / "p0")["WANDB_RUN_GROUP"] == "ours"
+    assert seen_by_run(tmp_path / "s" / "p0")["WANDB_RUN_GROUP"] == "ours"
 
 
 def test_side_by_side_they_share_threads_and_devices(
@@ -138,19 +207,28 @@ def test_side_by_side_they_share_threads_and_devices(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     launched([1, 3, 4, 5], executor=Processes(n_jobs=2, devices=[6, 7]))
-    found = [said(tmp_path / "s" / f"p{index}") for index in range(4)]
+    found = [seen_by_run(tmp_path / "s" / f"p{index}") for index in range(4)]
     assert {one["OMP_NUM_THREADS"] for one in found} == {str(max(1, (os.cpu_count() or 1) // 2))}
     assert {one["CUDA_VISIBLE_DEVICES"] for one in found} <= {"6", "7"}
 
 
 def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:
-    """The real command on a tiny model: SIGKILL during the second run, then the same again with sweep.resume=true."""
+    """The real command on a tiny model: SIGKILL in the second run, then sweep.resume=true."""
     write_model(tmp_path / "models" / "m", tiny_roberta())
     rows = {"sentence": ["a cat sat", "the dog ran"] * 8, "label": [0, 1] * 8}
     write_dataset(tmp_path / "datasets/nyu-mll/glue", "cola", {"train": rows, "validation": rows})
     folder = tmp_path / "sweep"
-    command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "dem.eta=0,0.1", "model.path=m", "trainer.epochs=2",
-               f"hub.root={tmp_path}", "logger=none", f"hydra.sweep.dir={folder}"]  # fmt: skip
+    command = [
+        sys.executable,
+        str(REPOSITORY / "train.py"),
+        "-m",
+        "dem.eta=0,0.1",
+        "model.path=m",
+        "trainer.epochs=2",
+        f"hub.root={tmp_path}",
+        "logger=none",
+        f"hydra.sweep.dir={folder}",
+    ]
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -182,7 +260,7 @@ def test_the_tracker_gets_group_and_tags_and_the_report(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Offline, from a point's environment to what W&B keeps; the report is a run of the same group."""
+    """Offline, from a point's environment to what W&B keeps; the report joins the group."""
     monkeypatch.setenv("WANDB_RUN_GROUP", "table5_dem")
     monkeypatch.setenv("WANDB_TAGS", "table5_dem,dem.eta")
     run(
@@ -205,7 +283,10 @@ def test_the_tracker_gets_group_and_tags_and_the_report(
 
 
 def wandb_run(folder: Path) -> Any:
-    """The record of its run that W&B keeps offline: among protobuf messages, in pieces with a header, in 32 KiB blocks."""
+    """Return the record of its run that W&B keeps offline.
+
+    It stands among protobuf messages, which are in pieces with a header, in blocks of 32 KiB.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     deadline = time.monotonic() + 60
@@ -227,15 +308,3 @@ def wandb_run(folder: Path) -> Any:
                 return record.run
             message = b""
     raise AssertionError(f"no run in {folder}")
-
-
-def test_a_process_that_got_the_number_of_one_that_is_gone_is_no_live_run(tmp_path: Path) -> None:
-    from dynarank.sweeps.point import _alive, _describe_process
-
-    record = tmp_path / "running.json"
-    known = _describe_process(os.getpid())
-    record.write_text(json.dumps(known))
-    assert _alive(record)
-    if "began" in known:
-        record.write_text(json.dumps({**known, "began": "1"}))
-        assert not _alive(record)

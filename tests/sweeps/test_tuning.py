@@ -1,4 +1,4 @@
-"""`hydra/sweeper=tune`: what it searches, how it goes on, and what it does with runs that have no score."""
+"""`hydra/sweeper=tune`: what it searches, how it resumes, and runs that have no score."""
 
 from __future__ import annotations
 
@@ -222,11 +222,20 @@ def test_without_optuna_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_experiment_killed_and_carried_on(
     hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The real command on a tiny model: values refused at once; SIGKILL in the second run; then the same again."""
+    """The real command on a tiny model: bad values are refused; killed, the search resumes."""
     folder = tmp_path / "t"
-    command = [sys.executable, str(REPOSITORY / "train.py"), "experiment=tune", "task=cola", "method=head", "logger=none",
-               "trainer.epochs=1", f"hub.root={hub_root}", f"hydra.sweep.dir={folder}",
-               "hydra.sweeper.n_trials=2"]  # fmt: skip
+    command = [
+        sys.executable,
+        str(REPOSITORY / "train.py"),
+        "experiment=tune",
+        "task=cola",
+        "method=head",
+        "logger=none",
+        "trainer.epochs=1",
+        f"hub.root={hub_root}",
+        f"hydra.sweep.dir={folder}",
+        "hydra.sweeper.n_trials=2",
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:

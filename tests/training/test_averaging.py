@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import load_dataset
-from dynarank.checkpoints.compact import expand
 from safetensors.torch import load_file
 from tiny import configure, newest_checkpoint
 
+from dynarank.checkpoints.pruned_parts import put_back_pruned
 from dynarank.pretrained.hub import HubConfig
 from dynarank.runs.predictor import load_predictor
 from dynarank.runs.results import Results
@@ -85,7 +85,7 @@ def test_it_is_the_average_of_every_steps_weights(averaged: Any) -> None:
     results, steps, _ = averaged
     assert len(steps) == 16
     checkpoint = newest_checkpoint(Path(results.output_dir))
-    expand(checkpoint)
+    put_back_pruned(checkpoint)
     assert close(checkpoint["average"], expected(steps, 15))
     assert close({name: checkpoint["state_dict"][name] for name in steps[-1]}, steps[-1])
     assert not close(checkpoint["average"], steps[-1])

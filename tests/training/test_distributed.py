@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same masks, weights within rounding, the same scores, one set of files."""
+"""Several processes train as one does: the same masks and scores, weights within rounding."""
 
 from __future__ import annotations
 
@@ -116,8 +116,10 @@ def test_two_processes_train_as_one(
     assert records[0]["metrics"] == pytest.approx(
         records[1]["metrics"], abs=2e-3
     )  # of a model that answers nearly alike
-    losses = [[float(row["train/loss"]) for row in csv.DictReader((folder / "metrics.csv").open()) if row["train/loss"]]
-              for folder in (alone(case), tmp_path)]  # fmt: skip
+    losses = []
+    for folder in (alone(case), tmp_path):
+        rows = csv.DictReader((folder / "metrics.csv").open())
+        losses.append([float(row["train/loss"]) for row in rows if row["train/loss"]])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     if case == "summaries":
         assert (tmp_path / "predictions.jsonl").read_text() == (
@@ -163,7 +165,7 @@ def test_ranks_that_are_configured_differently_do_not_start(calm_hub: Path, tmp_
 def test_points_of_a_sweep_that_are_distributed_keep_their_settings(
     calm_hub: Path, tmp_path: Path
 ) -> None:
-    """By the real command: two points, each started again by Lightning as a second rank; ranks compare their settings."""
+    """By the real command: two points, each started again by Lightning as a second rank."""
     settings = [
         f"hub.root={calm_hub}",
         "logger=none",

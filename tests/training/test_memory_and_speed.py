@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from dynarank.checkpoints.compact import expand
 from tiny import configure, newest_checkpoint
 
+from dynarank.checkpoints.pruned_parts import put_back_pruned
 from dynarank.config.schema import TrainerConfig
 from dynarank.errors import UserError
 from dynarank.runs.preflight import check_compiler
@@ -74,7 +74,7 @@ def test_an_architecture_without_checkpoints_is_refused(hub_root: Path, tmp_path
 
 @pytest.fixture
 def compiled_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """torch.compile without code generation, which takes long, and with an error for every compilation but the first."""
+    """torch.compile without code generation; every compilation but the first is an error."""
     compiled: list[Any] = []
 
     def compile_traced(function: Any, **options: Any) -> Any:
@@ -123,7 +123,7 @@ def test_a_run_compiles_once_and_ends_like_one_that_does_not(
     assert not torch._dynamo.utils.counters["graph_break"]
     plain, fast = newest_checkpoint(tmp_path / "plain"), newest_checkpoint(tmp_path / "fast")
     for checkpoint in (plain, fast):
-        expand(checkpoint)
+        put_back_pruned(checkpoint)
     assert list(plain["state_dict"]) == list(fast["state_dict"])
     head = [name for name in plain["state_dict"] if "classifier" in name]
     assert (

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -62,3 +65,53 @@ def test_build_optimizer_trains_only_what_requires_gradients(model: nn.Module) -
     optimizer = build_optimizer(model, OptimizerConfig(), lr=0.1, total_steps=10)["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == 6 * 3 * 2 + 3 + 14
+
+
+def test_the_fused_kernel_takes_the_same_steps() -> None:
+    """Within rounding, and from a saved state on to the bit."""
+    config = OptimizerConfig(weight_decay=0.01)
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+        optimizer = build_optimizer(model, config, 0.01, 20, fused=fused)["optimizer"]
+        assert bool(optimizer.param_groups[0]["fused"]) is fused
+        for step in range(8):
+            if step == 4 and fused:
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = build_optimizer(model, config, 0.01, 20, fused=True)["optimizer"]
+                optimizer.load_state_dict(state)
+            train_once(model, optimizer, step)
+        ends.append([parameter.detach().clone() for parameter in model.parameters()])
+        if fused:
+            torch.manual_seed(0)
+            whole = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+            optimizer = build_optimizer(whole, config, 0.01, 20, fused=True)["optimizer"]
+            for step in range(8):
+                train_once(whole, optimizer, step)
+            for resumed, parameter in zip(ends[-1], whole.parameters(), strict=True):
+                assert torch.equal(resumed, parameter)
+    for plain, fast in zip(*ends, strict=True):
+        assert torch.allclose(plain, fast, atol=1e-6)
+
+
+def train_once(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    optimizer.zero_grad()
+    model(torch.randn(4, 7, generator=generator)).square().sum().backward()
+    optimizer.step()
+
+
+def test_what_the_kernel_does_not_take_is_optimized_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = torch.optim.AdamW
+
+    def without_kernel(*arguments: Any, fused: bool = False, **named: Any) -> torch.optim.AdamW:
+        if fused:
+            raise RuntimeError("`fused=True` requires all the params to be floating point")
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(torch.optim, "AdamW", without_kernel)
+    built = build_optimizer(nn.Linear(2, 2), OptimizerConfig(), 0.01, 20, fused=True)
+    assert not built["optimizer"].param_groups[0]["fused"]

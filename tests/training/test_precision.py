@@ -1,4 +1,4 @@
-"""What trains is float32 whatever the rest computes in, and arrives as such in files and predictions."""
+"""What trains is float32 whatever the rest computes in, in files and predictions too."""
 
 from __future__ import annotations
 
@@ -36,12 +36,21 @@ def all_float32(folder: Path) -> bool:
 
 @pytest.mark.parametrize(
     "settings",
-    [["trainer.precision=bf16-mixed"], [NARROW], [NARROW, "trainer.precision=bf16-mixed"],
-     *([NARROW, f"method={name}"] for name in ("lora", "adalora", "houlsby", "prompt method.reserved=20", "head")),
-     [NARROW, "task=squad"], [NARROW, "task=xsum", "model=bart_base", "task.generate.max_length=6"],
-     [NARROW, "task=xsum", "model=t5_base", "task.generate.max_length=6"]],
+    [
+        ["trainer.precision=bf16-mixed"],
+        [NARROW],
+        [NARROW, "trainer.precision=bf16-mixed"],
+        [NARROW, "method=lora"],
+        [NARROW, "method=adalora"],
+        [NARROW, "method=houlsby"],
+        [NARROW, "method=prompt method.reserved=20"],
+        [NARROW, "method=head"],
+        [NARROW, "task=squad"],
+        [NARROW, "task=xsum", "model=bart_base", "task.generate.max_length=6"],
+        [NARROW, "task=xsum", "model=t5_base", "task.generate.max_length=6"],
+    ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_what_trains_is_float32(settings: list[str], hub_root: Path, tmp_path: Path) -> None:
     if "bf16-mixed" in " ".join(settings) and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this machine computes no bfloat16 in hardware")
@@ -89,7 +98,7 @@ def test_text_to_text_gets_its_loss_from_float32_logits(hub_root: Path, tmp_path
 def test_predictions_are_those_of_the_adapter_on_the_narrow_weights(
     hub_root: Path, tmp_path: Path
 ) -> None:
-    """Against PEFT in float32, on the rounded base weights: not merged into them, where an update would be lost."""
+    """Against PEFT in float32, on the rounded base weights, and not merged into them."""
     import peft
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -105,8 +114,8 @@ def test_predictions_are_those_of_the_adapter_on_the_narrow_weights(
     )
     texts = ["the cat sat", "he was not very good", "dog", "they sleep on a mat"]
     (tmp_path / "in.csv").write_text("sentence\n" + "\n".join(texts) + "\n")
-    main([str(tmp_path / "run"), "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv"),
-          "--hub-root", str(hub_root)])  # fmt: skip
+    files = ["--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")]
+    main([str(tmp_path / "run"), *files, "--hub-root", str(hub_root)])
     with (tmp_path / "out.csv").open(newline="") as file:
         found = [float(row["probability_acceptable"]) for row in csv.DictReader(file)]
     path, adapter = hub_root / "models/FacebookAI/roberta-base", str(tmp_path / "run" / "adapter")

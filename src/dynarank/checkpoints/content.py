@@ -174,7 +174,7 @@ def check_finite(trainer: pl.Trainer) -> None:
 def _saved_values(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and the value of all weights, averages and moments that a checkpoint holds."""
     module = trainer.lightning_module
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
     for parameter, name in names.items():
         if parameter.requires_grad:
             yield f"parameter {name}", parameter.detach()

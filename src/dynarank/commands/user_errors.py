@@ -41,7 +41,7 @@ def user_errors(conf: Path) -> Iterator[None]:
             yield
     except KeyboardInterrupt as error:
         print(f"stopped. {error}".strip(), file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(error, "code", 130))  # a sweep that had SIGTERM has a code of its own
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             again = command_to_resume(sys.argv[1:], error.folder)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import WandbLogger
 
 from dynarank.checkpoints.callback import Checkpoints
 from dynarank.checkpoints.content import RunContent, history_rows
@@ -25,6 +24,7 @@ from dynarank.runs.results import Results, gather_artifacts, write_artifacts, wr
 from dynarank.runs.summary import print_summary
 from dynarank.training.data import TaskData
 from dynarank.training.module import SELECTION, FineTuning
+from dynarank.training.wandb_tracker import WandbTracker
 
 log = logging.getLogger(__name__)
 
@@ -219,13 +219,12 @@ def finish_trackers(trainer: pl.Trainer, results: Results) -> None:
     The next run of a sweep opens its own.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbTracker):
             final: dict[str, Any] = {
                 "final/components": results.components_kept,
                 "final/adapter_parameters": results.adapter_parameters,
             }
             for name, value in results.metrics.items():
                 final[f"final/{name}"] = value
-            logger.experiment.summary.update(final)
-            logger.experiment.finish()
+            logger.finish(final)
         logger.finalize("success")

@@ -20,8 +20,7 @@ from typing import Any, Protocol
 from dynarank.errors import UserError, first_line
 from dynarank.run_folder import ERROR, RUNNING
 from dynarank.sweeps.point import Job
-
-log = logging.getLogger(__name__)
+from dynarank.sweeps.progress import Progress
 
 POLL = 1.0
 """Seconds between two looks at jobs that are elsewhere."""
@@ -37,8 +36,11 @@ class Executor(Protocol):
     def check(self) -> None:
         """Raise `UserError` where it cannot run anything."""
 
-    def run(self, jobs: Sequence[Job], sweep: Path) -> None:
-        """Return when all jobs have ended. After Ctrl-C none is left at work."""
+    def run(self, jobs: Sequence[Job], sweep: Path, progress: Progress) -> None:
+        """Return when all jobs have ended. After Ctrl-C none is left at work.
+
+        It tells `progress` of every job that starts and that ends.
+        """
 
 
 def _shared_threads(n_jobs: int) -> dict[str, str]:
@@ -74,7 +76,7 @@ class Processes:
         """Raise `UserError` for less than one process."""
         _check_n_jobs(self.n_jobs)
 
-    def run(self, jobs: Sequence[Job], sweep: Path) -> None:
+    def run(self, jobs: Sequence[Job], sweep: Path, progress: Progress) -> None:
         """Run all jobs, `n_jobs` at a time."""
         free_devices: queue.Queue[int] = queue.Queue()
         for device in self.devices:
@@ -82,11 +84,11 @@ class Processes:
         with ThreadPoolExecutor(self.n_jobs) as pool:
             # After Ctrl-C, `map` cancels the jobs that have not started. Those at work have had the
             # signal too, and end by themselves.
-            list(pool.map(lambda job: self._run_job(job, free_devices), jobs))
+            list(pool.map(lambda job: self._run_job(job, free_devices, progress), jobs))
 
-    def _run_job(self, job: Job, free_devices: queue.Queue[int]) -> None:
+    def _run_job(self, job: Job, free_devices: queue.Queue[int], progress: Progress) -> None:
         """Run a job on the next free device, if devices were named."""
-        log.info("#%d starts: %s", job.point.number, job.shown)
+        progress.started(job)
         device = free_devices.get() if self.devices else None
         environment = _shared_threads(self.n_jobs)
         if device is not None:
@@ -96,7 +98,7 @@ class Processes:
         finally:
             if device is not None:
                 free_devices.put(device)
-        job.point.log_outcome()
+        progress.ended(job)
 
 
 def _slurm_ranks() -> dict[str, str]:
@@ -201,7 +203,7 @@ class Submitit:
                 "Start the sweep on a login node, or take hydra/launcher=submitit_local"
             )
 
-    def run(self, jobs: Sequence[Job], sweep: Path) -> None:
+    def run(self, jobs: Sequence[Job], sweep: Path, progress: Progress) -> None:
         """Submit all jobs and wait for them, at most `n_jobs` at a time."""
         folder = sweep.resolve() / "submitit" / "%j"
         executor = self._executor(folder)
@@ -213,11 +215,12 @@ class Submitit:
             while waiting or active:
                 free = len(waiting) if self.n_jobs is None else self.n_jobs - len(active)
                 batch, waiting = waiting[:free], waiting[free:]
-                active |= self._submit(executor, batch)
+                active |= self._submit(executor, batch, progress)
                 for number, (job, submitted) in list(active.items()):
                     if submitted.done():
                         del active[number]
                         self._finish(job, submitted)
+                        progress.ended(job)
                 time.sleep(POLL if active else 0)
         except BaseException:
             for _, submitted in active.values():
@@ -246,7 +249,9 @@ class Submitit:
             raise UserError(f"hydra.launcher: submitit does not take that: {error}") from None
         return executor
 
-    def _submit(self, executor: Any, batch: Sequence[Job]) -> dict[int, tuple[Job, Any]]:
+    def _submit(
+        self, executor: Any, batch: Sequence[Job], progress: Progress
+    ) -> dict[int, tuple[Job, Any]]:
         """Submit jobs and record their names; return each with submitit's job, by point number."""
         from submitit.core.utils import FailedJobError
 
@@ -262,7 +267,7 @@ class Submitit:
             raise UserError(f"hydra.launcher: {str(error).strip()}") from None
         by_number = {}
         for job, submitted in zip(batch, all_submitted, strict=True):
-            log.info("#%d is job %s: %s", job.point.number, submitted.job_id, job.shown)
+            progress.started(job, f"is job {submitted.job_id}")
             job.point.folder.mkdir(parents=True, exist_ok=True)
             record = job.point.folder / SUBMITTED
             record.write_text(json.dumps({"cluster": self.cluster, "id": submitted.job_id}) + "\n")
@@ -270,7 +275,7 @@ class Submitit:
         return by_number
 
     def _finish(self, job: Job, submitted: Any) -> None:
-        """Record a job that ended without its run, and log the outcome.
+        """Record a job that ended without its run.
 
         What happened to the run itself is in its folder already.
         """
@@ -282,7 +287,6 @@ class Submitit:
                 str(error).splitlines(),
             )
             (point.folder / RUNNING).unlink(missing_ok=True)
-        point.log_outcome()
 
 
 @dataclass
@@ -331,22 +335,25 @@ class RayTasks:
                     f"all of Ray's machines have {available:g} {resource}s"
                 )
 
-    def run(self, jobs: Sequence[Job], sweep: Path) -> None:
+    def run(self, jobs: Sequence[Job], sweep: Path, progress: Progress) -> None:
         """Run every job as a task."""
         import ray
 
         task = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(Job.run)
-        waiting = {task.remote(job): job for job in jobs}
+        waiting = {}
+        for job in jobs:
+            waiting[task.remote(job)] = job
+            progress.started(job, "is handed to Ray")
         try:
             while waiting:
                 for done in ray.wait(list(waiting))[0]:
-                    point = waiting.pop(done).point
+                    job = waiting.pop(done)
                     try:
                         ray.get(done)
                     except ray.exceptions.RayError as error:
                         reason = f"error: Ray ended it: {type(error).__name__}"
-                        point.record_failure(reason, str(error).splitlines())
-                    point.log_outcome()
+                        job.point.record_failure(reason, str(error).splitlines())
+                    progress.ended(job)
         except BaseException:
             for running in waiting:
                 ray.cancel(running)

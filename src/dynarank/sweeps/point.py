@@ -6,15 +6,18 @@ This module imports nothing heavy, because launchers load it on the machine wher
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
 
 from dynarank.run_folder import (
     ERROR,
@@ -29,8 +32,6 @@ from dynarank.run_folder import (
     selected_score,
     write_failure,
 )
-
-log = logging.getLogger(__name__)
 
 POINT = "DYNARANK_SWEEP_POINT"
 """An environment variable that is set in the processes of a sweep."""
@@ -80,12 +81,12 @@ class Point:
         lines = read_failure(self.folder)
         return "it has not run" if lines is None else failure_reason(lines)
 
-    def log_outcome(self) -> None:
-        """Log how the run ended."""
-        if self.finished:
-            log.info("#%d done: %.4f", self.number, self.score)
-        else:
-            log.info("#%d failed: %s", self.number, self.failure())
+    def outcome(self) -> str:
+        """Return how the run ended: its score with the metric's name, or why it failed."""
+        if not self.finished:
+            return f"failed: {self.failure()}"
+        metric = read_record(self.folder)["selected"]["metric"]
+        return f"{metric} {self.score:.4f}"
 
 
 def _identifying(overrides: Sequence[str]) -> list[str]:
@@ -105,30 +106,71 @@ def _is_alive(record: Path) -> bool:
             return time.time() - record.stat().st_mtime < 4 * HEARTBEAT
         process = int(known["pid"])
         os.kill(process, 0)
-        state = _process_state(process)
-        if state is None:
+        facts = _process_facts(process)
+        if facts is None:
             return True
-        # An orphan that has ended may stay as a zombie, in containers. A process that began at
-        # another time has got the number of one that is gone.
-        return state["state"] != "Z" and known.get("began") in (None, state["began"])
+        # The number may have been given to another process since.
+        same_process = facts.started == known.get("started", facts.started)
+        return same_process and not facts.zombie
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _process_state(process: int) -> dict[str, str] | None:
-    """Return a process's state and when it began, in the system's ticks; None where not known."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+class ProcessFacts(NamedTuple):
+    """What the system tells of a process."""
+
+    started: int
+    """When it started, in clock ticks since the machine did."""
+    zombie: bool
+    """Whether it has ended and nobody has asked for its exit code, as orphans in containers."""
+
+
+def _process_facts(process: int) -> ProcessFacts | None:
+    """Return what the system tells of a process, or None where there is no /proc."""
+    stat = Path(f"/proc/{process}/stat")
+    if not stat.is_file():
         return None
-    return {"state": fields[0], "began": fields[19]}
+    # The second field is the program's name in parentheses, and may hold anything.
+    fields = stat.read_text().rpartition(")")[2].split()
+    return ProcessFacts(started=int(fields[19]), zombie=fields[0] == "Z")
 
 
-def _describe_process(process: int) -> dict[str, str | int]:
-    """Return what running.json says of a process: by it others know whether it is still alive."""
-    description: dict[str, str | int] = {"pid": process, "host": socket.gethostname()}
-    state = _process_state(process)
-    return description if state is None else {**description, "began": state["began"]}
+_running: list[subprocess.Popen[bytes]] = []
+"""The runs' processes that this process waits for, in whatever thread."""
+_stopping: list[bool] = []
+"""Not empty while a sweep is being stopped: a run that starts now is terminated at once."""
+
+
+class SweepTerminated(KeyboardInterrupt):
+    """SIGTERM came to the process that runs a sweep. It ends as Ctrl-C does, with its own code."""
+
+    code = 128 + signal.SIGTERM
+
+
+@contextmanager
+def sigterm_forwarded() -> Iterator[None]:
+    """Forward SIGTERM to the runs that this process waits for, and raise `SweepTerminated` once.
+
+    The runs save and end. A second SIGTERM reaches them too, and has them end at once.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python allows no other thread
+        yield
+        return
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        first = not _stopping
+        _stopping.append(True)
+        for process in list(_running):
+            process.send_signal(number)
+        if first:
+            raise SweepTerminated
+
+    before = signal.signal(signal.SIGTERM, forward)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _stopping.clear()
 
 
 @dataclass(frozen=True)
@@ -141,8 +183,6 @@ class Job:
     """Where the command runs."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of the process that runs it."""
-    shown: str = ""
-    """The overrides by which it differs from the others."""
 
     def run(
         self,
@@ -212,6 +252,7 @@ def _wait(process: subprocess.Popen[bytes], record: Path | None) -> int:
     """Wait for a process, and keep a record of it fresh meanwhile.
 
     The process does not outlive this function: where the wait is cancelled, it is terminated.
+    Meanwhile SIGTERM is forwarded to it (`sigterm_forwarded`).
 
     Args:
         process: the run's.
@@ -221,8 +262,15 @@ def _wait(process: subprocess.Popen[bytes], record: Path | None) -> int:
         the exit code.
     """
     try:
+        _running.append(process)
+        if _stopping:
+            process.terminate()
         if record is not None:
-            record.write_text(json.dumps(_describe_process(process.pid)))
+            content: dict[str, Any] = {"pid": process.pid, "host": socket.gethostname()}
+            facts = _process_facts(process.pid)
+            if facts is not None:
+                content["started"] = facts.started
+            record.write_text(json.dumps(content))
         while True:
             try:
                 return process.wait(HEARTBEAT)
@@ -233,5 +281,6 @@ def _wait(process: subprocess.Popen[bytes], record: Path | None) -> int:
         if process.poll() is None:
             process.terminate()
             process.wait()
+        _running.remove(process)
         if record is not None:
             record.unlink(missing_ok=True)

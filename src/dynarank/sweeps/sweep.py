@@ -17,7 +17,8 @@ from typing import Any
 from dynarank.config.command_line import command_to_start, quote
 from dynarank.errors import UserError
 from dynarank.sweeps.executors import Executor
-from dynarank.sweeps.point import POINT, START_OVER, Job, Point
+from dynarank.sweeps.point import POINT, START_OVER, Job, Point, sigterm_forwarded
+from dynarank.sweeps.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def launch(
 
     Raises:
         UserError: nothing can run, or runs of an earlier command are at work still.
-        KeyboardInterrupt: with the way to go on, after Ctrl-C.
+        KeyboardInterrupt: with the way to go on, after Ctrl-C or SIGTERM.
     """
     if POINT in os.environ:
         raise UserError(
@@ -89,12 +90,17 @@ def launch(
     jobs = _jobs(unfinished, points, config, sweep)
     if resume:
         jobs = [job.resumed() if job.point.begun else job for job in jobs]
+    progress = Progress(points, unfinished)
     try:
-        executor.run(jobs, sweep)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
+        with sigterm_forwarded():
+            executor.run(jobs, sweep, progress)
+    except KeyboardInterrupt as error:
+        raise type(error)(
             f"Go on: the same command with sweep.resume=true hydra.sweep.dir={sweep}"
         ) from None
+    if not sampled:
+        log.info("%s", progress.table())
+        log.info("compare them: python -m dynarank.report %s", sweep)
     return [_job_return(point, sweep) for point in points]
 
 
@@ -134,7 +140,6 @@ def _jobs(
         for override in config.hydra.overrides.hydra
         if not override.lstrip("+~").startswith(OWN)
     ]
-    shared = _shared_overrides(points)
     environment = tracker_environment(config, sweep, points[0])
     jobs = []
     for point in unfinished:
@@ -148,26 +153,8 @@ def _jobs(
             "hydra.mode=RUN",
             f"hydra.run.dir={quote(placed.folder)}",
         ]
-        varying = [override for override in point.overrides if override not in shared]
-        job = Job(
-            point=placed,
-            command=command,
-            directory=Path.cwd(),
-            environment=environment,
-            shown=" ".join(varying) or "(defaults)",
-        )
-        jobs.append(job)
+        jobs.append(Job(placed, command, directory=Path.cwd(), environment=environment))
     return jobs
-
-
-def _shared_overrides(points: Sequence[Point]) -> set[str]:
-    """Return the overrides that all points have; none where there is one point only."""
-    if len(points) == 1:
-        return set()
-    shared = set(points[0].overrides)
-    for point in points:
-        shared &= set(point.overrides)
-    return shared
 
 
 def tracker_environment(config: Any, sweep: Path, point: Point) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Searching settings by Optuna: each trial is a run, or a run for every seed.
 
-The sweep's launcher runs them. The study lies in the sweep's folder, beside the runs, so that a search that was stopped can go on.
+The sweep's launcher runs them. The study lies in the sweep's folder, beside the runs, so that a
+search that was stopped can go on.
 """
 
 from __future__ import annotations

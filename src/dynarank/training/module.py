@@ -119,8 +119,25 @@ class FineTuning(LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW and its schedule over T steps."""
         return build_optimizer(
-            self.model, self.optimizer_config, self.lr, self.total_steps, self.method.lr_ratios()
+            self.model,
+            self.optimizer_config,
+            self.lr,
+            self.total_steps,
+            self.method.lr_ratios(),
+            fused=not self._has_loss_scaler(),
         )
+
+    def _has_loss_scaler(self) -> bool:
+        """Return whether the trainer, if there is one yet, scales the loss (16-mixed)."""
+        if not self._has_trainer():
+            return False
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+    def _has_trainer(self) -> bool:
+        try:
+            return self.trainer is not None
+        except RuntimeError:  # Lightning's answer before a trainer has the module
+            return False
 
     def compile_training_pass(self) -> None:
         """Compile the forward pass of training, for batches of any size and length.
@@ -212,7 +229,7 @@ class FineTuning(LightningModule):
         else:
             norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
         step = self.trainer.global_step + 1
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        scaled = self._has_loss_scaler()
         with self.trainer.precision_plugin.forward_context():
             # A loss scaler looks at the gradients itself, and skips a step where they overflow.
             self.finite_check.check(step, self.model, None if scaled else norm)

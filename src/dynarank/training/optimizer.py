@@ -39,19 +39,39 @@ def parameter_groups(
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, lr: float, total_steps: int, ratios: Ratios = ()
+    model: nn.Module,
+    config: OptimizerConfig,
+    lr: float,
+    total_steps: int,
+    ratios: Ratios = (),
+    fused: bool = False,
 ) -> dict[str, Any]:
     """Return the optimizer and its schedule in the form that `configure_optimizers` returns.
 
-    The schedule spans `total_steps` optimizer steps.
+    Args:
+        model: whose trainable parameters are optimized.
+        config: the optimizer's settings.
+        lr: the learning rate after the warm-up.
+        total_steps: how many optimizer steps the schedule spans.
+        ratios: parameters with a multiple of `lr`.
+        fused: update all parameters in one kernel, where torch has one for their device. It is not
+            for a loss scaler: a fused optimizer skips a step on the device, where nobody sees it.
     """
     from transformers import get_linear_schedule_with_warmup
 
     groups = parameter_groups(model, config.weight_decay, lr, ratios)
-    optimizer = torch.optim.AdamW(groups, lr=lr)
+    optimizer = _fused_adamw(groups, lr) if fused else torch.optim.AdamW(groups, lr=lr)
     warmup = int(config.warmup * total_steps)
     scheduler = get_linear_schedule_with_warmup(optimizer, warmup, total_steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _fused_adamw(groups: list[dict[str, Any]], lr: float) -> torch.optim.AdamW:
+    """Return AdamW in one kernel, or in torch's default form where there is no such kernel."""
+    try:
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    except RuntimeError:  # torch's answer to parameters that the kernel does not take
+        return torch.optim.AdamW(groups, lr=lr)
 
 
 def resolve_total_steps(

@@ -6,14 +6,16 @@ import os
 import secrets
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from dynarank.config.schema import TrainConfig
 from dynarank.run_folder import TRACKER_RUN
 from dynarank.training.distributed import is_first
 from dynarank.training.history_file import HistoryFile
-from dynarank.training.wandb_mode import wandb_mode
+from dynarank.training.wandb_mode import wandb_mode, wandb_project
+from dynarank.training.wandb_tracker import STEP, WandbTracker
 
 LONGEST_TAG = 64
 """Characters of a tag; W&B takes no longer one."""
@@ -29,7 +31,7 @@ def build_loggers(config: TrainConfig, folder: Path, resumed: bool = False) -> l
     """
     loggers: list[Logger] = [HistoryFile(folder)]
     if config.logger.tracker == "wandb" and is_first():
-        loggers.append(_wandb_logger(config, folder, resumed))
+        loggers.append(_wandb_tracker(config, folder, resumed=resumed))
     return loggers
 
 
@@ -56,33 +58,39 @@ def _run_id(folder: Path, resumed: bool) -> str:
     return record.read_text().strip()
 
 
-def _wandb_logger(config: TrainConfig, folder: Path, resumed: bool) -> WandbLogger:
-    import wandb
-
-    name = (
+def _wandb_tracker(config: TrainConfig, folder: Path, resumed: bool) -> WandbTracker:
+    """Return the tracker, which opens W&B's run in the background."""
+    name = os.environ.get("WANDB_NAME") or (
         f"{config.task.name}-{config.method.name}-r{config.budget.target}-{config.model.name}"
         f"-seed{config.seed}"
     )
-    settings = wandb.Settings(
-        mode=wandb_mode(config.logger.mode),
-        silent=True,
-        # W&B would otherwise keep the command line, the program, the account's mail address and
-        # git's remote, which can hold a password.
-        x_disable_meta=True,
-        save_code=False,
-        disable_git=True,
-        console="off",
-    )
-    experiment = wandb.init(
-        dir=folder,
-        name=name,
-        id=_run_id(folder, resumed),
-        resume="allow",
-        project=config.logger.project,
-        group=os.environ.get("WANDB_RUN_GROUP"),  # a sweep's; W&B itself looks once a process
-        tags=run_tags(config),
-        config=asdict(config),
-        settings=settings,
-        reinit="finish_previous",  # a failed run of a sweep leaves its own open
-    )
-    return WandbLogger(save_dir=folder, experiment=experiment)
+    options: dict[str, Any] = {
+        "dir": folder,
+        "name": name,
+        "resume": "allow",
+        "project": wandb_project(config.logger.project),
+        "group": os.environ.get("WANDB_RUN_GROUP"),  # a sweep's; W&B itself looks once a process
+        "tags": run_tags(config),
+        "config": asdict(config),
+        "reinit": "finish_previous",  # a failed run of a sweep leaves its own open
+    }
+
+    def open_run(mode: str) -> Any:
+        import wandb
+
+        settings = wandb.Settings(
+            mode=mode,
+            silent=True,
+            # W&B would otherwise keep the command line, the program, the account's mail address
+            # and git's remote, which can hold a password.
+            x_disable_meta=True,
+            save_code=False,
+            disable_git=True,
+            console="off",
+        )
+        run = wandb.init(**options, id=_run_id(folder, resumed), settings=settings)
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
+        return run
+
+    return WandbTracker(open_run, wandb_mode(config.logger.mode))

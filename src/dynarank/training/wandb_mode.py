@@ -1,15 +1,21 @@
-"""Whether W&B runs online, and what decided it. Imports nothing heavy."""
+"""Whether W&B runs online, what decided it, and in which project. It imports nothing heavy."""
 
 from __future__ import annotations
 
 import netrc
 import os
 
+DEFAULT_PROJECT = "dynarank"
+"""The setting logger.project, where nobody has changed it."""
+TRUE = ("true", "1", "yes", "on")
+"""What WANDB_DISABLED may say; W&B's own offline modes are WANDB_MODE's."""
+
 
 def wandb_mode(stated: str) -> str:
     """Return the W&B mode that needs no prompt.
 
-    It is the stated one, else WANDB_MODE, else online where a key is at hand, else offline.
+    It is the stated one, else what WANDB_DISABLED or WANDB_MODE say, else online where a key is at
+    hand, else offline.
     """
     return mode_and_reason(stated)[0]
 
@@ -18,6 +24,8 @@ def mode_and_reason(stated: str) -> tuple[str, str]:
     """Return W&B's mode and what decided it, in words."""
     if stated != "auto":
         return stated, f"logger.mode={stated}"
+    if os.environ.get("WANDB_DISABLED", "").lower() in TRUE:
+        return "disabled", "WANDB_DISABLED"
     mode = os.environ.get("WANDB_MODE")
     if mode:
         return mode, "WANDB_MODE"
@@ -26,6 +34,13 @@ def mode_and_reason(stated: str) -> tuple[str, str]:
     if _has_login():
         return "online", "logged in"
     return "offline", "not logged in"
+
+
+def wandb_project(stated: str) -> str:
+    """Return the W&B project: the stated one, or WANDB_PROJECT where the setting was left alone."""
+    if stated != DEFAULT_PROJECT:
+        return stated
+    return os.environ.get("WANDB_PROJECT") or stated
 
 
 def _has_login() -> bool:
