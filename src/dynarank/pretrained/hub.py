@@ -13,9 +13,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from dynarank.errors import UserError, check_name
 from dynarank.pretrained.connection import ask_hub, fetch_file, is_cached
+from dynarank.settings import Gt, OneOf, UserPath, check_settings
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +31,12 @@ COMMIT = re.compile("[0-9a-f]{40}")
 class HubConfig:
     """Where to look before the hub."""
 
-    root: str | None = None
+    root: Annotated[str | None, UserPath()] = None
     """A folder with models/ORG/NAME and datasets/ORG/NAME, which is looked at first. null: the hub
     and its cache alone."""
+
+    def __post_init__(self) -> None:
+        check_settings("hub", self)
 
 
 @dataclass
@@ -40,7 +45,7 @@ class ModelConfig:
 
     name: str = "${basename:${.path}}"
     """A short name for folders and tables; the last part of the path unless given."""
-    path: str = "???"
+    path: Annotated[str, UserPath()] = "???"
     """A hub id, a local folder, or package:MODULE/FOLDER for one that an installed package
     carries."""
     revision: str | None = None
@@ -53,22 +58,19 @@ class ModelConfig:
     targets: list[str] | None = None
     """Linear layers to adapt: name suffixes or regular expressions; null: those known for the
     architecture."""
-    lr_scale: float = 1.0
+    lr_scale: Annotated[float, Gt(0)] = 1.0
     """Factor on the learning rate of the task (the tasks' rates are for RoBERTa-base)."""
-    dtype: str = "float32"
+    dtype: Annotated[str, OneOf(*DTYPES)] = "float32"
     """Type of the frozen base weights: float32, or bfloat16 at half the memory. What trains is
     float32 in either."""
 
     def __post_init__(self) -> None:
+        check_settings("model", self)
         check_name("model.name", self.name)
         if self.targets is not None and not self.targets:
             raise ValueError(
                 "model.targets = []: name at least one linear layer, or null for the known ones"
             )
-        if not self.lr_scale > 0:
-            raise ValueError(f"model.lr_scale = {self.lr_scale}: must be above 0")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"model.dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
 
 
 class HubSilent(UserError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from dynarank.errors import check_name
+from dynarank.settings import Gt, Lt, UserPath, check_settings
 
 ARCHITECTURES = ("encoder", "decoder", "encoder-decoder")
 METRICS = {
@@ -42,17 +43,17 @@ class TaskConfig:
     """The task's column in a table of several, from 0; null: after those that have one, by name."""
     family: str = "???"
     """The class that reads, encodes and scores it (dynarank.tasks.FAMILIES)."""
-    path: str | None = None
+    path: Annotated[str | None, UserPath()] = None
     """A hub id, a local folder in the hub's layout, or package:NAME for data of a package."""
     subset: str | None = None
     """The data set's configuration; null: its only one, or the one that is called task.name."""
     revision: str | None = None
     """The hub's branch, tag or commit; null: its main branch."""
-    train_file: str | None = None
+    train_file: Annotated[str | None, UserPath()] = None
     """Instead of task.path, a file of your own: .csv, .tsv, .jsonl or .parquet."""
-    validation_file: str | None = None
+    validation_file: Annotated[str | None, UserPath()] = None
     """null: a seeded share of train_file."""
-    validation_share: float = 0.1
+    validation_share: Annotated[float, Gt(0), Lt(1)] = 0.1
     """The share of train_file that validates where there is no validation_file."""
     train_split: str = "train"
     validation_splits: list[str] = field(default_factory=lambda: ["validation"])
@@ -61,31 +62,23 @@ class TaskConfig:
     """The metric that picks the best epoch at budget; higher is better."""
     architectures: list[str] = field(default_factory=lambda: list(ARCHITECTURES))
     """Kinds of models that fit: encoder, decoder, encoder-decoder."""
-    lr: float = 1.48e-4
+    lr: Annotated[float, Gt(0)] = 1.48e-4
     """Learning rate on RoBERTa-base; scaled by model.lr_scale, overruled by optimizer.lr."""
-    epochs: int = 10
-    batch_size: int = 16
-    max_train_rows: int | None = None
+    epochs: Annotated[int, Gt(0)] = 10
+    batch_size: Annotated[int, Gt(0)] = 16
+    max_train_rows: Annotated[int | None, Gt(0)] = None
     """Train on a seeded sample of that many rows; null: all."""
-    max_validation_rows: int | None = None
+    max_validation_rows: Annotated[int | None, Gt(0)] = None
     """Know only a seeded sample of that many rows a validation split; null: all."""
-    validation_sample: int | None = None
+    validation_sample: Annotated[int | None, Gt(0)] = None
     """Rows scored while training, a seeded sample; the selected epoch is scored on all.
     null: all, always."""
 
     def __post_init__(self) -> None:
         check_name("task.name", self.name)
-        limits = ("max_train_rows", "max_validation_rows", "validation_sample")
-        for name in ("lr", "epochs", "batch_size", *limits):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"task.{name} = {value}: must be above 0")
+        check_settings("task", self)
         if not self.validation_splits:
             raise ValueError("task.validation_splits = []: name at least one split to score")
-        if not 0 < self.validation_share < 1:
-            raise ValueError(
-                f"task.validation_share = {self.validation_share}: must lie between 0 and 1"
-            )
         unknown = [kind for kind in self.architectures if kind not in ARCHITECTURES]
         if unknown or not self.architectures:
             raise ValueError(
@@ -260,6 +253,7 @@ class GenerateConfig:
     """Stop once num_beams texts are complete."""
 
     def __post_init__(self) -> None:
+        check_settings("task.generate", self)
         if self.num_beams < 1:
             raise ValueError(f"task.generate.num_beams = {self.num_beams}: at least 1")
         if self.max_length is not None and self.max_length <= max(1, self.min_length):
