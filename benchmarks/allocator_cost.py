@@ -1,11 +1,13 @@
-"""What the rank allocation costs beside a training step, on RoBERTa-base's shapes with random weights.
+"""What the rank allocation costs beside a training step, on RoBERTa-base's shapes with random
+weights.
 
-    python benchmarks/allocator_cost.py [--init 12] [--batch 16] [--length 64] [--steps 5] [--device cpu]
+    python benchmarks/allocator_cost.py [--init 12] [--batch 16] [--length 64] [--steps 5]
+        [--device cpu]
 
-Times a training step (forward, backward, clipping, AdamW) and, apart, one `RankAllocator.step` (every component of
-the model scored from its factors and smoothed), one pruning, and the DEM penalty. Compares the scores with the formula
-as the paper writes it, in double precision, which forms every component as a (d_out, d_in) matrix. Medians; one
-warm-up step is left out.
+Times a training step (forward, backward, clipping, AdamW) and, apart, one `RankAllocator.step`
+(every component of the model scored from its factors and smoothed), one pruning, and the DEM
+penalty. Compares the scores with the formula as the paper writes it, in double precision, which
+forms every component as a (d_out, d_in) matrix. Medians; one warm-up step is left out.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def median_seconds(call: Callable[[], object], repeats: int, device: str) -> flo
 
 
 def materialized(layer: DoRALinear) -> Tensor:
-    """Eq. 7 as written, in double precision: the r' rank-one matrices, their norms, and the norm of their sum."""
+    """Eq. 7 as written, in double precision: the r' rank-one matrices, their norms, and the norm of
+    their sum."""
     lora_B, lora_A, c = (
         factor.detach().double() for factor in (layer.lora_B, layer.lora_A, layer.lora_c)
     )
@@ -54,7 +57,8 @@ def materialized(layer: DoRALinear) -> Tensor:
 
 
 def adapted_roberta(init: int, device: str) -> tuple[nn.Module, dict[str, DoRALinear]]:
-    """RoBERTa-base from its configuration, adapted in every linear of attention and feed-forward, c drawn at random."""
+    """RoBERTa-base from its configuration, adapted in every linear of attention and feed-forward, c
+    drawn at random."""
     torch.manual_seed(0)
     sizes = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
     model = AutoModelForSequenceClassification.from_config(sizes).to(device).train()

@@ -1,9 +1,12 @@
-"""Kill a process that saves again and again, at random moments: afterwards there must always be a whole checkpoint.
+"""Kill a process that saves again and again, at random moments: afterwards there must always be a
+whole checkpoint.
 
     python benchmarks/kills_in_saves.py DIR --kills 200 --tmpdir /dev/shm
 
-With --tmpdir on another file system than DIR, what stages files in TMPDIR would be found out. It prints how many kills left
-something half written, so that one sees that they fell into saves. The exit code is 1 where no checkpoint was whole.
+With --tmpdir on another file system than DIR, what stages files in TMPDIR would be found out. It
+prints how many kills left
+something half written, so that one sees that they fell into saves. The exit code is 1 where no
+checkpoint was whole.
 """
 
 from __future__ import annotations
@@ -76,7 +79,8 @@ def kill_while_saving(folder: Path, first: int, seconds: float) -> None:
 
 
 def check(folder: Path, before: int) -> int:
-    """The step of the newest whole checkpoint; the exit is 1 where there is none, or it holds something else."""
+    """The step of the newest whole checkpoint; the exit is 1 where there is none, or it holds
+    something else."""
     path, manifest, skipped = newest_valid(folder)
     if path is None or manifest is None or manifest.step < before:
         sys.exit(f"no whole checkpoint from step {before} on in {folder}: {skipped}")

@@ -1,4 +1,5 @@
-"""Make a small BART with random weights and a tokenizer of its own, to try text-to-text tasks where there is no hub.
+"""Make a small BART with random weights and a tokenizer of its own, to try text-to-text tasks where
+there is no hub.
 
     python benchmarks/small_bart.py FOLDER --text FILE.parquet --column document [--column summary]
     python train.py task=xsum model.path=FOLDER
@@ -70,7 +71,8 @@ def main() -> None:
     model = BartForConditionalGeneration(config)
     model.save_pretrained(options.folder)
     print(
-        f"{options.folder}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer):,} tokens"
+        f"{options.folder}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{len(tokenizer):,} tokens"
     )
 
 

@@ -2,10 +2,12 @@
 
 It does so again and again until the time is over.
 
-    python benchmarks/soak.py DIR --minutes 60 --mean 45 -- model=minilm task=mrpc budget=r8 trainer.epochs=2 ...
+    python benchmarks/soak.py DIR --minutes 60 --mean 45 -- \
+        model=minilm task=mrpc budget=r8 trainer.epochs=2 ...
 
 The moments are exponentially distributed, so they fall into loading, steps, validation, saves and
-the end. Two of three such kills are SIGKILL, the third SIGTERM. One start in three is aimed instead:
+the end. Two of three such kills are SIGKILL, the third SIGTERM. One start in three is aimed
+instead:
 it dies in a write of the history, of a checkpoint, of the export or of the results. After every
 fifth, a bit of the newest checkpoint is flipped, and after every fifth, metrics.csv is cut short.
 DIR/soak.json holds the counts, and the exit code is 1 where a killed run ended otherwise than the

@@ -1,4 +1,5 @@
-"""Fixtures: a hub.root of tiny models and data, and no way out to the network or into the user's caches."""
+"""Fixtures: a hub.root of tiny models and data, and no way out to the network or into the user's
+caches."""
 
 from __future__ import annotations
 
@@ -38,15 +39,27 @@ def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_dataset(root / "datasets" / "nyu-mll" / "glue", subset, tables)
     write_model(root / "models" / "facebook" / "bart-base", tiny_bart())
     write_model(root / "models" / "google-t5" / "t5-base", tiny_t5())
-    write_dataset(root / "datasets/rajpurkar/squad", "plain_text",
-                  {"train": question_rows(40, 0), "validation": question_rows(18, 7)})  # fmt: skip
-    write_dataset(root / "datasets/rajpurkar/squad_v2", "squad_v2",
-                  {"train": question_rows(40, 0, True), "validation": question_rows(18, 7, True)})  # fmt: skip
-    write_dataset(root / "datasets/EdinburghNLP/xsum", "default",
-                  {"train": summary_rows(40, 0), "validation": summary_rows(12, 7)})  # fmt: skip
+    write_dataset(
+        root / "datasets/rajpurkar/squad",
+        "plain_text",
+        {"train": question_rows(40, 0), "validation": question_rows(18, 7)},
+    )
+    write_dataset(
+        root / "datasets/rajpurkar/squad_v2",
+        "squad_v2",
+        {"train": question_rows(40, 0, True), "validation": question_rows(18, 7, True)},
+    )
+    write_dataset(
+        root / "datasets/EdinburghNLP/xsum",
+        "default",
+        {"train": summary_rows(40, 0), "validation": summary_rows(12, 7)},
+    )
     pairs = [{"en": a, "ro": b} for a, b in zip(sentences(40, 1), sentences(40, 2), strict=True)]
-    write_dataset(root / "datasets/wmt/wmt16", "ro-en",
-                  {"train": {"translation": pairs}, "validation": {"translation": pairs[:12]}})  # fmt: skip
+    write_dataset(
+        root / "datasets/wmt/wmt16",
+        "ro-en",
+        {"train": {"translation": pairs}, "validation": {"translation": pairs[:12]}},
+    )
     return root
 
 

@@ -1,4 +1,5 @@
-"""Runs in processes of their own that die or are told to end, as by a machine, at a chosen moment of their work."""
+"""Runs in processes of their own that die or are told to end, as by a machine, at a chosen moment
+of their work."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from typing import Any
 from tiny import CONF, configure
 
 Death = tuple[Any, ...] | Callable[[int], None]
-"""A moment, its number, and the signals it brings (default: SIGKILL); or what else to do to a rank before it runs."""
+"""A moment, its number, and the signals it brings (default: SIGKILL); or what else to do to a rank
+before it runs."""
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
@@ -47,7 +49,8 @@ def at_call(
 
 
 def arm(moment: str, number: int, *signals: signal.Signals) -> None:
-    """Set the moment of death: its name, at which of its kind, and the signals, which worker processes get as well."""
+    """Set the moment of death: its name, at which of its kind, and the signals, which worker
+    processes get as well."""
     import torch
 
     from dynarank import durable_files
@@ -95,8 +98,8 @@ def start(
 ) -> list[int]:
     """Run to the end, or to the death, in `world` processes as torchrun starts them.
 
-    Returns their exit codes (-9: killed). Once one has died the others are killed, as a launcher does. With `said`, a run
-    ends as by the command line, and what it prints goes to that file.
+    Returns their exit codes (-9: killed). Once one has died the others are killed, as a launcher
+    does. With `said`, a run ends as by the command line, and what it prints goes to that file.
     """
     ranks = begin(folder, hub, overrides, death, world, said)
     while any(process.is_alive() for process in ranks):

@@ -62,7 +62,8 @@ def write_run(folder: Path, task: str, method: str, seed: int, score: float, **m
 
 
 def write_history(folder: Path, prunings: int, seed: int, largest: int = 4) -> list[dict[str, Any]]:
-    """Add what a method with ranks leaves: rank_history.json, ranks.json, and a longer metrics.csv."""
+    """Add what a method with ranks leaves: rank_history.json, ranks.json, and a longer
+    metrics.csv."""
     history = []
     for number in range(prunings):
         ranks = {}

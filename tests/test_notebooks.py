@@ -1,4 +1,5 @@
-"""The notebooks run from top to bottom, in a copy of what of the repository they use, and are kept without outputs."""
+"""The notebooks run from top to bottom, in a copy of what of the repository they use, and are kept
+without outputs."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def test_kept_without_outputs(path: Path) -> None:
 
 
 def executed(name: str, folder: Path) -> str:
-    """All that the notebook printed and showed, as text; the folder holds what it wrote. An error in a cell raises."""
+    """All that the notebook printed and showed, as text; the folder holds what it wrote. An error
+    in a cell raises."""
     shutil.copytree(
         REPOSITORY / "notebooks",
         folder / "notebooks",

@@ -1,4 +1,5 @@
-"""Tiny models and data in the hub's layout, so that the real code runs in seconds and without a network."""
+"""Tiny models and data in the hub's layout, so that the real code runs in seconds and without a
+network."""
 
 from __future__ import annotations
 
@@ -112,8 +113,11 @@ def tiny_roberta(**changes: Any) -> Any:
 def tiny_bart(**changes: Any) -> Any:
     from transformers import BartConfig
 
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder")
-             for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))}  # fmt: skip
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))
+    }
     ids = dict(
         pad_token_id=0,
         bos_token_id=1,
@@ -135,7 +139,8 @@ def tiny_t5(**changes: Any) -> Any:
 
 
 def question_rows(count: int, seed: int, no_answer: bool = False) -> dict[str, list[Any]]:
-    """Questions in SQuAD's form, whose answers are two words of a context; with `no_answer`, every third has none."""
+    """Questions in SQuAD's form, whose answers are two words of a context; with `no_answer`, every
+    third has none."""
     draw = random.Random(seed)
     rows: dict[str, list[Any]] = {
         name: [] for name in ("id", "title", "context", "question", "answers")
@@ -168,7 +173,8 @@ def summary_rows(count: int, seed: int) -> dict[str, list[Any]]:
 
 
 def write_dataset(folder: Path, subset: str, splits: dict[str, dict[str, list[Any]]]) -> Path:
-    """A data set's subset as parquet files with the hub's README header (one subset a folder, or added to it)."""
+    """A data set's subset as parquet files with the hub's README header (one subset a folder, or
+    added to it)."""
     import pandas as pd
 
     (folder / subset).mkdir(parents=True, exist_ok=True)

@@ -58,10 +58,13 @@ def test_floors_come_first_and_the_rest_by_score(floor: int) -> None:
     counts = [int(part.sum()) for part in keep.split(sizes)]
     assert min(counts) >= floor
     best = max(
-        (chosen for chosen in itertools.combinations(range(9), 6)
-         if all(sum(start <= i < start + 3 for i in chosen) >= floor for start in (0, 3, 6))),
+        (
+            chosen
+            for chosen in itertools.combinations(range(9), 6)
+            if all(sum(start <= i < start + 3 for i in chosen) >= floor for start in (0, 3, 6))
+        ),
         key=lambda chosen: sum(float(scores[i]) for i in chosen),
-    )  # fmt: skip
+    )
     assert float(scores[keep].sum()) == pytest.approx(sum(float(scores[i]) for i in best))
 
 

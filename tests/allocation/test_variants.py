@@ -83,12 +83,17 @@ def test_sensitivity_equals_adaloras_own() -> None:
         [
             peft._combine_ipt(
                 peft._element_score(f"{name}.lora_E.default"),
-                torch.stack([peft._element_score(f"{name}.lora_A.default").mean(1),
-                             peft._element_score(f"{name}.lora_B.default").mean(0)], dim=1),
+                torch.stack(
+                    [
+                        peft._element_score(f"{name}.lora_A.default").mean(1),
+                        peft._element_score(f"{name}.lora_B.default").mean(0),
+                    ],
+                    dim=1,
+                ),
             )
             for name in adapters
         ]
-    )  # fmt: skip
+    )
     torch.testing.assert_close(scores, wanted)
 
 

@@ -36,10 +36,17 @@ class Line(pl.LightningModule):
 def trained() -> tuple[Line, pl.Trainer]:
     loader = DataLoader(torch.ones(6, 1))
     module = Line()
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, num_sanity_val_steps=0,
-                         enable_checkpointing=False, enable_progress_bar=False,
-                         enable_model_summary=False, accumulate_grad_batches=2,
-                         val_check_interval=2)  # fmt: skip
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accumulate_grad_batches=2,
+        val_check_interval=2,
+    )
     trainer.fit(module, loader, DataLoader(torch.ones(2, 1)))
     return module, trainer
 
@@ -47,8 +54,13 @@ def trained() -> tuple[Line, pl.Trainer]:
 def test_the_position_counts_batches_that_stepped_and_validations() -> None:
     module, _ = trained()
     assert [position["batches_that_stepped"] for position in module.positions] == [
-        0, 0, 1, 1, 2, 2,
-    ]  # fmt: skip
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
     validated = [
         position["validation_progress"]["total"]["completed"] for position in module.positions
     ]

@@ -24,7 +24,8 @@ LONG = [
     "optimizer.lr=0.01",
     "checkpoint.every_steps=3",
 ]
-"""Ten steps an epoch, dropout in base and adapters, batches grouped by length; T = 40, frozen after step 20."""
+"""Ten steps an epoch, dropout in base and adapters, batches grouped by length; T = 40, frozen after
+step 20."""
 
 
 def outcome(folder: Path) -> dict[str, Any]:

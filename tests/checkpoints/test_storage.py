@@ -1,4 +1,5 @@
-"""Checkpoints under damage: what is not whole is found out, said, and passed over for one that is."""
+"""Checkpoints under damage: what is not whole is found out, said, and passed over for one that
+is."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def test_what_is_whole_comes_back_as_it_was(three: list[Path]) -> None:
 
 
 def positions(path: Path) -> Iterator[int]:
-    """Bytes of every region of a torch file: headers and contents of all records, the directory, and its end."""
+    """Bytes of every region of a torch file: headers and contents of all records, the directory,
+    and its end."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
@@ -178,7 +180,7 @@ def test_the_user_is_told_what_was_skipped_and_why(
     assert re.search(r"resuming from .*step-00000020\.ckpt \(step 20\)", caplog.text)
     with pytest.raises(
         UserError,
-        match=rf"resume = {three[2]}: step-00000030\.ckpt: holds 0 of.*resume={three[2].parent} tak",
+        match=rf"resume = {three[2]}: step-00000030\.ckpt: holds 0 of.*resume={three[2].parent} tak",  # noqa: E501
     ):
         find_resumption(str(three[2]), folder)
     three[0].with_suffix(".json").unlink()

@@ -52,13 +52,15 @@ def test_a_check_that_breaks_hangs_or_lacks_a_package_is_a_finding(
 
 @pytest.mark.parametrize(
     ("local", "quick", "first", "failed", "said"),
-    [(NOTE, OK, OK, False, "Ready: dynarank train experiment=quickstart and dynarank train"),
-     (NOTE, NOTE, OK, False, "The quick start will not"),
-     (OK, OK, NOTE, False, "the quick start, what lies under DYNARANK_HUB, and models and"),
-     (NOTE, OK, NOTE, False, "No hub, no local model: only the quick starts"),
-     (NOTE, NOTE, NOTE, False, "Only models and files of your own"),
-     (NOTE, OK, OK, True, "1 check failed, and will end a run")],
-)  # fmt: skip
+    [
+        (NOTE, OK, OK, False, "Ready: dynarank train experiment=quickstart and dynarank train"),
+        (NOTE, NOTE, OK, False, "The quick start will not"),
+        (OK, OK, NOTE, False, "the quick start, what lies under DYNARANK_HUB, and models and"),
+        (NOTE, OK, NOTE, False, "No hub, no local model: only the quick starts"),
+        (NOTE, NOTE, NOTE, False, "Only models and files of your own"),
+        (NOTE, OK, OK, True, "1 check failed, and will end a run"),
+    ],
+)
 def test_it_ends_with_what_this_machine_can_do(
     local: str, quick: str, first: str, failed: bool, said: str
 ) -> None:

@@ -13,10 +13,15 @@ from dynarank.pretrained import connection
 
 @pytest.mark.parametrize(
     ("local", "model", "first", "silent", "status"),
-    [(True, True, True, "no route", NOTE), (True, False, False, "no route", NOTE),
-     (False, True, False, "no route", NOTE), (False, False, True, "no route", NOTE),
-     (False, False, False, "no route", FAIL), (False, False, True, None, OK)],
-)  # fmt: skip
+    [
+        (True, True, True, "no route", NOTE),
+        (True, False, False, "no route", NOTE),
+        (False, True, False, "no route", NOTE),
+        (False, False, True, "no route", NOTE),
+        (False, False, False, "no route", FAIL),
+        (False, False, True, None, OK),
+    ],
+)
 def test_a_silent_hub_is_a_failure_only_where_nothing_else_is_there(
     local: bool,
     model: bool,

@@ -1,4 +1,5 @@
-"""The front door, as a user meets it: commands in fresh processes, their exit codes and what they print."""
+"""The front door, as a user meets it: commands in fresh processes, their exit codes and what they
+print."""
 
 from __future__ import annotations
 

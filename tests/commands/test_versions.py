@@ -47,15 +47,27 @@ def test_packages_that_fit_take_one_line(packages: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "version", "said", "remedy"),
-    [("torch", "2.9.1", "torch 2.9.1 does not fit >=2.10", "pip install 'torch>=2.10'"),
-     ("torch", "2.10.0rc1", "torch 2.10.0rc1 does not fit >=2.10", "pip install 'torch>=2.10'"),
-     ("transformers", None, "transformers is missing", ".[train]"),
-     ("torch", None, "torch is missing", "pip install 'torch>=2.10'"),
-     ("lightning", "2.6.2", "steals credentials", "pip install 'lightning>=2.6.6,<2.7'"),
-     ("lightning", "2.6.3", "steals credentials", "pip install 'lightning>=2.6.6,<2.7'"),
-     ("lightning", "2.6.5", "lightning 2.6.5 does not fit >=2.6.6,<2.7", "lightning>=2.6.6,<2.7"),
-     ("lightning", "2.7.0", "lightning 2.7.0 does not fit >=2.6.6,<2.7", "lightning>=2.6.6,<2.7")],
-)  # fmt: skip
+    [
+        ("torch", "2.9.1", "torch 2.9.1 does not fit >=2.10", "pip install 'torch>=2.10'"),
+        ("torch", "2.10.0rc1", "torch 2.10.0rc1 does not fit >=2.10", "pip install 'torch>=2.10'"),
+        ("transformers", None, "transformers is missing", ".[train]"),
+        ("torch", None, "torch is missing", "pip install 'torch>=2.10'"),
+        ("lightning", "2.6.2", "steals credentials", "pip install 'lightning>=2.6.6,<2.7'"),
+        ("lightning", "2.6.3", "steals credentials", "pip install 'lightning>=2.6.6,<2.7'"),
+        (
+            "lightning",
+            "2.6.5",
+            "lightning 2.6.5 does not fit >=2.6.6,<2.7",
+            "lightning>=2.6.6,<2.7",
+        ),
+        (
+            "lightning",
+            "2.7.0",
+            "lightning 2.7.0 does not fit >=2.6.6,<2.7",
+            "lightning>=2.6.6,<2.7",
+        ),
+    ],
+)
 def test_each_that_does_not_takes_its_own(
     name: str, version: str | None, said: str, remedy: str, packages: dict[str, str]
 ) -> None:

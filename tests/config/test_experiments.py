@@ -52,8 +52,17 @@ def test_every_point_is_a_valid_run(name: str, scale: str) -> None:
 
 
 def test_an_experiment_runs_from_its_command_to_its_table(hub_root: Path, tmp_path: Path) -> None:
-    overrides = ["experiment=table5_dem", "scale=small", "task=cola", "seed=1", "logger=none", "trainer.epochs=1",
-                 f"hub.root={hub_root}", "model=roberta_base", f"hydra.sweep.dir={tmp_path / 'sweep'}"]  # fmt: skip
+    overrides = [
+        "experiment=table5_dem",
+        "scale=small",
+        "task=cola",
+        "seed=1",
+        "logger=none",
+        "trainer.epochs=1",
+        f"hub.root={hub_root}",
+        "model=roberta_base",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    ]
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "train.py"), *overrides],
         cwd=tmp_path,

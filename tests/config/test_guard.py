@@ -149,8 +149,8 @@ def test_a_file_may_set_no_other_key_of_hydras(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/nobody-here")
     (tmp_path / "mine.yaml").write_text(f"defaults: [train, _self_]\nhydra: {{{text}}}\n")
+    composed_with_path = [] if "searchpath" in text else [f"hydra.searchpath=[file://{CONF}]"]
     with pytest.raises(UserError, match=r"a file may (not|choose only)|imports a package"):
-        composed_with_path = [] if "searchpath" in text else [f"hydra.searchpath=[file://{CONF}]"]
         composed(*composed_with_path, conf=tmp_path, name="mine")
     if "searchpath" in text:
         return
@@ -247,9 +247,14 @@ def test_a_secret_in_the_hubs_variable_is_one_too(monkeypatch: pytest.MonkeyPatc
     assert "canary" not in str(caught.value)
 
 
-INNOCENT = ["task.columns.label=password", "+hydra.job.env_set.TOKENIZERS_PARALLELISM='false'", "task.max_length=64",
-            "model.revision=0123456789abcdef0123456789abcdef01234567", "hub.root=/data/me@home/hub",
-            "task.path='https://host/a?split=train'"]  # fmt: skip
+INNOCENT = [
+    "task.columns.label=password",
+    "+hydra.job.env_set.TOKENIZERS_PARALLELISM='false'",
+    "task.max_length=64",
+    "model.revision=0123456789abcdef0123456789abcdef01234567",
+    "hub.root=/data/me@home/hub",
+    "task.path='https://host/a?split=train'",
+]
 
 
 @pytest.mark.parametrize("override", INNOCENT)
@@ -272,9 +277,17 @@ def test_hydras_pickles_are_refused(option: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("cola-dora-r2-m", "cola-dora-r2-m"), ("../../x", "_._.._x"), ("/etc/x", "_etc_x"), ("a\\b", "a_b"), ("a\0b\n", "a_b_"),
-     ("..", "_."), (".hidden", "_hidden"), ("task.subset=../../x,seed=1", "task.subset=.._.._x,seed=1")],
-)  # fmt: skip
+    [
+        ("cola-dora-r2-m", "cola-dora-r2-m"),
+        ("../../x", "_._.._x"),
+        ("/etc/x", "_etc_x"),
+        ("a\\b", "a_b"),
+        ("a\0b\n", "a_b_"),
+        ("..", "_."),
+        (".hidden", "_hidden"),
+        ("task.subset=../../x,seed=1", "task.subset=.._.._x,seed=1"),
+    ],
+)
 def test_a_name_is_one_folder_inside_its_parent(text: str, name: str) -> None:
     assert folder_name(text) == name
 

@@ -1,4 +1,5 @@
-"""A checkpoint is taken up by the run that wrote it, whole, or by none; one line says why, before the model loads."""
+"""A checkpoint is taken up by the run that wrote it, whole, or by none; one line says why, before
+the model loads."""
 
 from __future__ import annotations
 

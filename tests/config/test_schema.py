@@ -1,4 +1,5 @@
-"""Every file under conf/ composes, and mistakes in a configuration are named before anything is loaded."""
+"""Every file under conf/ composes, and mistakes in a configuration are named before anything is
+loaded."""
 
 from __future__ import annotations
 
@@ -145,9 +146,16 @@ def test_a_wrong_type_or_name_fails_when_composed(override: str) -> None:
 
 @pytest.mark.parametrize(
     ("override", "guess"),
-    [("dem.etaa=0.1", "'dem.eta'"), ("+optimizer.lrr=1", "'lr'"), ("+sead=1", "'seed'"), ("task=colaa", "'cola'"),
-     ("method=dorra", "'dora'"), ("budget=r3", "'r2'"), ("trainer.epoch=3", "'trainer.epochs'")],
-)  # fmt: skip
+    [
+        ("dem.etaa=0.1", "'dem.eta'"),
+        ("+optimizer.lrr=1", "'lr'"),
+        ("+sead=1", "'seed'"),
+        ("task=colaa", "'cola'"),
+        ("method=dorra", "'dora'"),
+        ("budget=r3", "'r2'"),
+        ("trainer.epoch=3", "'trainer.epochs'"),
+    ],
+)
 def test_the_command_guesses_what_was_meant(
     override: str, guess: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,13 @@ from tiny import command
 
 
 def test_no_secret_is_in_any_file_of_a_run(tmp_path: Path, hub_root: Path) -> None:
-    canaries = {"HF_TOKEN": "hf_canary0canary0canary0canary0", "WANDB_API_KEY": "canary1" * 6,
-                "MY_PASSWORD": "canary2-canary2", "AWS_SECRET_ACCESS_KEY": "canary3/canary3",
-                "HF_ENDPOINT": "https://me:canary4@localhost:9"}  # fmt: skip
+    canaries = {
+        "HF_TOKEN": "hf_canary0canary0canary0canary0",
+        "WANDB_API_KEY": "canary1" * 6,
+        "MY_PASSWORD": "canary2-canary2",
+        "AWS_SECRET_ACCESS_KEY": "canary3/canary3",
+        "HF_ENDPOINT": "https://me:canary4@localhost:9",
+    }
     overrides = [
         "trainer.epochs=1",
         "budget.interval=1",

@@ -1,4 +1,5 @@
-"""Canaries: hostile models, data, adapters and configurations run nothing, and secrets are in no file of a run."""
+"""Canaries: hostile models, data, adapters and configurations run nothing, and secrets are in no
+file of a run."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def code(canary: Path) -> str:
     """A module for a config.json's auto_map."""
     return (
         f"from pathlib import Path\nPath({str(canary)!r}).touch()\n"
-        "from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification\n"
+        "from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification\n"  # noqa: E501
         "class OwnConfig(RobertaConfig):\n    model_type = 'own'\n"
         "class OwnModel(RobertaForSequenceClassification):\n    config_class = OwnConfig\n"
         "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
@@ -100,9 +101,13 @@ def test_a_tokenizers_own_code_does_not_run(model: Path, canary: Path) -> None:
 
 
 def test_asked_for_it_runs_and_is_warned_of(
-    model: Path, canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_root: Path,
-    caplog: pytest.LogCaptureFixture
-) -> None:  # fmt: skip
+    model: Path,
+    canary: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hub_root: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     monkeypatch.setattr(
         "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
     )
@@ -303,8 +308,8 @@ def test_no_line_of_the_project_unpickles_or_evaluates() -> None:
 
 WAYS = {
     "callbacks": "  callbacks: {{x: {{_target_: shutil.copyfile, src: {own}, dst: {canary}}}}}\n",
-    "job_logging": "  job_logging: {{filters: {{x: {{'()': shutil.copyfile, src: {own}, dst: {canary}}}}}}}\n",
-    "hydra_logging": "  hydra_logging: {{filters: {{x: {{'()': shutil.copyfile, src: {own}, dst: {canary}}}}}}}\n",
+    "job_logging": "  job_logging: {{filters: {{x: {{'()': shutil.copyfile, src: {own}, dst: {canary}}}}}}}\n",  # noqa: E501
+    "hydra_logging": "  hydra_logging: {{filters: {{x: {{'()': shutil.copyfile, src: {own}, dst: {canary}}}}}}}\n",  # noqa: E501
 }
 
 

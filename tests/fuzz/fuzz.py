@@ -1,9 +1,11 @@
-"""Coverage-guided fuzzing of what may come from strangers: configurations, and an adapter's files. Not run by pytest.
+"""Coverage-guided fuzzing of what may come from strangers: configurations, and an adapter's files.
+Not run by pytest.
 
 python tests/fuzz/fuzz.py config -max_total_time=120
 python tests/fuzz/fuzz.py adapter -max_total_time=120
 
-Anything but a user's error is a finding, which libFuzzer writes to a file beside; give that file to see it again.
+Anything but a user's error is a finding, which libFuzzer writes to a file beside; give that file to
+see it again.
 """
 
 from __future__ import annotations
@@ -124,7 +126,8 @@ def config_target() -> Callable[[bytes], None]:
 
 
 def adapter_target() -> Callable[[bytes], None]:
-    """Damage one file of an honest adapter, and load what is left as predict does; the base is loaded once."""
+    """Damage one file of an honest adapter, and load what is left as predict does; the base is
+    loaded once."""
     import peft
     from transformers import AutoModelForSequenceClassification
 

@@ -304,8 +304,10 @@ def test_prompts_take_the_width_of_the_token_embeddings() -> None:
         num_attention_heads=2,
         intermediate_size=32,
     )
-    for config in (DistilBertConfig(vocab_size=32, dim=16, hidden_dim=32, n_layers=1, n_heads=2),
-                   ElectraConfig(**sizes, embedding_size=8)):  # fmt: skip
+    for config in (
+        DistilBertConfig(vocab_size=32, dim=16, hidden_dim=32, n_layers=1, n_heads=2),
+        ElectraConfig(**sizes, embedding_size=8),
+    ):
         method = build_method(PromptConfig(name="prompt"), BudgetConfig(), DemConfig())
         model = method.adapt(
             roberta(config), ARCHITECTURES[config.model_type].targets, ["classifier"]

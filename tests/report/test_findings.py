@@ -52,16 +52,24 @@ def test_chance_is_not_called_a_result(tmp_path: Path) -> None:
 
 
 def test_p_is_corrected_over_every_pair_of_every_task(tmp_path: Path) -> None:
-    scores = {("cola", "dora"): [0.60, 0.63, 0.59, 0.61], ("cola", "lora"): [0.50, 0.529, 0.491, 0.5],
-              ("cola", "head"): [0.4, 0.45, 0.41, 0.42], ("rte", "dora"): [0.5, 0.6, 0.5, 0.6],
-              ("rte", "lora"): [0.55, 0.52, 0.58, 0.5]}  # fmt: skip
+    scores = {
+        ("cola", "dora"): [0.60, 0.63, 0.59, 0.61],
+        ("cola", "lora"): [0.50, 0.529, 0.491, 0.5],
+        ("cola", "head"): [0.4, 0.45, 0.41, 0.42],
+        ("rte", "dora"): [0.5, 0.6, 0.5, 0.6],
+        ("rte", "lora"): [0.55, 0.52, 0.58, 0.5],
+    }
     table, found = table_of(tmp_path, scores)
     assert [one.pairs for one in found] == [4, 4]
     raw = sorted(
         float(stats.ttest_rel(scores[a], scores[b]).pvalue)
-        for a, b in [(("cola", "dora"), ("cola", "lora")), (("cola", "dora"), ("cola", "head")),
-                     (("cola", "lora"), ("cola", "head")), (("rte", "dora"), ("rte", "lora"))]
-    )  # fmt: skip
+        for a, b in [
+            (("cola", "dora"), ("cola", "lora")),
+            (("cola", "dora"), ("cola", "head")),
+            (("cola", "lora"), ("cola", "head")),
+            (("rte", "dora"), ("rte", "lora")),
+        ]
+    )
     lead = float(stats.ttest_rel(scores["cola", "dora"], scores["cola", "lora"]).pvalue)
     place = raw.index(lead)
     assert found[0].p_holm == pytest.approx(max((4 - i) * raw[i] for i in range(place + 1)))
@@ -73,11 +81,23 @@ def test_p_is_corrected_over_every_pair_of_every_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scores", "verdict", "said"),
     [
-        ({("cola", "dora"): [0.5]}, "one setting", "dora reaches 0.5000 accuracy, with 100 adapter parameters."),
-        ({("cola", "dora"): [0.6], ("cola", "lora"): [0.5]}, "one seed: not tested", "+0.1000 over method=lora; with one seed nothing is tested"),
-        ({("cola", "dora"): [0.6, 0.5], ("cola", "lora"): [0.5, 0.6]}, "no significant difference", "score alike, 0.5500 accuracy"),
+        (
+            {("cola", "dora"): [0.5]},
+            "one setting",
+            "dora reaches 0.5000 accuracy, with 100 adapter parameters.",
+        ),
+        (
+            {("cola", "dora"): [0.6], ("cola", "lora"): [0.5]},
+            "one seed: not tested",
+            "+0.1000 over method=lora; with one seed nothing is tested",
+        ),
+        (
+            {("cola", "dora"): [0.6, 0.5], ("cola", "lora"): [0.5, 0.6]},
+            "no significant difference",
+            "score alike, 0.5500 accuracy",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_smaller_cases(
     scores: dict[tuple[str, str], list[float]], verdict: str, said: str, tmp_path: Path
 ) -> None:

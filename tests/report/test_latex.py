@@ -30,7 +30,8 @@ def point(
     more: dict[str, Any],
     family: str = "",
 ) -> None:
-    """A run at a budget, with measures beside the one that selects; its size is 50,000 a component."""
+    """A run at a budget, with measures beside the one that selects; its size is 50,000 a
+    component."""
     name = folder / f"{task}-{method}-{target}-{seed}"
     write_run(name, task, method, seed, more["accuracy"] or 0.0, parameters=50_000 * target)
     path = name / ".hydra" / "config.yaml"
@@ -57,11 +58,11 @@ def test_methods_stand_in_blocks_of_one_budget_with_their_size_and_average(tmp_p
         r"Method & Budget & \# Params & CoLA & QQP & Avg. \\",
         r" &  &  & Acc & Acc/F1 &  \\",
         r"\midrule",
-        rf"{DORA} & 2 & 0.10M & 49.00$_{{\pm 0.00}}$ & \textbf{{84.00{spread}/74.00{spread}}} & \textbf{{66.50}} \\",
-        rf"{LORA} & 2 & 0.10M & \textbf{{50.00$_{{\pm 0.00}}$}} & 82.00{spread}/72.00{spread} & 66.00 \\",
+        rf"{DORA} & 2 & 0.10M & 49.00$_{{\pm 0.00}}$ & \textbf{{84.00{spread}/74.00{spread}}} & \textbf{{66.50}} \\",  # noqa: E501
+        rf"{LORA} & 2 & 0.10M & \textbf{{50.00$_{{\pm 0.00}}$}} & 82.00{spread}/72.00{spread} & 66.00 \\",  # noqa: E501
         r"\midrule",
-        rf"{DORA} & 8 & 0.40M & 49.00$_{{\pm 0.00}}$ & \textbf{{90.00{spread}/80.00{spread}}} & \textbf{{69.50}} \\",
-        rf"{LORA} & 8 & 0.40M & \textbf{{50.00$_{{\pm 0.00}}$}} & 88.00{spread}/78.00{spread} & 69.00 \\",
+        rf"{DORA} & 8 & 0.40M & 49.00$_{{\pm 0.00}}$ & \textbf{{90.00{spread}/80.00{spread}}} & \textbf{{69.50}} \\",  # noqa: E501
+        rf"{LORA} & 8 & 0.40M & \textbf{{50.00$_{{\pm 0.00}}$}} & 88.00{spread}/78.00{spread} & 69.00 \\",  # noqa: E501
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -71,7 +72,7 @@ def test_settings_of_one_method_stand_in_one_block_without_sizes(tmp_path: Path)
     for alpha, score in ((1, 0.5), (2, 0.75)):
         write_run(tmp_path / f"{alpha}", "rte", "dora", 0, score, alpha=alpha)
     assert read(tmp_path) == (
-        "\\begin{tabular}{lc}\n\\toprule\nmethod.alpha & RTE \\\\\n & Acc \\\\\n\\midrule\n1 & 50.00 \\\\\n"
+        "\\begin{tabular}{lc}\n\\toprule\nmethod.alpha & RTE \\\\\n & Acc \\\\\n\\midrule\n1 & 50.00 \\\\\n"  # noqa: E501
         "2 & \\textbf{75.00} \\\\\n\\bottomrule\n\\end{tabular}\n"
     )
 

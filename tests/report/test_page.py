@@ -1,4 +1,5 @@
-"""report.html as text: what it holds, and what a hostile name cannot do. In a browser: test_page_in_browser.py."""
+"""report.html as text: what it holds, and what a hostile name cannot do. In a browser:
+test_page_in_browser.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""report.html in Chromium: nothing is fetched, nothing overflows, and what can be pressed does what it says.
+"""report.html in Chromium: nothing is fetched, nothing overflows, and what can be pressed does what
+it says.
 
 Skipped where there is no Chromium; where DYNARANK_BROWSER=required is set, that fails.
 """
@@ -18,8 +19,16 @@ from scipy import stats
 
 from dynarank.report.write_report import write_report
 
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 HOSTILE = "</script><script>window.hurt=1</script><img src=x onerror=window.hurt=1>"
 THEMES = ["light", "dark"]
 
@@ -99,7 +108,7 @@ class Page:
         return list(self.tab.eval_on_selector_all(f"#{table} tbody tr", script))
 
     def drawn(self, which: int) -> dict[str, int]:
-        script = f"maps => [...maps[{which}].querySelectorAll('[data-matrix]')].map(t => [t.dataset.matrix, t.textContent])"
+        script = f"maps => [...maps[{which}].querySelectorAll('[data-matrix]')].map(t => [t.dataset.matrix, t.textContent])"  # noqa: E501
         return {
             name: int(rank) for name, rank in self.tab.eval_on_selector_all("#maps figure", script)
         }
@@ -143,13 +152,15 @@ def test_text_stands_out_from_its_ground(browser: Any, sweep: Path, theme: str) 
         const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
             .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
             .reduce((t, v, i) => t + v * [.2126, .7152, .0722][i], 0);
-        const ground = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
+        const ground = (e) => { for (; e; e = e.parentElement) {
+            const c = parse(getComputedStyle(e).backgroundColor);
             if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
         const bad = [];
         for (const e of document.querySelectorAll("main *, header *, footer")) {
             const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
             if (!own || !e.checkVisibility() || e.closest("svg, option, .hidden")) continue;
-            const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+            const both = [light(parse(getComputedStyle(e).color)), light(ground(e))];
+            const [a, b] = both.sort((x, y) => y - x);
             if ((a + .05) / (b + .05) < 4.5) bad.push(e.outerHTML.slice(0, 80));
         }
         return bad;

@@ -40,8 +40,19 @@ def table(tmp_path: Path) -> Table:
 
 def test_every_picture_of_a_sweep_and_of_a_run(table: Table, tmp_path: Path) -> None:
     names = {picture.name for picture in draw_pictures(table, table.runs())}
-    assert names == {f"{name}_cola" for name in ("budget_quality", "curves", "loss", "budget", "scores", "rank_maps",
-                                                 "rank_agreement", "rank_budgets")}  # fmt: skip
+    assert names == {
+        f"{name}_cola"
+        for name in (
+            "budget_quality",
+            "curves",
+            "loss",
+            "budget",
+            "scores",
+            "rank_maps",
+            "rank_agreement",
+            "rank_budgets",
+        )
+    }
     one = build_table(table.runs()[:1])
     pictures = list(draw_pictures(one, one.runs()))
     assert {picture.name for picture in pictures} == {"curves_cola", "loss_cola", "allocation"}

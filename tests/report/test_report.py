@@ -97,8 +97,17 @@ def test_what_is_not_finished_or_over_budget_is_listed_and_left_out(sweep: Path)
 def test_files_and_pictures_are_written(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(sweep), "--against", "method=lora"])
     folder = sweep / "report"
-    wanted = {"report.md", "table.csv", "table.tex", "curves_cola.png", "curves_cola.svg", "budget_quality_rte.png",
-              "report.html", "rank_agreement_cola.png", "rank_maps_cola.svg"}  # fmt: skip
+    wanted = {
+        "report.md",
+        "table.csv",
+        "table.tex",
+        "curves_cola.png",
+        "curves_cola.svg",
+        "budget_quality_rte.png",
+        "report.html",
+        "rank_agreement_cola.png",
+        "rank_maps_cola.svg",
+    }
     assert wanted <= {path.name for path in folder.iterdir()}
     with (folder / "table.csv").open(newline="") as file:
         rows = {(row["method.name"], row["task"]): row for row in csv.DictReader(file)}

@@ -50,7 +50,7 @@ OUT_OF_MEMORY = [
     ),
     MemoryError(),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"  # noqa: E501
     ),
 ]
 
@@ -60,7 +60,7 @@ def test_out_of_memory_keeps_the_last_checkpoint_and_says_what_to_lower(
     error: Exception, hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FineTuning, "training_step", failing(error, 2))
-    said = r"out of memory \(.+\)\. Lower trainer\.batch_size = 16 and raise trainer\.accumulate = 1 .*step-00000002\.ckpt$"
+    said = r"out of memory \(.+\)\. Lower trainer\.batch_size = 16 and raise trainer\.accumulate = 1 .*step-00000002\.ckpt$"  # noqa: E501
     with pytest.raises(UserError, match=said):
         run(configure(tmp_path, hub_root, "checkpoint.every_steps=1"))
     assert newest_valid(tmp_path / "checkpoints")[0] == tmp_path / "checkpoints/step-00000002.ckpt"
@@ -95,7 +95,7 @@ def test_a_worker_that_dies_ends_the_run_with_the_last_checkpoint_named(
     assert start(tmp_path / "run", hub_root, settings, kill_a_worker, said=said) == [2]
     (line,) = [one for one in said.read_text().splitlines() if one.startswith("error: ")]
     assert re.search(
-        r"a process that makes batches ended: DataLoader worker.*trainer\.workers = 1.*step-0\d+4\.ckpt$",
+        r"a process that makes batches ended: DataLoader worker.*trainer\.workers = 1.*step-0\d+4\.ckpt$",  # noqa: E501
         line,
     )
     assert "Traceback" not in said.read_text()

@@ -1,4 +1,5 @@
-"""A whole run of every task family on tiny models: its files, its scores, and that PEFT alone gives them again."""
+"""A whole run of every task family on tiny models: its files, its scores, and that PEFT alone gives
+them again."""
 
 from __future__ import annotations
 
@@ -151,7 +152,7 @@ def test_the_users_own_files(ending: str, hub_root: Path, tmp_path: Path) -> Non
 MISFITS = [
     (
         ["task=xsum"],
-        r"xsum fits encoder-decoder models, and roberta is an encoder\. Ones that fit: model=bart_base",
+        r"xsum fits encoder-decoder models, and roberta is an encoder\. Ones that fit: model=bart_base",  # noqa: E501
     ),
     (
         ["task=squad", "model.path=gpt"],

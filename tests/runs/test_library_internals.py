@@ -37,8 +37,9 @@ def test_a_compiler_that_is_not_there_is_not_found(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_ranks_that_lightning_started_are_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False,
-                         enable_checkpointing=False)  # fmt: skip
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False
+    )
     launcher = trainer.strategy.launcher
     assert isinstance(launcher, subprocess_script._SubprocessScriptLauncher)
     told: list[int] = []

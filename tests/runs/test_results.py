@@ -13,11 +13,28 @@ from dynarank.runs.results import Results, read_results, write_results
 
 def finished(folder: Path) -> Results:
     return Results(
-        task="cola", method="dora", model="tiny", seed=0, metrics={"matthews": float("nan")}, last={"matthews": 0.25},
-        selected={"metric": "matthews", "epoch": 1, "step": 4}, at_budget=True, budget_target=1, components_target=2,
-        components_kept=2, adapter_parameters=10, head_parameters=2, model_parameters=100, total_steps=4, lr=0.1, epochs=1,
-        batch_size=2, seconds=0.5, output_dir=str(folder), ranks={"layer.0.a": 2, "layer.0.b": 0},
-    )  # fmt: skip
+        task="cola",
+        method="dora",
+        model="tiny",
+        seed=0,
+        metrics={"matthews": float("nan")},
+        last={"matthews": 0.25},
+        selected={"metric": "matthews", "epoch": 1, "step": 4},
+        at_budget=True,
+        budget_target=1,
+        components_target=2,
+        components_kept=2,
+        adapter_parameters=10,
+        head_parameters=2,
+        model_parameters=100,
+        total_steps=4,
+        lr=0.1,
+        epochs=1,
+        batch_size=2,
+        seconds=0.5,
+        output_dir=str(folder),
+        ranks={"layer.0.a": 2, "layer.0.b": 0},
+    )
 
 
 def test_what_says_finished_is_written_last(

@@ -45,10 +45,18 @@ def test_ranks_are_in_model_order(finished: Results) -> None:
 
 def test_the_folder_is_complete(finished: Results) -> None:
     folder = Path(finished.output_dir)
-    wanted = ["metrics.json", "metrics.csv", "ranks.json", "rank_history.json", "rank_map.png",
-              "checkpoints/step-00000015.ckpt", "checkpoints/step-00000015.json",
-              "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-              "adapter/tokenizer.json"]  # fmt: skip
+    wanted = [
+        "metrics.json",
+        "metrics.csv",
+        "ranks.json",
+        "rank_history.json",
+        "rank_map.png",
+        "checkpoints/step-00000015.ckpt",
+        "checkpoints/step-00000015.json",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/tokenizer.json",
+    ]
     assert [name for name in wanted if not (folder / name).is_file()] == []
 
 
@@ -62,8 +70,12 @@ def test_metrics_json_says_what_the_run_was(finished: Results) -> None:
         15,
     )
     ranks = read(finished, "ranks.json")
-    sizes = {name: 48 if "intermediate" in name or name.endswith(("r.0.output.dense", "r.1.output.dense"))
-             else 32 for name in ranks}  # fmt: skip
+    sizes = {
+        name: 48
+        if "intermediate" in name or name.endswith(("r.0.output.dense", "r.1.output.dense"))
+        else 32
+        for name in ranks
+    }
     assert record["adapter_parameters"] == sum(rank * sizes[name] for name, rank in ranks.items())
     assert record["head_parameters"] == 16 * 16 + 16 + 16 * 2 + 2
     assert record["versions"]["torch"] == torch.__version__
@@ -248,9 +260,19 @@ def test_wandb_offline_needs_no_account_and_gets_the_rank_map(
 
 @pytest.mark.parametrize(
     ("text", "overrides", "said"),
-    [("cat " * 90, [], r"task\.max_length: a text has 92 tokens, and the model 63 positions\. Set task\.max_length=63"),
-     ("cat " * 50, ["method=prompt", "method.reserved=20"], r"prompt vectors take 43\. Set .*=20, or method\.reserved=52")],
-)  # fmt: skip
+    [
+        (
+            "cat " * 90,
+            [],
+            r"task\.max_length: a text has 92 tokens, and the model 63 positions\. Set task\.max_length=63",  # noqa: E501
+        ),
+        (
+            "cat " * 50,
+            ["method=prompt", "method.reserved=20"],
+            r"prompt vectors take 43\. Set .*=20, or method\.reserved=52",
+        ),
+    ],
+)
 def test_texts_too_long_for_the_model_are_refused_before_training(
     text: str, overrides: list[str], said: str, hub_root: Path, tmp_path: Path
 ) -> None:

@@ -223,7 +223,7 @@ def test_a_class_unknown_in_training_is_named_with_file_row_and_label(
     ending: str, tmp_path: Path
 ) -> None:
     validation = labelled("ham", "spam", "eggs", "eggs")
-    said = r"^task\.validation_file = .*validation\..*, row 2: label = 'eggs' is not a class from 0 to 1 \(ham, spam\) \(2 such"
+    said = r"^task\.validation_file = .*validation\..*, row 2: label = 'eggs' is not a class from 0 to 1 \(ham, spam\) \(2 such"  # noqa: E501
     refused(said, tmp_path, labelled("ham", "spam"), ending=ending, validation=validation)
 
 
@@ -286,7 +286,7 @@ def test_one_class_only_is_nothing_to_learn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", READERS)
 def test_too_many_classes_suggest_regression(ending: str, tmp_path: Path) -> None:
-    said = r"label has 101 distinct values in 101 rows: not classes\..*task=text_regression .*task\.columns\.label"
+    said = r"label has 101 distinct values in 101 rows: not classes\..*task=text_regression .*task\.columns\.label"  # noqa: E501
     refused(said, tmp_path, labelled(*(i / 8 for i in range(101))), ending=ending)
     assert len(read(tmp_path, labelled(*range(100)), ending=ending).class_names) == 100
     assert len(read(tmp_path, labelled(*range(101), *range(101)), ending=ending).class_names) == 101
@@ -297,7 +297,7 @@ def test_an_id_that_occurs_twice_is_named_with_both_rows(ending: str, tmp_path: 
     rows = [
         {**row, "key": key} for row, key in zip(labelled(0, 1, 0, 1), (7, 8, 9, 8), strict=True)
     ]
-    said = r"^task\.train_file = .*, rows 1 and 3: key = '8' twice \(1 such ids\).*task\.columns\.id=null"
+    said = r"^task\.train_file = .*, rows 1 and 3: key = '8' twice \(1 such ids\).*task\.columns\.id=null"  # noqa: E501
     refused(said, tmp_path, rows, "task.columns.id=key", ending=ending)
     assert len(read(tmp_path, rows, ending=ending).train) == 4
 
@@ -318,7 +318,7 @@ def test_a_wrong_column_is_named_with_those_there_are(
         {"text": "a", "text_pair": "b", "label": i, "source": "c", "target": "d"} for i in range(2)
     ]
     there = "text, text_pair, label, source, target"
-    said = rf"^task\.train_file = .* has no column '{column}'; it has {there}\. Name yours in task\.columns\.{role}$"
+    said = rf"^task\.train_file = .* has no column '{column}'; it has {there}\. Name yours in task\.columns\.{role}$"  # noqa: E501
     refused(said, tmp_path, rows, f"task.columns.{role}={column}", name=name)
 
 
@@ -378,9 +378,11 @@ def test_numbers_that_are_all_alike_are_refused_before_training(
 @pytest.mark.parametrize("name", ["key", "label", "score", "row", "probability_a"])
 def test_an_id_column_keeps_its_values_whatever_its_name(name: str, tmp_path: Path) -> None:
     task = make(
-        "task=text_classification", "task.labels=[a,b]", f"task.columns.id={name}",
+        "task=text_classification",
+        "task.labels=[a,b]",
+        f"task.columns.id={name}",
         "task.columns.label=given",
-    )  # fmt: skip
+    )
     rows = Dataset.from_dict({"text": ["x", "y"], name: ["one", "two"]})
     records = task.answers(rows, rows, [np.asarray([0.25, 0.75]), np.asarray([0.5, 0.5])])
     written = task.prediction_rows(rows, records)
@@ -389,7 +391,7 @@ def test_an_id_column_keeps_its_values_whatever_its_name(name: str, tmp_path: Pa
     assert [row[label] for row in written] == ["b", "a"]
     probability = "predicted_probability_a" if name == "probability_a" else "probability_a"
     assert written[0][probability] == 0.25
-    assert list(written[0])[0] == name
+    assert next(iter(written[0])) == name
 
 
 def test_rows_without_ids_are_numbered() -> None:
