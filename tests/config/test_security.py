@@ -294,7 +294,8 @@ def test_no_line_of_the_project_unpickles_or_evaluates() -> None:
             ]
             assert not FORBIDDEN & set(names), f"{file}:{node.lineno}"
             if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in FORBIDDEN:
-                assert names == ["UnpicklingError"], f"{file}:{node.lineno}"
+                harmless = (["UnpicklingError"], ["cpu_count"])
+                assert names in harmless, f"{file}:{node.lineno}"
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import signal
+from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 def cpu_computes_bf16() -> bool:
@@ -31,6 +33,9 @@ def has_cpp_compiler() -> bool:
 
 def end_other_ranks(trainer: pl.Trainer) -> None:
     """End the ranks that Lightning started from this process, which wait for it."""
+    # Lightning takes seconds to import, and the doctor asks this module about the CPU alone.
+    from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         launcher.kill(signal.SIGTERM)
