@@ -233,7 +233,7 @@ def test_odd_texts_and_one_validation_row_are_no_trouble(hub_root: Path, tmp_pat
     numbers = configure(
         tmp_path / "r", hub_root, "task=text_regression", "task.max_length=32", *own
     )
-    with pytest.raises(UserError, match="label is 0 in all 1 rows .* pearson has no value"):
+    with pytest.raises(UserError, match=r"label is 0 in all 1 rows .* pearson has no value"):
         run(numbers)
 
 
