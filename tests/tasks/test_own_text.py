@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from tiny import compose
@@ -223,7 +222,10 @@ def test_a_class_unknown_in_training_is_named_with_file_row_and_label(
     ending: str, tmp_path: Path
 ) -> None:
     validation = labelled("ham", "spam", "eggs", "eggs")
-    said = r"^task\.validation_file = .*validation\..*, row 2: label = 'eggs' is not a class from 0 to 1 \(ham, spam\) \(2 such"  # noqa: E501
+    said = (
+        r"^task\.validation_file = .*validation\..*, row 2: label = 'eggs' is not a class from "
+        r"0 to 1 \(ham, spam\) \(2 such"
+    )
     refused(said, tmp_path, labelled("ham", "spam"), ending=ending, validation=validation)
 
 
@@ -286,7 +288,10 @@ def test_one_class_only_is_nothing_to_learn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", READERS)
 def test_too_many_classes_suggest_regression(ending: str, tmp_path: Path) -> None:
-    said = r"label has 101 distinct values in 101 rows: not classes\..*task=text_regression .*task\.columns\.label"  # noqa: E501
+    said = (
+        r"label has 101 distinct values in 101 rows: not classes\..*task=text_regression "
+        r".*task\.columns\.label"
+    )
     refused(said, tmp_path, labelled(*(i / 8 for i in range(101))), ending=ending)
     assert len(read(tmp_path, labelled(*range(100)), ending=ending).class_names) == 100
     assert len(read(tmp_path, labelled(*range(101), *range(101)), ending=ending).class_names) == 101
@@ -297,7 +302,10 @@ def test_an_id_that_occurs_twice_is_named_with_both_rows(ending: str, tmp_path: 
     rows = [
         {**row, "key": key} for row, key in zip(labelled(0, 1, 0, 1), (7, 8, 9, 8), strict=True)
     ]
-    said = r"^task\.train_file = .*, rows 1 and 3: key = '8' twice \(1 such ids\).*task\.columns\.id=null"  # noqa: E501
+    said = (
+        r"^task\.train_file = .*, rows 1 and 3: key = '8' twice \(1 such ids\)"
+        r".*task\.columns\.id=null"
+    )
     refused(said, tmp_path, rows, "task.columns.id=key", ending=ending)
     assert len(read(tmp_path, rows, ending=ending).train) == 4
 
@@ -318,7 +326,10 @@ def test_a_wrong_column_is_named_with_those_there_are(
         {"text": "a", "text_pair": "b", "label": i, "source": "c", "target": "d"} for i in range(2)
     ]
     there = "text, text_pair, label, source, target"
-    said = rf"^task\.train_file = .* has no column '{column}'; it has {there}\. Name yours in task\.columns\.{role}$"  # noqa: E501
+    said = (
+        rf"^task\.train_file = .* has no column '{column}'; it has {there}\. "
+        rf"Name yours in task\.columns\.{role}$"
+    )
     refused(said, tmp_path, rows, f"task.columns.{role}={column}", name=name)
 
 
@@ -373,34 +384,6 @@ def test_numbers_that_are_all_alike_are_refused_before_training(
     refused(said, tmp_path, labelled(3, 3, 3), **options)
     said = r"validation_file = .*: label is 2\.5 in all 2 rows that validate, so that pearson"
     refused(said, tmp_path, labelled(1, 2, 3), **options, validation=labelled(2.5, 2.5))
-
-
-@pytest.mark.parametrize("name", ["key", "label", "score", "row", "probability_a"])
-def test_an_id_column_keeps_its_values_whatever_its_name(name: str, tmp_path: Path) -> None:
-    task = make(
-        "task=text_classification",
-        "task.labels=[a,b]",
-        f"task.columns.id={name}",
-        "task.columns.label=given",
-    )
-    rows = Dataset.from_dict({"text": ["x", "y"], name: ["one", "two"]})
-    records = task.answers(rows, rows, [np.asarray([0.25, 0.75]), np.asarray([0.5, 0.5])])
-    written = task.prediction_rows(rows, records)
-    assert [row[name] for row in written] == ["one", "two"]
-    label = "predicted_label" if name == "label" else "label"
-    assert [row[label] for row in written] == ["b", "a"]
-    probability = "predicted_probability_a" if name == "probability_a" else "probability_a"
-    assert written[0][probability] == 0.25
-    assert next(iter(written[0])) == name
-
-
-def test_rows_without_ids_are_numbered() -> None:
-    task = make("task=text_regression")
-    rows = Dataset.from_dict({"text": ["x", "y"]})
-    assert task.prediction_rows(rows, [{"score": 1.0}, {"score": 2.0}]) == [
-        {"row": 0, "score": 1.0},
-        {"row": 1, "score": 2.0},
-    ]
 
 
 def test_a_column_that_is_not_used_may_hold_anything(tmp_path: Path) -> None:

@@ -189,8 +189,7 @@ class Fixed(nn.Module):
 
 
 def scored(task: Task, tokenizer: Any, logits: list[np.ndarray], order: Sequence[int]) -> Any:
-    """Scores of features in batches of three; logits, (2, tokens) a feature, are padded with
-    tempting ones."""
+    """Scores of features in batches of 3; logits, (2, tokens), are padded with tempting ones."""
     features = task.validation_features["validation"].remove_columns(list(task.host_columns))
     scores = task.scores("validation")
     for part in (order[at : at + 3] for at in range(0, len(order), 3)):

@@ -62,7 +62,8 @@ def test_one_source_is_enough(given: dict[str, str]) -> None:
 UNCLEAR = [
     (
         {},
-        r"^task\.path = null, task\.train_file = null: where is the data\? Give task\.train_file=FILE .*task\.path=",  # noqa: E501
+        r"^task\.path = null, task\.train_file = null: where is the data\? "
+        r"Give task\.train_file=FILE .*task\.path=",
     ),
     (
         {"validation_file": "b.csv"},
@@ -235,11 +236,8 @@ def test_a_damaged_cache_is_made_anew(
 ) -> None:
     """Truncated as by a full disk or a kill: the copy of the data, and the encoded features."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    write_dataset(
-        tmp_path / "datasets/nyu-mll/glue",
-        "cola",
-        {"train": glue_rows("cola", 40, 0), "validation": glue_rows("cola", 18, 7)},
-    )
+    rows = {"train": glue_rows("cola", 40, 0), "validation": glue_rows("cola", 18, 7)}
+    write_dataset(tmp_path / "datasets/nyu-mll/glue", "cola", rows)
     write_tokenizer(tmp_path / "tokenizer")
 
     def encoded() -> list[Any]:
@@ -275,8 +273,7 @@ Load = Callable[[str | None], Any]
 def asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[Load], list[tuple[str, str | None, str | None]]]:
-    """Puts a hub in datasets' place that answers by revision; gives the list of what was asked of
-    it."""
+    """Puts a hub in datasets' place that answers by revision; lists what was asked of it."""
 
     def install(answer: Load) -> list[tuple[str, str | None, str | None]]:
         calls: list[tuple[str, str | None, str | None]] = []

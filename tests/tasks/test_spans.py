@@ -13,8 +13,7 @@ Span = tuple[int, int, float]
 def brute_force(
     start: Tensor, end: Tensor, context: Tensor, k: int, max_tokens: int
 ) -> list[list[Span]]:
-    """Each window's allowed spans among its k best starts times k best ends, the k best of them,
-    best first."""
+    """Each window's k best allowed spans among its k best starts times k best ends, best first."""
     windows = []
     for begins, ends, allowed in zip(start.tolist(), end.tolist(), context.tolist(), strict=True):
         tokens = [token for token, inside in enumerate(allowed) if inside]

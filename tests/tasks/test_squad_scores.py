@@ -1,5 +1,4 @@
-"""Against a second writing of the official scripts (evaluate-v1.1.py, evaluate-v2.0.py), questions
-as dictionaries."""
+"""Against a second writing of the official scripts, evaluate-v1.1.py and evaluate-v2.0.py."""
 
 from __future__ import annotations
 
@@ -319,9 +318,7 @@ def test_versions_differ_on_empty_texts_alone() -> None:
 
 
 @needs_real_hub
-def test_real_squads_first_answers_score_in_full_and_corrupted_ones_as_the_official_script_says() -> (  # noqa: E501
-    None
-):
+def test_real_squads_first_answers_score_in_full_and_corrupted_ones_as_official() -> None:
     task = build_task(to_config(compose(["output_dir=x", "task=squad"])).task)
     task.read(HubConfig(root=str(real_hub())))
     rows = task.validation["validation"]

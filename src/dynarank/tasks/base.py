@@ -244,26 +244,6 @@ class Task(ABC, Generic[ConfigT]):
     ) -> list[dict[str, Any]]:
         """Turn the predictions of all features into one record of plain values for each row."""
 
-    def prediction_rows(
-        self, dataset: Dataset, records: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Return the records of `answers`, each behind the id of its row.
-
-        The id keeps its column's name; it is `row` where the rows have no ids. A field of the
-        record that has the same name is called `predicted_...` instead.
-        """
-        id_name = self.id_column(dataset) or "row"
-        rows = []
-        for row_id, record in zip(self.row_ids(dataset), records, strict=True):
-            row = {id_name: row_id}
-            for name, value in record.items():
-                free_name = name
-                while free_name == id_name or (free_name != name and free_name in record):
-                    free_name = f"predicted_{free_name}"
-                row[free_name] = value
-            rows.append(row)
-        return rows
-
     def artifacts(self, split: str, scores: Any) -> dict[str, Any]:
         """Return the files that a run leaves beside its scores: their content by name.
 
