@@ -57,7 +57,9 @@ def by_hand(
         for start in range(0, len(batches), accumulate):
             window = batches[start : start + accumulate]
             losses = [module.model(**module.task.inputs(batch)).loss for batch in window]
-            torch.stack(losses).mean().backward()  # 2: the loss, the mean of the window's batches
+            loss = torch.stack(losses).mean()  # 2: the mean of the window's batches
+            penalty = module.method.penalty(module.at_budget)
+            (loss if penalty is None else loss + penalty).backward()  # 3: the penalty's gradient
             torch.nn.utils.clip_grad_norm_(trained, clip)  # 3
             optimizer.step()  # 4
             scheduler.step()  # 5
@@ -66,13 +68,15 @@ def by_hand(
     return trained_state(module)
 
 
+@pytest.mark.parametrize("dem", ["dem=off", "dem.eta=3"])
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_a_shorter_last_window_is_the_mean_of_its_own_batches(
-    accumulate: int, hub_root: Path, tmp_path: Path, no_dropout: str
+    accumulate: int, dem: str, hub_root: Path, tmp_path: Path, no_dropout: str
 ) -> None:
-    config = configure(
-        tmp_path / "run", hub_root, *PLAIN, no_dropout, f"trainer.accumulate={accumulate}"
-    )
+    """Also where the penalty, whose gradient is added in closed form, outweighs the loss."""
+    accumulating = f"trainer.accumulate={accumulate}"
+    settings = [*PLAIN, no_dropout, accumulating, dem]
+    config = configure(tmp_path / "run", hub_root, *settings)
     run(config)
     expected = by_hand(
         prepare(config, tmp_path / "hand"), config.epochs, accumulate, config.trainer.clip

@@ -86,6 +86,8 @@ class Method(ABC, Generic[ConfigT]):
     """Whether it needs to know the layers to adapt, to adapt them or to match their budget."""
     penalty_name: ClassVar[str] = "penalty"
     """What its penalty is logged as."""
+    closed_form_penalty: ClassVar[bool] = False
+    """Whether training calls `add_penalty_gradient` once a step, in place of `penalty` a batch."""
 
     def __init__(self, config: ConfigT, budget: BudgetConfig, dem: DemConfig) -> None:
         self.config = config
@@ -141,6 +143,17 @@ class Method(ABC, Generic[ConfigT]):
             frozen: whether the ranks are final.
         """
         return None
+
+    def add_penalty_gradient(self, frozen: bool) -> Tensor | None:
+        """Add the penalty's gradient to the parameters' own, and return the penalty.
+
+        It is for methods with `closed_form_penalty`. Call it before an optimizer step, when the
+        gradients of all its losses are there, unscaled, and before they are clipped.
+
+        Returns:
+            the penalty, a scalar without gradient; None where there is none.
+        """
+        raise NotImplementedError
 
     def ranks(self) -> dict[str, int]:
         """Return present ranks by module name, in model order; empty for a method without ranks."""

@@ -12,7 +12,7 @@ from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.components import component_parameters
-from dynarank.allocation.dem import dem_penalty
+from dynarank.allocation.dem import add_dem_gradient, dem_penalty
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import DoRAConfig
 from dynarank.methods.ranked import pruned_size, schedule_of
@@ -22,6 +22,7 @@ class DoRA(Method[DoRAConfig]):
     """Eq. 6 in every target layer, allocation by Eqs. 7 to 9, DEM (Eq. 10) until the freeze."""
 
     penalty_name = "dem"
+    closed_form_penalty = True
     layers: dict[str, DoRALinear]
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
@@ -57,6 +58,11 @@ class DoRA(Method[DoRAConfig]):
         if frozen or not self.dem.eta:
             return None
         return self.dem.eta * dem_penalty(list(self.layers.values()))
+
+    def add_penalty_gradient(self, frozen: bool) -> Tensor | None:
+        if frozen or not self.dem.eta:
+            return None
+        return self.dem.eta * add_dem_gradient(list(self.layers.values()), self.dem.eta)
 
     def ranks(self) -> dict[str, int]:
         return {name: int(layer.active().sum()) for name, layer in self.layers.items()}

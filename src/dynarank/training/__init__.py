@@ -6,11 +6,12 @@ One optimizer step of a run, from the batches to the budget, in the order of the
 1.  `LengthGroupedSampler` (data.py) has put rows of like length into the batch. The order is a
     function of the seed and the epoch alone.
 2.  `FineTuning.training_step` (module.py) runs the model on the task's inputs.
-    The loss is the task's, plus the method's penalty until the freeze (for DoRA eta R, Eq. 10).
+    The loss is the task's, plus a method's penalty that has no gradient in closed form.
     Under several processes `weighted_mean` makes it the mean over all rows of the global batch.
     Lightning then differentiates it. Steps 1 and 2 are repeated for each batch of the window;
     `FineTuning._window_scale` makes the sum of their gradients that of their losses' mean.
-3.  `FineTuning.configure_gradient_clipping` clips the gradient's norm at `trainer.clip`.
+3.  `FineTuning.configure_gradient_clipping` adds the penalty's gradient until the freeze (for DoRA
+    that of eta R, Eq. 10), once a step, and clips the gradient's norm at `trainer.clip`.
     `FiniteCheck.check` (nonfinite.py) stops the run here, before the update, where a loss or the
     norm is not finite.
 4.  AdamW takes its step, unless a loss scaler skips it because a gradient overflowed.

@@ -159,7 +159,10 @@ class FineTuning(LightningModule):
     # --- a training step, in the order of the calls ---
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return what is differentiated for a batch: the task's loss and the method's penalty."""
+        """Return what is differentiated for a batch: the task's loss.
+
+        The method's penalty is added to it, unless its gradient is added once a step instead.
+        """
         self.steps.begin_batch()
         inputs = self.task.inputs(batch)
         loss: Tensor = self.training_pass(**inputs).loss
@@ -169,7 +172,7 @@ class FineTuning(LightningModule):
         size = self.task.batch_size(batch)
         self.log("train/loss", mean, prog_bar=True, batch_size=size)
         self._figures = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
-        penalty = self._penalty()
+        penalty = None if self.method.closed_form_penalty else self._penalty()
         if penalty is not None:
             loss = loss + penalty
             mean = mean + penalty.detach()
@@ -182,11 +185,17 @@ class FineTuning(LightningModule):
             return None
         with torch.autocast(self.device.type, enabled=False):
             penalty = self.method.penalty(self.at_budget)
-        # Log zero where there is none: until the epoch's end Lightning repeats a value that is no
-        # longer logged.
+        self._note_penalty(penalty)
+        return penalty
+
+    def _note_penalty(self, penalty: Tensor | None) -> None:
+        """Keep the penalty for the log.
+
+        It is logged as zero where there is none: until the epoch's end Lightning repeats a value
+        that is no longer logged.
+        """
         logged = 0.0 if penalty is None else penalty.detach()
         self._figures[f"train/{self.method.penalty_name}"] = logged
-        return penalty
 
     def _window_scale(self, batch_idx: int) -> float:
         """Return what makes the loss of an accumulation window the mean of its batches.
@@ -213,13 +222,15 @@ class FineTuning(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient, and stop where it or the loss is not finite.
+        """Add the penalty's gradient, clip, and stop where the gradient or the loss is not finite.
 
         The norm tells whether the gradient is finite, and is the same on all ranks.
 
         Raises:
             NonFiniteError: a loss of the window or the gradient is not finite.
         """
+        if self.method.closed_form_penalty:
+            self._note_penalty(self.method.add_penalty_gradient(self.at_budget))
         trained: list[nn.Parameter] = []
         for group in optimizer.param_groups:
             trained.extend(group["params"])
