@@ -9,11 +9,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
 from dynarank.training.library_internals import (
     compile_for_any_length,
+    has_loss_scaler,
     is_log_step,
     sharding_blocks,
     uncount_step,
@@ -76,6 +78,15 @@ def test_a_step_that_was_counted_can_be_taken_back(tmp_path: Path) -> None:
     module = Small(uncounted=4)
     train(module, tmp_path)
     assert module.counts == [1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_a_loss_scaler_is_known(tmp_path: Path) -> None:
+    module = Small()
+    assert not has_loss_scaler(module)
+    half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    for plugins, scales in (([], False), ([half], True)):
+        module.trainer = pl.Trainer(accelerator="cpu", plugins=plugins, logger=False)
+        assert has_loss_scaler(module) is scales
 
 
 def test_transformers_names_the_blocks_that_stay_whole() -> None:

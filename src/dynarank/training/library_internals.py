@@ -19,6 +19,15 @@ def is_log_step(trainer: pl.Trainer) -> bool:
     return bool(trainer._logger_connector.should_update_logs)
 
 
+def has_loss_scaler(module: pl.LightningModule) -> bool:
+    """Return whether the module's trainer scales the loss (16-mixed); no trainer yet does not."""
+    try:
+        plugin = module.trainer.precision_plugin
+    except RuntimeError:  # Lightning's answer before a trainer has the module
+        return False
+    return getattr(plugin, "scaler", None) is not None
+
+
 def uncount_step(trainer: pl.Trainer) -> None:
     """Take back the optimizer step that Lightning has just counted into `global_step`.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -23,6 +21,7 @@ from dynarank.training.distributed import (
 )
 from dynarank.training.library_internals import (
     compile_for_any_length,
+    has_loss_scaler,
     is_log_step,
     sharding_blocks,
     uncount_step,
@@ -31,16 +30,13 @@ from dynarank.training.nonfinite import FiniteCheck, NonFiniteError, first_nonfi
 from dynarank.training.optimizer import build_optimizer
 from dynarank.training.optimizer_steps import OptimizerSteps
 from dynarank.training.rank_allocation import RankAllocation
-
-log = logging.getLogger(__name__)
+from dynarank.training.validation_lines import ValidationLines, log_scores
 
 SELECTION = "selection"
 """The logged score that picks the best epoch.
 
 It is the task's selecting metric at budget, and NaN before, which never wins.
 """
-PROGRESS_SECONDS = 30.0
-"""Seconds between two lines about a long validation."""
 MAX_SKIPPED_STEPS = 50
 """Steps that a loss scaler may skip in a row.
 
@@ -93,7 +89,7 @@ class FineTuning(LightningModule):
         """Steps that a loss scaler has skipped in a row."""
         self._sharded = False
         self._figures: dict[str, Tensor | float] = {}
-        self._progress_shown = 0.0
+        self._lines = ValidationLines()
 
     @property
     def at_budget(self) -> bool:
@@ -124,20 +120,8 @@ class FineTuning(LightningModule):
             self.lr,
             self.total_steps,
             self.method.lr_ratios(),
-            fused=not self._has_loss_scaler(),
+            fused=not has_loss_scaler(self),
         )
-
-    def _has_loss_scaler(self) -> bool:
-        """Return whether the trainer, if there is one yet, scales the loss (16-mixed)."""
-        if not self._has_trainer():
-            return False
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
-
-    def _has_trainer(self) -> bool:
-        try:
-            return self.trainer is not None
-        except RuntimeError:  # Lightning's answer before a trainer has the module
-            return False
 
     def compile_training_pass(self) -> None:
         """Compile the forward pass of training, for batches of any size and length.
@@ -240,7 +224,7 @@ class FineTuning(LightningModule):
         else:
             norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
         step = self.trainer.global_step + 1
-        scaled = self._has_loss_scaler()
+        scaled = has_loss_scaler(self)
         with self.trainer.precision_plugin.forward_context():
             # A loss scaler looks at the gradients itself, and skips a step where they overflow.
             self.finite_check.check(step, self.model, None if scaled else norm)
@@ -280,7 +264,7 @@ class FineTuning(LightningModule):
 
         They are not forgotten at its end, because the run writes them when training is over.
         """
-        self._progress_shown = time.monotonic()
+        self._lines.begin()
         for scores in self.scores:
             cast("Scores", scores).reset()
 
@@ -292,7 +276,7 @@ class FineTuning(LightningModule):
         self.log(
             f"val/{label}loss", loss, batch_size=size, add_dataloader_idx=False, sync_dist=True
         )
-        self._log_progress(batch_idx, dataloader_idx)
+        self._lines.log_progress(batch_idx + 1, self.trainer.num_val_batches[dataloader_idx])
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the scores, and the one that picks the best epoch."""
@@ -308,24 +292,9 @@ class FineTuning(LightningModule):
         if self.trainer.state.fn == "fit":
             step, epoch = self.trainer.global_step, self.current_epoch + 1
             self.history.append({"step": step, "epoch": epoch, **scores})
-            self._log_scores(scores)
+            status = None if self.allocation is None else self.allocation.status()
+            log_scores(step, self.total_steps, scores, status)
 
     def _label(self, index: int) -> str:
         """Return what stands before the names of a split's scores."""
         return self.task.config.split_label(self.task.config.splits[index])
-
-    def _log_progress(self, batch_idx: int, dataloader_idx: int) -> None:
-        """Write a line every half minute of a long validation, for logs; a terminal has its bar."""
-        if time.monotonic() - self._progress_shown <= PROGRESS_SECONDS:
-            return
-        self._progress_shown = time.monotonic()
-        batches = self.trainer.num_val_batches[dataloader_idx]
-        log.info("validation: batch %d of %s", batch_idx + 1, batches)
-
-    def _log_scores(self, scores: Mapping[str, float]) -> None:
-        """Write a validation's line: the step, the scores and the budget."""
-        parts = [f"step {self.trainer.global_step}/{self.total_steps}"]
-        parts += [f"{name} {value:.4f}" for name, value in scores.items()]
-        if self.allocation is not None:
-            parts.append(self.allocation.status())
-        log.info("  ".join(parts))
