@@ -3,7 +3,7 @@
 # make matrix       set up, then kill and resume runs in all combinations: about half an hour
 # make check        set up, then lint, type check and test, as CI does
 # make lock         write requirements.lock: constraints.txt's versions with their hashes
-# make docs         write docs/settings.md from the schema
+# make docs         write docs/settings.md from the schema, and the documentation as a site to site/
 # make fuzz         feed damaged configurations and adapters for a few minutes (Linux)
 
 PYTHON ?= python3
@@ -40,6 +40,8 @@ fuzz: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(BIN)/python -m dynarank.config.describe docs/settings.md
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet uv
