@@ -30,12 +30,14 @@ with atheris.instrument_imports(include=["dynarank", "omegaconf"]):
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from dynarank import adapter_files, predict
+    from dynarank.adapters import adapter_checks
     from dynarank.config.describe import setting_names
     from dynarank.config.guard import guarded
     from dynarank.config.schema import register_schemas, to_config
     from dynarank.errors import UserError
     from dynarank.pretrained.hub import HubConfig
+    from dynarank.run_folder import ORIGIN
+    from dynarank.runs import predictor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import CONF, tiny_roberta, write_model
@@ -131,7 +133,7 @@ def adapter_target() -> Callable[[bytes], None]:
     import peft
     from transformers import AutoModelForSequenceClassification
 
-    from dynarank import models
+    from dynarank.pretrained import models
 
     hub, folder = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
     write_model(hub / "models" / "org" / "m", tiny_roberta())
@@ -152,23 +154,23 @@ def adapter_target() -> Callable[[bytes], None]:
         "budget": {"target": 2},
         "dem": {"eta": 0.1},
     }
-    (folder / predict.ORIGIN).write_text(json.dumps(parts))
+    (folder / ORIGIN).write_text(json.dumps(parts))
     honest = {
         name: (folder / name).read_bytes()
-        for name in (adapter_files.CONFIG, adapter_files.WEIGHTS, predict.ORIGIN)
+        for name in (adapter_checks.CONFIG, adapter_checks.WEIGHTS, ORIGIN)
     }
 
     pretrained = models.Pretrained(base, None, ["classifier"], None)  # type: ignore[arg-type]
     models.load_tokenizer = lambda *given: None  # type: ignore[assignment,return-value]
     models.load_pretrained = lambda *given, **options: copy.deepcopy(pretrained)  # type: ignore[assignment]
-    predict.load_predictor(folder, HubConfig(str(hub)), device="cpu")
+    predictor.load_predictor(folder, HubConfig(str(hub)), device="cpu")
 
     def one(data: bytes) -> None:
         give = atheris.FuzzedDataProvider(data)
         name = give.PickValueInList(list(honest))
         (folder / name).write_bytes(damaged(give, honest[name], name.endswith(".json")))
         try:
-            predict.load_predictor(folder, HubConfig(str(hub)), device="cpu")
+            predictor.load_predictor(folder, HubConfig(str(hub)), device="cpu")
         except UserError:
             pass
         finally:
