@@ -24,7 +24,8 @@ from tiny import CONF
 
 from dynarank.config.schema import register_schemas
 from dynarank.errors import UserError
-from dynarank.sweeps.executors import Processes, RayTasks, Submitit
+from dynarank.sweeps.executors import Processes, RayTasks
+from dynarank.sweeps.submitit_jobs import Submitit
 from dynarank.sweeps.sweep import read_sweep
 
 if importlib.util.find_spec("submitit") is None:
@@ -88,7 +89,7 @@ def test_hydra_makes_each_launcher(
 def test_submitit_runs_the_plain_command_in_jobs(
     launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynarank.sweeps.executors.POLL", 0.1)
+    monkeypatch.setattr("dynarank.sweeps.submitit_jobs.POLL", 0.1)
     found = launched([1, 2, 3], executor=local())
     assert (found[0].return_value, found[2].return_value) == (1.0, 3.0)
     assert "exit code 2\n" in (tmp_path / "s" / "p1" / "error.txt").read_text()
@@ -110,7 +111,7 @@ def test_a_job_that_is_told_to_go_saves_and_goes_on(
     """submitit's signal comes as before a time limit: the run saves and ends, and is resumed."""
     import submitit
 
-    monkeypatch.setattr("dynarank.sweeps.executors.POLL", 0.1)
+    monkeypatch.setattr("dynarank.sweeps.submitit_jobs.POLL", 0.1)
     folder = tmp_path / "s" / "p0"
 
     def preempt() -> None:
@@ -136,7 +137,7 @@ def test_a_job_that_is_killed_is_recorded(
 ) -> None:
     from submitit import LocalJob
 
-    monkeypatch.setattr("dynarank.sweeps.executors.POLL", 0.1)
+    monkeypatch.setattr("dynarank.sweeps.submitit_jobs.POLL", 0.1)
     monkeypatch.setattr(LocalJob, "_results_timeout_s", 0)
     folder = tmp_path / "s" / "p0"
 
@@ -264,3 +265,10 @@ print([one.status.name for one in found])
     assert "x = 2: no such thing" in (tmp_path / "s" / "p1" / "error.txt").read_text()
     with pytest.raises(UserError, match="num_gpus = -1"):
         RayTasks(num_gpus=-1).check()
+
+
+def test_submitit_still_tells_a_job_by_the_signal_that_is_ignored() -> None:
+    """By the signal that it asks Slurm for (`--signal=USR2@60`)."""
+    from dynarank.sweeps.submitit_jobs import _preemption_signal
+
+    assert _preemption_signal() is signal.SIGUSR2

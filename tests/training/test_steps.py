@@ -28,6 +28,7 @@ from dynarank.training.rank_allocation import RankAllocation
 
 PLAIN = ["method.dropout=0", "dem=off", "optimizer.lr=0.01", "trainer.batch_size=8"]
 """Forty rows: five batches an epoch."""
+TRAINER = pl.Trainer
 MODULES = (data, distributed, optimizer_steps, pruning)
 KINDS = {kind.__name__: kind for kind in (FineTuning, FiniteCheck, RankAllocation, WeightAverage)}
 TOLD = re.compile(r"`(" + "|".join(KINDS) + r")\.(\w+)`")
@@ -149,19 +150,49 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """Of runs in half precision on the CPU, with a real loss scaler whose first scales overflow."""
     recorded = Recorded()
 
-    class HalfOnCPU(pl.Trainer):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=4)
+    train_in_half_precision(monkeypatch, scaler, recorded)
+    return recorded
+
+
+def train_in_half_precision(
+    monkeypatch: pytest.MonkeyPatch, scaler: torch.amp.GradScaler, *more: pl.Callback
+) -> None:
+    """Have the runs of a test train in half precision on the CPU, with this loss scaler."""
+
+    class HalfOnCPU(TRAINER):  # type: ignore[misc, valid-type]
         def __init__(
             self, *, plugins: list[Any], precision: str, callbacks: list[Any], **options: Any
         ) -> None:
-            half = MixedPrecision(
-                "16-mixed",
-                "cpu",
-                torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=4),
-            )
-            super().__init__(plugins=[*plugins, half], callbacks=[*callbacks, recorded], **options)
+            half = MixedPrecision("16-mixed", "cpu", scaler)
+            super().__init__(plugins=[*plugins, half], callbacks=[*callbacks, *more], **options)
 
     monkeypatch.setattr(trainer.pl, "Trainer", HalfOnCPU)
-    return recorded
+
+
+def test_the_penaltys_gradient_does_not_depend_on_the_losss_scale(
+    hub_root: Path, tmp_path: Path, no_dropout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is added to gradients that are unscaled: c is zero at first, so that A has no other."""
+    gradients: list[tuple[torch.Tensor, torch.Tensor]] = []
+    clip = FineTuning.configure_gradient_clipping
+
+    def watched(module: FineTuning, *arguments: Any, **named: Any) -> None:
+        clip(module, *arguments, **named)
+        factor = next(p for name, p in module.named_parameters() if name.endswith("lora_A"))
+        penalty = module.method.penalty(module.at_budget)
+        if not gradients and penalty is not None:
+            (by_autograd,) = torch.autograd.grad(penalty, factor)
+            gradients.append((factor.grad.clone(), by_autograd))
+
+    monkeypatch.setattr(FineTuning, "configure_gradient_clipping", watched)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7, growth_interval=1000)
+    train_in_half_precision(monkeypatch, scaler)
+    settings = [*PLAIN, no_dropout, "dem.eta=3", "trainer.accumulate=2", "trainer.clip=0"]
+    run(configure(tmp_path / "run", hub_root, *settings, "trainer.epochs=1"))
+    added, by_autograd = gradients[0]
+    assert by_autograd.abs().max() > 0
+    assert torch.allclose(added, by_autograd, rtol=1e-5, atol=1e-7)
 
 
 def test_a_gradient_that_no_scale_makes_finite_stops_too(

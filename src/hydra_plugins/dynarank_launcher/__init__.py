@@ -137,7 +137,7 @@ class SubmititLauncher(FreshProcessLauncher):
     def __init__(
         self, cluster: str, max_num_timeout: int, n_jobs: int | None = None, **parameters: Any
     ) -> None:
-        from dynarank.sweeps.executors import Submitit
+        from dynarank.sweeps.submitit_jobs import Submitit
 
         self.n_jobs = n_jobs or 1
         given = {name: value for name, value in parameters.items() if value not in (None, [], {})}
