@@ -10,7 +10,15 @@ import pytest
 import torch
 from tiny import CONF, REPOSITORY
 
+from dynarank.commands.main import COMMANDS as COMMAND_NAMES
+
+DOCS = REPOSITORY / "docs"
 README = (REPOSITORY / "README.md").read_text()
+COMMANDS = (REPOSITORY / "docs" / "commands.md").read_text()
+TEXTS = {
+    path.relative_to(REPOSITORY).as_posix(): path.read_text()
+    for path in [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *DOCS.glob("*.md")]
+}
 EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
 
 
@@ -53,15 +61,33 @@ def test_the_example_runs_and_peft_loads_what_it_writes(
     ["model", "task", "method", "budget", "dem", "trainer", "logger", "experiment", "scale"],
 )
 def test_every_choice_is_in_the_table(group: str) -> None:
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{group}="))
+    row = next(line for line in COMMANDS.splitlines() if line.startswith(f"| `{group}="))
     for file in (CONF / group).glob("*.yaml"):
         assert f"`{file.stem}`" in row
 
 
-def test_every_path_named_exists() -> None:
-    named = re.findall(r"`((?:conf|tasks|methods|adapters|benchmarks)/[\w/.]+)`", README)
-    assert named
-    for path in named:
-        assert (REPOSITORY / path).exists() or (REPOSITORY / "src" / "dynarank" / path).exists(), (
-            path
-        )
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_path_named_exists(page: str) -> None:
+    for path in re.findall(
+        r"`((?:conf|tasks|methods|adapters|benchmarks|src)/[\w/.]+)`", TEXTS[page]
+    ):
+        inside = REPOSITORY / "src" / "dynarank" / path
+        assert (REPOSITORY / path).exists() or inside.exists(), path
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
+    folder = (REPOSITORY / page).parent
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[page]):
+        if "://" not in target:
+            assert (folder / target).exists(), target
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_command_named_is_one(page: str) -> None:
+    for word in re.findall(r"^(?:    |`)dynarank ([a-z]+)", TEXTS[page], re.MULTILINE):
+        assert word in COMMAND_NAMES
+
+
+def test_the_readme_fits_150_lines() -> None:
+    assert len(README.splitlines()) <= 150

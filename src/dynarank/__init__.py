@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dynarank.allocation.importance import importance, smooth
     from dynarank.allocation.schedule import BudgetSchedule, budget_schedule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "DoRALinear": "adapters.layer",

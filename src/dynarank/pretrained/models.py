@@ -261,7 +261,7 @@ def check_length(model: Any, tokens: int, setting: str, generated: bool = False)
 
 CODE_IS_ASKED_FOR = (
     "Code that comes with a model is not run unless asked for: model.trust_remote_code=true "
-    "(--trust-remote-code in dynarank.commands.predict); read it first, and pin it by "
+    "(--trust-remote-code of dynarank predict); read it first, and pin it by "
     "model.revision=COMMIT"
 )
 

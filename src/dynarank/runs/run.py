@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: TrainConfig) -> Results:
-    """Train one configuration and leave its folder complete (README, "A run's folder").
+    """Train one configuration and leave its folder complete (docs/runs.md).
 
     Raises:
         UserError: anything that the user can mend, before training starts; in training, what

@@ -66,7 +66,7 @@ def places(results: Results) -> list[str]:
     folder = Path(results.output_dir)
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     meanings = {
-        ADAPTER: "the adapter, for PEFT and for dynarank.commands.predict",
+        ADAPTER: "the adapter, for PEFT and for dynarank predict",
         RANK_MAP: "the rank of every matrix",
         PREDICTIONS: "answers",
         PREDICTION_LINES: "texts generated",

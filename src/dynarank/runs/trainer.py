@@ -36,7 +36,8 @@ def quiet_libraries() -> None:
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # TaskData knows where
     ):
         warnings.filterwarnings("ignore", advice)
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    # fontTools tells of every table of a font that goes into a PDF.
+    for name in ("lightning.pytorch", "lightning.fabric", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
