@@ -82,8 +82,14 @@ def test_resumed_a_run_goes_on_where_it_was_begun(launched: Any, tmp_path: Path)
     assert (
         seen_by_run(tmp_path / "s" / "p1")["resume"] == "never"
     )  # its folder holds a run of other overrides
-    launched([1, 4])
-    assert seen_by_run(tmp_path / "s" / "p0")["resume"] == "never"
+
+
+def test_finished_runs_are_not_replaced_unasked(launched: Any, tmp_path: Path) -> None:
+    launched([1, 3])
+    before = seen_by_run(tmp_path / "s" / "p0")["pid"]
+    with pytest.raises(UserError, match=r"2 of these 2 runs are finished .*sweep\.resume=true"):
+        launched([1, 3])
+    assert seen_by_run(tmp_path / "s" / "p0")["pid"] == before
 
 
 def test_interrupted_it_starts_no_other_point(
@@ -198,6 +204,7 @@ def test_the_runs_of_a_sweep_share_a_group_and_tags(
     assert {one["WANDB_RUN_GROUP"] for one in found} == {"s"}
     assert {one["WANDB_TAGS"] for one in found} == {"mine,table5_dem,x"}
     monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
+    (tmp_path / "s" / "p0" / "metrics.json").unlink()  # or it would be finished, and refused
     launched([1])
     assert seen_by_run(tmp_path / "s" / "p0")["WANDB_RUN_GROUP"] == "ours"
 

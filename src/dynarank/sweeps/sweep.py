@@ -68,7 +68,8 @@ def launch(
         Hydra's job returns. One of a failed run raises its error when its value is looked at.
 
     Raises:
-        UserError: nothing can run, or runs of an earlier command are at work still.
+        UserError: nothing can run, runs of an earlier command are at work still, or without
+            `resume` some are finished.
         KeyboardInterrupt: with the way to go on, after Ctrl-C or SIGTERM.
     """
     if POINT in os.environ:
@@ -83,6 +84,8 @@ def launch(
     unfinished = [point for point in points if not (resume and point.finished)]
     refuse_running(unfinished)
     sweep = Path(str(config.hydra.sweep.dir))
+    if not resume:
+        refuse_finished(points, sweep)
     _record_points(sweep, points)
     if not sampled:
         to_go = "" if unfinished == points else f", {len(unfinished)} to go"
@@ -113,6 +116,17 @@ def _compose_points(
         composed.append(_compose(context, config, overrides, first + index))
     check_sources(composed)
     return [_point(one, overrides) for one, overrides in zip(composed, job_overrides, strict=True)]
+
+
+def refuse_finished(points: Sequence[Point], sweep: Path) -> None:
+    """Raise `UserError` where a point's folder holds a finished run, which would be replaced."""
+    finished = [point for point in points if point.finished]
+    if finished:
+        raise UserError(
+            f"hydra.sweep.dir = {sweep}: {len(finished)} of these {len(points)} runs are finished "
+            f"there already, the first in {finished[0].folder}. Keep them and run the others with "
+            "sweep.resume=true, or name another folder"
+        )
 
 
 def refuse_running(points: Sequence[Point]) -> None:
