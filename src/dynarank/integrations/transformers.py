@@ -58,7 +58,9 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.target = target
         self.eta = eta
-        self.spans = dict(warmup=warmup, final=final, interval=interval, shape=shape)
+        self.spans: dict[str, Any] = dict(
+            warmup=warmup, final=final, interval=interval, shape=shape
+        )
         self.start = start
         self.settings = settings
         self.layers: dict[str, GatedLayer] = {}
@@ -81,7 +83,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         init = max(layer.r for layer in self.layers.values())
         schedule = BudgetSchedule(
             init=init, target=self.target, total=state.max_steps, **self.spans
-        )  # type: ignore[arg-type]
+        )
         self.allocator = RankAllocator(self.layers, schedule, **self.settings)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             self.allocator.agree = _choose_as_rank_zero
