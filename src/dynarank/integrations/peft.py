@@ -1,0 +1,316 @@
+"""Dynamic ranks on PEFT's own LoRA models.
+
+    from dynarank.integrations.peft import DynaRankConfig, finalize, get_peft_model, make_allocator
+
+    model = get_peft_model(base, DynaRankConfig(target=4, target_modules=["q_proj", "v_proj"]))
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    make_allocator(model, total=1000).attach(optimizer, eta=0.1)
+    ...                      # the training loop, of 1000 optimizer steps
+    finalize(model)
+    model.save_pretrained("adapter")
+
+The model stays PEFT's, with `peft_type` LORA. What is saved at any moment is a plain LoRA adapter,
+which needs this package neither to load nor to run. See `dynarank.integrations.gate` for how.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, fields
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from torch import nn
+
+from dynarank.adapters import STARTS
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.errors import nearest
+from dynarank.integrations.finalizing import finalize
+from dynarank.integrations.gate import GatedLayer, add_gate, find_gate
+from dynarank.integrations.settings import AllocationSettings, mean_size, settings_from
+
+__all__ = [
+    "DynaRankConfig",
+    "attach",
+    "finalize",
+    "gated_layers",
+    "get_peft_model",
+    "make_allocator",
+]
+
+
+@dataclass
+class DynaRankConfig(peft.LoraConfig):  # type: ignore[misc]
+    """PEFT's `LoraConfig` with the settings of an allocation.
+
+        config = DynaRankConfig(target=4, target_modules="all-linear", lora_alpha=8)
+        model = get_peft_model(base, config)
+
+    `r` is what a layer starts with: ceil(1.5 target) by default. All of LoraConfig's settings are
+    there; the own ones are `target`, `start` and those of `AllocationSettings`. These are never
+    saved: an adapter's file is a LoraConfig's.
+
+    Raises:
+        ValueError: a setting is out of its range, or target is above r.
+    """
+
+    r: int | None = None
+    target: float = 2
+    start: str = "paper"
+    warmup: float = 0.15
+    final: float = 0.5
+    interval: int = 100
+    shape: str = "cubic"
+    regrow: bool = True
+    score: str = "relative"
+    beta: float = 0.9
+    cost_aware: bool = False
+    min_rank: int = 0
+    eta: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.r is None:
+            self.r = math.ceil(1.5 * self.target)
+        super().__post_init__()
+        self.allocation()
+
+    def allocation(self) -> AllocationSettings:
+        """Return the allocation's settings."""
+        names = [field.name for field in fields(AllocationSettings)]
+        return AllocationSettings(**{name: getattr(self, name) for name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return LoraConfig's settings alone, which is what is saved."""
+        own = own_settings()
+        return {name: value for name, value in super().to_dict().items() if name not in own}
+
+    def plain(self) -> peft.LoraConfig:
+        """Return the same as a LoraConfig."""
+        config = peft.LoraConfig()
+        own = own_settings()
+        for name, value in vars(self).items():
+            if name not in own:
+                setattr(config, name, value)
+        return config
+
+
+def own_settings() -> set[str]:
+    """Return the names of the settings that `DynaRankConfig` has and LoraConfig has not."""
+    plain = {field.name for field in fields(peft.LoraConfig)}
+    return {field.name for field in fields(DynaRankConfig)} - plain
+
+
+def get_peft_model(
+    model: nn.Module, config: DynaRankConfig, adapter_name: str = "default", **options: Any
+) -> Any:
+    """Return PEFT's model of `model` with gated LoRA layers; it starts equal to `model`.
+
+        model = get_peft_model(base, DynaRankConfig(target=4, target_modules=["query", "value"]))
+
+    `options` are those of `peft.get_peft_model`.
+
+    Raises:
+        ValueError: as `attach`.
+    """
+    peft_model = peft.get_peft_model(model, config.plain(), adapter_name=adapter_name, **options)
+    settings = config.allocation()
+    add_gates(peft_model, settings, adapter=adapter_name, start=config.start)
+    return peft_model
+
+
+def attach(
+    model: nn.Module,
+    target: float | None = None,
+    init: int | None = None,
+    adapter: str | None = None,
+    start: str = "paper",
+    **settings: Any,
+) -> dict[str, GatedLayer]:
+    """Make the LoRA layers of a PEFT model prunable; return them by module name, in model order.
+
+        model = peft.get_peft_model(base, peft.LoraConfig(r=6, target_modules=["query", "value"]))
+        layers = attach(model, target=4)
+        allocator = RankAllocator(layers, BudgetSchedule(init=6, target=4, total=1000))
+
+    It works on what `peft.get_peft_model`, a model's `add_adapter` and `inject_adapter_in_model`
+    make, for every kind of base layer that PEFT adapts with matrices, quantized ones included. Call
+    it before the optimizer is made: each layer gets new parameters, its coefficients c.
+
+    Args:
+        target: the mean number of components that a layer keeps. With it, `make_allocator` and the
+            callbacks need no settings of their own.
+        init: what a layer starts with. It is PEFT's r, and refused where it is not.
+        adapter: the adapter's name; needed where a layer has several active ones.
+        start: `paper` draws A and B anew and sets c = 0; `lora` keeps A and B and sets c = 1.
+            Either leaves the model's outputs as they were.
+        settings: others of `AllocationSettings`.
+
+    Raises:
+        ValueError: the model has no such adapter, or one that is gated already, merged, trained
+            (with `paper`), or of a kind that has no matrices A and B; or a setting is out of range.
+    """
+    layers = add_gates(model, settings_from(target, settings), adapter=adapter, start=start)
+    size = mean_size(layers.values())
+    if init is not None and init != size:
+        raise ValueError(f"init = {init}, but the LoRA layers have r = {size:g}. Give both the same")
+    return layers
+
+
+def add_gates(
+    model: nn.Module, settings: AllocationSettings | None, adapter: str | None, start: str
+) -> dict[str, GatedLayer]:
+    """Put gates on an adapter's layers, once all of them are known to be fit for it."""
+    if start not in STARTS:
+        raise ValueError(f"start = {start!r}: must be one of {', '.join(STARTS)}")
+    found = lora_layers(model)
+    name = adapter_to_gate(found, adapter)
+    members = {key: layer for key, layer in found.items() if _has(layer, name)}
+    for key, layer in members.items():
+        _check_layer(key, layer, name, start)
+    if settings is not None:
+        _check_target(settings.target, [layer.r[name] for layer in members.values()])
+    for layer in members.values():
+        _gate_layer(layer, name, start, settings)
+    return {key: GatedLayer(layer, name) for key, layer in members.items()}
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """Return PEFT's LoRA layers by the names that their base layers have in the base model."""
+    root = base_model(model)
+    return {name: module for name, module in root.named_modules() if isinstance(module, LoraLayer)}
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """Return the model in which PEFT put its layers."""
+    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
+
+
+def adapter_to_gate(layers: dict[str, Any], adapter: str | None) -> str:
+    """Return the adapter that is meant: the named one, or the only active one."""
+    if not layers:
+        raise ValueError(
+            "the model has no LoRA layers of PEFT: make it with peft.get_peft_model(model, "
+            "peft.LoraConfig(...)) first"
+        )
+    present = list(dict.fromkeys(name for layer in layers.values() for name in layer.r))
+    if adapter is not None:
+        if adapter not in present:
+            raise ValueError(f"the model has no adapter {adapter!r}. {nearest(adapter, present)}")
+        return adapter
+    active = list(dict.fromkeys(n for layer in layers.values() for n in layer.active_adapters))
+    if len(active) != 1:
+        raise ValueError(
+            f"{len(active)} adapters are active: give adapter=..., one of {', '.join(present)}"
+        )
+    return str(active[0])
+
+
+def _has(layer: Any, adapter: str) -> bool:
+    return adapter in layer.r
+
+
+def _check_layer(name: str, layer: Any, adapter: str, start: str) -> None:
+    A = layer.lora_A[adapter] if adapter in layer.lora_A else None
+    is_matrix = isinstance(A, nn.Linear) and not isinstance(layer, ParamWrapper)
+    if not is_matrix or adapter in layer.lora_variant or layer.lora_bias.get(adapter):
+        raise ValueError(
+            f"{name}: {type(layer).__name__} with these settings has no plain matrices A and B. "
+            "Dynamic ranks need LoRA on linear layers, without use_dora, lora_bias and other "
+            "variants. Leave it out of target_modules"
+        )
+    assert isinstance(A, nn.Linear)
+    if find_gate(A) is not None:
+        raise ValueError(f"{name}: adapter {adapter!r} is attached already")
+    if layer.merged:
+        raise ValueError(f"{name}: the adapter is merged. Call unmerge_adapter() first")
+    check_local(name, A.weight, layer.lora_B[adapter].weight, rank=layer.r[adapter])
+    if start == "paper" and bool(layer.lora_B[adapter].weight.any()):
+        raise ValueError(
+            f"{name}: B is not zero, so that the adapter is trained or has an initialization of "
+            "its own, which start='paper' would lose. Pass start='lora' to keep it"
+        )
+
+
+def check_local(name: str, A: torch.Tensor, B: torch.Tensor, rank: int) -> None:
+    """Raise `ValueError` where A or B is sharded over several devices."""
+    for factor in (A, B):
+        whole = type(factor) is nn.Parameter and factor.ndim == 2 and not hasattr(factor, "ds_id")
+        if not whole or rank not in factor.shape:
+            raise ValueError(
+                f"{name}: its adapter is sharded over several devices (DeepSpeed ZeRO-3, FSDP or "
+                "tensor parallelism), where ranks cannot be scored. Train with DDP, or keep the "
+                "adapters out of the sharding"
+            )
+
+
+def _check_target(target: float, sizes: list[int]) -> None:
+    size = sum(sizes) / len(sizes)
+    if target > size:
+        raise ValueError(
+            f"target = {target:g}, but the LoRA layers have r = {size:g}: pruning only takes "
+            f"away. Give LoraConfig r = {math.ceil(1.5 * target)}, or a smaller target"
+        )
+    if target == size:
+        warnings.warn(
+            f"target = r = {size:g}: nothing will be pruned. Give LoraConfig a larger r, "
+            f"{math.ceil(1.5 * target)} for example",
+            stacklevel=4,
+        )
+
+
+@torch.no_grad()
+def _gate_layer(
+    layer: Any, adapter: str, start: str, settings: AllocationSettings | None
+) -> None:
+    A, B = layer.lora_A[adapter], layer.lora_B[adapter]
+    for factor in (A.weight, B.weight):  # in bfloat16, c and small updates would be rounded away
+        factor.data = factor.data.float()
+    if start == "paper":
+        nn.init.kaiming_uniform_(A.weight)
+        nn.init.kaiming_uniform_(B.weight)
+    add_gate(A, c=0.0 if start == "paper" else 1.0, settings=settings)
+
+
+def gated_layers(model: nn.Module, adapter: str | None = None) -> dict[str, GatedLayer]:
+    """Return the model's gated layers by module name; of one adapter, or of the only gated one.
+
+        layers = gated_layers(model)
+        print({name: int(layer.active().sum()) for name, layer in layers.items()})
+
+    Raises:
+        ValueError: several adapters are gated, and none is named.
+    """
+    found = []
+    for name, layer in lora_layers(model).items():
+        for key, linear in layer.lora_A.items():
+            if find_gate(linear) is not None and adapter in (None, key):
+                found.append((name, key, layer))
+    adapters = list(dict.fromkeys(key for _, key, _ in found))
+    if len(adapters) > 1:
+        raise ValueError(f"several adapters are attached: give adapter=..., one of {adapters}")
+    return {name: GatedLayer(layer, key) for name, key, layer in found}
+
+
+def make_allocator(model: nn.Module, total: int, adapter: str | None = None) -> RankAllocator:
+    """Return an allocator with the settings that the model was attached with.
+
+        attach(model, target=4)
+        allocator = make_allocator(model, total=len(loader) * epochs)
+        allocator.attach(optimizer, eta=0.1)
+
+    Args:
+        total: the optimizer steps of the whole run.
+
+    Raises:
+        ValueError: the model is not attached, or was attached without a target.
+    """
+    layers = gated_layers(model, adapter)
+    if not layers:
+        raise ValueError("the model has no gated layers: call attach(model, target=...) first")
+    settings = next(iter(layers.values())).gate.settings
+    if settings is None:
+        raise ValueError("attach(model) was given no target: give attach(model, target=...)")
+    return settings.allocator(layers, total=total)
