@@ -172,9 +172,7 @@ def _fold_state(
     state[prefix + "weight"] = weight.detach()
 
 
-def _unfold_state(
-    linear: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any
-) -> None:
+def _unfold_state(linear: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
     """Load a plain A with c = 1. What the file holds is what the layer computes afterwards."""
     A = state.pop(prefix + "weight", None)
     if A is None:

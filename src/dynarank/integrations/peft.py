@@ -155,7 +155,9 @@ def attach(
     layers = add_gates(model, settings_from(target, settings), adapter=adapter, start=start)
     size = mean_size(layers.values())
     if init is not None and init != size:
-        raise ValueError(f"init = {init}, but the LoRA layers have r = {size:g}. Give both the same")
+        raise ValueError(
+            f"init = {init}, but the LoRA layers have r = {size:g}. Give both the same"
+        )
     return layers
 
 
@@ -213,7 +215,8 @@ def _has(layer: Any, adapter: str) -> bool:
 
 
 def _check_layer(name: str, layer: Any, adapter: str, start: str) -> None:
-    A = layer.lora_A[adapter] if adapter in layer.lora_A else None
+    factors = dict(layer.lora_A.items())
+    A = factors.get(adapter)
     is_matrix = isinstance(A, nn.Linear) and not isinstance(layer, ParamWrapper)
     if not is_matrix or adapter in layer.lora_variant or layer.lora_bias.get(adapter):
         raise ValueError(
@@ -262,9 +265,7 @@ def _check_target(target: float, sizes: list[int]) -> None:
 
 
 @torch.no_grad()
-def _gate_layer(
-    layer: Any, adapter: str, start: str, settings: AllocationSettings | None
-) -> None:
+def _gate_layer(layer: Any, adapter: str, start: str, settings: AllocationSettings | None) -> None:
     A, B = layer.lora_A[adapter], layer.lora_B[adapter]
     for factor in (A.weight, B.weight):  # in bfloat16, c and small updates would be rounded away
         factor.data = factor.data.float()

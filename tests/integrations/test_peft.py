@@ -1,0 +1,394 @@
+"""Gates on PEFT's LoRA layers: as DoRALinear step by step, and plain LoRA for everybody else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from door_models import MODELS, TARGETS, batch, llama
+
+from dynarank.adapters.inject import inject, mark_trainable
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.dem import dem_penalty
+from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.integrations.gate import GatedLayer
+from dynarank.integrations.peft import (
+    DynaRankConfig,
+    attach,
+    finalize,
+    gated_layers,
+    get_peft_model,
+    make_allocator,
+)
+
+R = 4
+STEPS = 12
+
+
+def config(kind: str, **changes: Any) -> peft.LoraConfig:
+    settings = {"r": R, "lora_alpha": 6, "target_modules": TARGETS[kind]}
+    if kind == "gpt2":
+        settings["fan_in_fan_out"] = True
+    if kind == "bert":
+        settings["modules_to_save"] = ["classifier"]
+    return peft.LoraConfig(**{**settings, **changes})
+
+
+def schedule() -> BudgetSchedule:
+    return BudgetSchedule(init=R, target=2, total=STEPS, warmup=0.1, final=0.3, interval=2)
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def train(model: Any, allocator: RankAllocator, kind: str, steps: int = STEPS) -> list[float]:
+    optimizer = torch.optim.AdamW(trained_parameters(model), lr=1e-2, weight_decay=0.0)
+    allocator.attach(optimizer, eta=0.1)
+    losses = []
+    for _ in range(steps):
+        loss = model(**batch(kind)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@torch.no_grad()
+def logits(model: Any, kind: str) -> torch.Tensor:
+    return model.eval()(input_ids=batch(kind)["input_ids"]).logits
+
+
+def loaded(kind: str, folder: Path) -> Any:
+    """The adapter on a fresh base model, by PEFT alone."""
+    return peft.PeftModel.from_pretrained(MODELS[kind](), str(folder))
+
+
+def trained(kind: str = "llama") -> tuple[Any, RankAllocator]:
+    model = peft.get_peft_model(MODELS[kind](), config(kind))
+    allocator = RankAllocator(attach(model), schedule())
+    train(model, allocator, kind)
+    return model, allocator
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_scores_masks_and_losses_are_those_of_the_own_layer(kind: str) -> None:
+    own = MODELS[kind]()
+    theirs = peft.get_peft_model(MODELS[kind](), config(kind, modules_to_save=None))
+    own_layers = inject(own, TARGETS[kind], r=R, alpha=6)
+    gated = attach(theirs)
+    assert list(gated) == list(own_layers)
+    mark_trainable(own)
+    with torch.no_grad():
+        for name, layer in own_layers.items():
+            gated[name].lora_A.copy_(layer.lora_A)
+            gated[name].lora_B.copy_(layer.lora_B)
+    pairs = []
+    for model, layers in ((own, own_layers), (theirs, gated)):
+        allocator = RankAllocator(layers, schedule())
+        optimizer = torch.optim.AdamW(trained_parameters(model), lr=1e-2, weight_decay=0.0)
+        allocator.attach(optimizer, eta=0.1)
+        pairs.append((model.train(), allocator, optimizer))
+    for _ in range(STEPS):
+        losses = []
+        for model, _allocator, optimizer in pairs:
+            loss = model(**batch(kind)).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+        first, second = pairs[0][1], pairs[1][1]
+        torch.testing.assert_close(first.ema, second.ema, rtol=1e-3, atol=1e-5)
+        assert first.ranks() == second.ranks()
+    torch.testing.assert_close(dem_penalty(own_layers), dem_penalty(gated), rtol=1e-4, atol=1e-6)
+    assert pairs[1][1].frozen
+    assert sum(pairs[1][1].ranks().values()) == 2 * len(gated)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_it_starts_equal_to_the_base_and_every_checkpoint_is_plain_lora(
+    kind: str, tmp_path: Path
+) -> None:
+    base = MODELS[kind]()
+    before = logits(base, kind)
+    model = peft.get_peft_model(base, config(kind))
+    allocator = RankAllocator(attach(model), schedule())
+    assert torch.equal(logits(model, kind), before)
+
+    model.train()
+    train(model, allocator, kind, steps=4)
+    assert not allocator.frozen
+    model.save_pretrained(str(tmp_path / "middle"))
+    assert torch.equal(logits(loaded(kind, tmp_path / "middle"), kind), logits(model, kind))
+
+    model.train()
+    train(model, allocator, kind, steps=STEPS - 4)
+    after = logits(model, kind)
+    with model.disable_adapter():
+        if kind != "bert":  # whose classifier is trained, too, and is not part of the adapter
+            assert torch.equal(logits(model, kind), before)
+    ranks = finalize(model)
+    assert sum(ranks.values()) == 2 * len(ranks)
+    torch.testing.assert_close(logits(model, kind), after, rtol=0, atol=1e-6)
+    model.save_pretrained(str(tmp_path / "end"))
+    torch.testing.assert_close(
+        logits(loaded(kind, tmp_path / "end"), kind), after, rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(logits(model.merge_and_unload(), kind), after, rtol=0, atol=1e-5)
+
+
+def test_a_gated_adapter_loads_what_was_saved_of_it(tmp_path: Path) -> None:
+    model, _ = trained()
+    after = logits(model, "llama")
+    model.save_pretrained(str(tmp_path))
+    fresh = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    attach(fresh)
+    fresh.load_adapter(str(tmp_path), "default")
+    torch.testing.assert_close(logits(fresh, "llama"), after, rtol=0, atol=0)
+
+
+def test_it_needs_no_dynarank_in_a_fresh_process(tmp_path: Path) -> None:
+    model, _ = trained()
+    finalize(model)
+    model.save_pretrained(str(tmp_path))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["peft_type"] == "LORA"
+    torch.save(logits(model, "llama"), tmp_path / "logits.pt")
+    program = f"""
+import sys
+sys.modules["dynarank"] = None
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import peft, torch
+from door_models import batch, llama
+model = peft.PeftModel.from_pretrained(llama(), {str(tmp_path)!r}).eval()
+with torch.no_grad():
+    got = model(input_ids=batch("llama")["input_ids"]).logits
+torch.testing.assert_close(got, torch.load({str(tmp_path / "logits.pt")!r}), rtol=0, atol=1e-6)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_several_adapters_and_their_combinations() -> None:
+    model, _ = trained()
+    model.add_adapter("second", config("llama", r=3))
+    model.set_adapter("second")
+    layers = attach(model, adapter="second", start="lora")
+    assert all(layer.adapter == "second" and layer.r == 3 for layer in layers.values())
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.lora_B.normal_()
+    second = logits(model, "llama")
+    with pytest.raises(ValueError, match="several adapters"):
+        gated_layers(model)
+    finalize(model, "default")
+    assert torch.equal(logits(model, "llama"), second)
+    finalize(model, "second")
+    names, weights = ["default", "second"], [0.5, 0.25]
+    model.add_weighted_adapter(names, weights, "both", combination_type="cat")
+    model.add_weighted_adapter(names, weights, "also", combination_type="svd", svd_rank=8)
+    target = model.base_model.model.model.layers[0].mlp.down_proj
+    wanted = sum(
+        weight * target.get_delta_weight(key)
+        for key, weight in (("default", 0.5), ("second", 0.25))
+        if key in target.lora_A
+    )
+    torch.testing.assert_close(target.get_delta_weight("both"), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(target.get_delta_weight("also"), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_gated_adapters_can_be_combined_before_they_are_final() -> None:
+    model, _ = trained()
+    model.add_adapter("second", config("llama", init_lora_weights=False))
+    model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "both", combination_type="cat")
+    layer = model.base_model.model.model.layers[1].self_attn.q_proj
+    wanted = layer.get_delta_weight("default") + layer.get_delta_weight("second")
+    torch.testing.assert_close(layer.get_delta_weight("both"), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_of_rank_zero_loses_the_adapter_and_keeps_others() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    layers = attach(model)
+    with torch.no_grad():
+        for index, layer in enumerate(layers.values()):
+            layer.lora_c.fill_(0.5 if index else 0.0)
+    after = logits(model, "llama")
+    ranks = finalize(model)
+    first = next(iter(ranks))
+    assert ranks[first] == 0
+    assert isinstance(model.get_base_model().get_submodule(first), nn.Linear)
+    assert not hasattr(model.get_base_model().get_submodule(first), "lora_A")
+    torch.testing.assert_close(logits(model, "llama"), after, rtol=0, atol=1e-6)
+
+
+def test_names_that_end_alike_are_told_apart(tmp_path: Path) -> None:
+    def base() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8)))
+
+    model = peft.get_peft_model(base(), peft.LoraConfig(r=2, target_modules=["0"]))
+    layers = attach(model)
+    assert list(layers) == ["0", "1.0"]
+    with torch.no_grad():
+        layers["0"].lora_c.fill_(1.0)
+    x = torch.randn(3, 8)
+    after = model(x)
+    assert finalize(model) == {"0": 2, "1.0": 0}
+    model.save_pretrained(str(tmp_path))
+    again = peft.PeftModel.from_pretrained(base(), str(tmp_path))
+    torch.testing.assert_close(again(x), after, rtol=0, atol=1e-6)
+
+
+def test_get_peft_model_takes_the_settings_and_saves_none_of_them(tmp_path: Path) -> None:
+    settings = DynaRankConfig(
+        target=2, target_modules=TARGETS["llama"], interval=2, use_rslora=True
+    )
+    assert settings.r == 3
+    model = get_peft_model(MODELS["llama"](), settings)
+    allocator = make_allocator(model, total=STEPS)
+    assert (allocator.schedule.init, allocator.schedule.target) == (3, 2)
+    train(model, allocator, "llama")
+    after = logits(model, "llama")
+    model.save_pretrained(str(tmp_path / "middle"))
+    saved = json.loads((tmp_path / "middle" / "adapter_config.json").read_text())
+    assert saved.keys() == peft.LoraConfig().to_dict().keys() | {"auto_mapping", "peft_version"}
+    assert settings.to_dict().keys() == peft.LoraConfig().to_dict().keys()
+    finalize(model)
+    model.save_pretrained(str(tmp_path / "end"))
+    for part in ("middle", "end"):
+        got = logits(loaded("llama", tmp_path / part), "llama")
+        torch.testing.assert_close(got, after, rtol=0, atol=1e-6)
+
+
+def test_transformers_own_add_adapter_is_a_way_in() -> None:
+    model = MODELS["llama"]()
+    model.add_adapter(config("llama"), adapter_name="mine")
+    layers = attach(model, target=2)
+    train(model, make_allocator(model, total=STEPS), "llama")
+    after = logits(model, "llama")
+    assert finalize(model, over_budget=False).keys() == layers.keys()
+    torch.testing.assert_close(logits(model, "llama"), after, rtol=0, atol=1e-6)
+
+
+def test_start_lora_keeps_a_trained_adapter() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama", init_lora_weights=False))
+    before = logits(model, "llama")
+    with pytest.raises(ValueError, match="start='lora'"):
+        attach(model)
+    attach(model, start="lora")
+    assert torch.equal(logits(model, "llama"), before)
+
+
+def test_a_narrow_adapter_becomes_float32() -> None:
+    base = MODELS["llama"]().bfloat16()
+    model = peft.get_peft_model(base, config("llama"), autocast_adapter_dtype=False)
+    for layer in attach(model).values():
+        assert {layer.lora_A.dtype, layer.lora_B.dtype, layer.lora_c.dtype} == {torch.float32}
+
+
+def test_refusals_name_what_is_wrong_and_change_nothing() -> None:
+    with pytest.raises(ValueError, match="no LoRA layers"):
+        attach(MODELS["llama"](), target=2)
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("target = 5", {"target": 5}),
+        ("no adapter 'defalt'.*'default'", {"adapter": "defalt"}),
+        ("start = 'svd'", {"start": "svd"}),
+        ("intervall is no setting.*'interval'", {"target": 2, "intervall": 3}),
+        ("interval = 0", {"target": 2, "interval": 0}),
+        ("beta = 1", {"target": 2, "beta": 1}),
+        ("min_rank = 3", {"target": 2, "min_rank": 3}),
+        ("interval given without target", {"interval": 3}),
+    ]
+    for message, arguments in cases:
+        with pytest.raises(ValueError, match=message):
+            attach(model, **arguments)
+    assert gated_layers(model) == {}
+    with pytest.raises(ValueError, match="nothing to finalize"):
+        finalize(model)
+    with pytest.raises(ValueError, match="no gated layers"):
+        make_allocator(model, total=10)
+    allocator = RankAllocator(attach(model), schedule())
+    with pytest.raises(ValueError, match="attached already"):
+        attach(model)
+    with pytest.raises(ValueError, match="no target"):
+        make_allocator(model, total=10)
+    allocator.step()
+    with pytest.raises(ValueError, match="the ranks are not final"):
+        finalize(model)
+    with pytest.raises(ValueError, match="every layer has rank 0"):
+        finalize(model, over_budget=True)
+    assert len(gated_layers(model)) == len(allocator.layers)
+
+
+@pytest.mark.parametrize("changes", [{"use_dora": True}, {"target_modules": ["embed_tokens"]}])
+def test_layers_without_plain_matrices_are_refused(changes: dict[str, Any]) -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama", **changes))
+    with pytest.raises(ValueError, match="no plain matrices"):
+        attach(model)
+
+
+def test_pruning_to_the_start_is_warned_of() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    with pytest.warns(UserWarning, match="nothing will be pruned"):
+        attach(model, target=R)
+
+
+def test_coefficients_are_exempt_from_weight_decay_in_trainers() -> None:
+    from transformers import Trainer
+
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    attach(model)
+    decayed = Trainer.get_decay_parameter_names(None, model)
+    assert any("lora_A" in name for name in decayed)
+    assert not any("lora_c" in name for name in decayed)
+
+
+@pytest.mark.parametrize("four_bits", [True, False])
+def test_quantized_bases(four_bits: bool, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    llama(size=64).save_pretrained(tmp_path / "base")
+    how = BitsAndBytesConfig(
+        load_in_4bit=four_bits, load_in_8bit=not four_bits, bnb_4bit_quant_type="nf4"
+    )
+
+    def base() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base", quantization_config=how, device_map="cpu"
+        )
+
+    model = peft.get_peft_model(base(), config("llama"))
+    before = logits(model, "llama")
+    allocator = RankAllocator(attach(model), schedule())
+    assert torch.equal(logits(model, "llama"), before)
+    model.train()
+    train(model, allocator, "llama")
+    after = logits(model, "llama")
+    finalize(model)
+    torch.testing.assert_close(logits(model, "llama"), after, rtol=0, atol=1e-5)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    again = peft.PeftModel.from_pretrained(base(), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(again, "llama"), after, rtol=0, atol=1e-5)
+
+
+def test_views_of_one_layer_share_its_state() -> None:
+    model = peft.get_peft_model(copy.deepcopy(MODELS["llama"]()), config("llama"))
+    layers = attach(model)
+    allocator = RankAllocator(layers, schedule())
+    for layer in gated_layers(model).values():
+        assert isinstance(layer, GatedLayer)
+        assert layer.progress is allocator.progress
