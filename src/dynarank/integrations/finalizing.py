@@ -98,7 +98,7 @@ def _forget(layer: Any, adapter: str) -> None:
 
 def _write_config(model: nn.Module, root: nn.Module, adapter: str, ranks: dict[str, int]) -> None:
     """Write the ranks into the adapter's config, as PEFT reads them when it loads the adapter."""
-    config: Any = model.peft_config[adapter]  # type: ignore[union-attr, index]
+    config: Any = model.peft_config[adapter]  # type: ignore[index]
     kept = {name: rank for name, rank in ranks.items() if rank}
     # PEFT reads the patterns' keys as regular expressions.
     pattern = {"^" + re.escape(name): rank for name, rank in kept.items()}
