@@ -127,7 +127,16 @@ def test_a_resumed_run_is_equal_to_the_bit(score: str, tmp_path: Path) -> None:
         MODELS["bert"](), str(tmp_path / "whole" / "checkpoint-5")
     )
     assert middle.peft_config["default"].r == 4
-    assert second.args.output_dir in str(tmp_path / "parts")
+    frozen = trainer_of(tmp_path / "whole", allocation(score=score))
+    frozen.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-10"))
+    late = frozen.model.state_dict()
+    assert all(torch.equal(ours[name], late[name]) for name in ours)
+
+
+def test_a_folder_that_is_used_again_holds_the_new_runs_state(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        trainer_of(tmp_path, allocation(), save_strategy="steps", save_steps=5, seed=seed).train()
+    trainer_of(tmp_path, allocation(), seed=2).train(resume_from_checkpoint=True)
 
 
 def test_resuming_without_the_allocations_state_is_refused(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import peft
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from dynarank.adapters.inject import replace_module
 from dynarank.adapters.progress import check_at_budget
 from dynarank.integrations.gate import GatedLayer, find_gate, remove_gate
+from dynarank.integrations.lora_layers import base_model, lora_layers
 
 
 @torch.no_grad()
@@ -41,13 +40,12 @@ def finalize(
         ValueError: the model is not gated, its ranks are not final, or all of them are 0. The model
             is left as it was then.
     """
-    root = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    root = base_model(model)
     members: dict[str, dict[str, GatedLayer]] = {}
-    for name, module in root.named_modules():
-        if isinstance(module, LoraLayer):
-            for key, linear in module.lora_A.items():
-                if find_gate(linear) is not None and adapter in (None, key):
-                    members.setdefault(key, {})[name] = GatedLayer(module, key)
+    for name, layer in lora_layers(model).items():
+        for key, linear in layer.lora_A.items():
+            if find_gate(linear) is not None and adapter in (None, key):
+                members.setdefault(key, {})[name] = GatedLayer(layer, key)
     if not members:
         raise ValueError("there is nothing to finalize: the model has no gated LoRA layers")
     for layers in members.values():
@@ -58,9 +56,9 @@ def finalize(
     for key, layers in members.items():
         ranks = {name: _cut(layer) for name, layer in layers.items()}
         _write_config(model, root, key, ranks)
-        for name, layer in layers.items():
-            if not layer.layer.r:  # no adapter is left in it
-                replace_module(root, name, layer.layer.get_base_layer())
+        for name, gated in layers.items():
+            if not gated.layer.r:  # no adapter is left in it
+                replace_module(root, name, gated.layer.get_base_layer())
     return ranks
 
 

@@ -22,15 +22,16 @@ from typing import Any
 
 import peft
 import torch
-from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.lora import ParamWrapper
 from torch import nn
 
 from dynarank.adapters import STARTS
 from dynarank.allocation.allocator import RankAllocator
-from dynarank.errors import nearest
 from dynarank.integrations.finalizing import finalize
 from dynarank.integrations.gate import GatedLayer, add_gate, find_gate
+from dynarank.integrations.lora_layers import adapter_to_gate, lora_layers
 from dynarank.integrations.settings import AllocationSettings, mean_size, settings_from
+from dynarank.integrations.sharding import check_local
 
 __all__ = [
     "DynaRankConfig",
@@ -179,37 +180,6 @@ def add_gates(
     return {key: GatedLayer(layer, name) for key, layer in members.items()}
 
 
-def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """Return PEFT's LoRA layers by the names that their base layers have in the base model."""
-    root = base_model(model)
-    return {name: module for name, module in root.named_modules() if isinstance(module, LoraLayer)}
-
-
-def base_model(model: nn.Module) -> nn.Module:
-    """Return the model in which PEFT put its layers."""
-    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
-
-
-def adapter_to_gate(layers: dict[str, Any], adapter: str | None) -> str:
-    """Return the adapter that is meant: the named one, or the only active one."""
-    if not layers:
-        raise ValueError(
-            "the model has no LoRA layers of PEFT: make it with peft.get_peft_model(model, "
-            "peft.LoraConfig(...)) first"
-        )
-    present = list(dict.fromkeys(name for layer in layers.values() for name in layer.r))
-    if adapter is not None:
-        if adapter not in present:
-            raise ValueError(f"the model has no adapter {adapter!r}. {nearest(adapter, present)}")
-        return adapter
-    active = list(dict.fromkeys(n for layer in layers.values() for n in layer.active_adapters))
-    if len(active) != 1:
-        raise ValueError(
-            f"{len(active)} adapters are active: give adapter=..., one of {', '.join(present)}"
-        )
-    return str(active[0])
-
-
 def _has(layer: Any, adapter: str) -> bool:
     return adapter in layer.r
 
@@ -235,18 +205,6 @@ def _check_layer(name: str, layer: Any, adapter: str, start: str) -> None:
             f"{name}: B is not zero, so that the adapter is trained or has an initialization of "
             "its own, which start='paper' would lose. Pass start='lora' to keep it"
         )
-
-
-def check_local(name: str, A: torch.Tensor, B: torch.Tensor, rank: int) -> None:
-    """Raise `ValueError` where A or B is sharded over several devices."""
-    for factor in (A, B):
-        whole = type(factor) is nn.Parameter and factor.ndim == 2 and not hasattr(factor, "ds_id")
-        if not whole or rank not in factor.shape:
-            raise ValueError(
-                f"{name}: its adapter is sharded over several devices (DeepSpeed ZeRO-3, FSDP or "
-                "tensor parallelism), where ranks cannot be scored. Train with DDP, or keep the "
-                "adapters out of the sharding"
-            )
 
 
 def _check_target(target: float, sizes: list[int]) -> None:

@@ -32,15 +32,16 @@ from dynarank.integrations.logs import log_values, over_budget_message, paramete
 from dynarank.integrations.peft import (
     DynaRankConfig,
     add_gates,
-    check_local,
     finalize,
     gated_layers,
 )
 from dynarank.integrations.saved_state import FILE, read_state, restore_factors, write_state
 from dynarank.integrations.settings import settings_from
+from dynarank.integrations.sharding import check_local, refuse_sharding
 
 log = logging.getLogger(__name__)
-_SHARDING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA_FSDP")
+_LAST_FILE = "trainer_state.json"
+"""The last file that a Trainer writes into a checkpoint."""
 
 
 class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
@@ -245,10 +246,10 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
             return
         name = f"checkpoint-{state.global_step}"
         root = Path(args.output_dir)
-        # A search over hyperparameters has a folder for each trial.
-        for folder in (root / name, *sorted(root.glob(f"run-*/{name}"))):
-            if folder.is_dir() and not (folder / FILE).exists():
-                write_state(folder / FILE, self.allocator, self._layers)
+        # A search over hyperparameters has a folder for each trial: the newest was just saved.
+        saved = [root / name / _LAST_FILE, *root.glob(f"run-*/{name}/{_LAST_FILE}")]
+        newest = max((path for path in saved if path.is_file()), key=_changed)
+        write_state(newest.with_name(FILE), self.allocator, self._layers)
 
     def on_train_end(
         self,
@@ -279,23 +280,6 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
             self._attachment = None
 
 
-def refuse_sharding(args: TrainingArguments) -> None:
-    """Raise `ValueError` where the Trainer divides the model's parameters among devices."""
-    from accelerate.state import AcceleratorState
-
-    kind = "DEEPSPEED" if getattr(args, "deepspeed", None) else ""
-    if getattr(args, "fsdp", None):
-        kind = "FSDP"
-    if not kind and AcceleratorState._shared_state:
-        kind = AcceleratorState().distributed_type.value
-    if kind in _SHARDING:
-        raise ValueError(
-            f"dynamic ranks do not work under {kind}: it keeps parts or copies of the adapters, "
-            "where components can be neither scored nor pruned. Use DDP (torchrun without it): "
-            "adapters are small"
-        )
-
-
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
     """Return torch's optimizer inside accelerate's."""
     while not hasattr(optimizer, "_optimizer_step_post_hooks"):
@@ -303,3 +287,7 @@ def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
         optimizer = optimizer.optimizer
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
