@@ -1,272 +1,394 @@
-"""PEFT's LoRA layers with a gate: equal to `DoRALinear`, and plain LoRA whenever it is written."""
+"""Gates on PEFT's LoRA layers: as DoRALinear step by step, and plain LoRA for everybody else."""
 
 from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
-from tiny_models import TARGETS, batch, lora, tiny_base
-from torch import Tensor, nn
+from torch import nn
 
-from dynarank import BudgetSchedule, RankAllocator, add_dem_gradient, inject
-from dynarank.integrations.peft import attach, finalize, gated_layers
+sys.path.insert(0, str(Path(__file__).parent))
+from door_models import MODELS, TARGETS, batch, llama
 
-peft = pytest.importorskip("peft")
-KINDS = ("bert", "llama", "gpt2")
-SCHEDULE = dict(init=6, target=3, total=16, warmup=0.1, final=0.4, interval=3)
+from dynarank.adapters.inject import inject, mark_trainable
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.dem import dem_penalty
+from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.integrations.gate import GatedLayer
+from dynarank.integrations.peft import (
+    DynaRankConfig,
+    attach,
+    finalize,
+    gated_layers,
+    get_peft_model,
+    make_allocator,
+)
+
+R = 4
+STEPS = 12
 
 
-def outputs(model: nn.Module, kind: str) -> Tensor:
-    inputs = batch(kind, seed=9)
-    del inputs["labels"]
-    with torch.no_grad():
-        return model.eval()(**inputs).logits
+def config(kind: str, **changes: Any) -> peft.LoraConfig:
+    settings = {"r": R, "lora_alpha": 6, "target_modules": TARGETS[kind]}
+    if kind == "gpt2":
+        settings["fan_in_fan_out"] = True
+    if kind == "bert":
+        settings["modules_to_save"] = ["classifier"]
+    return peft.LoraConfig(**{**settings, **changes})
 
 
-def train(model: Any, layers: Any, kind: str, steps: int, allocator: Any = None) -> Any:
-    """Train with allocation and DEM; return the allocator."""
-    allocator = allocator or RankAllocator(layers, BudgetSchedule(**SCHEDULE))
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=3e-2, weight_decay=0.0)
-    attachment = allocator.attach(optimizer, eta=0.1)
-    model.train()
-    for step in range(steps):
-        model(**batch(kind, seed=step)).loss.backward()
+def schedule() -> BudgetSchedule:
+    return BudgetSchedule(init=R, target=2, total=STEPS, warmup=0.1, final=0.3, interval=2)
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def train(model: Any, allocator: RankAllocator, kind: str, steps: int = STEPS) -> list[float]:
+    optimizer = torch.optim.AdamW(trained_parameters(model), lr=1e-2, weight_decay=0.0)
+    allocator.attach(optimizer, eta=0.1)
+    losses = []
+    for _ in range(steps):
+        loss = model(**batch(kind)).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    attachment.remove()
-    return allocator
+        losses.append(loss.item())
+    return losses
 
 
-def trained(kind: str, steps: int = 16, **settings: Any) -> tuple[Any, Any]:
-    torch.manual_seed(1)
-    model = lora(kind, **settings)
-    return model, train(model, attach(model), kind, steps)
+@torch.no_grad()
+def logits(model: Any, kind: str) -> torch.Tensor:
+    return model.eval()(input_ids=batch(kind)["input_ids"]).logits
 
 
-def reload(folder: Path, kind: str) -> Any:
-    return peft.PeftModel.from_pretrained(tiny_base(kind), str(folder))
+def loaded(kind: str, folder: Path) -> Any:
+    """The adapter on a fresh base model, by PEFT alone."""
+    return peft.PeftModel.from_pretrained(MODELS[kind](), str(folder))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_starts_equal_to_the_base(kind: str) -> None:
-    base = tiny_base(kind)
-    expected = outputs(copy.deepcopy(base), kind)
-    model = lora(kind, base)
-    layers = attach(model, target=3, init=6)
-    assert torch.equal(outputs(model, kind), expected)
-    assert all(not layer.active().any() for layer in layers.values())
-    trains = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert sum("lora_c" in name for name in trains) == len(layers)
+def trained(kind: str = "llama") -> tuple[Any, RankAllocator]:
+    model = peft.get_peft_model(MODELS[kind](), config(kind))
+    allocator = RankAllocator(attach(model), schedule())
+    train(model, allocator, kind)
+    return model, allocator
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_step_is_that_of_the_own_layer(kind: str) -> None:
-    own = tiny_base(kind)
-    own.requires_grad_(False)
-    gated = lora(kind, copy.deepcopy(own))
-    views = attach(gated)
-    layers = inject(own, TARGETS[kind], r=6, alpha=8)
-    assert list(views) == list(layers)
+@pytest.mark.parametrize("kind", MODELS)
+def test_scores_masks_and_losses_are_those_of_the_own_layer(kind: str) -> None:
+    own = MODELS[kind]()
+    theirs = peft.get_peft_model(MODELS[kind](), config(kind, modules_to_save=None))
+    own_layers = inject(own, TARGETS[kind], r=R, alpha=6)
+    gated = attach(theirs)
+    assert list(gated) == list(own_layers)
+    mark_trainable(own)
     with torch.no_grad():
-        for name, layer in layers.items():
-            layer.lora_A.copy_(views[name].lora_A)
-            layer.lora_B.copy_(views[name].lora_B)
-    gated.requires_grad_(False)
-    for view in views.values():
-        for factor in (view.lora_A, view.lora_B, view.lora_c):
-            factor.requires_grad_(True)
-    sides = []
-    for model, members in ((own, layers), (gated, views)):
-        allocator = RankAllocator(members, BudgetSchedule(**SCHEDULE))
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        # Plain descent: Adam would magnify rounding where gradients are nearly zero.
-        sides.append((model, allocator, torch.optim.SGD(parameters, lr=0.5)))
-    for step in range(16):
+        for name, layer in own_layers.items():
+            gated[name].lora_A.copy_(layer.lora_A)
+            gated[name].lora_B.copy_(layer.lora_B)
+    pairs = []
+    for model, layers in ((own, own_layers), (theirs, gated)):
+        allocator = RankAllocator(layers, schedule())
+        optimizer = torch.optim.AdamW(trained_parameters(model), lr=1e-2, weight_decay=0.0)
+        allocator.attach(optimizer, eta=0.1)
+        pairs.append((model.train(), allocator, optimizer))
+    for _ in range(STEPS):
         losses = []
-        for model, allocator, optimizer in sides:
-            loss = model(**batch(kind, seed=step)).loss
+        for model, _allocator, optimizer in pairs:
+            loss = model(**batch(kind)).loss
             loss.backward()
-            add_dem_gradient(allocator.layers, 0.1)
             optimizer.step()
-            allocator.step()
             optimizer.zero_grad()
             losses.append(loss.detach())
-        torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
-        first, second = sides[0][1], sides[1][1]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+        first, second = pairs[0][1], pairs[1][1]
         torch.testing.assert_close(first.ema, second.ema, rtol=1e-3, atol=1e-5)
-        for layer, view in zip(first.layers, second.layers, strict=True):
-            assert torch.equal(layer.mask, view.mask)
-    assert first.ranks() == second.ranks()
-    assert first.frozen
-    assert sum(first.ranks().values()) == 3 * len(layers)
+        assert first.ranks() == second.ranks()
+    torch.testing.assert_close(dem_penalty(own_layers), dem_penalty(gated), rtol=1e-4, atol=1e-6)
+    assert pairs[1][1].frozen
+    assert sum(pairs[1][1].ranks().values()) == 2 * len(gated)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_of_any_moment_is_plain_lora(kind: str, tmp_path: Path) -> None:
-    model, allocator = trained(kind, steps=7)
+@pytest.mark.parametrize("kind", MODELS)
+def test_it_starts_equal_to_the_base_and_every_checkpoint_is_plain_lora(
+    kind: str, tmp_path: Path
+) -> None:
+    base = MODELS[kind]()
+    before = logits(base, kind)
+    model = peft.get_peft_model(base, config(kind))
+    allocator = RankAllocator(attach(model), schedule())
+    assert torch.equal(logits(model, kind), before)
+
+    model.train()
+    train(model, allocator, kind, steps=4)
     assert not allocator.frozen
-    model.save_pretrained(tmp_path)
-    assert torch.equal(outputs(reload(tmp_path, kind), kind), outputs(model, kind))
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["peft_type"] == "LORA"
-    assert config["r"] == 6
+    model.save_pretrained(str(tmp_path / "middle"))
+    assert torch.equal(logits(loaded(kind, tmp_path / "middle"), kind), logits(model, kind))
 
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_finalized_model_is_plain_lora_at_budget(kind: str, tmp_path: Path) -> None:
-    model, allocator = trained(kind)
-    before = outputs(model, kind)
-    ranks = finalize(model)
-    assert ranks == allocator.ranks()
-    assert sum(ranks.values()) == 3 * len(ranks)
-    torch.testing.assert_close(outputs(model, kind), before, rtol=1e-5, atol=1e-5)
-    names = list(model.state_dict())
-    assert not [name for name in names if "lora_c" in name or "parametrizations" in name]
-    model.save_pretrained(tmp_path)
-    loaded = reload(tmp_path, kind)
-    assert torch.equal(outputs(loaded, kind), outputs(model, kind))
-    config = loaded.peft_config["default"]
-    assert config.r == config.lora_alpha == max(ranks.values())
-    assert set(config.rank_pattern.values()) == {rank for rank in ranks.values() if rank}
-    merged = loaded.merge_and_unload()
-    torch.testing.assert_close(outputs(merged, kind), before, rtol=1e-4, atol=1e-5)
-
-
-def test_layers_of_rank_0_are_unwrapped(tmp_path: Path) -> None:
-    model, _ = trained("bert", steps=3)
-    layers = gated_layers(model)
-    first = next(iter(layers))
-    with torch.no_grad():
-        layers[first].lora_c.zero_()
-    before = outputs(model, "bert")
-    ranks = finalize(model, over_budget=True)
-    assert ranks[first] == 0
-    assert type(model.get_base_model().get_submodule(first)) is nn.Linear
-    torch.testing.assert_close(outputs(model, "bert"), before, rtol=1e-5, atol=1e-5)
-    model.save_pretrained(tmp_path)
-    assert torch.equal(outputs(reload(tmp_path, "bert"), "bert"), outputs(model, "bert"))
-
-
-def test_modules_to_save_are_trained_and_kept(tmp_path: Path) -> None:
-    model, _ = trained("bert", modules_to_save=["classifier"])
-    head = model.get_base_model().classifier.modules_to_save["default"].weight
-    assert not torch.equal(head, tiny_base("bert").classifier.weight)
-    finalize(model)
-    model.save_pretrained(tmp_path)
-    assert torch.equal(outputs(reload(tmp_path, "bert"), "bert"), outputs(model, "bert"))
-
-
-def test_disable_adapter_gives_the_base() -> None:
-    model, _ = trained("llama", steps=5)
-    expected = outputs(tiny_base("llama"), "llama")
+    model.train()
+    train(model, allocator, kind, steps=STEPS - 4)
+    after = logits(model, kind)
     with model.disable_adapter():
-        assert torch.equal(outputs(model, "llama"), expected)
-    assert not torch.equal(outputs(model, "llama"), expected)
+        if kind != "bert":  # whose classifier is trained, too, and is not part of the adapter
+            assert torch.equal(logits(model, kind), before)
+    ranks = finalize(model)
+    assert sum(ranks.values()) == 2 * len(ranks)
+    torch.testing.assert_close(logits(model, kind), after, rtol=0, atol=1e-6)
+    model.save_pretrained(str(tmp_path / "end"))
+    torch.testing.assert_close(
+        logits(loaded(kind, tmp_path / "end"), kind), after, rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(logits(model.merge_and_unload(), kind), after, rtol=0, atol=1e-5)
 
 
-def test_merging_before_the_end_gives_the_same_outputs() -> None:
-    model, _ = trained("gpt2", steps=5)
-    before = outputs(model, "gpt2")
-    model.merge_adapter()
-    torch.testing.assert_close(outputs(model, "gpt2"), before, rtol=1e-4, atol=1e-5)
-    model.unmerge_adapter()
-    torch.testing.assert_close(outputs(model, "gpt2"), before, rtol=1e-4, atol=1e-5)
+def test_a_gated_adapter_loads_what_was_saved_of_it(tmp_path: Path) -> None:
+    model, _ = trained()
+    after = logits(model, "llama")
+    model.save_pretrained(str(tmp_path))
+    fresh = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    attach(fresh)
+    fresh.load_adapter(str(tmp_path), "default")
+    torch.testing.assert_close(logits(fresh, "llama"), after, rtol=0, atol=0)
 
 
-def test_two_adapters_are_allocated_one_by_one(tmp_path: Path) -> None:
-    model, _ = trained("bert")
-    model.add_adapter("second", peft.LoraConfig(r=4, target_modules=["query"]))
+def test_it_needs_no_dynarank_in_a_fresh_process(tmp_path: Path) -> None:
+    model, _ = trained()
+    finalize(model)
+    model.save_pretrained(str(tmp_path))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["peft_type"] == "LORA"
+    torch.save(logits(model, "llama"), tmp_path / "logits.pt")
+    program = f"""
+import sys
+sys.modules["dynarank"] = None
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import peft, torch
+from door_models import batch, llama
+model = peft.PeftModel.from_pretrained(llama(), {str(tmp_path)!r}).eval()
+with torch.no_grad():
+    got = model(input_ids=batch("llama")["input_ids"]).logits
+torch.testing.assert_close(got, torch.load({str(tmp_path / "logits.pt")!r}), rtol=0, atol=1e-6)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_several_adapters_and_their_combinations() -> None:
+    model, _ = trained()
+    model.add_adapter("second", config("llama", r=3))
     model.set_adapter("second")
-    second = attach(model)
-    assert len(second) == 2
-    assert {layer.r for layer in second.values()} == {4}
-    kept = BudgetSchedule(init=4, target=1, total=8, final=0.3, interval=2)
-    train(model, second, "bert", 8, RankAllocator(second, kept))
-    # One of the second's layers is emptied: the first adapter stays in it.
-    name = next(iter(second))
+    layers = attach(model, adapter="second", start="lora")
+    assert all(layer.adapter == "second" and layer.r == 3 for layer in layers.values())
     with torch.no_grad():
-        second[name].lora_c.zero_()
-        other = second[list(second)[1]]
-        other.mask.fill_(True)
-        other.lora_c.fill_(0.5)
-    by_second = outputs(model, "bert")
-    model.set_adapter("default")
-    by_first = outputs(model, "bert")
-    finalize(model, adapter="second", over_budget=True)
-    torch.testing.assert_close(outputs(model, "bert"), by_first, rtol=1e-5, atol=1e-5)
-    finalize(model, adapter="default")
-    torch.testing.assert_close(outputs(model, "bert"), by_first, rtol=1e-5, atol=1e-5)
-    model.set_adapter("second")
-    torch.testing.assert_close(outputs(model, "bert"), by_second, rtol=1e-5, atol=1e-5)
-    model.save_pretrained(tmp_path)
-    loaded = reload(tmp_path / "second", "bert")
-    torch.testing.assert_close(outputs(loaded, "bert"), by_second, rtol=1e-5, atol=1e-5)
+        for layer in layers.values():
+            layer.lora_B.normal_()
+    second = logits(model, "llama")
+    with pytest.raises(ValueError, match="several adapters"):
+        gated_layers(model)
+    finalize(model, "default")
+    assert torch.equal(logits(model, "llama"), second)
+    finalize(model, "second")
+    names, weights = ["default", "second"], [0.5, 0.25]
+    model.add_weighted_adapter(names, weights, "both", combination_type="cat")
+    model.add_weighted_adapter(names, weights, "also", combination_type="svd", svd_rank=8)
+    target = model.base_model.model.model.layers[0].mlp.down_proj
+    wanted = sum(
+        weight * target.get_delta_weight(key)
+        for key, weight in (("default", 0.5), ("second", 0.25))
+        if key in target.lora_A
+    )
+    torch.testing.assert_close(target.get_delta_weight("both"), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(target.get_delta_weight("also"), wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_adapters_can_be_concatenated_after_the_end() -> None:
-    model, _ = trained("llama")
+def test_gated_adapters_can_be_combined_before_they_are_final() -> None:
+    model, _ = trained()
+    model.add_adapter("second", config("llama", init_lora_weights=False))
+    model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "both", combination_type="cat")
+    layer = model.base_model.model.model.layers[1].self_attn.q_proj
+    wanted = layer.get_delta_weight("default") + layer.get_delta_weight("second")
+    torch.testing.assert_close(layer.get_delta_weight("both"), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_of_rank_zero_loses_the_adapter_and_keeps_others() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    layers = attach(model)
+    with torch.no_grad():
+        for index, layer in enumerate(layers.values()):
+            layer.lora_c.fill_(0.5 if index else 0.0)
+    after = logits(model, "llama")
+    ranks = finalize(model)
+    first = next(iter(ranks))
+    assert ranks[first] == 0
+    assert isinstance(model.get_base_model().get_submodule(first), nn.Linear)
+    assert not hasattr(model.get_base_model().get_submodule(first), "lora_A")
+    torch.testing.assert_close(logits(model, "llama"), after, rtol=0, atol=1e-6)
+
+
+def test_names_that_end_alike_are_told_apart(tmp_path: Path) -> None:
+    def base() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8)))
+
+    model = peft.get_peft_model(base(), peft.LoraConfig(r=2, target_modules=["0"]))
+    layers = attach(model)
+    assert list(layers) == ["0", "1.0"]
+    with torch.no_grad():
+        layers["0"].lora_c.fill_(1.0)
+    x = torch.randn(3, 8)
+    after = model(x)
+    assert finalize(model) == {"0": 2, "1.0": 0}
+    model.save_pretrained(str(tmp_path))
+    again = peft.PeftModel.from_pretrained(base(), str(tmp_path))
+    torch.testing.assert_close(again(x), after, rtol=0, atol=1e-6)
+
+
+def test_get_peft_model_takes_the_settings_and_saves_none_of_them(tmp_path: Path) -> None:
+    settings = DynaRankConfig(
+        target=2, target_modules=TARGETS["llama"], interval=2, use_rslora=True
+    )
+    assert settings.r == 3
+    model = get_peft_model(MODELS["llama"](), settings)
+    allocator = make_allocator(model, total=STEPS)
+    assert (allocator.schedule.init, allocator.schedule.target) == (3, 2)
+    train(model, allocator, "llama")
+    after = logits(model, "llama")
+    model.save_pretrained(str(tmp_path / "middle"))
+    saved = json.loads((tmp_path / "middle" / "adapter_config.json").read_text())
+    assert saved.keys() == peft.LoraConfig().to_dict().keys() | {"auto_mapping", "peft_version"}
+    assert settings.to_dict().keys() == peft.LoraConfig().to_dict().keys()
     finalize(model)
-    before = outputs(model, "llama")
-    model.add_weighted_adapter(["default"], [1.0], "sum", combination_type="cat")
-    model.set_adapter("sum")
-    torch.testing.assert_close(outputs(model, "llama"), before, rtol=1e-4, atol=1e-5)
+    model.save_pretrained(str(tmp_path / "end"))
+    for part in ("middle", "end"):
+        got = logits(loaded("llama", tmp_path / part), "llama")
+        torch.testing.assert_close(got, after, rtol=0, atol=1e-6)
 
 
-def test_a_plain_adapter_is_loaded_into_a_gated_model(tmp_path: Path) -> None:
-    model, _ = trained("bert", steps=7)
-    model.save_pretrained(tmp_path)
-    other = lora("bert")
-    attach(other)
-    other.load_adapter(str(tmp_path), "default", is_trainable=True)
-    assert torch.equal(outputs(other, "bert"), outputs(model, "bert"))
+def test_transformers_own_add_adapter_is_a_way_in() -> None:
+    model = MODELS["llama"]()
+    model.add_adapter(config("llama"), adapter_name="mine")
+    layers = attach(model, target=2)
+    train(model, make_allocator(model, total=STEPS), "llama")
+    after = logits(model, "llama")
+    assert finalize(model, over_budget=False).keys() == layers.keys()
+    torch.testing.assert_close(logits(model, "llama"), after, rtol=0, atol=1e-6)
 
 
-def test_a_trained_adapter_keeps_what_it_holds() -> None:
-    model, _ = trained("bert")
-    finalize(model)
-    before = outputs(model, "bert")
+def test_start_lora_keeps_a_trained_adapter() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama", init_lora_weights=False))
+    before = logits(model, "llama")
     with pytest.raises(ValueError, match="start='lora'"):
         attach(model)
     attach(model, start="lora")
-    assert torch.equal(outputs(model, "bert"), before)
+    assert torch.equal(logits(model, "llama"), before)
 
 
-def test_narrow_factors_become_float32() -> None:
-    base = tiny_base("llama").to(torch.bfloat16)
-    config = peft.LoraConfig(r=4, target_modules=["q_proj"])
-    model = peft.get_peft_model(base, config, autocast_adapter_dtype=False)
-    layers = attach(model)
-    for layer in layers.values():
-        dtypes = {layer.lora_A.dtype, layer.lora_B.dtype, layer.lora_c.dtype}
-        assert dtypes == {torch.float32}
-    assert outputs(model, "llama").dtype is torch.bfloat16
+def test_a_narrow_adapter_becomes_float32() -> None:
+    base = MODELS["llama"]().bfloat16()
+    model = peft.get_peft_model(base, config("llama"), autocast_adapter_dtype=False)
+    for layer in attach(model).values():
+        assert {layer.lora_A.dtype, layer.lora_B.dtype, layer.lora_c.dtype} == {torch.float32}
 
 
-def test_what_is_refused() -> None:
-    model = lora("bert")
-    with pytest.raises(ValueError, match=r"LoraConfig\(r=4\)"):
-        attach(model, init=4)
-    with pytest.raises(ValueError, match="target = 9"):
-        attach(model, target=9)
-    with pytest.raises(ValueError, match="not attached"):
+def test_refusals_name_what_is_wrong_and_change_nothing() -> None:
+    with pytest.raises(ValueError, match="no LoRA layers"):
+        attach(MODELS["llama"](), target=2)
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("target = 5", {"target": 5}),
+        ("no adapter 'defalt'.*'default'", {"adapter": "defalt"}),
+        ("start = 'svd'", {"start": "svd"}),
+        ("intervall is no setting.*'interval'", {"target": 2, "intervall": 3}),
+        ("interval = 0", {"target": 2, "interval": 0}),
+        ("beta = 1", {"target": 2, "beta": 1}),
+        ("min_rank = 3", {"target": 2, "min_rank": 3}),
+        ("interval given without target", {"interval": 3}),
+    ]
+    for message, arguments in cases:
+        with pytest.raises(ValueError, match=message):
+            attach(model, **arguments)
+    assert gated_layers(model) == {}
+    with pytest.raises(ValueError, match="nothing to finalize"):
         finalize(model)
-    layers = attach(model)
+    with pytest.raises(ValueError, match="no gated layers"):
+        make_allocator(model, total=10)
+    allocator = RankAllocator(attach(model), schedule())
     with pytest.raises(ValueError, match="attached already"):
         attach(model)
-    RankAllocator(layers, BudgetSchedule(**SCHEDULE))
+    with pytest.raises(ValueError, match="no target"):
+        make_allocator(model, total=10)
+    allocator.step()
     with pytest.raises(ValueError, match="the ranks are not final"):
         finalize(model)
     with pytest.raises(ValueError, match="every layer has rank 0"):
         finalize(model, over_budget=True)
-    with pytest.raises(ValueError, match="DoraLinearVariant"):
-        attach(lora("bert", use_dora=True))
-    embedding = peft.LoraConfig(r=4, target_modules=["word_embeddings"])
-    with pytest.raises(ValueError, match="embedding"):
-        attach(peft.get_peft_model(tiny_base("bert"), embedding))
-    with pytest.raises(ValueError, match="no LoRA layers"):
-        attach(tiny_base("bert"))
+    assert len(gated_layers(model)) == len(allocator.layers)
+
+
+@pytest.mark.parametrize("changes", [{"use_dora": True}, {"target_modules": ["embed_tokens"]}])
+def test_layers_without_plain_matrices_are_refused(changes: dict[str, Any]) -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama", **changes))
+    with pytest.raises(ValueError, match="no plain matrices"):
+        attach(model)
+
+
+def test_pruning_to_the_start_is_warned_of() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    with pytest.warns(UserWarning, match="nothing will be pruned"):
+        attach(model, target=R)
+
+
+def test_coefficients_are_exempt_from_weight_decay_in_trainers() -> None:
+    from transformers import Trainer
+
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    attach(model)
+    decayed = Trainer.get_decay_parameter_names(None, model)
+    assert any("lora_A" in name for name in decayed)
+    assert not any("lora_c" in name for name in decayed)
+
+
+@pytest.mark.parametrize("four_bits", [True, False])
+def test_quantized_bases(four_bits: bool, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    llama(size=64).save_pretrained(tmp_path / "base")
+    how = BitsAndBytesConfig(
+        load_in_4bit=four_bits, load_in_8bit=not four_bits, bnb_4bit_quant_type="nf4"
+    )
+
+    def base() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base", quantization_config=how, device_map="cpu"
+        )
+
+    model = peft.get_peft_model(base(), config("llama"))
+    before = logits(model, "llama")
+    allocator = RankAllocator(attach(model), schedule())
+    assert torch.equal(logits(model, "llama"), before)
+    model.train()
+    train(model, allocator, "llama")
+    after = logits(model, "llama")
+    finalize(model)
+    torch.testing.assert_close(logits(model, "llama"), after, rtol=0, atol=1e-5)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    again = peft.PeftModel.from_pretrained(base(), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(again, "llama"), after, rtol=0, atol=1e-5)
+
+
+def test_views_of_one_layer_share_its_state() -> None:
+    model = peft.get_peft_model(copy.deepcopy(MODELS["llama"]()), config("llama"))
+    layers = attach(model)
+    allocator = RankAllocator(layers, schedule())
+    for layer in gated_layers(model).values():
+        assert isinstance(layer, GatedLayer)
+        assert layer.progress is allocator.progress

@@ -1,4 +1,8 @@
-"""The same allocation in other people's loops: PEFT, transformers and TRL, Lightning.
+"""The allocator in other people's training loops: PEFT, transformers and TRL, Lightning.
 
-Each module imports the library that it is named after, so that none is needed for the others.
+    integrations.peft            any PEFT LoRA model: `attach`, `get_peft_model`, `finalize`
+    integrations.transformers    a callback for transformers' Trainer and for TRL's trainers
+    integrations.lightning       a Callback for anybody's LightningModule
+
+Each module imports the library that it is named after, and no other training library.
 """

@@ -1,60 +1,76 @@
-"""A gate of coefficients on the A of one of PEFT's LoRA layers.
+"""A gate on a LoRA layer of PEFT: c and the mask, as a parametrization of its A.
 
-Legend: r components of a layer, A (r, d_in), B (d_out, r), c (r), s PEFT's scale of the layer.
+Legend: r components of the layer, A (r, d_in) and B (d_out, r) of PEFT's layer, c (r) and the mask
+(r) of the gate, s PEFT's scale.
 
-    y = W0 x + s B (A' dropout(x))        A' = diag(c * mask) A
+    y = W0 x + s B diag(c * mask) A dropout(x)
 
-This is Eq. 6. PEFT's layer computes it without knowing of c: its `lora_A[adapter].weight` is A', by
-a parametrization. So each of PEFT's layers for a kind of base weights is gated alike, and merging,
-disabling and copying an adapter work as ever. State dicts hold A' under the name that PEFT reads,
-so that whatever is saved, at any moment, is a plain LoRA adapter.
+PEFT reads A as `lora_A[adapter].weight` everywhere: in its forward passes for every kind of base
+layer, in merging and in combining adapters. There it finds diag(c * mask) A. So no layer of PEFT is
+replaced, and a state dict holds that product under A's usual name: a plain LoRA adapter.
 """
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from dynarank.adapters.progress import AllocationProgress
+from dynarank.integrations.settings import AllocationSettings
 
-_WEIGHT = "weight"
-_ORIGINAL = "parametrizations.weight.original"
-_C = "parametrizations.weight.0.lora_c"
-_MASK = "parametrizations.weight.0.mask"
+_RAW_A = "parametrizations.weight.original"
+_RAW_C = "parametrizations.weight.0.lora_c_like_bias"
+_RAW_MASK = "parametrizations.weight.0.mask"
 
 
 class Gate(nn.Module):
-    """The parametrization A -> diag(c * mask) A. It starts with every component in the mask."""
+    """The coefficients c and the mask of one adapted layer.
+
+    Args:
+        c: what every coefficient starts at.
+    """
 
     mask: Tensor
 
-    def __init__(self, r: int, value: float, device: torch.device) -> None:
+    def __init__(self, A: Tensor, c: float, settings: AllocationSettings | None) -> None:
         super().__init__()
-        self.lora_c = nn.Parameter(torch.full((r,), value, device=device))
-        self.register_buffer("mask", torch.ones(r, dtype=torch.bool, device=device))
+        # Trainers exempt parameters from weight decay by their names, and c must not decay.
+        self.lora_c_like_bias = nn.Parameter(
+            torch.full((len(A),), c, device=A.device), requires_grad=A.requires_grad
+        )
+        self.register_buffer("mask", torch.ones(len(A), dtype=torch.bool, device=A.device))
         self.progress: AllocationProgress | None = None
+        self.settings = settings
+        self.hooks: list[RemovableHandle] = []
 
-    def forward(self, lora_A: Tensor) -> Tensor:
-        return lora_A * self.lora_c.masked_fill(~self.mask, 0).unsqueeze(1)
+    def forward(self, A: Tensor) -> Tensor:
+        """Return diag(c * mask) A, (r, d_in)."""
+        return A * self.lora_c_like_bias.masked_fill(~self.mask, 0).unsqueeze(1)
 
 
 class GatedLayer:
-    """One adapter of one of PEFT's LoRA layers, as the allocation sees it.
+    """One layer's components, as the allocation reads them (see `Components`).
 
-    It has the members of `dynarank.allocation.components.Components`. It holds nothing itself, so
-    that two views of one layer are the same.
+    It is a view: it holds no tensors of its own, and any number of views of a layer are equal.
+
+    Args:
+        layer: PEFT's LoRA layer.
+        adapter: the name of the adapter that is gated.
     """
 
     def __init__(self, layer: Any, adapter: str) -> None:
         self.layer = layer
         self.adapter = adapter
-        self.gate = gate_of(layer.lora_A[adapter])
+        self.gate: Gate = gate_of(layer.lora_A[adapter])
 
     @property
     def progress(self) -> AllocationProgress | None:
+        """What the allocator that has this layer has done so far; None where none has it."""
         return self.gate.progress
 
     @progress.setter
@@ -63,114 +79,108 @@ class GatedLayer:
 
     @property
     def r(self) -> int:
-        return len(self.gate.lora_c)
+        """The number of components."""
+        return len(self.gate.mask)
 
     @property
     def in_features(self) -> int:
-        return self.lora_A.shape[1]
+        """The size d_in."""
+        return int(self.layer.in_features)
 
     @property
     def out_features(self) -> int:
-        return self.lora_B.shape[0]
+        """The size d_out."""
+        return int(self.layer.out_features)
 
     @property
     def scaling(self) -> float:
+        """PEFT's scale s."""
         return float(self.layer.scaling[self.adapter])
 
     @property
-    def lora_A(self) -> Tensor:
-        A: Tensor = self.layer.lora_A[self.adapter].parametrizations.weight.original
+    def lora_A(self) -> nn.Parameter:
+        """A without the gate, (r, d_in): the parameter that is trained."""
+        A: nn.Parameter = self.layer.lora_A[self.adapter].parametrizations.weight.original
         return A
 
     @property
-    def lora_B(self) -> Tensor:
-        B: Tensor = self.layer.lora_B[self.adapter].weight
+    def lora_B(self) -> nn.Parameter:
+        """B, (d_out, r)."""
+        B: nn.Parameter = self.layer.lora_B[self.adapter].weight
         return B
 
     @property
-    def lora_c(self) -> Tensor:
-        return self.gate.lora_c
+    def lora_c(self) -> nn.Parameter:
+        """The coefficients c, (r)."""
+        return self.gate.lora_c_like_bias
 
     @property
     def mask(self) -> Tensor:
+        """Which components are not frozen out, (r) bool."""
         return self.gate.mask
 
+    def gated_A(self) -> Tensor:
+        """Return diag(c * mask) A, (r, d_in): what PEFT reads and saves as A."""
+        weight: Tensor = self.layer.lora_A[self.adapter].weight
+        return weight.detach()
+
     def active(self) -> Tensor:
-        """Return which components are not zero, (r) bool. Their number is the layer's rank."""
-        return self.mask & (self.lora_c.detach() != 0)
-
-
-def is_gated(linear: nn.Module) -> bool:
-    """Return whether a `lora_A[adapter]` has a gate."""
-    if not parametrize.is_parametrized(linear, _WEIGHT):
-        return False
-    return isinstance(_parametrizations(linear)[0], Gate)
+        """Return which components are not zero, (r) bool."""
+        return self.gated_A().any(dim=1)
 
 
 def gate_of(linear: nn.Module) -> Gate:
-    """Return the gate of a gated `lora_A[adapter]`."""
-    gate = _parametrizations(linear)[0]
-    assert isinstance(gate, Gate)
+    """Return the gate on a layer's A; `assert` that there is one."""
+    gate = find_gate(linear)
+    assert gate is not None
     return gate
 
 
-def _parametrizations(linear: nn.Module) -> Any:
-    return linear.parametrizations.weight  # type: ignore[union-attr]
+def find_gate(linear: nn.Module) -> Gate | None:
+    """Return the gate on a layer's A, or None."""
+    if not parametrize.is_parametrized(linear, "weight"):
+        return None
+    first = linear.parametrizations.weight[0]  # type: ignore[union-attr, index]
+    return first if isinstance(first, Gate) else None
 
 
-def add_gate(linear: nn.Module, value: float) -> Gate:
-    """Put a gate whose coefficients are all `value` on a `lora_A[adapter]`."""
+def add_gate(linear: nn.Linear, c: float, settings: AllocationSettings | None) -> None:
+    """Put a gate on A. A keeps its parameter, so that an optimizer that has it still trains it."""
+    gate = Gate(linear.weight, c=c, settings=settings)
+    parametrize.register_parametrization(linear, "weight", gate)
+    gate.hooks = [
+        linear.register_state_dict_post_hook(_fold_state),
+        linear.register_load_state_dict_pre_hook(_unfold_state),
+    ]
+
+
+def remove_gate(linear: nn.Linear) -> None:
+    """Take the gate away; A becomes what PEFT read through it."""
+    for hook in gate_of(linear).hooks:
+        hook.remove()
+    parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
+
+
+def _fold_state(
+    linear: nn.Module, state: MutableMapping[str, Any], prefix: str, metadata: Any
+) -> None:
+    """Save diag(c * mask) A under the name that A has without a gate."""
+    for name in (_RAW_A, _RAW_C, _RAW_MASK):
+        state.pop(prefix + name, None)
     weight = linear.weight
     assert isinstance(weight, Tensor)
-    gate = Gate(r=len(weight), value=value, device=weight.device)
-    gate.lora_c.requires_grad_(weight.requires_grad)
-    parametrize.register_parametrization(linear, _WEIGHT, gate, unsafe=True)
-    linear.register_state_dict_post_hook(_fold_into_weight)
-    linear.register_load_state_dict_pre_hook(_unfold_from_weight)
-    return gate
+    state[prefix + "weight"] = weight.detach()
 
 
-def remove_gate(linear: nn.Module) -> None:
-    """Take the gate away; the weight is then A' itself, a parameter."""
-    parametrize.remove_parametrizations(linear, _WEIGHT, leave_parametrized=True)
-    _remove_hook(linear._state_dict_hooks, _fold_into_weight)
-    _remove_hook(linear._load_state_dict_pre_hooks, _unfold_from_weight)
-
-
-def _remove_hook(hooks: dict[int, Any], wanted: Any) -> None:
-    for key, hook in list(hooks.items()):
-        if getattr(hook, "hook", hook) is wanted:
-            del hooks[key]
-
-
-def _fold_into_weight(
-    linear: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any
-) -> None:
-    """Put A' into a state dict in the place of A, c and the mask."""
-    if not is_gated(linear):
+def _unfold_state(linear: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    """Load a plain A with c = 1. What the file holds is what the layer computes afterwards."""
+    A = state.pop(prefix + "weight", None)
+    if A is None:
         return
-    A = state_dict.pop(prefix + _ORIGINAL)
-    c = state_dict.pop(prefix + _C)
-    mask = state_dict.pop(prefix + _MASK)
-    state_dict[prefix + _WEIGHT] = A * c.masked_fill(~mask, 0).unsqueeze(1)
-
-
-def _unfold_from_weight(
-    linear: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
-) -> None:
-    """Replace a plain A' that is loaded by an A, a c and a mask that give the same.
-
-    A component whose row is zero keeps the A that it has, with c = 0. The others get c = 1. A
-    component that was frozen out returns where the loaded row is not zero: what was loaded counts.
-    """
-    if prefix + _WEIGHT not in state_dict or not is_gated(linear):
-        return
-    weight = state_dict.pop(prefix + _WEIGHT)
     gate = gate_of(linear)
-    own: Tensor = _parametrizations(linear).original
-    present = (weight != 0).any(dim=1)
-    own_A = own.detach().to(weight.device, own.dtype)
-    A = torch.where(present.unsqueeze(1), weight.to(own.dtype), own_A)
-    state_dict[prefix + _ORIGINAL] = A
-    state_dict[prefix + _C] = present.to(gate.lora_c.dtype)
-    state_dict[prefix + _MASK] = gate.mask.to(present.device) | present
+    mask = gate.mask
+    if A.ndim == 2 and len(A) == len(mask):  # any other shape is refused by what loads A
+        mask = mask | A.any(dim=1).to(mask.device)
+    state[prefix + _RAW_A] = A
+    state[prefix + _RAW_C] = torch.ones_like(gate.lora_c_like_bias)
+    state[prefix + _RAW_MASK] = mask

@@ -1,32 +1,125 @@
-"""Rank allocation for a PEFT LoRA model: gate its layers, allocate, cut it to plain LoRA again.
+"""Dynamic ranks on PEFT's own LoRA models.
 
-    model = peft.get_peft_model(base, peft.LoraConfig(r=6, target_modules=[...]))
-    layers = attach(model, target=4)
-    allocator = RankAllocator(layers, BudgetSchedule(init=6, target=4, total=steps))
-    ...                                   # train, with allocator.step() after each optimizer step
+    from dynarank.integrations.peft import DynaRankConfig, finalize, get_peft_model, make_allocator
+
+    model = get_peft_model(base, DynaRankConfig(target=4, target_modules=["q_proj", "v_proj"]))
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    make_allocator(model, total=1000).attach(optimizer, eta=0.1)
+    ...                      # the training loop, of 1000 optimizer steps
     finalize(model)
+    model.save_pretrained("adapter")
 
-Between `attach` and `finalize`, the model is a PEFT model in all that PEFT does with it, and each
-`save_pretrained` writes a plain LoRA adapter. After `finalize` it is PEFT's LoRA and nothing else:
-loading it needs no dynarank.
+The model stays PEFT's, with `peft_type` LORA. What is saved at any moment is a plain LoRA adapter,
+which needs this package neither to load nor to run. See `dynarank.integrations.gate` for how.
 """
 
 from __future__ import annotations
 
-import re
+import math
+import warnings
+from dataclasses import dataclass, fields
 from typing import Any
 
+import peft
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from peft.tuners.lora import ParamWrapper
+from torch import nn
 
 from dynarank.adapters import STARTS
-from dynarank.adapters.inject import replace_module
-from dynarank.adapters.progress import check_at_budget
-from dynarank.integrations.gate import GatedLayer, add_gate, is_gated, remove_gate
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.integrations.finalizing import finalize
+from dynarank.integrations.gate import GatedLayer, add_gate, find_gate
+from dynarank.integrations.lora_layers import adapter_to_gate, lora_layers
+from dynarank.integrations.settings import AllocationSettings, mean_size, settings_from
+from dynarank.integrations.sharding import check_local
 
-FACTORS = ("lora_A", "lora_B", "lora_c", "mask")
-"""What training changes in a gated layer."""
+__all__ = [
+    "DynaRankConfig",
+    "attach",
+    "finalize",
+    "gated_layers",
+    "get_peft_model",
+    "make_allocator",
+]
+
+
+@dataclass
+class DynaRankConfig(peft.LoraConfig):  # type: ignore[misc]
+    """PEFT's `LoraConfig` with the settings of an allocation.
+
+        config = DynaRankConfig(target=4, target_modules="all-linear", lora_alpha=8)
+        model = get_peft_model(base, config)
+
+    `r` is what a layer starts with: ceil(1.5 target) by default. All of LoraConfig's settings are
+    there; the own ones are `target`, `start` and those of `AllocationSettings`. These are never
+    saved: an adapter's file is a LoraConfig's.
+
+    Raises:
+        ValueError: a setting is out of its range, or target is above r.
+    """
+
+    r: int | None = None
+    target: float = 2
+    start: str = "paper"
+    warmup: float = 0.15
+    final: float = 0.5
+    interval: int = 100
+    shape: str = "cubic"
+    regrow: bool = True
+    score: str = "relative"
+    beta: float = 0.9
+    cost_aware: bool = False
+    min_rank: int = 0
+    eta: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.r is None:
+            self.r = math.ceil(1.5 * self.target)
+        super().__post_init__()
+        self.allocation()
+
+    def allocation(self) -> AllocationSettings:
+        """Return the allocation's settings."""
+        names = [field.name for field in fields(AllocationSettings)]
+        return AllocationSettings(**{name: getattr(self, name) for name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return LoraConfig's settings alone, which is what is saved."""
+        own = own_settings()
+        return {name: value for name, value in super().to_dict().items() if name not in own}
+
+    def plain(self) -> peft.LoraConfig:
+        """Return the same as a LoraConfig."""
+        config = peft.LoraConfig()
+        own = own_settings()
+        for name, value in vars(self).items():
+            if name not in own:
+                setattr(config, name, value)
+        return config
+
+
+def own_settings() -> set[str]:
+    """Return the names of the settings that `DynaRankConfig` has and LoraConfig has not."""
+    plain = {field.name for field in fields(peft.LoraConfig)}
+    return {field.name for field in fields(DynaRankConfig)} - plain
+
+
+def get_peft_model(
+    model: nn.Module, config: DynaRankConfig, adapter_name: str = "default", **options: Any
+) -> Any:
+    """Return PEFT's model of `model` with gated LoRA layers; it starts equal to `model`.
+
+        model = get_peft_model(base, DynaRankConfig(target=4, target_modules=["query", "value"]))
+
+    `options` are those of `peft.get_peft_model`.
+
+    Raises:
+        ValueError: as `attach`.
+    """
+    peft_model = peft.get_peft_model(model, config.plain(), adapter_name=adapter_name, **options)
+    settings = config.allocation()
+    add_gates(peft_model, settings, adapter=adapter_name, start=config.start)
+    return peft_model
 
 
 def attach(
@@ -35,249 +128,148 @@ def attach(
     init: int | None = None,
     adapter: str | None = None,
     start: str = "paper",
+    **settings: Any,
 ) -> dict[str, GatedLayer]:
-    """Give every LoRA layer of a PEFT model coefficients; return the layers by name, in order.
+    """Make the LoRA layers of a PEFT model prunable; return them by module name, in model order.
 
-    Call it before the optimizer is made, so that the optimizer gets the coefficients, too. The
-    names are those of the modules in the base model. The model's outputs stay as they are. Factors
-    narrower than float32 become float32, since coefficients would not move beside them otherwise.
+        model = peft.get_peft_model(base, peft.LoraConfig(r=6, target_modules=["query", "value"]))
+        layers = attach(model, target=4)
+        allocator = RankAllocator(layers, BudgetSchedule(init=6, target=4, total=1000))
+
+    It works on what `peft.get_peft_model`, a model's `add_adapter` and `inject_adapter_in_model`
+    make, for every kind of base layer that PEFT adapts with matrices, quantized ones included. Call
+    it before the optimizer is made: each layer gets new parameters, its coefficients c.
 
     Args:
-        model: what `get_peft_model`, `add_adapter` or `inject_adapter_in_model` has made.
-        target: the mean rank at the end, checked against the adapter's r.
-        init: the rank at the start; it must be the adapter's r. Giving it is a check, no more.
-        adapter: which adapter; by default, the active one.
-        start: `paper` (A and B are drawn anew, Kaiming-uniform, and c = 0), for an adapter that has
-            not been trained; or `lora` (A and B stay as they are, and c = 1), for any adapter.
+        target: the mean number of components that a layer keeps. With it, `make_allocator` and the
+            callbacks need no settings of their own.
+        init: what a layer starts with. It is PEFT's r, and refused where it is not.
+        adapter: the adapter's name; needed where a layer has several active ones.
+        start: `paper` draws A and B anew and sets c = 0; `lora` keeps A and B and sets c = 1.
+            Either leaves the model's outputs as they were.
+        settings: others of `AllocationSettings`.
 
     Raises:
-        ValueError: the adapter has no LoRA layers, has them already gated, is of a kind that has no
-            components (weight-decomposed LoRA, embeddings, convolutions, biases in B), has another
-            rank than `init` or a smaller one than `target`; or it has been trained, and `start` is
-            `paper`. Nothing is changed then.
+        ValueError: the model has no such adapter, or one that is gated already, merged, trained
+            (with `paper`), or of a kind that has no matrices A and B; or a setting is out of range.
     """
-    if start not in STARTS:
-        raise ValueError(f"start = {start!r}: must be one of {', '.join(STARTS)}")
-    adapter = adapter or active_adapter(model)
-    layers = lora_layers(model, adapter)
-    if not layers:
-        raise ValueError(f"the model has no LoRA layers of the adapter {adapter!r}")
-    for name, layer in layers.items():
-        _check_layer(name, layer, adapter, start)
-        rank = layer.lora_A[adapter].weight.shape[0]
-        if init is not None and rank != init:
-            raise ValueError(f"init = {init}, but {name} has r = {rank}. Give LoraConfig(r={init})")
-        if target is not None and not 0 <= target <= rank:
-            raise ValueError(
-                f"target = {target}: must be 0 to the rank of {name}, r = {rank}. "
-                "Give LoraConfig a larger r: 1.5 times the target is usual"
-            )
-    return {name: _gate_layer(layer, adapter, start) for name, layer in layers.items()}
-
-
-def active_adapter(model: nn.Module) -> str:
-    """Return the name of the one active adapter. Raises `ValueError` where it is not one."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            active = module.active_adapters
-            if len(active) != 1:
-                raise ValueError(f"the adapters {active} are active: name one with adapter=...")
-            return str(active[0])
-    raise ValueError("the model has no LoRA layers: make it with peft.get_peft_model first")
-
-
-def lora_layers(model: nn.Module, adapter: str) -> dict[str, Any]:
-    """Return the LoRA layers that have this adapter, by name in the base model, in model order."""
-    root = _base_model(model)
-    layers = {}
-    for name, module in root.named_modules():
-        if isinstance(module, LoraLayer) and (
-            adapter in module.lora_A or adapter in module.lora_embedding_A
-        ):
-            layers[name] = module
+    layers = add_gates(model, settings_from(target, settings), adapter=adapter, start=start)
+    size = mean_size(layers.values())
+    if init is not None and init != size:
+        raise ValueError(
+            f"init = {init}, but the LoRA layers have r = {size:g}. Give both the same"
+        )
     return layers
 
 
-def _base_model(model: nn.Module) -> nn.Module:
-    """Return the model whose module names PEFT's configuration is written in."""
-    get_base_model = getattr(model, "get_base_model", None)
-    base = get_base_model() if get_base_model is not None else model
-    assert isinstance(base, nn.Module)
-    return base
+def add_gates(
+    model: nn.Module, settings: AllocationSettings | None, adapter: str | None, start: str
+) -> dict[str, GatedLayer]:
+    """Put gates on an adapter's layers, once all of them are known to be fit for it."""
+    if start not in STARTS:
+        raise ValueError(f"start = {start!r}: must be one of {', '.join(STARTS)}")
+    found = lora_layers(model)
+    name = adapter_to_gate(found, adapter)
+    members = {key: layer for key, layer in found.items() if _has(layer, name)}
+    for key, layer in members.items():
+        _check_layer(key, layer, name, start)
+    if settings is not None:
+        _check_target(settings.target, [layer.r[name] for layer in members.values()])
+    for layer in members.values():
+        _gate_layer(layer, name, start, settings)
+    return {key: GatedLayer(layer, name) for key, layer in members.items()}
+
+
+def _has(layer: Any, adapter: str) -> bool:
+    return adapter in layer.r
 
 
 def _check_layer(name: str, layer: Any, adapter: str, start: str) -> None:
-    """Raise `ValueError` for a layer that cannot be gated."""
-    if adapter in layer.lora_embedding_A:
+    factors = dict(layer.lora_A.items())
+    A = factors.get(adapter)
+    is_matrix = isinstance(A, nn.Linear) and not isinstance(layer, ParamWrapper)
+    if not is_matrix or adapter in layer.lora_variant or layer.lora_bias.get(adapter):
         raise ValueError(
-            f"{name} is an embedding, which is not supported. Take it out of target_modules"
+            f"{name}: {type(layer).__name__} with these settings has no plain matrices A and B. "
+            "Dynamic ranks need LoRA on linear layers, without use_dora, lora_bias and other "
+            "variants. Leave it out of target_modules"
         )
-    linear = layer.lora_A[adapter]
-    if is_gated(linear):
-        raise ValueError(f"{name} of the adapter {adapter!r} is attached already")
-    if adapter in layer.lora_variant:
-        variant = type(layer.lora_variant[adapter]).__name__
-        raise ValueError(f"{name} uses {variant}, which is not supported. Use plain LoRA")
-    if layer.lora_bias.get(adapter):
-        raise ValueError(f"{name} has a bias in B. Give LoraConfig(lora_bias=False)")
-    if adapter in layer.merged_adapters:
+    assert isinstance(A, nn.Linear)
+    if find_gate(A) is not None:
+        raise ValueError(f"{name}: adapter {adapter!r} is attached already")
+    if layer.merged:
         raise ValueError(f"{name}: the adapter is merged. Call unmerge_adapter() first")
-    A, B = linear.weight, layer.lora_B[adapter].weight
-    if A.numel() == 0 or type(A) is not nn.Parameter:
+    check_local(name, A.weight, layer.lora_B[adapter].weight, rank=layer.r[adapter])
+    if start == "paper" and bool(layer.lora_B[adapter].weight.any()):
         raise ValueError(
-            f"{name}: its factors are sharded over several devices (ZeRO-3 or FSDP), so that their "
-            "importance cannot be computed. Keep the adapter whole: use DDP or ZeRO-2"
+            f"{name}: B is not zero, so that the adapter is trained or has an initialization of "
+            "its own, which start='paper' would lose. Pass start='lora' to keep it"
         )
-    rank = layer.r[adapter]
-    if A.ndim != 2 or B.ndim != 2 or len(A) != rank or B.shape[1] != rank:
+
+
+def _check_target(target: float, sizes: list[int]) -> None:
+    size = sum(sizes) / len(sizes)
+    if target > size:
         raise ValueError(
-            f"{name} is a {type(layer.get_base_layer()).__name__}, whose factors have the shapes "
-            f"{list(A.shape)} and {list(B.shape)}: only linear maps are supported"
+            f"target = {target:g}, but the LoRA layers have r = {size:g}: pruning only takes "
+            f"away. Give LoraConfig r = {math.ceil(1.5 * target)}, or a smaller target"
         )
-    if start == "paper" and bool((B != 0).any()):
-        raise ValueError(
-            f"{name}: the adapter has been trained, or starts from the base's weights. "
-            "Give start='lora' to keep what it holds"
+    if target == size:
+        warnings.warn(
+            f"target = r = {size:g}: nothing will be pruned. Give LoraConfig a larger r, "
+            f"{math.ceil(1.5 * target)} for example",
+            stacklevel=4,
         )
 
 
 @torch.no_grad()
-def _gate_layer(layer: Any, adapter: str, start: str) -> GatedLayer:
-    linear, B = layer.lora_A[adapter], layer.lora_B[adapter]
-    for module in (linear, B):
-        if module.weight.element_size() < 4:
-            module.float()
+def _gate_layer(layer: Any, adapter: str, start: str, settings: AllocationSettings | None) -> None:
+    A, B = layer.lora_A[adapter], layer.lora_B[adapter]
+    for factor in (A.weight, B.weight):  # in bfloat16, c and small updates would be rounded away
+        factor.data = factor.data.float()
     if start == "paper":
-        nn.init.kaiming_uniform_(linear.weight)
+        nn.init.kaiming_uniform_(A.weight)
         nn.init.kaiming_uniform_(B.weight)
-    add_gate(linear, value=0.0 if start == "paper" else 1.0)
-    return GatedLayer(layer, adapter)
+    add_gate(A, c=0.0 if start == "paper" else 1.0, settings=settings)
 
 
 def gated_layers(model: nn.Module, adapter: str | None = None) -> dict[str, GatedLayer]:
-    """Return the gated layers of an adapter by name, in model order; none where it has none."""
-    adapter = adapter or active_adapter(model)
-    gated = {}
-    for name, layer in lora_layers(model, adapter).items():
-        if adapter in layer.lora_A and is_gated(layer.lora_A[adapter]):
-            gated[name] = GatedLayer(layer, adapter)
-    return gated
+    """Return the model's gated layers by module name; of one adapter, or of the only gated one.
 
-
-def factors_state(layers: dict[str, GatedLayer]) -> dict[str, Tensor]:
-    """Return copies of A, B, c and the mask of every layer, which PEFT's checkpoints hold folded.
-
-    A folded A does not tell A from c, so that an exact resume needs these.
-    """
-    state = {}
-    for name, layer in layers.items():
-        for factor in FACTORS:
-            state[f"{name}.{factor}"] = getattr(layer, factor).detach().cpu().clone()
-    return state
-
-
-@torch.no_grad()
-def load_factors_state(layers: dict[str, GatedLayer], state: dict[str, Tensor]) -> None:
-    """Load what `factors_state` returned.
+        layers = gated_layers(model)
+        print({name: int(layer.active().sum()) for name, layer in layers.items()})
 
     Raises:
-        ValueError: it is of other layers or of other sizes. Nothing is changed then.
+        ValueError: several adapters are gated, and none is named.
     """
-    tensors = {}
-    for name, layer in layers.items():
-        for factor in FACTORS:
-            tensors[f"{name}.{factor}"] = getattr(layer, factor)
-    if tensors.keys() != state.keys():
-        differing = min(tensors.keys() ^ state.keys())
-        raise ValueError(f"the saved state is of other layers: {differing} is in one of them only")
-    for key, tensor in tensors.items():
-        if state[key].shape != tensor.shape:
-            raise ValueError(
-                f"the saved {key} is {list(state[key].shape)}, not {list(tensor.shape)}"
-            )
-    for key, tensor in tensors.items():
-        tensor.copy_(state[key])
+    found = []
+    for name, layer in lora_layers(model).items():
+        for key, linear in layer.lora_A.items():
+            if find_gate(linear) is not None and adapter in (None, key):
+                found.append((name, key, layer))
+    adapters = list(dict.fromkeys(key for _, key, _ in found))
+    if len(adapters) > 1:
+        raise ValueError(f"several adapters are attached: give adapter=..., one of {adapters}")
+    return {name: GatedLayer(layer, key) for name, key, layer in found}
 
 
-@torch.no_grad()
-def finalize(
-    model: nn.Module, adapter: str | None = None, over_budget: bool = False
-) -> dict[str, int]:
-    """Cut a gated model to the ranks that it kept, in place; return the ranks by name.
+def make_allocator(model: nn.Module, total: int, adapter: str | None = None) -> RankAllocator:
+    """Return an allocator with the settings that the model was attached with.
 
-    Afterwards the adapter is plain LoRA: A and B hold c and the scale, layers of rank 0 run their
-    base map alone, and the configuration holds r, lora_alpha, rank_pattern, alpha_pattern and
-    target_modules, so that PEFT's scale is 1 in every layer. The outputs stay as they were, but for
-    rounding. The parameters are new objects, so that an optimizer must be made again.
+        attach(model, target=4)
+        allocator = make_allocator(model, total=len(loader) * epochs)
+        allocator.attach(optimizer, eta=0.1)
 
     Args:
-        over_budget: whether to cut a model whose ranks are not final to its present ranks.
+        total: the optimizer steps of the whole run.
 
     Raises:
-        ValueError: the adapter is not attached, its ranks are not final, it is merged, or every
-            layer has rank 0, which PEFT cannot represent. Nothing is changed then.
+        ValueError: the model is not attached, or was attached without a target.
     """
-    adapter = adapter or active_adapter(model)
     layers = gated_layers(model, adapter)
     if not layers:
-        raise ValueError(f"the adapter {adapter!r} is not attached, or is finalized already")
-    if not over_budget:
-        check_at_budget(layers.values())
-    ranks = {name: int(layer.active().sum()) for name, layer in layers.items()}
-    if not any(ranks.values()):
-        raise ValueError("every layer has rank 0: there would be no adapter left")
-    merged = [name for name, view in layers.items() if adapter in view.layer.merged_adapters]
-    if merged:
-        raise ValueError(f"{merged[0]}: the adapter is merged. Call unmerge_adapter() first")
-    for name, view in layers.items():
-        if ranks[name]:
-            _cut_layer(view)
-        else:
-            _remove_adapter(_base_model(model), name, view)
-    _write_config(model, adapter, ranks)
-    return ranks
-
-
-def _cut_layer(view: GatedLayer) -> None:
-    """Leave one layer with its kept components in plain LoRA of scale 1."""
-    layer, adapter = view.layer, view.adapter
-    kept = view.active()
-    rank = int(kept.sum())
-    A = (view.lora_A * view.lora_c.unsqueeze(1))[kept]
-    B = view.lora_B[:, kept] * view.scaling
-    trains = view.lora_A.requires_grad
-    linear_A, linear_B = layer.lora_A[adapter], layer.lora_B[adapter]
-    remove_gate(linear_A)
-    linear_A.weight = nn.Parameter(A, requires_grad=trains)
-    linear_B.weight = nn.Parameter(B.contiguous(), requires_grad=trains)
-    linear_A.out_features = linear_B.in_features = rank
-    layer.r[adapter] = layer.lora_alpha[adapter] = rank
-    layer.scaling[adapter] = 1.0
-    layer.use_rslora[adapter] = False
-
-
-def _remove_adapter(root: nn.Module, name: str, view: GatedLayer) -> None:
-    """Take a layer's adapter away, and the layer with it where it has no other."""
-    layer, adapter = view.layer, view.adapter
-    if set(layer.lora_A) | set(layer.lora_embedding_A) == {adapter}:
-        replace_module(root, name, layer.base_layer)
-        return
-    active = layer._active_adapter
-    layer._active_adapter = []  # else PEFT would make another adapter active in this layer alone
-    layer.delete_adapter(adapter)
-    layer._active_adapter = active
-
-
-def _write_config(model: nn.Module, adapter: str, ranks: dict[str, int]) -> None:
-    """Write the ranks into the adapter's configuration, under whole escaped names."""
-    config: Any = model.peft_config[adapter]  # type: ignore[index]
-    kept = {name: rank for name, rank in ranks.items() if rank}
-    pattern = {"^" + re.escape(name): rank for name, rank in kept.items()}
-    config.r = config.lora_alpha = max(kept.values())
-    config.rank_pattern = dict(pattern)
-    config.alpha_pattern = dict(pattern)
-    config.target_modules = set(kept)
-    config.exclude_modules = None
-    config.layers_to_transform = config.layers_pattern = None
-    config.use_rslora = False
-    config.init_lora_weights = True
+        raise ValueError("the model has no gated layers: call attach(model, target=...) first")
+    settings = next(iter(layers.values())).gate.settings
+    if settings is None:
+        raise ValueError("attach(model) was given no target: give attach(model, target=...)")
+    return settings.allocator(layers, total=total)

@@ -1,177 +1,293 @@
-"""Rank allocation in transformers' Trainer, and so in TRL's trainers, for PEFT LoRA models.
+"""Dynamic ranks in transformers' Trainer and in TRL's trainers.
 
-trainer = Trainer(model=peft_model, ..., callbacks=[RankAllocationCallback(target=4)])
-trainer.train()
+    from dynarank.integrations.transformers import RankAllocationCallback
+
+    model = peft.get_peft_model(base, peft.LoraConfig(r=6, target_modules=["query", "value"]))
+    trainer = Trainer(model=model, ..., callbacks=[RankAllocationCallback(target=4)])
+    trainer.train()
+    trainer.save_model("adapter")            # plain LoRA, 4 components a layer on average
+
+TRL's trainers make the PEFT model themselves:
+
+    trainer = SFTTrainer(..., peft_config=peft.LoraConfig(r=6),
+                         callbacks=[RankAllocationCallback(target=4)])
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import TrainerCallback
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dynarank.allocation.allocator import RankAllocator
-from dynarank.allocation.dem import add_dem_gradient
-from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.allocation.attaching import Attachment
+from dynarank.integrations.distributed import choose_as_first, world_size
 from dynarank.integrations.gate import GatedLayer
+from dynarank.integrations.logs import log_values, over_budget_message, parameter_ids
 from dynarank.integrations.peft import (
-    attach,
-    factors_state,
+    DynaRankConfig,
+    add_gates,
     finalize,
     gated_layers,
-    load_factors_state,
 )
+from dynarank.integrations.saved_state import FILE, read_state, restore_factors, write_state
+from dynarank.integrations.settings import settings_from
+from dynarank.integrations.sharding import check_local, refuse_sharding
 
-STATE_FILE = "dynarank.safetensors"
-"""What a checkpoint's folder holds of the allocation."""
+log = logging.getLogger(__name__)
+_LAST_FILE = "trainer_state.json"
+"""The last file that a Trainer writes into a checkpoint."""
 
 
 class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
-    """Drives a `RankAllocator` from the trainer's steps, and leaves a plain LoRA model at budget.
+    """Lets a Trainer allocate the ranks of its PEFT LoRA model while it trains.
 
-    Give it to the trainer when the trainer is made. The total of steps is the trainer's own. DEM's
-    gradient is added after clipping.
+        trainer = Trainer(model=peft_model, ..., callbacks=[RankAllocationCallback(target=4)])
+
+    The model's layers start with the components that its LoraConfig gives them (r). After every
+    step that the optimizer really takes, they are scored, and pruned when the schedule says so. The
+    number of steps is the Trainer's own. When training ends, the model is plain LoRA of the ranks
+    that were found (see `finalize`); a run that ended too early for that says so in a warning.
+
+    DEM's gradient is added to the others right before the optimizer's step: once a step whatever
+    the accumulation, behind clipping, and whatever loss the trainer computes. Evaluations from
+    before the ranks are final do not count for the best model. Checkpoints hold a plain LoRA
+    adapter and `dynarank.safetensors`, with which a run resumes exactly.
+
+    Values are logged with the Trainer's own: budget/scheduled, budget/nonzero, score/q05 to q95.
+    Callbacks that stand behind this one see them. For a tracker, give `report_to="none"` and
+    `callbacks=[RankAllocationCallback(target=4), WandbCallback()]`.
 
     Args:
-        target: the mean rank at the end.
-        eta: the weight of DEM (Eq. 10); 0 is none.
-        warmup, final, interval, shape: as in `BudgetSchedule`.
-        start: as in `attach`.
-        settings: further settings of `RankAllocator`.
+        target: the mean number of components that a layer keeps. None: what `attach` or a
+            `DynaRankConfig` was given.
+        adapter: the adapter's name, where several are active.
+        start: how the layers start, see `attach`.
+        finalize_at_end: whether to make the model plain LoRA when training ends.
+        resume_from: the folder of the checkpoint that the run resumes from, where it is not in
+            `output_dir`.
+        settings: others of `AllocationSettings`: eta, interval, warmup, final, score ...
+
+    Raises:
+        ValueError: a setting is out of range. Later, from the Trainer: the model has no LoRA
+            adapter, it is sharded, or a checkpoint lacks the allocation's state.
     """
 
     def __init__(
         self,
-        target: float,
-        eta: float = 0.1,
-        warmup: float = 0.15,
-        final: float = 0.5,
-        interval: int = 100,
-        shape: str = "cubic",
+        target: float | None = None,
+        *,
+        adapter: str | None = None,
         start: str = "paper",
+        finalize_at_end: bool = True,
+        resume_from: str | Path | None = None,
         **settings: Any,
     ) -> None:
-        self.target = target
-        self.eta = eta
-        self.spans: dict[str, Any] = dict(
-            warmup=warmup, final=final, interval=interval, shape=shape
-        )
+        self.settings = settings_from(target, settings)
+        self.adapter = adapter
         self.start = start
-        self.settings = settings
-        self.layers: dict[str, GatedLayer] = {}
+        self.finalize_at_end = finalize_at_end
+        self.resume_from = resume_from
         self.allocator: RankAllocator | None = None
+        """What allocates, from the beginning of training on."""
+        self.ranks: dict[str, int] | None = None
+        """The ranks by module name, once they are final."""
+        self._layers: dict[str, GatedLayer] = {}
+        self._attachment: Attachment | None = None
+        self._selects_models = False
 
-    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Attach the model, before the optimizer is made."""
-        if args.fsdp or getattr(args, "deepspeed", None):
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Gate the model's LoRA layers, before the Trainer makes its optimizer."""
+        assert model is not None
+        refuse_sharding(args)
+        layers = gated_layers(model, self.adapter)
+        if not layers:
+            layers = self._gate(model)
+        for layer in layers.values():
+            # TRL narrows what trains on a quantized model; c would not move in bfloat16.
+            for factor in (layer.lora_A, layer.lora_B, layer.lora_c):
+                factor.data = factor.data.float()
+        self._set_settings(layers)
+        self._layers = layers
+
+    def _gate(self, model: nn.Module) -> dict[str, GatedLayer]:
+        settings, start = self.settings, self.start
+        configs: dict[str, Any] = getattr(model, "peft_config", {})
+        for name, config in configs.items():
+            if isinstance(config, DynaRankConfig):
+                if self.adapter in (None, name):
+                    settings = settings or config.allocation()
+                    start = config.start
+                configs[name] = config.plain()
+        return add_gates(model, settings, adapter=self.adapter, start=start)
+
+    def _set_settings(self, layers: dict[str, GatedLayer]) -> None:
+        self.settings = self.settings or next(iter(layers.values())).gate.settings
+        if self.settings is None:
             raise ValueError(
-                "rank allocation reads whole factors: FSDP and DeepSpeed are not supported. Use DDP"
+                "the allocation has no target: give RankAllocationCallback(target=...), the mean "
+                "number of components that a layer keeps"
             )
-        self.layers = gated_layers(kwargs["model"])
-        if not self.layers:
-            self.layers = attach(kwargs["model"], target=self.target, start=self.start)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Make the allocator from the trainer's total of steps, and resume where it does."""
-        if not self.layers:
-            raise ValueError("give the callback to the trainer when it is made: callbacks=[...]")
-        init = max(layer.r for layer in self.layers.values())
-        schedule = BudgetSchedule(
-            init=init, target=self.target, total=state.max_steps, **self.spans
-        )
-        self.allocator = RankAllocator(self.layers, schedule, **self.settings)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.allocator.agree = _choose_as_rank_zero
-        if state.global_step > 0:
-            self._load(_checkpoint(args, state))
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add DEM's gradient until the freeze."""
-        assert self.allocator is not None
-        if self.eta == 0 or self.allocator.frozen:
-            return
-        scaler = getattr(kwargs["optimizer"], "scaler", None)
-        scale = None
-        if scaler is not None and args.max_grad_norm <= 0:  # clipping has unscaled them
-            scale = torch.tensor(scaler.get_scale())
-        add_dem_gradient(self.layers, self.eta, grad_scale=scale)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Account for the step, unless a loss scaler skipped it."""
-        assert self.allocator is not None
-        if not getattr(kwargs["optimizer"], "step_was_skipped", False):
-            self.allocator.step()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the allocation's state beside the trainer's own."""
-        if state.is_world_process_zero:
-            self._save(_checkpoint(args, state))
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave plain LoRA at budget, or warn that the model is not at budget."""
-        allocator = self.allocator
-        assert allocator is not None
-        kept = sum(int(layer.active().sum()) for layer in self.layers.values())
-        over = not allocator.cost_aware and kept > allocator.allowance(allocator.t)
-        if not allocator.frozen or over:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        **_: Any,
+    ) -> None:
+        """Make the allocator for the Trainer's number of steps, and load its state on resuming."""
+        assert model is not None
+        if self.ranks is not None and not gated_layers(model, self.adapter):
             warnings.warn(
-                f"the model is not at its budget: {kept} components at step {allocator.t}, and the "
-                f"ranks are frozen at step {allocator.schedule.freeze_step}",
-                stacklevel=2,
+                "the model's ranks are final: it is trained on as plain LoRA", stacklevel=2
             )
             return
-        finalize(kwargs["model"])
-        self.layers = {}
+        if not self._layers:
+            raise ValueError(
+                "RankAllocationCallback was added to a Trainer that was made already. Give it in "
+                "Trainer(callbacks=[...]), so that it meets the model before the optimizer does"
+            )
+        assert self.settings is not None
+        for name, layer in self._layers.items():
+            check_local(name, layer.lora_A, layer.lora_B, rank=layer.r)
+        self._detach()
+        inner = unwrapped(optimizer)
+        first = next(iter(self._layers.values()))
+        if id(first.lora_c) not in parameter_ids(inner):
+            raise ValueError(
+                "the optimizer does not train the layers' coefficients c. Call attach(model) "
+                "before you make the optimizer, or let the Trainer make it"
+            )
+        self.allocator = self.settings.allocator(self._layers, total=state.max_steps)
+        if world_size() > 1:
+            self.allocator.agree = choose_as_first
+        if state.global_step > 0:
+            self._resume(args, state)
+        self._selects_models = self.allocator.frozen
+        self._attachment = self.allocator.attach(inner, eta=self.settings.eta)
 
-    def _save(self, path: Path) -> None:
-        from safetensors.torch import save_file
-
+    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         assert self.allocator is not None
-        state = self.allocator.state_dict()
-        tensors = {f"factor.{key}": value for key, value in factors_state(self.layers).items()}
-        tensors["ema"] = state.pop("ema").clone()
-        sensitivity = state.pop("sensitivity")
-        for part, values in (sensitivity or {}).items():
-            for index, value in enumerate(values):
-                tensors[f"sensitivity.{part}.{index}"] = value.contiguous()
-        save_file(tensors, path, metadata={"state": json.dumps(state)})
+        path = self._state_file(args, state)
+        allocator_state, tensors = read_state(path)
+        try:
+            restore_factors(self._layers, tensors)
+            self.allocator.load_state_dict(allocator_state)
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit this run: {error}") from None
 
-    def _load(self, path: Path) -> None:
-        from safetensors import safe_open
+    def _state_file(self, args: TrainingArguments, state: TrainerState) -> Path:
+        """Return the allocation's file in the checkpoint that the run resumes from."""
+        name = f"checkpoint-{state.global_step}"
+        folders = [self.resume_from, getattr(args, "resume_from_checkpoint", None)]
+        if args.output_dir:
+            folders.append(Path(args.output_dir) / name)
+        tried = [Path(folder) / FILE for folder in folders if isinstance(folder, str | Path)]
+        for path in tried:
+            if path.is_file():
+                return path
+        raise ValueError(
+            f"{' and '.join(map(str, tried))}: there is no state of the allocation, without which "
+            "the run cannot be resumed. Give RankAllocationCallback(resume_from=...), the folder "
+            f"of {name}, or start the run anew"
+        )
 
-        if not path.is_file():
-            raise ValueError(f"{path} is not there: the checkpoint was written without allocation")
-        assert self.allocator is not None
-        with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        state["ema"] = tensors["ema"]
-        state["sensitivity"] = None
-        if "sensitivity.mean.0" in tensors:
-            count = sum(key.startswith("sensitivity.mean.") for key in tensors)
-            state["sensitivity"] = {
-                part: [tensors[f"sensitivity.{part}.{index}"] for index in range(count)]
-                for part in ("mean", "deviation")
-            }
-        self.allocator.load_state_dict(state)
-        factors = {
-            key.removeprefix("factor."): value
-            for key, value in tensors.items()
-            if key.startswith("factor.")
-        }
-        load_factors_state(self.layers, factors)
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Let the search for the best model begin anew once the ranks are final.
+
+        The allocator itself is called by the optimizer, and only for steps that are really taken.
+        """
+        if self.allocator is None or not self.allocator.frozen or self._selects_models:
+            return
+        self._selects_models = True
+        # What was evaluated before was over its budget.
+        state.best_metric = None
+        state.best_global_step = None
+        state.best_model_checkpoint = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Add the allocation's values to what is logged of training."""
+        if self.allocator is None or not logs or "loss" not in logs or self._attachment is None:
+            return
+        values = log_values(self.allocator)
+        logs.update(values)
+        if state.log_history:
+            state.log_history[-1].update(values)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Write the allocation's state into the checkpoint that was just saved."""
+        if self.allocator is None or self._attachment is None or not state.is_world_process_zero:
+            return
+        name = f"checkpoint-{state.global_step}"
+        root = Path(args.output_dir)
+        # A search over hyperparameters has a folder for each trial: the newest was just saved.
+        saved = [root / name / _LAST_FILE, *root.glob(f"run-*/{name}/{_LAST_FILE}")]
+        newest = max((path for path in saved if path.is_file()), key=_changed)
+        write_state(newest.with_name(FILE), self.allocator, self._layers)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Make the model plain LoRA of its final ranks, or warn that they are not final."""
+        if self.allocator is None or self._attachment is None:
+            return
+        assert model is not None
+        self._detach()
+        if not self.allocator.frozen:
+            warnings.warn(over_budget_message(self.allocator), stacklevel=2)
+            return
+        self.ranks = self.allocator.ranks()
+        if self.finalize_at_end:
+            adapter = next(iter(self._layers.values())).adapter
+            self.ranks = finalize(model, adapter)
+            self._layers = {}
+            log.info("the adapter is plain LoRA with %d components", sum(self.ranks.values()))
+
+    def _detach(self) -> None:
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
 
 
-def _checkpoint(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
+def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    """Return torch's optimizer inside accelerate's."""
+    while not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        assert hasattr(optimizer, "optimizer"), f"{type(optimizer).__name__} wraps no optimizer"
+        optimizer = optimizer.optimizer
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
 
 
-def _choose_as_rank_zero(keep: Tensor) -> Tensor:
-    chosen = keep.to(torch.uint8)
-    torch.distributed.broadcast(chosen, src=0)
-    return chosen.bool()
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime

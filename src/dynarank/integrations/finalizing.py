@@ -1,0 +1,122 @@
+"""Turn a gated PEFT model into plain LoRA of the ranks that it kept.
+
+Legend: k components that a layer kept, A (k, d_in) with c folded in, B (d_out, k), s PEFT's scale.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynarank.adapters.inject import replace_module
+from dynarank.adapters.progress import check_at_budget
+from dynarank.integrations.gate import GatedLayer, find_gate, remove_gate
+from dynarank.integrations.lora_layers import base_model, lora_layers
+
+
+@torch.no_grad()
+def finalize(
+    model: nn.Module, adapter: str | None = None, over_budget: bool = False
+) -> dict[str, int]:
+    """Cut a gated PEFT model to its kept components, in place; return the ranks by module name.
+
+        ranks = finalize(model)
+        model.save_pretrained("adapter")        # needs PEFT alone from now on
+
+    c is folded into A and s into B. Layers of rank 0 lose the adapter. The adapter's config gets
+    the ranks: `r`, `lora_alpha`, `rank_pattern`, `alpha_pattern`, `target_modules`. Outputs stay as
+    they were, but for rounding. The factors are new parameters: make a new optimizer to train on.
+
+    Args:
+        adapter: the adapter's name; None: all that are gated, of which the ranks of the last are
+            returned.
+        over_budget: whether to cut even though the ranks are not final.
+
+    Raises:
+        ValueError: the model is not gated, its ranks are not final, or all of them are 0. The model
+            is left as it was then.
+    """
+    root = base_model(model)
+    members: dict[str, dict[str, GatedLayer]] = {}
+    for name, layer in lora_layers(model).items():
+        for key, linear in layer.lora_A.items():
+            if find_gate(linear) is not None and adapter in (None, key):
+                members.setdefault(key, {})[name] = GatedLayer(layer, key)
+    if not members:
+        raise ValueError("there is nothing to finalize: the model has no gated LoRA layers")
+    for layers in members.values():
+        if not over_budget:
+            check_at_budget(layers.values())
+        if not any(bool(layer.active().any()) for layer in layers.values()):
+            raise ValueError("every layer has rank 0: no adapter would be left")
+    for key, layers in members.items():
+        ranks = {name: _cut(layer) for name, layer in layers.items()}
+        _write_config(model, root, key, ranks)
+        for name, gated in layers.items():
+            if not gated.layer.r:  # no adapter is left in it
+                replace_module(root, name, gated.layer.get_base_layer())
+    return ranks
+
+
+def _cut(gated: GatedLayer) -> int:
+    """Cut one layer to its kept components; return their number."""
+    layer, adapter = gated.layer, gated.adapter
+    kept = gated.active().nonzero().flatten()
+    scale = gated.scaling
+    A, B = layer.lora_A[adapter], layer.lora_B[adapter]
+    remove_gate(A)
+    rank = len(kept)
+    if rank == 0:
+        _forget(layer, adapter)
+        return 0
+    trained = A.weight.requires_grad
+    A.weight = nn.Parameter(A.weight.index_select(0, kept), requires_grad=trained)
+    B.weight = nn.Parameter(B.weight.index_select(1, kept) * scale, requires_grad=trained)
+    A.out_features = B.in_features = rank
+    layer.r[adapter] = layer.lora_alpha[adapter] = rank
+    layer.scaling[adapter] = 1.0
+    layer.use_rslora[adapter] = False
+    return rank
+
+
+def _forget(layer: Any, adapter: str) -> None:
+    """Take an adapter out of one layer.
+
+    PEFT's `delete_adapter` would activate another adapter in this layer alone.
+    """
+    for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
+        entries = getattr(layer, attribute)
+        if adapter in entries:
+            del entries[adapter]
+
+
+def _write_config(model: nn.Module, root: nn.Module, adapter: str, ranks: dict[str, int]) -> None:
+    """Write the ranks into the adapter's config, as PEFT reads them when it loads the adapter."""
+    config: Any = model.peft_config[adapter]  # type: ignore[index]
+    kept = {name: rank for name, rank in ranks.items() if rank}
+    # PEFT reads the patterns' keys as regular expressions.
+    pattern = {"^" + re.escape(name): rank for name, rank in kept.items()}
+    config.r = config.lora_alpha = max(kept.values())
+    config.rank_pattern = dict(pattern)
+    config.alpha_pattern = dict(pattern)
+    config.use_rslora = False
+    config.target_modules = _targets(kept, [name for name, _ in root.named_modules()])
+    config.exclude_modules = None
+    config.layers_to_transform = None
+    config.layers_pattern = None
+
+
+def _targets(kept: Iterable[str], modules: Iterable[str]) -> set[str] | str:
+    """Return what names the kept modules and no others: a set, or an expression.
+
+    PEFT takes each entry of a set for the end of a module's name, too.
+    """
+    names = set(kept)
+    ends = tuple("." + name for name in names)
+    if not any(module not in names and module.endswith(ends) for module in modules):
+        return names
+    return "|".join(re.escape(name) for name in sorted(names))

@@ -1,0 +1,98 @@
+"""What a resumed run needs beside a checkpoint's plain adapter: the raw factors and the allocator.
+
+A checkpoint's adapter holds diag(c * mask) A, from which A and c cannot be told apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.integrations.gate import GatedLayer
+
+FILE = "dynarank.safetensors"
+"""The file's name in a checkpoint's folder."""
+_PARTS = ("lora_A", "lora_c", "mask")
+_MOMENTS = ("mean", "deviation")
+
+
+def raw_factors(layers: Mapping[str, GatedLayer]) -> dict[str, Tensor]:
+    """Return copies of A, c and the mask of every layer, on the CPU, by `layer.part`."""
+    tensors = {}
+    for name, layer in layers.items():
+        for part in _PARTS:
+            tensors[f"{name}.{part}"] = getattr(layer, part).detach().cpu().clone()
+    return tensors
+
+
+@torch.no_grad()
+def restore_factors(layers: Mapping[str, GatedLayer], tensors: Mapping[str, Tensor]) -> None:
+    """Put saved factors into the layers, whose plain adapter has been loaded.
+
+    Raises:
+        ValueError: the tensors are of other layers, or of another checkpoint than the adapter.
+            Nothing is changed then.
+    """
+    for name, layer in layers.items():
+        missing = [part for part in _PARTS if f"{name}.{part}" not in tensors]
+        if missing:
+            raise ValueError(f"the saved state of the allocation lacks {name}.{missing[0]}")
+        A, c, mask = (tensors[f"{name}.{part}"].to(layer.mask.device) for part in _PARTS)
+        plain = A * c.masked_fill(~mask, 0).unsqueeze(1)
+        if plain.shape != layer.lora_A.shape or not torch.equal(plain, layer.gated_A()):
+            raise ValueError(
+                f"the saved state of the allocation is of another checkpoint: {name} has other "
+                "weights than the adapter that was loaded"
+            )
+    for name, layer in layers.items():
+        for part in _PARTS:
+            getattr(layer, part).copy_(tensors[f"{name}.{part}"])
+
+
+def write_state(path: Path, allocator: RankAllocator, layers: Mapping[str, GatedLayer]) -> None:
+    """Write a safetensors file of the raw factors and of all that the allocator knows."""
+    from safetensors.torch import save_file
+
+    state = allocator.state_dict()
+    tensors = {f"layer.{name}": tensor for name, tensor in raw_factors(layers).items()}
+    tensors["ema"] = state.pop("ema")
+    moments = state.pop("sensitivity")
+    for key in _MOMENTS if moments is not None else ():
+        for index, tensor in enumerate(moments[key]):
+            tensors[f"sensitivity.{key}.{index:05d}"] = tensor.contiguous()
+    state["has_sensitivity"] = moments is not None
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"allocator": json.dumps(state)})
+    partial.replace(path)
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return an allocator's state and the layers' raw factors, as `write_state` wrote them.
+
+    Raises:
+        ValueError: the file cannot be read, or is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            state: dict[str, Any] = json.loads((file.metadata() or {})["allocator"])
+            for key in file.keys():  # noqa: SIM118
+                tensors[key] = file.get_tensor(key)
+        state["ema"] = tensors.pop("ema")
+        has_moments = state.pop("has_sensitivity")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: is damaged, or no state of an allocation ({error})") from None
+    moments: dict[str, list[Tensor]] = {}
+    for key in _MOMENTS:
+        names = sorted(name for name in tensors if name.startswith(f"sensitivity.{key}."))
+        moments[key] = [tensors.pop(name) for name in names]
+    state["sensitivity"] = moments if has_moments else None
+    return state, {name.removeprefix("layer."): tensor for name, tensor in tensors.items()}

@@ -1,0 +1,112 @@
+"""What a user says of an allocation, once, whichever loop drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.components import Components
+from dynarank.allocation.config import SCORES
+from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.errors import nearest
+
+
+@dataclass(frozen=True)
+class AllocationSettings:
+    """How many components a model may keep, and how they are chosen.
+
+        settings = AllocationSettings(target=4)
+        allocator = settings.allocator(layers, total=1000)
+
+    Raises:
+        ValueError: a value is out of its range; the message names it.
+    """
+
+    target: float
+    """Mean number of components that a layer keeps at the end."""
+    warmup: float = 0.15
+    """Share of the optimizer steps before the first pruning."""
+    final: float = 0.5
+    """Share of the optimizer steps after the last pruning, with the ranks frozen."""
+    interval: int = 100
+    """Optimizer steps from one pruning to the next."""
+    shape: str = "cubic"
+    """How the budget falls: cubic, cubic_adalora, linear or step."""
+    regrow: bool = True
+    """Whether a pruned component may return before the freeze."""
+    score: str = "relative"
+    """What components are ranked by: relative (Eq. 7), absolute or sensitivity."""
+    beta: float = 0.9
+    """Smoothing of the scores (Eq. 8)."""
+    cost_aware: bool = False
+    """Whether parameters are counted instead of components."""
+    min_rank: int = 0
+    """Components that every layer keeps at least."""
+    eta: float = 0.1
+    """Weight of the Dimensional Equilibrium Modulator (Eq. 10) until the freeze; 0: none."""
+
+    def __post_init__(self) -> None:
+        self.schedule(init=self.target, total=1)
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"beta = {self.beta}: must lie in [0, 1)")
+        if self.score not in SCORES:
+            raise ValueError(f"score = {self.score!r}: must be one of {', '.join(SCORES)}")
+        if not 0 <= self.min_rank <= self.target:
+            raise ValueError(
+                f"min_rank = {self.min_rank}: must be 0 to target, which is {self.target:g}"
+            )
+        if not 0 <= self.eta < float("inf"):
+            raise ValueError(f"eta = {self.eta}: must be 0 (off) or more, and finite")
+
+    def schedule(self, init: float, total: int) -> BudgetSchedule:
+        """Return the schedule of a run of `total` optimizer steps that starts at `init`."""
+        return BudgetSchedule(
+            init=init,
+            target=self.target,
+            total=total,
+            warmup=self.warmup,
+            final=self.final,
+            interval=self.interval,
+            shape=self.shape,
+        )
+
+    def allocator(self, layers: Mapping[str, Components], total: int) -> RankAllocator:
+        """Return an allocator of these layers for a run of `total` optimizer steps."""
+        return RankAllocator(
+            layers,
+            self.schedule(init=mean_size(layers.values()), total=total),
+            beta=self.beta,
+            regrow=self.regrow,
+            score=self.score,
+            cost_aware=self.cost_aware,
+            min_rank=self.min_rank,
+        )
+
+
+def mean_size(layers: Iterable[Components]) -> float:
+    """Return the mean number of components of the layers."""
+    sizes = [layer.r for layer in layers]
+    mean = sum(sizes) / len(sizes)
+    return int(mean) if mean == int(mean) else mean
+
+
+def settings_from(target: float | None, others: Mapping[str, Any]) -> AllocationSettings | None:
+    """Return the settings that a call's arguments make; None where it gives no target.
+
+    Raises:
+        ValueError: an argument has an unknown name, or others are given without a target.
+    """
+    known = [field.name for field in fields(AllocationSettings)]
+    for name in others:
+        if name not in known:
+            raise ValueError(f"{name} is no setting of the allocation. {nearest(name, known)}")
+    if target is not None:
+        return AllocationSettings(target=target, **others)
+    if others:
+        raise ValueError(
+            f"{', '.join(others)} given without target: give target, the mean number of "
+            "components that a layer keeps"
+        )
+    return None
