@@ -41,7 +41,7 @@ fuzz: $(VENV)/ready
 docs: $(VENV)/ready
 	$(BIN)/python -m dynarank.config.describe docs/settings.md
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet uv

@@ -83,6 +83,14 @@ def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
             assert (folder / target).exists(), target
 
 
+@pytest.mark.parametrize("page", DOCS.glob("*.md"), ids=lambda page: page.name)
+def test_no_link_leaves_the_site(page: Path) -> None:
+    """A page of docs/ links to files of docs/ alone: only those are in the site."""
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (DOCS / target).resolve().is_relative_to(DOCS.resolve()), target
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_every_command_named_is_one(page: str) -> None:
     for word in re.findall(r"^(?:    |`)dynarank ([a-z]+)", TEXTS[page], re.MULTILINE):
