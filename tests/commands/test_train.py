@@ -109,6 +109,8 @@ def test_a_mistake_is_one_error_and_no_trace(
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    if override.startswith(("budget", "task")):  # a mistake that the configuration alone shows
+        assert not (tmp_path / "outputs").exists()
 
 
 HEAVY = ("torch", "lightning", "transformers", "hydra", "omegaconf")

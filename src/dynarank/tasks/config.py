@@ -56,6 +56,7 @@ class TaskConfig:
     validation_share: Annotated[float, Gt(0), Lt(1)] = 0.1
     """The share of train_file that validates where there is no validation_file."""
     train_split: str = "train"
+    """The split that is trained on."""
     validation_splits: list[str] = field(default_factory=lambda: ["validation"])
     """Splits that are scored; metrics of several carry the split's name ('matched/accuracy')."""
     select: str = "???"
@@ -65,7 +66,9 @@ class TaskConfig:
     lr: Annotated[float, Gt(0)] = 1.48e-4
     """Learning rate on RoBERTa-base; scaled by model.lr_scale, overruled by optimizer.lr."""
     epochs: Annotated[int, Gt(0)] = 10
+    """How often the training rows are passed; trainer.epochs overrules it."""
     batch_size: Annotated[int, Gt(0)] = 16
+    """Rows of a batch; trainer.batch_size overrules it."""
     max_train_rows: Annotated[int | None, Gt(0)] = None
     """Train on a seeded sample of that many rows; null: all."""
     max_validation_rows: Annotated[int | None, Gt(0)] = None
@@ -131,9 +134,11 @@ class TextColumns:
     """The data's names for a text task's columns."""
 
     text: str = "text"
+    """The column of the text, or of the first of a pair."""
     text_pair: str | None = None
     """The second text, for a task on pairs."""
     label: str = "label"
+    """The column of the class or number."""
     id: str | None = None
     """Must be unique; kept by predict."""
 
@@ -180,8 +185,11 @@ class QuestionColumns:
     """The data's names for a question answering task's columns."""
 
     id: str | None = "id"
+    """The column that names a row, which must be unique; predict keeps it."""
     question: str = "question"
+    """The column of the question."""
     context: str = "context"
+    """The column of the text that holds the answer."""
     answers: str = "answers"
     """{text: [...], answer_start: [...]} as SQuAD has it, a list of texts, or one text."""
     answer_start: str | None = None
@@ -232,7 +240,9 @@ class Seq2SeqColumns:
     """The data's names for a text-to-text task's columns; a dot reaches into a nested one."""
 
     source: str = "source"
+    """The column of the text to start from."""
     target: str = "target"
+    """The column of the text to be written."""
     id: str | None = None
     """Must be unique; kept by predict."""
 
@@ -242,9 +252,11 @@ class GenerateConfig:
     """How texts are generated, in validation and in predict."""
 
     num_beams: int = 3
+    """Texts that the search keeps at each token; 1: greedy."""
     max_length: int | None = None
     """Tokens generated at most; null: task.max_target."""
     min_length: int = 0
+    """Tokens generated at least."""
     length_penalty: float = 1.0
     """Above 0 favours longer texts, below 0 shorter ones."""
     no_repeat_ngram_size: int = 0
