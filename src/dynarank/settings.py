@@ -147,6 +147,8 @@ def check_settings(prefix: str, config: Any) -> None:
             shown = repr(value) if isinstance(value, str) else value
             raise ValueError(f"{name} = {shown}: must be {' and '.join(map(str, own))}")
         if any(isinstance(rule, UserPath) for rule in own):
+            if not isinstance(value, str):  # from a record, which no schema has checked
+                raise ValueError(f"{name} = {value!r}: must be a text")
             setattr(config, field.name, expand_user(value))
 
 
