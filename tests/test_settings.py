@@ -17,8 +17,8 @@ class Sizes:
     share: Annotated[float, Ge(0), Lt(1)] = 0.5
     count: Annotated[int | None, Gt(0)] = None
     free: float = 0.0
-    kind: Annotated[str, OneOf("a", "b")] = "a"
-    kinds: Annotated[list[str], OneOf("a", "b")] = field(default_factory=list)
+    kind: Annotated[str, OneOf(("a", "b"))] = "a"
+    kinds: Annotated[list[str], OneOf(("a", "b"))] = field(default_factory=list)
     time: Annotated[str, Form(r"\d\d:\d\d", "HH:MM")] = "00:00"
     path: Annotated[str | None, UserPath()] = None
 

@@ -69,10 +69,7 @@ class Lt:
 class OneOf:
     """The text, or each text of a list, must be one of the choices."""
 
-    choices: tuple[str, ...]
-
-    def __init__(self, *choices: str) -> None:
-        object.__setattr__(self, "choices", choices)
+    choices: Sequence[str]
 
     def allows(self, value: str | Sequence[str]) -> bool:
         values = [value] if isinstance(value, str) else value

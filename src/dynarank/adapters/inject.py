@@ -45,7 +45,7 @@ def find_linears(
                 f"target {target!r} matches no linear layer. "
                 f"The model's linear layers are: {_distinct_kinds(linears)}"
             )
-    return [name for name in linears if any(matches(name, target) for target in targets)]
+    return [name for name in linears if _fits_any(name, targets)]
 
 
 def _linears_outside(model: nn.Module, exclude: Sequence[str]) -> list[str]:
@@ -59,6 +59,10 @@ def _linears_outside(model: nn.Module, exclude: Sequence[str]) -> list[str]:
         elif is_linear(module):
             names.append(name)
     return names
+
+
+def _fits_any(name: str, targets: Sequence[str]) -> bool:
+    return any(matches(name, target) for target in targets)
 
 
 def _matches_or_refuse(name: str, target: str) -> bool:

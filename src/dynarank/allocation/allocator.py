@@ -22,12 +22,7 @@ from dynarank.allocation.allocator_checks import (
     warn_beyond_total,
 )
 from dynarank.allocation.attaching import Attachment
-from dynarank.allocation.components import (
-    Components,
-    Layers,
-    as_list,
-    component_parameters,
-)
+from dynarank.allocation.components import Components, Layers, as_list, component_parameters
 from dynarank.allocation.config import SCORES
 from dynarank.allocation.importance import layer_importance, layer_norms, smooth
 from dynarank.allocation.schedule import BudgetSchedule
@@ -296,10 +291,8 @@ class RankAllocator:
         for part in ("layers", "schedule", "choice"):
             check_equal(part, saved=state[part], present=present[part])
         if state["ema"].shape != self.ema.shape:
-            raise ValueError(
-                f"the allocator's saved scores are {list(state['ema'].shape)}, "
-                f"not {list(self.ema.shape)}"
-            )
+            saved, present_shape = list(state["ema"].shape), list(self.ema.shape)
+            raise ValueError(f"the allocator's saved scores are {saved}, not {present_shape}")
         self.t = int(state["t"])
         self.frozen = bool(state["frozen"])
         self.ema = state["ema"].to(self.ema.device, torch.float32)

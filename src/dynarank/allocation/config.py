@@ -32,10 +32,10 @@ class BudgetConfig:
     """Optimizer steps from one pruning to the next."""
     regrow: bool = True
     """Whether a pruned component may return before the freeze (the paper's gentle pruning)."""
-    schedule: Annotated[str, OneOf(*SHAPES)] = "cubic"
+    schedule: Annotated[str, OneOf(SHAPES)] = "cubic"
     """How the budget falls: cubic (the paper's, slow first), cubic_adalora (fast first), linear,
     or step (all at once)."""
-    unit: Annotated[str, OneOf(*UNITS)] = "components"
+    unit: Annotated[str, OneOf(UNITS)] = "components"
     """What is counted: components, or parameters (a component of a wide matrix costs more)."""
     min_rank: Annotated[int, Ge(0)] = 0
     """Components that every layer keeps at least."""

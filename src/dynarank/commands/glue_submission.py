@@ -18,20 +18,6 @@ if TYPE_CHECKING:
     from dynarank.runs.predictor import Predictor, Record
     from dynarank.tasks.config import TextClassificationConfig
 
-FILES = {
-    "cola": {"test": "CoLA"},
-    "sst2": {"test": "SST-2"},
-    "mrpc": {"test": "MRPC"},
-    "stsb": {"test": "STS-B"},
-    "qqp": {"test": "QQP"},
-    "mnli": {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"},
-    "qnli": {"test": "QNLI"},
-    "rte": {"test": "RTE"},
-    "wnli": {"test": "WNLI"},
-}
-"""The site's file name of each test split, by the name of the subset."""
-WANTED_BY_NAME = ("mnli", "qnli", "rte")
-"""Subsets whose classes the site wants by name; it wants those of others by number."""
 LARGEST_SCORE = 5.0
 """STS-B's scores lie between 0 and this."""
 
@@ -51,14 +37,16 @@ def write_submission(
     """
     task: Any = predictor.task
     config = task.config
-    files = FILES.get(config.subset or "", {})
-    if not files or not str(config.path).endswith("glue"):
+    names = getattr(config, "submission", [])  # other families have none
+    if not names:
         raise UserError(f"--glue-submission: the run's task, {config.name}, is none of GLUE's")
-    paths = {split: folder / f"{name}.tsv" for split, name in files.items()}
+    paths = {}
+    for split, name in zip(config.test_splits, names, strict=True):
+        paths[split] = folder / f"{name}.tsv"
     for path in paths.values():
         refuse_existing("--glue-submission", path, overwrite)
     splits = open_splits(config, hub)
-    for split in files:
+    for split in paths:
         if split not in splits:
             known = ", ".join(splits)
             raise UserError(f"{describe(config, split)}: there is none; it has {known}")
@@ -83,6 +71,6 @@ def _prediction(
         score = min(LARGEST_SCORE, max(0.0, record["score"]))
         return f"{score:.3f}"
     label = record["label"]
-    if config.subset in WANTED_BY_NAME:
+    if config.submission_by_name:
         return str(label)
     return str(class_names.index(label))

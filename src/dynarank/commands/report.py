@@ -8,8 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynarank.config.redaction import redact
-from dynarank.errors import UserError
+from dynarank.commands.command_line import CommandParser, exit_on_user_error
 from dynarank.report.runs import Progress
 from dynarank.report.tracker import log_report
 from dynarank.report.write_report import write_report
@@ -21,7 +20,7 @@ SECONDS_BETWEEN_LINES = 5.0
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. It exits with 2 and one message for a user's mistake."""
     options = build_parser().parse_args(arguments)
-    try:
+    with exit_on_user_error():
         if options.status:
             for folder in options.folders:
                 print("\n".join(status(folder)))
@@ -35,9 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             announce=tell_progress,
         )
         place = log_report(options.folders, folder) if options.wandb else None
-    except UserError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
-        sys.exit(2)
     print(text)
     print(f"written: {folder}/, to look at: {folder / 'report.html'}")
     if place is not None:
@@ -46,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
-    parser = argparse.ArgumentParser("dynarank report", description=__doc__)
+    parser = CommandParser("report", description=__doc__)
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or one above several"
     )

@@ -59,14 +59,19 @@ def help_text(arguments: Sequence[str]) -> str:
 
 def group_names(folders: Sequence[Path]) -> list[str]:
     """Return the groups in configuration folders, the known ones first."""
-    names = {entry.name for folder in folders for entry in folder.iterdir() if entry.is_dir()}
+    names: set[str] = set()
+    for folder in folders:
+        names.update(entry.name for entry in folder.iterdir() if entry.is_dir())
     own = sorted(name for name in names - set(GROUPS) if not name.startswith((".", "_", "hydra")))
     return [name for name in GROUPS if name in names] + own
 
 
 def group_choices(folders: Sequence[Path], group: str) -> list[str]:
     """Return the names of a group's files in configuration folders."""
-    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+    names: set[str] = set()
+    for folder in folders:
+        names.update(file.stem for file in (folder / group).glob("*.yaml"))
+    return sorted(names)
 
 
 def _user_folders(arguments: Sequence[str]) -> list[Path]:

@@ -91,11 +91,11 @@ def _hint_for_name(name: str) -> str:
 
 def group_choices(conf: Path) -> dict[str, list[str]]:
     """Return the names of each group's files in a folder of configurations."""
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in conf.iterdir()
-        if folder.is_dir()
-    }
+    choices = {}
+    for folder in conf.iterdir():
+        if folder.is_dir():
+            choices[folder.name] = sorted(file.stem for file in folder.glob("*.yaml"))
+    return choices
 
 
 def hints(overrides: Sequence[str], conf: Path) -> Iterator[str]:

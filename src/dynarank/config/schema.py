@@ -22,12 +22,8 @@ from dynarank.methods.config import (
 )
 from dynarank.pretrained.hub import HubConfig, ModelConfig
 from dynarank.settings import Form, Ge, Gt, Lt, OneOf, UserPath, check_settings
-from dynarank.tasks.config import (
-    QuestionAnsweringConfig,
-    Seq2SeqConfig,
-    TaskConfig,
-    TextClassificationConfig,
-)
+from dynarank.tasks.config import QuestionAnsweringConfig, TaskConfig, TextClassificationConfig
+from dynarank.tasks.seq2seq_config import Seq2SeqConfig
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -67,11 +63,11 @@ class TrainerConfig:
     """Batches of one optimizer step."""
     clip: Annotated[float, Ge(0)] = 1.0
     """The largest norm of the gradient; 0: no clipping."""
-    precision: Annotated[str, OneOf(*PRECISIONS)] = "32-true"
+    precision: Annotated[str, OneOf(PRECISIONS)] = "32-true"
     """Precision of the frozen model; adapters, scores and DEM are float32 in all."""
-    accelerator: Annotated[str, OneOf("auto", "cpu", "gpu", "mps")] = "auto"
+    accelerator: Annotated[str, OneOf(("auto", "cpu", "gpu", "mps"))] = "auto"
     """What to train on; auto takes a GPU where there is one."""
-    strategy: Annotated[str, OneOf("ddp", "fsdp")] = "ddp"
+    strategy: Annotated[str, OneOf(("ddp", "fsdp"))] = "ddp"
     """With several devices: ddp keeps the model on each; fsdp shards its frozen part (FSDP2)."""
     devices: Annotated[int, Gt(0)] = 1
     """Devices (processes) of each node."""
@@ -144,13 +140,13 @@ class ResumeConfig:
 class LoggerConfig:
     """The tracker, beside the metrics.csv that is always written."""
 
-    tracker: Annotated[str, OneOf("wandb", "none")] = "wandb"
+    tracker: Annotated[str, OneOf(("wandb", "none"))] = "wandb"
     """Where the run is seen while it trains; none: in metrics.csv alone."""
     project: Annotated[
         str, Form(r"[^/\\#?%:]{1,128}", r"1 to 128 characters, and none of / \ # ? % :")
     ] = "dynarank"
     """The project of W&B."""
-    mode: Annotated[str, OneOf(*WANDB_MODES)] = "auto"
+    mode: Annotated[str, OneOf(WANDB_MODES)] = "auto"
     """auto takes WANDB_MODE, else online when logged in, else offline."""
 
     def __post_init__(self) -> None:

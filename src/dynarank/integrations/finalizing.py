@@ -41,11 +41,7 @@ def finalize(
             is left as it was then.
     """
     root = base_model(model)
-    members: dict[str, dict[str, GatedLayer]] = {}
-    for name, layer in lora_layers(model).items():
-        for key, linear in layer.lora_A.items():
-            if find_gate(linear) is not None and adapter in (None, key):
-                members.setdefault(key, {})[name] = GatedLayer(layer, key)
+    members = _gated_by_adapter(model, adapter)
     if not members:
         raise ValueError("there is nothing to finalize: the model has no gated LoRA layers")
     for layers in members.values():
@@ -60,6 +56,16 @@ def finalize(
             if not gated.layer.r:  # no adapter is left in it
                 replace_module(root, name, gated.layer.get_base_layer())
     return ranks
+
+
+def _gated_by_adapter(model: nn.Module, adapter: str | None) -> dict[str, dict[str, GatedLayer]]:
+    """Return the gated layers by adapter and module name; None means every adapter."""
+    members: dict[str, dict[str, GatedLayer]] = {}
+    for name, layer in lora_layers(model).items():
+        for key, linear in layer.lora_A.items():
+            if find_gate(linear) is not None and adapter in (None, key):
+                members.setdefault(key, {})[name] = GatedLayer(layer, key)
+    return members
 
 
 def _cut(gated: GatedLayer) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
 from dynarank.allocation.allocator import RankAllocator
@@ -40,5 +38,7 @@ def over_budget_message(allocator: RankAllocator) -> str:
 
 def parameter_ids(optimizer: torch.optim.Optimizer) -> set[int]:
     """Return the identities of an optimizer's parameters."""
-    groups: Iterable[dict[str, list[torch.Tensor]]] = optimizer.param_groups
-    return {id(parameter) for group in groups for parameter in group["params"]}
+    identities: set[int] = set()
+    for group in optimizer.param_groups:
+        identities.update(id(parameter) for parameter in group["params"])
+    return identities

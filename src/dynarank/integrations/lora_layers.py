@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import peft
@@ -22,6 +24,11 @@ def base_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 
 
+def _names(of_layers: Iterable[Iterable[str]]) -> list[str]:
+    """Return all names, each once, in the order in which they come."""
+    return list(dict.fromkeys(chain.from_iterable(of_layers)))
+
+
 def adapter_to_gate(layers: dict[str, Any], adapter: str | None) -> str:
     """Return the adapter that is meant: the named one, or the only active one."""
     if not layers:
@@ -29,12 +36,12 @@ def adapter_to_gate(layers: dict[str, Any], adapter: str | None) -> str:
             "the model has no LoRA layers of PEFT: make it with peft.get_peft_model(model, "
             "peft.LoraConfig(...)) first"
         )
-    present = list(dict.fromkeys(name for layer in layers.values() for name in layer.r))
+    present = _names(layer.r for layer in layers.values())
     if adapter is not None:
         if adapter not in present:
             raise ValueError(f"the model has no adapter {adapter!r}. {nearest(adapter, present)}")
         return adapter
-    active = list(dict.fromkeys(n for layer in layers.values() for n in layer.active_adapters))
+    active = _names(layer.active_adapters for layer in layers.values())
     if len(active) != 1:
         raise ValueError(
             f"{len(active)} adapters are active: give adapter=..., one of {', '.join(present)}"

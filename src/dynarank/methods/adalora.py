@@ -254,12 +254,12 @@ class AdaLoRA(Method[AdaLoRAConfig]):
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
         write_factors(
-            self.factors(),
-            self.model,
-            folder,
-            base,
-            task_type,
-            self.head,
+            factors=self.factors(),
+            model=self.model,
+            folder=folder,
+            base=base,
+            task_type=task_type,
+            head=self.head,
             transposed=holds_transposed(self.layers),
         )
 

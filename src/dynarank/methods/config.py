@@ -33,10 +33,10 @@ class DoRAConfig(MethodConfig):
     """On the input of the adapters."""
     beta: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Smoothing of the importance scores (Eq. 8)."""
-    score: Annotated[str, OneOf(*SCORES)] = "relative"
+    score: Annotated[str, OneOf(SCORES)] = "relative"
     """What a component is judged by: relative (the paper's share of the layer's update), absolute
     (the plain norm), or sensitivity (AdaLoRA's)."""
-    init: Annotated[str, OneOf(*STARTS)] = "paper"
+    init: Annotated[str, OneOf(STARTS)] = "paper"
     """paper (c = 0, A and B random), or lora (c = 1, B = 0), which learns from the first step."""
     c_lr_ratio: Annotated[float, Gt(0)] = 1.0
     """Learning rate of c, as a multiple of the others'."""

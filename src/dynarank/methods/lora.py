@@ -64,11 +64,11 @@ class LoRA(Method[LoRAConfig]):
 
     def export(self, folder: Path, base: str, task_type: str) -> None:
         write_factors(
-            self.factors(),
-            self.model,
-            folder,
-            base,
-            task_type,
-            self.head,
+            factors=self.factors(),
+            model=self.model,
+            folder=folder,
+            base=base,
+            task_type=task_type,
+            head=self.head,
             transposed=holds_transposed(self.layers),
         )

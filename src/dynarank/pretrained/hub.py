@@ -60,7 +60,7 @@ class ModelConfig:
     architecture."""
     lr_scale: Annotated[float, Gt(0)] = 1.0
     """Factor on the learning rate of the task (the tasks' rates are for RoBERTa-base)."""
-    dtype: Annotated[str, OneOf(*DTYPES)] = "float32"
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
     """Type of the frozen base weights: float32, or bfloat16 at half the memory. What trains is
     float32 in either."""
 

@@ -31,7 +31,7 @@ class TaskModel(Protocol):
 
     @property
     def auto_class(self) -> str:
-        """transformers' auto class of the models that fit."""
+        """Transformers' auto class of the models that fit."""
 
     @property
     def has_head(self) -> bool:

@@ -36,7 +36,9 @@ def _standardized(runs: Sequence[Run], names: Sequence[str]) -> np.ndarray:
 
     The product of two rows is then Spearman's correlation. Ranks that are all equal give NaN.
     """
-    ranks = np.asarray([[run.ranks[name] for name in names] for run in runs], dtype=float)
+    ranks = np.empty((len(runs), len(names)))
+    for row, run in enumerate(runs):
+        ranks[row] = [run.ranks[name] for name in names]
     orders = stats.rankdata(ranks, axis=1)
     centred = orders - orders.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(centred, axis=1, keepdims=True)

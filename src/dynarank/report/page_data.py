@@ -94,11 +94,19 @@ def history(run: Run) -> dict[str, Any]:
     count = len(run.prunings)
     places = np.linspace(0, count - 1, min(count, MOST_PRUNINGS))
     kept = [run.prunings[index] for index in np.unique(places.round().astype(int))]
-    frames = [[ranks.get(name, 0) for name in names] for _, ranks in kept]
+    steps = []
+    frames = []
+    for step, ranks in kept:
+        steps.append(step)
+        frames.append([ranks.get(name, 0) for name in names])
     coded: list[Any] = list(frames)
-    if max(max(frame) for frame in frames) < len(DIGITS):
-        coded = ["".join(DIGITS[rank] for rank in frame) for frame in frames]
-    return {"steps": [step for step, _ in kept], "ranks": coded, "prunings": count}
+    if max(map(max, frames)) < len(DIGITS):
+        coded = [_as_digits(frame) for frame in frames]
+    return {"steps": steps, "ranks": coded, "prunings": count}
+
+
+def _as_digits(frame: Sequence[int]) -> str:
+    return "".join(DIGITS[rank] for rank in frame)
 
 
 def layout(names: Sequence[str]) -> dict[str, Any]:

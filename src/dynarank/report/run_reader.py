@@ -46,8 +46,12 @@ class _SettingsLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: i
     """YAML as Hydra writes and reads it: `1e-4` is a number, and nothing is a date."""
 
 
+def _without_dates(resolvers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    return [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+
+
 _SettingsLoader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    letter: _without_dates(resolvers)
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _SettingsLoader.add_implicit_resolver(

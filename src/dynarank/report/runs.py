@@ -241,19 +241,23 @@ def check_results(path: Path) -> dict[str, Any]:
             raise UnreadableFile(path, f"is damaged ({name} is {shown(value)}, not a name)")
     if not isinstance(record.get("at_budget"), bool):
         raise UnreadableFile(path, "is damaged (at_budget is neither true nor false)")
-    for name in ("seed", "adapter_parameters"):
-        if not is_count(record.get(name)):
-            raise UnreadableFile(path, f"is damaged ({name} is {shown(record.get(name))})")
-    if record.get("total_steps") is not None and not is_count(record["total_steps"]):
-        raise UnreadableFile(path, f"is damaged (total_steps is {shown(record['total_steps'])})")
-    if record.get("seconds") is not None and not is_number(record["seconds"]):
-        raise UnreadableFile(path, f"is damaged (seconds is {shown(record['seconds'])})")
+    _check_numbers(path, record)
     selected = record.get("selected")
     if not isinstance(selected, dict) or not isinstance(selected.get("metric"), str):
         raise UnreadableFile(path, "is damaged (selected.metric is missing)")
     for group in ("metrics", "last"):
         _check_scores(path, group, record.get(group), selected["metric"])
     return record
+
+
+def _check_numbers(path: Path, record: dict[str, Any]) -> None:
+    for name in ("seed", "adapter_parameters"):
+        if not is_count(record.get(name)):
+            raise UnreadableFile(path, f"is damaged ({name} is {shown(record.get(name))})")
+    for name, fits in (("total_steps", is_count), ("seconds", is_number)):
+        value = record.get(name)
+        if value is not None and not fits(value):
+            raise UnreadableFile(path, f"is damaged ({name} is {shown(value)})")
 
 
 def _check_scores(path: Path, group: str, scores: object, metric: str) -> None:

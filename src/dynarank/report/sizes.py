@@ -32,7 +32,11 @@ def sizes_and_scores(table: Table, task: str) -> list[Point]:
 
 def undominated(points: Sequence[Point]) -> list[Point]:
     """Return the points that no other beats in size or score without losing in the other."""
-    return [point for point in points if not any(_dominates(other, point) for other in points)]
+    chosen = []
+    for point in points:
+        if not any(_dominates(other, point) for other in points):
+            chosen.append(point)
+    return chosen
 
 
 def _dominates(other: Point, point: Point) -> bool:

@@ -69,7 +69,8 @@ def find_classes(feature: Any, values: Sequence[Any], where: str) -> list[str]:
     if own_names:
         return list(own_names)
     for row, value in enumerate(values):
-        if value is None or value != value or not value_name(value):
+        is_nan = value != value  # noqa: PLR0124  (a text is none, and math.isnan refuses it)
+        if value is None or is_nan or not value_name(value):
             raise UserError(f"{where} is missing in row {row}. Mend or drop the row")
     names = sorted({value_name(value) for value in values})
     with suppress(ValueError):

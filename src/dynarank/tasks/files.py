@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +127,11 @@ def _read_json_lines(path: Path) -> Columns:
     for number, line in enumerate(text_lines(path), start=1):
         if line.strip():
             rows.append(_json_object(line, f"row {len(rows)} (line {number})"))
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name) for row in rows] for name in names}
+    names = dict.fromkeys(chain.from_iterable(rows))  # in the order of their first rows
+    columns = {}
+    for name in names:
+        columns[name] = [row.get(name) for row in rows]
+    return columns
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:

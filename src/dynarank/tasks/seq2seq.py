@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dynarank.tasks.base import Batch, Collator, Task
-from dynarank.tasks.config import Seq2SeqConfig
 from dynarank.tasks.features import cached_map, encode_texts
 from dynarank.tasks.languages import choose_languages
 from dynarank.tasks.row_scores import RowScores
+from dynarank.tasks.seq2seq_config import Seq2SeqConfig
 from dynarank.tasks.text_scores import text_scores
 
 if TYPE_CHECKING:
@@ -100,10 +100,9 @@ class Seq2Seq(Task[Seq2SeqConfig]):
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         def collate(features: list[dict[str, Any]]) -> Batch:
-            inputs = {
-                name: [feature[name] for feature in features]
-                for name in ("input_ids", "attention_mask")
-            }
+            inputs = {}
+            for name in ("input_ids", "attention_mask"):
+                inputs[name] = [feature[name] for feature in features]
             batch = dict(tokenizer.pad(inputs, return_tensors="pt"))
             if "labels" in features[0]:
                 batch["labels"] = _padded_labels([feature["labels"] for feature in features])

@@ -80,6 +80,11 @@ def first_nonfinite(model: nn.Module, batch: Batch) -> str | None:
     for name, value in batch.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             return f"the batch's {name}"
+    return _first_nonfinite_output(model, batch)
+
+
+def _first_nonfinite_output(model: nn.Module, batch: Batch) -> str | None:
+    """Return the module whose output is the first that is not finite, or None if there is none."""
     places: list[str] = []
 
     def make_hook(name: str) -> Any:
