@@ -60,3 +60,9 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def kind_and_first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message, as Python prints them."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error).strip() else kind

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dynarank.errors import UserError
+from dynarank.errors import UserError, kind_and_first_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -59,8 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: cannot be read: {reason}".splitlines()[0]) from None
+        raise UserError(f"{path}: cannot be read: {kind_and_first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
     return content

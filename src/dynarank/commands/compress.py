@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dynarank.commands.command_line import CommandParser, exit_on_user_error
 from dynarank.errors import UserError
+from dynarank.run_folder import ADAPTER
 
 EXAMPLES = """examples:
   dynarank compress ADAPTER SMALLER --target r4          four components a layer on average
@@ -56,8 +57,8 @@ def compress_folder(options: argparse.Namespace) -> None:
     from dynarank.adapters.lora_files import read_lora, write_lora
 
     source = options.adapter
-    if (source / "adapter").is_dir():
-        source = source / "adapter"
+    if (source / ADAPTER).is_dir():
+        source = source / ADAPTER
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out}: is there already. Name a new folder")
     adapter = read_lora(source)

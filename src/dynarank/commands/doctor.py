@@ -18,6 +18,7 @@ from dynarank.commands.command_line import CommandParser
 from dynarank.commands.source_checks import FIRST_TASK, QUICK_START
 from dynarank.commands.versions import known_bad
 from dynarank.config.redaction import redact
+from dynarank.errors import kind_and_first_line
 
 SECONDS = 30.0
 """For a check, after which it counts as failed: a dead network drive, or a driver that hangs."""
@@ -89,8 +90,7 @@ def _within(seconds: float, check: CheckFunction) -> list[Check]:
             reason = f"not looked at, for {error.name or error} is missing"
             findings.append(Check(name, FAIL, reason, install_command()))
         except Exception as error:  # whatever broke here would break a run too
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            findings.append(Check(name, FAIL, reason))
+            findings.append(Check(name, FAIL, kind_and_first_line(error)))
 
     # A daemon thread that hangs does not keep the process alive.
     thread = threading.Thread(target=work, daemon=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynarank.errors import UserError
+from dynarank.run_folder import CHECKPOINTS
 from dynarank.settings import expand_user
 
 PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "experiment=")
@@ -96,9 +97,9 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
             "Name the folder: hydra.run.dir=DIR"
         )
     path = Path(paths[-1])
-    is_checkpoint = path.suffix == ".ckpt" and path.parent.name == "checkpoints"
+    is_checkpoint = path.suffix == ".ckpt" and path.parent.name == CHECKPOINTS
     folder = path.parent.parent if is_checkpoint else path
-    if (folder / "checkpoints").is_dir():
+    if (folder / CHECKPOINTS).is_dir():
         expanded.append(f"hydra.run.dir={quote(folder)}")
     return expanded
 

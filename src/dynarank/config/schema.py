@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.config.folders import folder_name
-from dynarank.errors import UserError, nearest
+from dynarank.errors import UserError, first_line, nearest
 from dynarank.methods.config import (
     AdaLoRAConfig,
     DoRAConfig,
@@ -251,7 +251,7 @@ def to_config(composed: Any) -> TrainConfig:
     try:
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{reason}. Give it on the command line, or in the configuration") from None
     except ValueError as error:  # raised by a dataclass's own check
         raise UserError(str(error)) from None

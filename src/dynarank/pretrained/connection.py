@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynarank.errors import UserError
+from dynarank.errors import UserError, kind_and_first_line
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Connection:
 
     def give_up(self, error: Exception) -> str:
         """Remember the failure and set the libraries offline; return the failure in one line."""
-        self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.failure = kind_and_first_line(error)
         set_libraries_offline(self.failure)
         return self.failure
 

@@ -6,7 +6,6 @@ It is looked at first. The hub and its cache are asked only for what is not ther
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from dynarank.durable_files import file_sha256
 from dynarank.errors import UserError, check_name
 from dynarank.pretrained.connection import ask_hub, fetch_file, is_cached
 from dynarank.settings import Gt, OneOf, UserPath, check_settings
@@ -211,8 +211,7 @@ def check_sha256(config: ModelConfig, source: Source) -> None:
             f"model.sha256 = {config.sha256}: there is no {WEIGHTS} in {source.path} to check. "
             "Set it to null"
         )
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(weights)
     if digest != config.sha256:
         raise UserError(
             f"model.sha256 = {config.sha256}: {weights} hashes to {digest}, so these are not the "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dynarank.errors import UserError
+from dynarank.errors import UserError, kind_and_first_line
 from dynarank.pretrained.agreement import agree, check_tokenizer, disable_layerdrop
 from dynarank.pretrained.architectures import (
     ARCHITECTURES,
@@ -280,7 +280,7 @@ def _load(auto_class: Any, what: str, config: ModelConfig, source: Source, **opt
             raise UserError(
                 f"model.path = {config.path}: its {what} needs code of its own. {CODE_IS_ASKED_FOR}"
             ) from None
-        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = kind_and_first_line(error)
         raise UserError(
-            f"model.path = {config.path}: no {what} can be loaded from {source.path}: {first_line}"
+            f"model.path = {config.path}: no {what} can be loaded from {source.path}: {reason}"
         ) from error

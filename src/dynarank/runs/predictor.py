@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dynarank.adapters.adapter_checks import WEIGHTS, check_peft_adapter, check_weights
-from dynarank.errors import UserError
+from dynarank.errors import UserError, first_line
 from dynarank.pretrained.hub import HubConfig, ModelConfig, Source, locate, warn_of_remote_code
 from dynarank.run_folder import ORIGIN
 from dynarank.runs.origin import Origin, find_adapter, read_origin
@@ -277,7 +277,7 @@ def _misfit_errors(adapter: Path, source: Source) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise UserError(
             f"{adapter} does not belong to {source.path}: {reason}. Name its base by --base"
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynarank.errors import UserError
+from dynarank.durable_files import file_sha256
+from dynarank.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,8 +83,7 @@ def cached_map(
     except (ArrowException, OSError) as error:
         if not cached.is_file():
             raise
-        reason = str(error).splitlines()[0]
-        log.warning("%s was damaged, and is made anew: %s", cached, reason)
+        log.warning("%s was damaged, and is made anew: %s", cached, first_line(error))
         cached.unlink()
         return mapped()
 
@@ -163,7 +162,7 @@ def _saved_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         digests = {}
         for path in sorted(Path(folder).iterdir()):
             if path.name != "tokenizer_config.json":
-                digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+                digests[path.name] = file_sha256(path)
     for name, value in tokenizer.init_kwargs.items():
         if not name.endswith(("_file", "_path", "_hash")):
             digests[f"setting {name}"] = str(value)

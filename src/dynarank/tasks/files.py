@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynarank.errors import UserError
+from dynarank.errors import UserError, kind_and_first_line
 from dynarank.tasks.delimited import read_csv, read_tsv, text_lines
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def read_file(field: str, name: str, used: Collection[str] | None = None) -> Dat
     except UserError as error:
         raise UserError(f"{field} = {name}: {error}") from None
     except Exception as error:  # pyarrow's own kinds, for a damaged file
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{field} = {name}: {reason}") from error
+        raise UserError(f"{field} = {name}: {kind_and_first_line(error)}") from error
     if len(dataset) == 0:
         raise UserError(f"{field} = {name}: the file has no rows")
     return dataset

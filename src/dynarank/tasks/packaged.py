@@ -9,7 +9,6 @@ ratings within 0.5 of zero, and split so that near-duplicates never stand on bot
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynarank.durable_files import file_sha256
 from dynarank.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def fetch(folder: Path | None = None) -> Path:
     if not archive.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         _download(archive)
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    digest = file_sha256(archive)
     if digest != SHA256:
         raise UserError(
             f"{archive} is damaged or not the expected one (sha256 {digest}). "

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynarank.errors import UserError, nearest
+from dynarank.errors import UserError, first_line, kind_and_first_line, nearest
 from dynarank.pretrained.hub import PACKAGE, HubConfig, Source, locate
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.files import read_file
@@ -136,7 +136,7 @@ def _load(config: TaskConfig, source: Source, revision: str | None) -> Mapping[s
         if revision is None and not folder.is_dir() and "script" in str(error):
             return _load(config, source, CONVERTED)
         if _remove_cache(folder):
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             log.warning("the cached copy of %s was damaged, and is made anew: %s", folder, reason)
             return _load(config, source, revision)
         raise UserError(
@@ -200,7 +200,7 @@ def _reason(error: Exception, folder: Path) -> str:
         if _is_empty(file):
             return f"{file} is empty"
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return f"{type(cause).__name__}: {cause}".splitlines()[0]
+    return kind_and_first_line(cause)
 
 
 def _is_empty(file: Path) -> bool:
