@@ -65,7 +65,7 @@ class Lt:
         return f"below {self.bound:g}"
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class OneOf:
     """The text, or each text of a list, must be one of the choices."""
 
