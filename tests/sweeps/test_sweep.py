@@ -103,8 +103,13 @@ def test_interrupted_it_starts_no_other_point(
         time.sleep(0.5)
 
     monkeypatch.setattr(Job, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt, match=r"Go on: the same command with sweep\.resume=true"):
-        launched([1, 3, 4])
+    # A shell lets its background jobs ignore Ctrl-C, and the tests may be one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"Go on: .* with sweep\.resume=true"):
+            launched([1, 3, 4])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert started == [0]
     assert [point.status() for point in read_sweep(tmp_path / "s")] == ["missing"] * 3
 
