@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -364,3 +367,25 @@ def test_ranks_that_are_not_final_are_refused_unless_asked_for(tmp_path: Path) -
     assert sum(write_peft_adapter(model, tmp_path / "at", "base").values()) == 2
     merge(model)
     assert not adapter_layers(model)
+
+
+WRITER = """
+import sys
+import torch
+from torch import nn
+from dynarank import inject, write_peft_adapter
+
+torch.manual_seed(0)
+model = nn.ModuleDict({f"part{i}": nn.Linear(4, 4) for i in range(8)})
+layers = inject(model, [f"part{i}" for i in range(8)], r=2, start="lora")
+write_peft_adapter(model, sys.argv[1], base="somewhere")
+"""
+
+
+def test_the_files_do_not_depend_on_the_order_of_hashes(tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", WRITER, str(tmp_path / seed)]
+        subprocess.run(command, check=True, env=environment)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()

@@ -5,6 +5,7 @@ Legend: k components that a layer kept, A (k, d_in), B (d_out, k).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dynarank.adapters.adapter_checks import CONFIG
 from dynarank.adapters.folding import Factors, fold
 from dynarank.adapters.inject import adapter_layers
 from dynarank.adapters.layer import stores_transposed
@@ -104,7 +106,15 @@ def write_factors(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
+    _sort_target_modules(folder / CONFIG)
     return ranks
+
+
+def _sort_target_modules(path: Path) -> None:
+    """Put the names of the adapted modules in order: PEFT writes a set, in the order of hashes."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _adapter_tensors(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynarank.checkpoints.identity import package_versions
 from dynarank.config.schema import TrainConfig
-from dynarank.durable_files import TEMPORARY, write_json, write_text
+from dynarank.durable_files import TEMPORARY, write_json
 from dynarank.pretrained.digests import tokenizer_digest
 from dynarank.run_folder import ADAPTER, ORIGIN, OVER_BUDGET
 from dynarank.runs.own_files import OwnFiles, announce_files, read_own_files, remove_files
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ADAPTER_CONFIG = "adapter_config.json"
 EXPORTS = (f"{ADAPTER}/", f"{OVER_BUDGET}/")
 """What the names of exported files begin with."""
 
@@ -47,7 +45,6 @@ def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None
     shutil.rmtree(staging, ignore_errors=True)  # what a killed process left, under a name of ours
     save_tokenizer(prepared.pretrained.tokenizer, staging)
     prepared.method.export(staging, prepared.source.recorded, prepared.task.peft_task_type)
-    sort_target_modules(staging)
     digests = {
         "base_weights": prepared.identity["base_weights"],
         "tokenizer": tokenizer_digest(prepared.pretrained.tokenizer),
@@ -100,17 +97,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         backend.enable_padding(**padding)
     if truncation is not None:
         backend.enable_truncation(**truncation)
-
-
-def sort_target_modules(folder: Path) -> None:
-    """Put the names of the adapted modules in order: PEFT writes a set, in the order of hashes."""
-    path = folder / ADAPTER_CONFIG
-    if not path.is_file():
-        return
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(config.get("target_modules"), list):
-        config["target_modules"].sort()
-        write_text(path, json.dumps(config, indent=2, sort_keys=True))
 
 
 def write_origin(
