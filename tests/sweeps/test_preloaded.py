@@ -47,8 +47,12 @@ def small_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(preloaded, "PRELOADED", ["dynarank.errors"])
     monkeypatch.setattr(preloaded, "GPU_DRIVERS", ())
     monkeypatch.setattr(preloaded, "_server_environment", {})
+    server = forkserver._forkserver
+    server._stop()
+    before = server._preload_modules
     yield
-    forkserver._forkserver._stop()
+    server._stop()
+    server.set_forkserver_preload(before)
 
 
 def started(tmp_path: Path, *words: str, **variables: str) -> Process:
