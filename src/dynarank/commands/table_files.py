@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +50,20 @@ def check_output(path: Path, source: str, overwrite: bool, endings: Sequence[str
     refuse_existing("--output", path, overwrite, inputs)
 
 
-def read_rows(path: str, form: str | None) -> Dataset:
-    """Return the rows of a file, or of standard input in the given format. Raises `UserError`."""
-    from dynarank.tasks.files import read_file
+def read_rows(path: str, form: str | None, read: Callable[[str, str], Dataset]) -> Dataset:
+    """Return the rows of a file, or of standard input in the given format. Raises `UserError`.
 
+    Args:
+        read: reads what an option names at a path, as the run's task does.
+    """
     if path != STANDARD:
-        return read_file("--input", path)
+        return read("--input", path)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"stdin.{form}"
         with copy.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         try:
-            return read_file("--input", str(copy))
+            return read("--input", str(copy))
         except UserError as error:
             raise UserError(str(error).replace(str(copy), STANDARD)) from None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dynarank.errors import UserError
@@ -15,6 +16,7 @@ from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.features import token_counts
 from dynarank.tasks.rows import check_ids, check_texts, sample_rows
+from dynarank.tasks.files import read_file
 from dynarank.tasks.sources import cut_validation, describe, open_splits
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class Task(ABC, Generic[ConfigT]):
                 cannot be used (the message has its number).
         """
         config = self.config
-        splits = open_splits(config, hub)
+        splits = open_splits(config, hub, self.read_file)
         needed = [config.train_split]
         if not config.one_file:
             needed += config.splits
@@ -97,6 +99,21 @@ class Task(ABC, Generic[ConfigT]):
         self.train = sample_rows(checked[config.train_split], config.max_train_rows, seed)
         for split in config.splits:
             self.validation[split] = sample_rows(checked[split], config.max_validation_rows, seed)
+
+    def read_file(self, field: str, name: str, used: Collection[str] | None = None) -> Dataset:
+        """Return the rows of a file or folder of the user's own, for training and for prediction.
+
+        A family whose rows come in files of another kind reads them here.
+
+        Args:
+            field: the setting or option that named the file, for errors.
+            name: its path; `~` means the home folder.
+            used: the columns that are needed; None: all are.
+
+        Raises:
+            UserError: It is not there, of no known kind, or broken.
+        """
+        return read_file(field, name, used)
 
     def _checked_split(self, splits: Mapping[str, Dataset], split: str) -> Dataset:
         if split not in splits:
@@ -209,7 +226,7 @@ class Task(ABC, Generic[ConfigT]):
 
     def batch_size(self, batch: Batch) -> int:
         """Return the number of features in a batch."""
-        return len(batch["input_ids"])
+        return len(next(iter(batch.values())))
 
     @abstractmethod
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
@@ -224,7 +241,8 @@ class Task(ABC, Generic[ConfigT]):
 
         With it, the losses of the shares of a batch add up to the loss of the batch.
         """
-        return batch["input_ids"].new_tensor(self.batch_size(batch))
+        inputs = next(iter(batch.values()))
+        return torch.tensor(self.batch_size(batch), device=inputs.device)
 
     @abstractmethod
     def scores(self, split: str) -> nn.Module:
