@@ -15,8 +15,8 @@ from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.features import token_counts
-from dynarank.tasks.rows import check_ids, check_texts, sample_rows
 from dynarank.tasks.files import read_file
+from dynarank.tasks.rows import check_ids, check_texts, sample_rows
 from dynarank.tasks.sources import cut_validation, describe, open_splits
 
 if TYPE_CHECKING:

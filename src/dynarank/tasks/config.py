@@ -13,6 +13,7 @@ METRICS = {
     "class": ("accuracy", "f1", "matthews"),
     "number": ("pearson", "spearman"),
     "answer": ("exact_match", "f1"),
+    "tag": ("f1", "precision", "recall", "accuracy"),
     "text": ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
 }
 """The metrics by kind of target."""
