@@ -199,10 +199,10 @@ def test_a_tokenizers_digest_outlives_its_files_and_its_use(tmp_path: Path) -> N
     tokenizer.save_pretrained(tmp_path / "b")
     again = AutoTokenizer.from_pretrained(tmp_path / "b")
     assert tokenizer_digest(tokenizer) == tokenizer_digest(again) == before
-    check_tokenizer_digest("run", recorded(tokenizer=before), again)
+    check_tokenizer_digest("run", recorded(tokenizer=before), tokenizer_digest(again))
     again.add_tokens(["another"])
     with pytest.raises(UserError, match=r"run: its tokenizer is not the one .* Put the files"):
-        check_tokenizer_digest("run", recorded(tokenizer=before), again)
+        check_tokenizer_digest("run", recorded(tokenizer=before), tokenizer_digest(again))
 
 
 def test_other_weights_of_the_same_shapes_are_refused(

@@ -284,7 +284,7 @@ def tagging(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, rows, seed in (("train", 160, 1), ("validation", 30, 2))
     }
     given = [f"task.{name}_file={path}" for name, path in files.items()]
-    sizes = ["task.max_length=10", "task.stride=4", "trainer.epochs=8"]
+    sizes = ["task.max_length=10", "task.stride=4", "trainer.epochs=5", "optimizer.lr=0.03"]
     return trained(root / "run", hub_root, "task=token_classification", *given, *sizes)
 
 
@@ -341,13 +341,15 @@ def _as_iobes(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_plain_tags_are_classes(hub_root: Path, tmp_path: Path) -> None:
     rows = []
-    for row in tagged(60, 3):
+    for row in tagged(160, 3):
         tags = ["NOUN" if word in ("cat", "dog", "mat") else "OTHER" for word in row["tokens"]]
         rows.append({"tokens": row["tokens"], "tags": tags})
     (tmp_path / "pos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plain = ["task.scheme=plain", "task.metrics=[accuracy]", "task.select=accuracy"]
     given = ["task=token_classification", f"task.train_file={tmp_path / 'pos.jsonl'}"]
-    folder = trained(tmp_path / "run", hub_root, *given, *plain, "trainer.epochs=4")
+    folder = trained(
+        tmp_path / "run", hub_root, *given, *plain, X
+    )
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     others = np.mean([tag == "OTHER" for row in rows for tag in row["tags"]])
     assert set(metrics) == {"accuracy"}

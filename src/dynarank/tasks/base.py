@@ -54,13 +54,17 @@ class Task(ABC, Generic[ConfigT]):
 
     auto_class: ClassVar[str]
     """The name of transformers' auto class of the models that fit."""
-    peft_task_type: ClassVar[str]
+    peft_task_type: ClassVar[str | None] = None
+    """PEFT's name of such tasks; None where it has none."""
+    processor: ClassVar[str] = "tokenizer"
+    """What turns inputs into numbers: a key of `dynarank.pretrained.processors.PROCESSORS`. The
+    arguments called `tokenizer` here are that object."""
     has_head: ClassVar[bool] = True
     """Whether the auto class adds a task head of its own, which is trained in full."""
     labels_in: ClassVar[Sequence[str]]
     """The roles of the columns that are to be predicted."""
-    length_setting: ClassVar[str] = "task.max_length"
-    """The setting that bounds the tokens of a feature. Errors name it."""
+    length_setting: ClassVar[str | None] = "task.max_length"
+    """The setting that bounds the tokens of a feature. Errors name it. None: none has tokens."""
     host_columns: ClassVar[Sequence[str]] = ()
     """Columns of the features that no batch holds."""
 
