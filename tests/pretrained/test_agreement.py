@@ -35,6 +35,7 @@ class Classification:
         architectures = ("encoder", "decoder", "encoder-decoder")
 
     auto_class = "AutoModelForSequenceClassification"
+    processor = "tokenizer"
     has_head = True
 
     def __init__(self, labels: int = 2) -> None:
@@ -46,6 +47,7 @@ class Classification:
 
 class Generation(Classification):
     auto_class = "AutoModelForSeq2SeqLM"
+    processor = "tokenizer"
     has_head = False
 
     def model_options(self) -> dict[str, Any]:

@@ -346,10 +346,9 @@ def test_plain_tags_are_classes(hub_root: Path, tmp_path: Path) -> None:
         rows.append({"tokens": row["tokens"], "tags": tags})
     (tmp_path / "pos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plain = ["task.scheme=plain", "task.metrics=[accuracy]", "task.select=accuracy"]
+    plain += ["trainer.epochs=6", "optimizer.lr=0.03"]
     given = ["task=token_classification", f"task.train_file={tmp_path / 'pos.jsonl'}"]
-    folder = trained(
-        tmp_path / "run", hub_root, *given, *plain, X
-    )
+    folder = trained(tmp_path / "run", hub_root, *given, *plain)
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     others = np.mean([tag == "OTHER" for row in rows for tag in row["tags"]])
     assert set(metrics) == {"accuracy"}

@@ -32,7 +32,7 @@ def check_input(path: str, form: str | None) -> None:
         raise UserError(
             f"--format {form}: is for --input - alone; the format of a file is its ending"
         )
-    elif not Path(path).expanduser().is_file():
+    elif not Path(path).expanduser().exists():  # a folder of images is an input too
         raise UserError(f"--input {path}: there is no such file")
 
 

@@ -18,7 +18,7 @@ from dynarank.pretrained.architectures import (
     position_tables,
 )
 from dynarank.pretrained.hub import ModelConfig, Source, check_sha256
-from dynarank.pretrained.internals import has_model_class, was_adapter
+from dynarank.pretrained.internals import has_model_class, model_loader, was_adapter
 from dynarank.pretrained.loading import CODE_IS_ASKED_FOR, load_auto
 from dynarank.pretrained.precision import widen_head
 from dynarank.pretrained.processors import PROCESSORS
@@ -134,13 +134,13 @@ def load_pretrained(
     import transformers
 
     check_sha256(config, source)
-    load_settings(config, source)
+    settings = load_settings(config, source)
     transformers.utils.logging.disable_progress_bar()
     # Else a table of the head's missing weights is printed, which are meant to be missing.
     transformers.utils.logging.set_verbosity_error()
     dtype: torch.dtype = getattr(torch, config.dtype)
     model, info = load_auto(
-        getattr(transformers, task.auto_class),
+        model_loader(task.auto_class, settings),
         "model",
         config,
         source,
