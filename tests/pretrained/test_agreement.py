@@ -40,6 +40,7 @@ class Classification:
         architectures = ("encoder", "decoder", "encoder-decoder")
 
     auto_class = "AutoModelForSequenceClassification"
+    processor = "tokenizer"
     has_head = True
 
     def __init__(self, labels: int = 2) -> None:
@@ -51,6 +52,7 @@ class Classification:
 
 class Generation(Classification):
     auto_class = "AutoModelForSeq2SeqLM"
+    processor = "tokenizer"
     has_head = False
 
     def model_options(self) -> dict[str, Any]:
@@ -204,10 +206,10 @@ def test_a_tokenizers_digest_outlives_its_files_and_its_use(tmp_path: Path) -> N
     tokenizer.save_pretrained(tmp_path / "b")
     again = AutoTokenizer.from_pretrained(tmp_path / "b")
     assert tokenizer_digest(tokenizer) == tokenizer_digest(again) == before
-    check_tokenizer_digest("run", recorded(tokenizer=before), again)
+    check_tokenizer_digest("run", recorded(tokenizer=before), tokenizer_digest(again))
     again.add_tokens(["another"])
     with pytest.raises(UserError, match=r"run: its tokenizer is not the one .* Put the files"):
-        check_tokenizer_digest("run", recorded(tokenizer=before), again)
+        check_tokenizer_digest("run", recorded(tokenizer=before), tokenizer_digest(again))
 
 
 def test_any_one_element_of_the_base_counts(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Return the scores of the input, with what they are of. Raises `UserError`."""
     predictor = load_named_run(options)
-    rows = read_rows(options.input, options.format)
+    rows = read_rows(options.input, options.format, predictor.task.read_file)
     labelled = predictor.task.check(rows, f"--input {options.input}", labelled=True)
     _, scores = predictor.predict_and_score(labelled, options.batch_size)
     return {

@@ -99,7 +99,7 @@ def _check_files(options: argparse.Namespace) -> None:
 
 def _predict_file(predictor: Predictor, options: argparse.Namespace) -> None:
     """Predict the rows of the input into the output, and score them where they have labels."""
-    rows = read_rows(options.input, options.format)
+    rows = read_rows(options.input, options.format, predictor.task.read_file)
     where = f"--input {options.input}"
     kept = _columns_to_keep(rows, options, where)
     checked = predictor.task.check(rows, where, labelled=False)

@@ -21,7 +21,7 @@ class Full(Method[MethodConfig]):
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         return model.requires_grad_(True)
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         model: Any = self.model
         model.save_pretrained(folder)
 

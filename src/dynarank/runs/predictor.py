@@ -21,7 +21,7 @@ from dynarank.runs.origin import Origin, find_adapter, read_origin
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from dynarank.pretrained.models import Pretrained
     from dynarank.tasks.base import Task
@@ -38,7 +38,8 @@ class Predictor:
 
     task: Task[Any]
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
+    """The tokenizer, or what else reads the task's inputs."""
 
     def __call__(self, rows: Dataset, batch_size: int = 32) -> list[Record]:
         """Return one record for each row, in the order of the rows."""
@@ -67,8 +68,9 @@ class Predictor:
 
         datasets.disable_progress_bars()
         features = self.task.features(rows, self.tokenizer, self.model, labelled=False)
-        longest = int(self.task.feature_lengths(features).max())
-        check_length(self.model, longest, self.task.length_setting)
+        if self.task.length_setting is not None:
+            longest = int(self.task.feature_lengths(features).max())
+            check_length(self.model, longest, self.task.length_setting)
         return features
 
     def _run(self, features: Dataset, batch_size: int) -> list[Any]:
@@ -146,7 +148,7 @@ class LoadedRun:
     task: Task[Any]
     model: Any
     """A peft.PeftModel, or a transformers model."""
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
 
 
 def load_run(
@@ -164,7 +166,8 @@ def load_run(
             weights without a loss.
     """
     from dynarank.pretrained.agreement import check_tokenizer_digest, check_weights_digest
-    from dynarank.pretrained.models import load_pretrained, load_tokenizer
+    from dynarank.pretrained.models import load_pretrained
+    from dynarank.pretrained.processors import PROCESSORS
 
     adapter = find_adapter(folder, over_budget)
     origin = read_origin(adapter)
@@ -174,8 +177,9 @@ def load_run(
     config.trust_remote_code = trust_remote_code
     own_folder = Source(path=str(adapter), recorded=str(adapter))
     warn_of_remote_code(config, own_folder)
-    tokenizer = load_tokenizer(config, own_folder)
-    check_tokenizer_digest(str(adapter), origin.digests, tokenizer)
+    processor = PROCESSORS[task.processor]
+    tokenizer = processor.load(config, own_folder)
+    check_tokenizer_digest(str(adapter), origin.digests, processor.digest(tokenizer))
     if origin.is_whole_model:
         config.sha256 = None  # it is the hash of the base model
         whole = load_pretrained(config, own_folder, task, tokenizer, head_is_trained=True)

@@ -25,7 +25,13 @@ SHOWN = 80
 """Characters of a value that an error shows."""
 
 
-def read_file(field: str, name: str, used: Collection[str] | None = None) -> Dataset:
+def read_file(
+    field: str,
+    name: str,
+    used: Collection[str] | None = None,
+    reader: Callable[[Path], Columns] | None = None,
+    more_endings: Sequence[str] = (),
+) -> Dataset:
     """Return the rows of a file, by its ending.
 
     Args:
@@ -33,15 +39,18 @@ def read_file(field: str, name: str, used: Collection[str] | None = None) -> Dat
         name: the file's path; `~` means the home folder.
         used: the columns that are needed. Others are left out where their values are of no one
             type. None: all are needed.
+        reader: what reads it, in place of the reader of its ending.
+        more_endings: endings that the caller reads itself, for errors.
 
     Raises:
         UserError: There is no such file, its ending is none of the known ones or not what it is,
             or a row is broken.
     """
     path = Path(name).expanduser()
-    reader = READERS.get(path.suffix.lower())
+    reader = reader or READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{field} = {name}: the ending must be one of {', '.join(READERS)}")
+        endings = ", ".join([*READERS, *more_endings])
+        raise UserError(f"{field} = {name}: the ending must be one of {endings}")
     if not path.is_file():
         raise UserError(
             f"{field} = {name}: there is no such file (looked in {path.absolute().parent})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,8 +56,15 @@ def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
     return locate("datasets", "task.path", config.path, hub.root, config.revision)
 
 
-def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
+def open_splits(
+    config: TaskConfig, hub: HubConfig, read: Callable[..., Dataset] = read_file
+) -> Mapping[str, Dataset]:
     """Return the splits by name. A single file is returned whole (see `cut_validation`).
+
+    Args:
+        config: the task's.
+        hub: where data sets are looked for.
+        read: reads a file of the user's own, as `read_file` does.
 
     Raises:
         UserError: The source is not there, or cannot be read.
@@ -74,11 +81,11 @@ def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
         return load_packaged(config.path.removeprefix(PACKAGE))
     assert config.train_file is not None
     used = used_columns(config)
-    train = read_file("task.train_file", config.train_file, used)
+    train = read("task.train_file", config.train_file, used)
     if config.validation_file is not None:
         return {
             config.train_split: train,
-            "validation": read_file("task.validation_file", config.validation_file, used),
+            "validation": read("task.validation_file", config.validation_file, used),
         }
     return {config.train_split: train}
 

@@ -18,7 +18,6 @@ from dynarank.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 MEGABATCH = 50
 """Batches sorted by length together: enough to save most padding, few enough to stay a shuffle."""
@@ -37,7 +36,7 @@ class LengthGroupedSampler(Sampler[int]):
     fewer rows than ranks is left out.
 
     Args:
-        lengths: tokens of each row, (rows).
+        lengths: of each row, as the task counts it, (rows).
         batch_size: rows of a global batch, a multiple of `world`.
         seed: of the run.
         rank: this process's number among `world`.
@@ -116,7 +115,7 @@ class TaskData(LightningDataModule):
 
     Args:
         task: with its features encoded.
-        tokenizer: what pads the batches.
+        tokenizer: what makes batches of features: a tokenizer, or what else reads the inputs.
         batch_size: rows of a global batch.
         seed: of the run.
         workers: processes that make batches; 0 makes them in the training's own.
@@ -127,7 +126,7 @@ class TaskData(LightningDataModule):
     def __init__(
         self,
         task: Task[Any],
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Any,
         batch_size: int,
         seed: int,
         workers: int = 0,
