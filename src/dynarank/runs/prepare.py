@@ -223,7 +223,8 @@ def checkpoint_activations(model: Any, config: TrainConfig) -> None:
 
 def check_shares(task: Task[Any], world: int) -> None:
     """Raise `UserError` where a split has fewer features than there are devices."""
-    for split, features in {"train": task.train_features, **task.validation_features}.items():
+    splits = {"train": task.train_features, **task.validation_features, **task.test_features}
+    for split, features in splits.items():
         if len(features) < world:
             raise UserError(
                 f"{split} has {len(features)} rows for {world} devices. Use fewer: trainer.devices"
@@ -265,7 +266,8 @@ def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> n
 
 def log_plan(config: TrainConfig, module: FineTuning, task: Task[Any]) -> None:
     """Print T and the schedule before step 0."""
-    rows = ", ".join(f"{len(data):,} {split}" for split, data in task.validation.items())
+    splits = {**task.validation, **task.test}
+    rows = ", ".join(f"{len(data):,} {split}" for split, data in splits.items())
     log.info(
         "%s: %s rows to train, %s; T = %d steps (%d epochs, batch %d, accumulation %d), lr %.3g",
         config.task.name,

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torchmetrics import (
     Accuracy,
     F1Score,
-    MatthewsCorrCoef,
+    MeanSquaredError,
     Metric,
-    MetricCollection,
     PearsonCorrCoef,
     SpearmanCorrCoef,
 )
@@ -22,6 +22,7 @@ from torchmetrics import (
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks.base import Batch, Collator, Task
+from dynarank.tasks.baselines import Baseline, LabelScores
 from dynarank.tasks.class_names import (
     check_single_values,
     describe_classes,
@@ -32,6 +33,7 @@ from dynarank.tasks.class_names import (
 )
 from dynarank.tasks.config import TextClassificationConfig
 from dynarank.tasks.features import cached_map, encode_texts
+from dynarank.tasks.matthews import Matthews
 from dynarank.tasks.sources import describe
 
 if TYPE_CHECKING:
@@ -187,7 +189,7 @@ class TextClassification(Task[TextClassificationConfig]):
 
         return DataCollatorWithPadding(tokenizer)
 
-    def scores(self, split: str) -> MetricCollection:
+    def scores(self, split: str) -> LabelScores:
         classes = len(self.class_names)
         f1_kind: dict[str, Any] = {"task": "multiclass", "average": "macro"}
         if classes == 2:
@@ -195,16 +197,32 @@ class TextClassification(Task[TextClassificationConfig]):
         makers: dict[str, Callable[[], Metric]] = {
             "accuracy": lambda: Accuracy(task="multiclass", num_classes=classes, average="micro"),
             "f1": lambda: F1Score(num_classes=classes, **f1_kind),
-            "matthews": lambda: MatthewsCorrCoef(task="multiclass", num_classes=classes),
+            "matthews": lambda: Matthews(num_classes=classes),
             "pearson": PearsonCorrCoef,
             "spearman": SpearmanCorrCoef,
+            "rmse": lambda: MeanSquaredError(squared=False),
         }
-        metrics: dict[str, Metric | MetricCollection] = {
-            name: makers[name]() for name in self.config.metrics
-        }
-        return MetricCollection(metrics, compute_groups=False)
+        metrics = {name: makers[name]() for name in self.config.metrics}
+        return LabelScores(metrics, self.class_names)
 
-    def score(self, model: nn.Module, batch: Batch, scores: MetricCollection) -> Tensor:
+    def baseline(self, rows: Dataset) -> Baseline:
+        """Return the scores of the most frequent class of the rows, or of their mean."""
+        labels = torch.as_tensor(rows[self.config.columns.label][:])
+        if self._is_regression:
+            return self._mean_baseline(labels.float())
+        scores = self.scores(self.config.splits[0])
+        scores.update(torch.full_like(labels, int(labels.bincount().argmax())), labels)
+        metrics = {name: float(value) for name, value in scores.compute().items()}
+        return Baseline("majority class", metrics)
+
+    def _mean_baseline(self, labels: Tensor) -> Baseline:
+        """Return the scores of the labels' mean. A constant is correlated with nothing: 0."""
+        metrics = dict.fromkeys(self.config.metrics, 0.0)
+        if "rmse" in metrics:
+            metrics["rmse"] = float(labels.std(correction=0))
+        return Baseline("mean", metrics)
+
+    def score(self, model: nn.Module, batch: Batch, scores: LabelScores) -> Tensor:
         output = model(**batch)
         logits = output.logits.float()  # (batch, classes), or (batch, 1)
         predicted = logits.squeeze(-1) if self._is_regression else logits.argmax(-1)

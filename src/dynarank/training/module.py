@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynarank.config.schema import OptimizerConfig
 from dynarank.methods.base import Method
-from dynarank.tasks.base import Batch, Scores, Task
+from dynarank.tasks.base import Batch, Task
 from dynarank.training.averaging import WeightAverage
 from dynarank.training.distributed import (
     ShardFrozen,
@@ -30,6 +30,7 @@ from dynarank.training.nonfinite import FiniteCheck, NonFiniteError, first_nonfi
 from dynarank.training.optimizer import build_optimizer
 from dynarank.training.optimizer_steps import OptimizerSteps
 from dynarank.training.rank_allocation import RankAllocation
+from dynarank.training.split_scores import SplitScores
 from dynarank.training.validation_lines import ValidationLines, log_scores
 
 SELECTION = "selection"
@@ -37,6 +38,10 @@ SELECTION = "selection"
 
 It is the task's selecting metric at budget, and NaN before, which never wins.
 """
+COLLAPSED = "val/collapsed"
+"""The logged number that is 1 where all predictions of a split are one, and else 0."""
+PLACE = ("epoch", "step")
+"""Logged with each row, both counted from 1: Lightning's own begin with 0."""
 MAX_SKIPPED_STEPS = 50
 """Steps that a loss scaler may skip in a row.
 
@@ -80,7 +85,8 @@ class FineTuning(LightningModule):
         self.allocation = None if allocator is None else RankAllocation(allocator, self.steps)
         self.average = None if ema is None else WeightAverage(ema, self.steps)
         self.training_pass: Callable[..., Any] = model.__call__
-        self.scores = nn.ModuleList(task.scores(split) for split in task.validation)
+        self.scores = SplitScores(task, task.validation)
+        self.test_scores = SplitScores(task, task.test)
         self.history: list[dict[str, float]] = []
         """The scores of every validation within `fit`, with their step and epoch."""
         self.blocks: Sequence[str] = sharding_blocks(method.model)
@@ -95,6 +101,12 @@ class FineTuning(LightningModule):
     def at_budget(self) -> bool:
         """Whether the ranks are final: only then may an epoch be selected."""
         return self.allocation is None or self.allocation.allocator.frozen
+
+    @property
+    def epoch(self) -> float:
+        """The epoch's number, from 1; after training, that of the last one."""
+        within = self.trainer.state.fn == "fit"
+        return float(self.current_epoch + 1 if within else max(1, self.current_epoch))
 
     # --- set up, once ---
 
@@ -254,8 +266,14 @@ class FineTuning(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log what is of interest every `log_every` steps only, after the Callbacks have acted."""
         if is_log_step(self.trainer):
+            self._log_place()
             for name, value in self._figures.items():
                 self.log(name, value)
+
+    def _log_place(self) -> None:
+        """Log where in the training a row stands, for all loggers."""
+        for name, value in zip(PLACE, (self.epoch, self.trainer.global_step), strict=True):
+            self.log(name, float(value))
 
     # --- validation ---
 
@@ -265,13 +283,12 @@ class FineTuning(LightningModule):
         They are not forgotten at its end, because the run writes them when training is over.
         """
         self._lines.begin()
-        for scores in self.scores:
-            cast("Scores", scores).reset()
+        self.scores.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect a batch's predictions and log its loss."""
         loss = self.task.score(self.model, batch, self.scores[dataloader_idx])
-        label = self._label(dataloader_idx)
+        label = self.scores.labels[dataloader_idx]
         size = self.task.batch_size(batch)
         self.log(
             f"val/{label}loss", loss, batch_size=size, add_dataloader_idx=False, sync_dist=True
@@ -280,21 +297,32 @@ class FineTuning(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the scores, and the one that picks the best epoch."""
-        scores: dict[str, float] = {}
-        for index, collected in enumerate(self.scores):
-            label = self._label(index)
-            for name, value in cast("Scores", collected).compute().items():
-                scores[label + name] = float(value)
+        scores = self.scores.compute()
         selecting = self.task.config.select
         for name, value in scores.items():
             self.log(f"val/{name}", value, prog_bar=name == selecting)
+        alike = self.scores.collapsed()
+        self.log(COLLAPSED, float(alike is not None))
+        self._log_place()
         self.log(SELECTION, scores[selecting] if self.at_budget else float("nan"))
         if self.trainer.state.fn == "fit":
-            step, epoch = self.trainer.global_step, self.current_epoch + 1
-            self.history.append({"step": step, "epoch": epoch, **scores})
+            step = self.trainer.global_step
+            self.history.append({"step": step, "epoch": int(self.epoch), **scores})
             status = None if self.allocation is None else self.allocation.status()
-            log_scores(step, self.total_steps, scores, status)
+            log_scores(step, self.total_steps, scores, status, alike)
 
-    def _label(self, index: int) -> str:
-        """Return what stands before the names of a split's scores."""
-        return self.task.config.split_label(self.task.config.splits[index])
+    # --- the test rows, once, after training ---
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the predictions of an earlier test."""
+        self.test_scores.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect a batch's predictions."""
+        self.task.score(self.model, batch, self.test_scores[0])
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the scores."""
+        for name, value in self.test_scores.compute().items():
+            self.log(f"test/{name}", value)
+        self._log_place()
