@@ -24,7 +24,9 @@ from dynarank.runs.results import Results, gather_artifacts, write_artifacts, wr
 from dynarank.runs.summary import print_summary
 from dynarank.tasks.baselines import baseline_record
 from dynarank.training.data import TaskData
-from dynarank.training.module import COLLAPSED, PLACE, SELECTION, FineTuning
+from dynarank.training.module import FineTuning
+from dynarank.training.split_scores import COLLAPSED, PLACE, SELECTION
+from dynarank.training.tensorboard_tracker import TensorBoardTracker
 from dynarank.training.wandb_tracker import WandbTracker
 
 log = logging.getLogger(__name__)
@@ -251,7 +253,7 @@ def finish_trackers(trainer: pl.Trainer, results: Results) -> None:
     The next run of a sweep opens its own.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, WandbTracker):
+        if isinstance(logger, WandbTracker | TensorBoardTracker):
             final: dict[str, Any] = {
                 "final/components": results.components_kept,
                 "final/adapter_parameters": results.adapter_parameters,

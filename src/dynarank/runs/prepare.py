@@ -41,6 +41,8 @@ from dynarank.training.data import TaskData
 from dynarank.training.distributed import check_devices, this_rank
 from dynarank.training.module import FineTuning
 from dynarank.training.optimizer import resolve_total_steps
+from dynarank.training.own_callbacks import build_callbacks
+from dynarank.training.tensorboard_tracker import check_tensorboard
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +112,9 @@ def locate_run(config: TrainConfig, folder: Path) -> Located:
     check_machine(config.trainer)
     check_compiler(config.trainer)
     check_devices(config.trainer, config.batch_size)
+    build_callbacks(config.trainer.callbacks)  # a mistake in one need not wait for the model
+    if config.logger.tracker == "tensorboard":
+        check_tensorboard()
     if config.trainer.strategy == "fsdp" and config.method.name == "full":
         raise UserError(
             "trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. "

@@ -14,6 +14,7 @@ from dynarank.run_folder import (
     PREDICTION_LINES,
     PREDICTIONS,
     RANK_MAP,
+    TENSORBOARD,
     TRACKER,
 )
 from dynarank.runs.results import Results
@@ -87,6 +88,7 @@ def places(results: Results) -> list[str]:
         PREDICTION_LINES: "texts generated",
         HISTORY: "history",
         TRACKER: f"the same, to browse: wandb leet {shown / TRACKER}",
+        TENSORBOARD: f"the same, to browse: tensorboard --logdir {shown}",
     }
     lines = [f"{shown}/"]
     for name, meaning in meanings.items():

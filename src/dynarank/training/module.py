@@ -25,23 +25,15 @@ from dynarank.training.library_internals import (
     is_log_step,
     sharding_blocks,
     uncount_step,
+    window_scale,
 )
 from dynarank.training.nonfinite import FiniteCheck, NonFiniteError, first_nonfinite_gradient
-from dynarank.training.optimizer import build_optimizer
+from dynarank.training.optimizer import build_optimizer, clip_gradient
 from dynarank.training.optimizer_steps import OptimizerSteps
 from dynarank.training.rank_allocation import RankAllocation
-from dynarank.training.split_scores import SplitScores
+from dynarank.training.split_scores import COLLAPSED, PLACE, SELECTION, SplitScores
 from dynarank.training.validation_lines import ValidationLines, log_scores
 
-SELECTION = "selection"
-"""The logged score that picks the best epoch.
-
-It is the task's selecting metric at budget, and NaN before, which never wins.
-"""
-COLLAPSED = "val/collapsed"
-"""The logged number that is 1 where all predictions of a split are one, and else 0."""
-PLACE = ("epoch", "step")
-"""Logged with each row, both counted from 1: Lightning's own begin with 0."""
 MAX_SKIPPED_STEPS = 50
 """Steps that a loss scaler may skip in a row.
 
@@ -173,7 +165,7 @@ class FineTuning(LightningModule):
             loss = loss + penalty
             mean = mean + penalty.detach()
         self.finite_check.add(mean, inputs)
-        return loss * self._window_scale(batch_idx)
+        return loss * window_scale(self.trainer, batch_idx)
 
     def _penalty(self) -> Tensor | None:
         """Return what the method adds to the loss, a float32 scalar, or None for nothing."""
@@ -192,17 +184,6 @@ class FineTuning(LightningModule):
         """
         logged = 0.0 if penalty is None else penalty.detach()
         self._figures[f"train/{self.method.penalty_name}"] = logged
-
-    def _window_scale(self, batch_idx: int) -> float:
-        """Return what makes the loss of an accumulation window the mean of its batches.
-
-        Lightning divides each batch's loss by the length of a full window. The last window of an
-        epoch may be shorter.
-        """
-        full = self.trainer.accumulate_grad_batches
-        batches = int(self.trainer.num_training_batches)
-        rest = batches % full
-        return full / rest if batch_idx >= batches - rest else 1.0
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Average the gradients of what FSDP2 was told to leave whole."""
@@ -227,14 +208,7 @@ class FineTuning(LightningModule):
         """
         if self.method.closed_form_penalty:
             self._note_penalty(self.method.add_penalty_gradient(self.at_budget))
-        trained: list[nn.Parameter] = []
-        for group in optimizer.param_groups:
-            trained.extend(group["params"])
-        if gradient_clip_val is None:
-            gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-        else:
-            norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+        norm = clip_gradient(optimizer, gradient_clip_val)
         step = self.trainer.global_step + 1
         scaled = has_loss_scaler(self)
         with self.trainer.precision_plugin.forward_context():
@@ -312,10 +286,6 @@ class FineTuning(LightningModule):
             log_scores(step, self.total_steps, scores, status, alike)
 
     # --- the test rows, once, after training ---
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the predictions of an earlier test."""
-        self.test_scores.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect a batch's predictions."""

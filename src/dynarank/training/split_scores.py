@@ -10,6 +10,16 @@ from torch import nn
 from dynarank.tasks.base import Scores, Task
 from dynarank.tasks.baselines import collapsed
 
+SELECTION = "selection"
+"""The logged score that picks the best epoch.
+
+It is the task's selecting metric at budget, and NaN before, which never wins.
+"""
+COLLAPSED = "val/collapsed"
+"""The logged number that is 1 where all predictions of a split are one, and else 0."""
+PLACE = ("epoch", "step")
+"""Logged with each row, both counted from 1: Lightning's own begin with 0."""
+
 
 class SplitScores(nn.ModuleList):
     """`Scores` of some splits of a task, in their order.
