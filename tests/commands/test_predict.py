@@ -134,7 +134,8 @@ def test_labelled_rows_are_scored_too(
     ones, size = sum(guesses), len(labels)
     spread = (ones * (size - ones) * 4 * 4) ** 0.5
     matthews = (both * size - ones * 4) / spread if spread else 0.0
-    assert shown[-1] == f"matthews: {matthews:.4f}"
+    assert shown[1].startswith(f"matthews: {matthews:.4f} (majority class: 0.0000)")
+    assert (len(set(guesses)) == 1) == shown[-1].startswith("the model predicts one thing")
 
 
 def test_labels_that_cannot_be_scored_do_not_stop_predictions(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,17 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     predictor = load_named_run(options)
     rows = read_rows(options.input, options.format, predictor.task.read_file)
     labelled = predictor.task.check(rows, f"--input {options.input}", labelled=True)
-    _, scores = predictor.predict_and_score(labelled, options.batch_size)
+    _, evaluation = predictor.predict_and_score(labelled, options.batch_size)
     return {
         "run": str(options.source),
         "input": options.input,
         "task": predictor.task.config.name,
         "rows": len(labelled),
-        "metrics": scores,
+        **asdict(evaluation),
     }
 
 
 def _as_lines(result: dict[str, Any]) -> str:
     """Return the scores as text, a line each."""
     first = f"{result['rows']:,} rows of {result['input']}"
-    return "\n".join([first, *score_lines(result["metrics"])]) + "\n"
+    return "\n".join([first, *score_lines(result)]) + "\n"

@@ -14,6 +14,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,14 +105,15 @@ def _predict_file(predictor: Predictor, options: argparse.Namespace) -> None:
     kept = _columns_to_keep(rows, options, where)
     checked = predictor.task.check(rows, where, labelled=False)
     labelled = _labelled(predictor.task, rows, where)
-    scores: dict[str, float] = {}
+    scores: dict[str, Any] = {}
     if labelled is None:
         records = predictor(checked, options.batch_size)
     else:
-        records, scores = predictor.predict_and_score(labelled, options.batch_size)
+        records, evaluation = predictor.predict_and_score(labelled, options.batch_size)
+        scores = asdict(evaluation)
     write_rows(options.output, _joined(predictor.task, rows, kept, records))
     print(f"{len(records):,} rows predicted: {options.output}")
-    for line in score_lines(scores):
+    for line in score_lines(scores) if scores else ():
         print(line)
 
 

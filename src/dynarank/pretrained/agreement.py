@@ -16,7 +16,7 @@ from torch import nn
 
 from dynarank.errors import UserError
 from dynarank.pretrained.architectures import kind_of_model
-from dynarank.pretrained.digests import weights_digest
+from dynarank.pretrained.digests import same_weights
 from dynarank.run_folder import ORIGIN
 
 if TYPE_CHECKING:
@@ -250,8 +250,8 @@ def check_weights_digest(where: str, recorded: RecordedDigests, pretrained: Pret
     Args:
         where: the adapter, for errors.
     """
-    present = weights_digest(pretrained.model, pretrained.head)
-    if recorded.base_weights is None or recorded.base_weights == present:
+    known = recorded.base_weights
+    if known is None or same_weights(known, pretrained.model, pretrained.head):
         return
     _refuse_or_warn(
         f"{where} does not belong to {pretrained.source.path}: it was trained on other weights, so "

@@ -32,6 +32,17 @@ Record = dict[str, Any]
 """A prediction for one row, as plain values by name."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of labelled rows."""
+
+    metrics: dict[str, float]
+    baseline: dict[str, Any] | None
+    """What a model scores that has learned nothing, as metrics.json holds it."""
+    collapsed: str | None
+    """The one prediction that all rows share, in words; None where they differ."""
+
+
 @dataclass
 class Predictor:
     """A finished run, ready to predict."""
@@ -49,8 +60,8 @@ class Predictor:
 
     def predict_and_score(
         self, rows: Dataset, batch_size: int = 32
-    ) -> tuple[list[Record], dict[str, float]]:
-        """Return one record for each row, and the task's metrics over all of them.
+    ) -> tuple[list[Record], Evaluation]:
+        """Return one record for each row, and the scores over all of them.
 
         Args:
             rows: labelled rows, as `Task.check` returns them.
@@ -93,8 +104,9 @@ class Predictor:
                 outputs.update(zip(chosen, predicted, strict=True))
         return [outputs[index] for index in range(len(features))]
 
-    def _score(self, rows: Dataset, features: Dataset, outputs: Sequence[Any]) -> dict[str, float]:
-        """Return the task's metrics of the outputs, against the labels that the rows hold."""
+    def _score(self, rows: Dataset, features: Dataset, outputs: Sequence[Any]) -> Evaluation:
+        """Return the scores of the outputs, against the labels that the rows hold."""
+        from dynarank.tasks.baselines import collapsed
         from dynarank.tasks.row_scores import RowScores
 
         split = self.task.config.splits[0]
@@ -108,7 +120,13 @@ class Predictor:
             guesses = values.argmax(-1) if values.ndim == 2 else values
             labels = rows[self.task.config.columns.label][:]
             scores.update(guesses, torch.as_tensor(labels))
-        return {name: float(value) for name, value in scores.compute().items()}
+        metrics = {name: float(value) for name, value in scores.compute().items()}
+        baseline = self.task.baseline(rows)
+        return Evaluation(
+            metrics=metrics,
+            baseline=None if baseline is None else baseline.as_record(),
+            collapsed=collapsed(scores),
+        )
 
 
 def load_predictor(

@@ -41,6 +41,8 @@ from dynarank.training.data import TaskData
 from dynarank.training.distributed import check_devices, this_rank
 from dynarank.training.module import FineTuning
 from dynarank.training.optimizer import resolve_total_steps
+from dynarank.training.own_callbacks import build_callbacks
+from dynarank.training.tensorboard_tracker import check_tensorboard
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +112,9 @@ def locate_run(config: TrainConfig, folder: Path) -> Located:
     check_machine(config.trainer)
     check_compiler(config.trainer)
     check_devices(config.trainer, config.batch_size)
+    build_callbacks(config.trainer.callbacks)  # a mistake in one need not wait for the model
+    if config.logger.tracker == "tensorboard":
+        check_tensorboard()
     if config.trainer.strategy == "fsdp" and config.method.name == "full":
         raise UserError(
             "trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. "
@@ -223,7 +228,8 @@ def checkpoint_activations(model: Any, config: TrainConfig) -> None:
 
 def check_shares(task: Task[Any], world: int) -> None:
     """Raise `UserError` where a split has fewer features than there are devices."""
-    for split, features in {"train": task.train_features, **task.validation_features}.items():
+    splits = {"train": task.train_features, **task.validation_features, **task.test_features}
+    for split, features in splits.items():
         if len(features) < world:
             raise UserError(
                 f"{split} has {len(features)} rows for {world} devices. Use fewer: trainer.devices"
@@ -266,7 +272,8 @@ def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> n
 
 def log_plan(config: TrainConfig, module: FineTuning, task: Task[Any]) -> None:
     """Print T and the schedule before step 0."""
-    rows = ", ".join(f"{len(data):,} {split}" for split, data in task.validation.items())
+    splits = {**task.validation, **task.test}
+    rows = ", ".join(f"{len(data):,} {split}" for split, data in splits.items())
     log.info(
         "%s: %s rows to train, %s; T = %d steps (%d epochs, batch %d, accumulation %d), lr %.3g",
         config.task.name,

@@ -14,6 +14,7 @@ from dynarank.run_folder import (
     PREDICTION_LINES,
     PREDICTIONS,
     RANK_MAP,
+    TENSORBOARD,
     TRACKER,
 )
 from dynarank.runs.results import Results
@@ -32,7 +33,7 @@ def print_summary(results: Results) -> None:
         table.add_row(label, text)
     console = Console()
     console.print(table)
-    for line in places(results):
+    for line in [*places(results), *collapse_warning(results)]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -45,6 +46,11 @@ def summary_rows(results: Results) -> Mapping[str, str]:
         rows[name] = f"{value:.4f}"
         if name == selected["metric"]:
             rows[name] += f" (best, epoch {selected['epoch']}, {state})"
+        if name in results.baseline_metrics and results.baseline is not None:
+            baseline = results.baseline_metrics[name]
+            rows[name] += f"; {results.baseline['name']} {baseline:.4f}"
+    for name, value in (results.test_metrics or {}).items():
+        rows[f"test {name}"] = f"{value:.4f} ({results.test_rows:,} rows, once)"
     if results.components_target is not None:
         rows["components"] = f"{results.components_kept} of {results.components_target} budgeted"
         ranks = results.ranks.values()
@@ -61,6 +67,16 @@ def summary_rows(results: Results) -> Mapping[str, str]:
     return rows
 
 
+def collapse_warning(results: Results) -> list[str]:
+    """Return what to say, a line each, where a model predicts one thing for every row."""
+    if results.collapsed is None:
+        return []
+    return [
+        f"Nothing was learned: the model predicts one thing for {results.collapsed}.",
+        "Another optimizer.lr or seed may help, or more epochs (docs/troubleshooting.md).",
+    ]
+
+
 def places(results: Results) -> list[str]:
     """Return where each file lies, a line each; relative to the working directory where below."""
     folder = Path(results.output_dir)
@@ -72,6 +88,7 @@ def places(results: Results) -> list[str]:
         PREDICTION_LINES: "texts generated",
         HISTORY: "history",
         TRACKER: f"the same, to browse: wandb leet {shown / TRACKER}",
+        TENSORBOARD: f"the same, to browse: tensorboard --logdir {shown}",
     }
     lines = [f"{shown}/"]
     for name, meaning in meanings.items():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
+from dynarank.tasks.baselines import Baseline
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.features import token_counts
 from dynarank.tasks.files import read_file
@@ -31,7 +32,8 @@ ConfigT = TypeVar("ConfigT", bound=TaskConfig)
 class Scores(Protocol):
     """An object that collects a split's predictions and scores them.
 
-    torchmetrics' collections and our `RowScores` are such objects.
+    torchmetrics' collections and our `RowScores` are such objects. One that has an attribute
+    `collapsed` says with it, once computed, which one prediction all rows share, if they do.
     """
 
     def compute(self) -> Mapping[str, Any]:
@@ -47,9 +49,9 @@ class Task(ABC, Generic[ConfigT]):
     A task lives in three steps: `read` loads and checks its rows, before any model is loaded;
     `encode` makes features of them; then batches of features pass through `score` or `predict`.
 
-    `train` and `validation` (by split) hold the rows. `train_features` and `validation_features`
-    hold what a model takes of them: a row gives one feature, or several (windows of a long text).
-    Features stand in the order of their rows.
+    `train`, `validation` and `test` (by split) hold the rows. `train_features` and its like hold
+    what a model takes of them: a row gives one feature, or several (windows of a long text).
+    Features stand in the order of their rows. There are test rows where they are asked for.
     """
 
     auto_class: ClassVar[str]
@@ -74,6 +76,8 @@ class Task(ABC, Generic[ConfigT]):
         self.validation: dict[str, Dataset] = {}
         self.train_features: Dataset
         self.validation_features: dict[str, Dataset] = {}
+        self.test: dict[str, Dataset] = {}
+        self.test_features: dict[str, Dataset] = {}
 
     def recorded_config(self) -> ConfigT:
         """Return the configuration with what was learned from the rows filled in.
@@ -103,6 +107,27 @@ class Task(ABC, Generic[ConfigT]):
         self.train = sample_rows(checked[config.train_split], config.max_train_rows, seed)
         for split in config.splits:
             self.validation[split] = sample_rows(checked[split], config.max_validation_rows, seed)
+        if config.tested is not None:
+            self.test[config.tested] = self._checked_split(splits, config.tested)
+
+    def scored_rows(self, split: str) -> Dataset:
+        """Return the rows of a split that is validated, or tested."""
+        return self.test[split] if split in self.test else self.validation[split]
+
+    def scored_features(self, split: str) -> Dataset:
+        """Return the features of a split that is validated, or tested."""
+        return (
+            self.test_features[split]
+            if split in self.test_features
+            else self.validation_features[split]
+        )
+
+    def baseline(self, rows: Dataset) -> Baseline | None:
+        """Return what the best answer that does not look at the input scores on labelled rows.
+
+        None where a family knows no such answer.
+        """
+        return None
 
     def read_file(self, field: str, name: str, used: Collection[str] | None = None) -> Dataset:
         """Return the rows of a file or folder of the user's own, for training and for prediction.
@@ -209,6 +234,8 @@ class Task(ABC, Generic[ConfigT]):
         self.train_features = self.features(self.train, tokenizer, model)
         for split, rows in self.validation.items():
             self.validation_features[split] = self.features(rows, tokenizer, model)
+        for split, rows in self.test.items():
+            self.test_features[split] = self.features(rows, tokenizer, model)
 
     @abstractmethod
     def features(
@@ -250,7 +277,7 @@ class Task(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def scores(self, split: str) -> nn.Module:
-        """Return fresh `Scores` of a validation split."""
+        """Return fresh `Scores` of a split that is validated, or tested."""
 
     @abstractmethod
     def score(self, model: nn.Module, batch: Batch, scores: Any) -> Tensor:

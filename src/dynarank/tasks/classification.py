@@ -8,19 +8,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torchmetrics import (
     Accuracy,
     F1Score,
-    MatthewsCorrCoef,
+    MeanSquaredError,
     Metric,
-    MetricCollection,
     PearsonCorrCoef,
     SpearmanCorrCoef,
 )
 
 from dynarank.errors import UserError
 from dynarank.tasks.base import Batch, Task
+from dynarank.tasks.baselines import Baseline, LabelScores
 from dynarank.tasks.class_names import (
     check_single_values,
     describe_classes,
@@ -31,6 +32,7 @@ from dynarank.tasks.class_names import (
 )
 from dynarank.tasks.config import TextClassificationConfig
 from dynarank.tasks.image_config import ImageClassificationConfig
+from dynarank.tasks.matthews import Matthews
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,7 +102,18 @@ class Classification(Task[ConfigT]):
             "problem_type": "single_label_classification",
         }
 
-    def score(self, model: nn.Module, batch: Batch, scores: MetricCollection) -> Tensor:
+    def scores(self, split: str) -> LabelScores:
+        return label_scores(self.config.metrics, self.class_names)
+
+    def baseline(self, rows: Dataset) -> Baseline:
+        """Return the scores of the most frequent class of the rows."""
+        labels = torch.as_tensor(rows[self.config.columns.label][:])
+        scores = self.scores(self.config.splits[0])
+        scores.update(torch.full_like(labels, int(labels.bincount().argmax())), labels)
+        metrics = {name: float(value) for name, value in scores.compute().items()}
+        return Baseline("majority class", metrics)
+
+    def score(self, model: nn.Module, batch: Batch, scores: LabelScores) -> Tensor:
         output = model(**self.inputs(batch))
         scores.update(output.logits.float().argmax(-1), batch["labels"])
         loss: Tensor = output.loss
@@ -122,22 +135,23 @@ class Classification(Task[ConfigT]):
         return record
 
 
-def metrics_of(names: Sequence[str], classes: int) -> MetricCollection:
-    """Return fresh metrics by name.
+def label_scores(names: Sequence[str], class_names: Sequence[str]) -> LabelScores:
+    """Return fresh scores of classes or numbers.
 
     Args:
-        names: some of those in `tasks.config.METRICS` for a class or a number.
-        classes: their number; 0 for numbers.
+        names: metrics, some of those in `tasks.config.METRICS` for a class or a number.
+        class_names: by class number; empty for numbers.
     """
+    classes = len(class_names)
     f1_kind: dict[str, Any] = {"task": "multiclass", "average": "macro"}
     if classes == 2:
         f1_kind = {"task": "binary"}
     makers: dict[str, Callable[[], Metric]] = {
         "accuracy": lambda: Accuracy(task="multiclass", num_classes=classes, average="micro"),
         "f1": lambda: F1Score(num_classes=classes, **f1_kind),
-        "matthews": lambda: MatthewsCorrCoef(task="multiclass", num_classes=classes),
+        "matthews": lambda: Matthews(num_classes=classes),
         "pearson": PearsonCorrCoef,
         "spearman": SpearmanCorrCoef,
+        "rmse": lambda: MeanSquaredError(squared=False),
     }
-    metrics: dict[str, Metric | MetricCollection] = {name: makers[name]() for name in names}
-    return MetricCollection(metrics, compute_groups=False)
+    return LabelScores({name: makers[name]() for name in names}, class_names)

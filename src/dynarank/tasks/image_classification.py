@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torchmetrics import MetricCollection
 
 from dynarank.errors import UserError, first_line
 from dynarank.pretrained.processors import image_mode
 from dynarank.tasks.base import Batch, Collator
-from dynarank.tasks.classification import Classification, metrics_of
+from dynarank.tasks.classification import Classification
 from dynarank.tasks.files import read_file
 from dynarank.tasks.image_config import ImageClassificationConfig
 from dynarank.tasks.image_files import FILE, absolute_paths, as_images, open_image, read_folder
@@ -83,9 +82,6 @@ class ImageClassification(Classification[ImageClassificationConfig]):
             return batch
 
         return collate
-
-    def scores(self, split: str) -> MetricCollection:
-        return metrics_of(self.config.metrics, len(self.class_names))
 
 
 def _converted(feature: dict[str, Any], mode: str) -> Any:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks.base import Batch, Collator
-from dynarank.tasks.classification import Classification, metrics_of
+from dynarank.tasks.baselines import Baseline, LabelScores
+from dynarank.tasks.classification import Classification
 from dynarank.tasks.config import TextClassificationConfig
 from dynarank.tasks.features import cached_map, encode_texts
 from dynarank.tasks.sources import describe
@@ -122,10 +123,18 @@ class TextClassification(Classification[TextClassificationConfig]):
 
         return DataCollatorWithPadding(tokenizer)
 
-    def scores(self, split: str) -> MetricCollection:
-        return metrics_of(self.config.metrics, len(self.class_names))
+    def baseline(self, rows: Dataset) -> Baseline:
+        """Return the scores of the most frequent class of the rows, or of their mean."""
+        if not self._is_regression:
+            return super().baseline(rows)
+        labels = torch.as_tensor(rows[self.config.columns.label][:]).float()
+        # A constant is correlated with nothing.
+        metrics = dict.fromkeys(self.config.metrics, 0.0)
+        if "rmse" in metrics:
+            metrics["rmse"] = float(labels.std(correction=0))
+        return Baseline("mean", metrics)
 
-    def score(self, model: nn.Module, batch: Batch, scores: MetricCollection) -> Tensor:
+    def score(self, model: nn.Module, batch: Batch, scores: LabelScores) -> Tensor:
         if not self._is_regression:
             return super().score(model, batch, scores)
         output = model(**batch)

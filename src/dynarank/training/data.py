@@ -152,7 +152,7 @@ class TaskData(LightningDataModule):
     def longest(self) -> int:
         """Tokens of the longest feature of any split."""
         longest = int(self.train_lengths.max())
-        for features in self.task.validation_features.values():
+        for features in (self.task.validation_features | self.task.test_features).values():
             longest = max(longest, int(self.task.feature_lengths(features).max()))
         return longest
 
@@ -188,17 +188,29 @@ class TaskData(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return a loader for each validation split, in the task's order."""
-        features_by_split = self.task.validation_features
+        loaders = []
+        for features in self.task.validation_features.values():
+            loaders.append(self._validation_loader(features, self.sample))
+        return loaders
+
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """Return a loader of all rows of the test split; none where no test is asked for."""
+        features_by_split = self.task.test_features
         return [self._validation_loader(features) for features in features_by_split.values()]
 
-    def _validation_loader(self, features: Dataset) -> DataLoader[Batch]:
-        """Return the loader of this rank's batches of a split, longest rows first."""
+    def _validation_loader(self, features: Dataset, sample: int | None = None) -> DataLoader[Batch]:
+        """Return the loader of this rank's batches of a split, longest rows first.
+
+        Args:
+            features: of the split.
+            sample: how many of its rows are scored; None for all.
+        """
         order = np.argsort(-self.task.feature_lengths(features), kind="stable")
         rows = self.task.rows_of(features)
         last_row = rows.max()
-        if self.sample is not None and self.sample <= last_row:
+        if sample is not None and sample <= last_row:
             shuffled = np.random.default_rng(self.seed).permutation(last_row + 1)
-            order = order[np.isin(rows[order], shuffled[: self.sample])]
+            order = order[np.isin(rows[order], shuffled[:sample])]
         batches = even_batches(order, self.batch_size, self.world_size)
         own = [batch[self._rank :: self.world_size].tolist() for batch in batches]
         return self._loader(features, batch_sampler=own)
