@@ -65,7 +65,7 @@ def digit_run(digits: Path, vit: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("run")
     files = [f"task.{split}_file={digits / split}" for split in ("train", "validation")]
     given = ["task=image_classification", f"model.path={vit}", *files]
-    sizes = ["trainer.batch_size=64", "trainer.epochs=5", "optimizer.lr=0.01", "budget=r8"]
+    sizes = ["trainer.batch_size=64", "trainer.epochs=4", "optimizer.lr=0.01", "budget=r8"]
     run(configure(folder, folder, *given, *sizes, "budget.interval=5"))
     return folder
 
