@@ -82,7 +82,7 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
         )
         config = node(hydra=hydra, sweep=node(resume=resume))
         points = [[f"x={value}", "fixed=1"] for value in values]
-        return sweep.launch(None, config, points, 0, executor or Processes())
+        return sweep.launch(None, config, points, 0, executor or Processes(preload=False))
 
     return launch
 

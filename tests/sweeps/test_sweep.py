@@ -156,7 +156,7 @@ from sweep_folders import launcher
 from dynarank.sweeps.executors import Processes
 with pytest.MonkeyPatch.context() as patch:
     try:
-        launcher(Path(sys.argv[1]), patch)([0, 3], executor=Processes())
+        launcher(Path(sys.argv[1]), patch)([0, 3], executor=Processes(preload=False))
     except KeyboardInterrupt as error:
         print(error, error.code)
 """
