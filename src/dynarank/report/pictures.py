@@ -21,6 +21,7 @@ FOR_PAPERS = ("rank_budgets", "rank_maps")
 """Pictures that are saved as PDF too."""
 WIDTHS = {"rank_budgets": "broad", "rank_agreement": "narrow"}
 """Pictures that take another part of the page's width than half."""
+PNG_DPI = 150
 MOST_PICTURED_TASKS = 40
 """Tasks beyond this number have no pictures."""
 
@@ -50,21 +51,34 @@ class Picture:
     @cached_property
     def svg(self) -> str:
         """The figure as an SVG file's text."""
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
         text = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         self._fix_layout()
         with styled():
-            self.figure.savefig(text, format="svg", metadata=metadata)
+            FigureCanvasSVG(self.figure).print_svg(text, metadata=metadata)
         return text.getvalue()
 
     def save(self, folder: Path) -> None:
-        """Write NAME.png and NAME.svg, and NAME.pdf of pictures that papers take."""
+        """Write NAME.png and NAME.svg, and NAME.pdf of pictures that papers take.
+
+        The canvases are asked directly: `savefig` draws a figure twice, for its layout.
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.backends.backend_pdf import FigureCanvasPdf
+
         self._fix_layout()
         with styled():
-            self.figure.savefig(folder / f"{self.name}.png", dpi=150)
+            dots = self.figure.dpi
+            self.figure.dpi = PNG_DPI
+            FigureCanvasAgg(self.figure).print_png(folder / f"{self.name}.png")
+            self.figure.dpi = dots
             if self.kind in FOR_PAPERS:
                 metadata = {"CreationDate": None, "Creator": None, "Producer": None}
-                self.figure.savefig(folder / f"{self.name}.pdf", metadata=metadata)
+                FigureCanvasPdf(self.figure).print_pdf(
+                    folder / f"{self.name}.pdf", metadata=metadata
+                )
         (folder / f"{self.name}.svg").write_text(self.svg, encoding="utf-8")
 
     def _fix_layout(self) -> None:

@@ -178,7 +178,7 @@ def draw_score_spread(table: Table, task: str) -> Figure | None:
 
 def has_quantiles(run: Run) -> bool:
     """Return whether a run's history holds the quantiles of the components' scores."""
-    return all(name in run.history and run.history[name].notna().any() for name in QUANTILES)
+    return all(run.has(name) for name in QUANTILES)
 
 
 def draw_quantiles(axes: Axes, runs: Sequence[Run]) -> None:
