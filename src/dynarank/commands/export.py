@@ -34,9 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     with exit_on_user_error():
         from dynarank.pretrained.hub import HubConfig
-        from dynarank.runs.origin import find_adapter
 
-        adapter = find_adapter(options.run, options.over_budget)
+        adapter = adapter_folder(options)
         if options.rank_pattern:
             print(rank_pattern_text(adapter), end="")
             return
@@ -103,6 +102,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if (options.out is None) != options.rank_pattern:
         parser.error("give OUT_DIR, or --rank-pattern, which writes nothing")
     return options
+
+
+def adapter_folder(options: argparse.Namespace) -> Path:
+    """Return the folder of the adapter that the options name. Raises `UserError`.
+
+    Where only its factors are needed, it may be any PEFT adapter, of whatever made it.
+    """
+    from dynarank.adapters.adapter_checks import CONFIG
+    from dynarank.run_folder import ORIGIN
+    from dynarank.runs.origin import find_adapter
+
+    folder: Path = options.run
+    is_foreign = (folder / CONFIG).is_file() and not (folder / ORIGIN).is_file()
+    if is_foreign and (options.rank_pattern or options.format in READERS):
+        return folder
+    return find_adapter(folder, options.over_budget)
 
 
 def refuse_filled_folder(out: Path) -> None:
