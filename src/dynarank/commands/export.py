@@ -217,7 +217,13 @@ def write_merged(
     if isinstance(model, peft.PeftModel):
         if model.active_peft_config.is_prompt_learning:
             raise UserError(_not_mergeable(loaded.origin.method))
-        narrow = loaded.origin.model_config().dtype != DTYPES[0]
+        config = loaded.origin.model_config()
+        narrow = config.dtype != DTYPES[0]
+        if config.quantization is not None:
+            notes.append(
+                f"merged into the {config.quantization} weights that the run trained on, turned "
+                "back into plain ones: the model is not quantized any more"
+            )
         if dtype != DTYPES[0]:
             lost = rounded_away(model, getattr(torch, dtype))
             notes.append(f"rounded to {dtype}, {lost:.1%} of the update is lost")
