@@ -91,7 +91,30 @@ def clean(notebook: nbformat.NotebookNode, folder: Path) -> None:
             for kind in data:
                 if kind.startswith("text/"):
                     data[kind] = stable(data[kind], folder)
-        cell.outputs = [output for output in cell.outputs if output.get("text") != ""]
+        cell.outputs = joined(cell.outputs)
+
+
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Return outputs in which what was printed in pieces is one piece, without empty ones."""
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        last = kept[-1] if kept else {}
+        if "text" in output and last.get("name") == output.get("name"):
+            kept[-1].text += output.text
+        elif output.get("text") != "":
+            kept.append(output)
+    return kept
+
+
+def shown(notebook: nbformat.NotebookNode) -> str:
+    """Return what a notebook printed and showed, as text; of a picture, its kind."""
+    parts = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            parts += [output.get("text", ""), data.get("text/markdown", data.get("text/plain", ""))]
+            parts += [kind for kind in data if kind.startswith("image/")]
+    return "\n".join(parts)
 
 
 def main(names: list[str]) -> None:
