@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynarank.adapters.reader_forms import READERS
 from dynarank.commands.command_line import CommandParser, add_hub_root, exit_on_user_error
+from dynarank.durable_files import make_readable
 from dynarank.errors import UserError
 
 if TYPE_CHECKING:
@@ -272,7 +273,8 @@ def rounded_away(model: Any, dtype: torch.dtype) -> float:
 
 
 def sync_files(folder: Path) -> None:
-    """Write the files of a folder to the disk, so that they are whole when the command ends."""
+    """Have a folder's files readable by others, and whole on the disk when the command ends."""
+    make_readable(folder)
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
