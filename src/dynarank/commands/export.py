@@ -4,6 +4,7 @@ dynarank export RUN_OR_ADAPTER OUT_DIR                  as it is, for PEFT
 dynarank export RUN_OR_ADAPTER OUT_DIR --format gguf    for llama.cpp and Ollama
 dynarank export RUN_OR_ADAPTER OUT_DIR --format merged  a plain transformers model
 dynarank export RUN_OR_ADAPTER --rank-pattern           its ranks, for others' settings
+dynarank export RUN_OR_ADAPTER --push-to-hub ME/NAME --dry-run
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,24 +36,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. It exits with 2 and one message for a user's mistake."""
     options = parse(arguments)
     with exit_on_user_error():
-        from dynarank.pretrained.hub import HubConfig
-
         adapter = adapter_folder(options)
         if options.rank_pattern:
             print(rank_pattern_text(adapter), end="")
             return
+        if options.out is None:
+            with tempfile.TemporaryDirectory() as folder:
+                options.out = Path(folder) / "adapter"
+                write_export(adapter, options)
+            return
         refuse_filled_folder(options.out)
-        if options.format == MERGED:
-            hub = HubConfig(options.hub_root)
-            notes = write_merged(adapter, options.out, hub, options.base, options.dtype)
-        elif options.format is None:
-            copy_adapter(adapter, options.out)
-            notes = [read_by(stored_form(adapter))]
-        else:
-            notes = write_form(adapter, options.out, options.format)
+        write_export(adapter, options)
+
+
+def write_export(adapter: Path, options: argparse.Namespace) -> None:
+    """Write what the options ask for, say who reads it, and send it where that is asked for."""
+    from dynarank.commands.push import check_repository, describe_push, push
+    from dynarank.pretrained.hub import HubConfig
+
+    if options.push_to_hub is not None:
+        check_repository(options.push_to_hub)
+    if options.format == MERGED:
+        hub = HubConfig(options.hub_root)
+        notes = write_merged(adapter, options.out, hub, options.base, options.dtype)
+    elif options.format is None:
+        copy_adapter(adapter, options.out)
+        notes = [read_by(stored_form(adapter))]
+    else:
+        notes = write_form(adapter, options.out, options.format)
     for note in notes:
         print(note)
-    print(f"written: {options.out}/")
+    if options.push_to_hub is None:
+        print(f"written: {options.out}/")
+    elif options.dry_run:
+        print("\n".join(describe_push(options.out, options.push_to_hub, options.private)))
+    else:
+        print(f"sent: {push(options.out, options.push_to_hub, options.private)}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -79,6 +99,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="print the ranks as settings of PEFT, axolotl and LLaMA-Factory, and write nothing",
     )
     parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="send it to the hub, in place of OUT_DIR"
+    )
+    parser.add_argument("--private", action="store_true", help="make a private repository")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what --push-to-hub would send, and send nothing"
+    )
+    parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default=DTYPES[0],
@@ -100,8 +127,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.format = MERGED
     if options.dtype != DTYPES[0] and options.format != MERGED:
         parser.error(f"--dtype {options.dtype}: is for --merged alone; an adapter stays float32")
-    if (options.out is None) != options.rank_pattern:
-        parser.error("give OUT_DIR, or --rank-pattern, which writes nothing")
+    asked = [options.out is not None, options.rank_pattern, options.push_to_hub is not None]
+    if sum(asked) != 1:
+        parser.error("give one of OUT_DIR, --rank-pattern and --push-to-hub")
+    if (options.dry_run or options.private) and options.push_to_hub is None:
+        parser.error("--dry-run and --private go with --push-to-hub")
     return options
 
 

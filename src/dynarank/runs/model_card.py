@@ -53,7 +53,7 @@ def model_card(
     parts = [
         _metadata(results, hub_base, peft_task_type, is_peft),
         f"# {results.task}, {results.method} on {results.model}\n",
-        _what(results, hub_base or f"a local copy of {results.model}"),
+        _what(results, config, hub_base or f"a local copy of {results.model}"),
         _scores(results),
         _loading(hub_base or "BASE_MODEL", auto_class, model_options, is_peft),
         _ranks(results),
@@ -92,15 +92,25 @@ def _metadata(results: Results, base: str | None, peft_task_type: str | None, is
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _what(results: Results, base: str) -> str:
+def _what(results: Results, config: TrainConfig, base: str) -> str:
     budget = "at its budget" if results.at_budget else "**over its budget: training ended early**"
     lines = [
         f"- base model: {base} ({results.model_parameters:,} parameters)",
+        f"- data: {_data(config)}",
         f"- task: {results.task}; seed {results.seed}, {results.total_steps:,} optimizer steps",
         f"- adapter: {results.adapter_parameters:,} parameters, {budget}; task head: "
         f"{results.head_parameters:,}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _data(config: TrainConfig) -> str:
+    """Return where the rows came from: the hub, a package, or a file's name."""
+    if config.task.path is not None:
+        subset = getattr(config.task, "subset", None)
+        name = Path(config.task.path).name if Path(config.task.path).is_absolute() else None
+        return f"{name or config.task.path}{f' ({subset})' if subset else ''}"
+    return f"{Path(str(config.task.train_file)).name}, the author's own"
 
 
 def _scores(results: Results) -> str:
