@@ -125,7 +125,8 @@ def _panel(axes: Axes, runs: Sequence[Run], named: bool, numbered: bool) -> Axes
     for (row, column), rank in np.ndenumerate(values):
         if np.isnan(rank):
             continue
-        colour = "black" if rank > 0.6 * largest else "white"
+        # Black and white themselves would become the page's colours (`inline_svg`).
+        colour = "#111111" if rank > 0.6 * largest else "#fefefe"
         text = f"{rank:.0f}" if rank >= 9.95 or rank == int(rank) else f"{rank:.1f}"
         axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
     return image
