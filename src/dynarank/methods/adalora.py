@@ -24,11 +24,17 @@ from torch import Tensor, nn
 from dynarank.adapters.folding import Factors
 from dynarank.adapters.inject import find_linears
 from dynarank.adapters.peft_format import write_factors
-from dynarank.allocation.schedule import BudgetSchedule
-from dynarank.allocation.selection import top_components
+from dynarank.allocation.schedule import BudgetSchedule, round_half_up
+from dynarank.allocation.selection import top_components, top_parameters
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import AdaLoRAConfig
-from dynarank.methods.ranked import ADAPTER, holds_transposed, pruned_size, schedule_of
+from dynarank.methods.ranked import (
+    ADAPTER,
+    check_some_left,
+    holds_transposed,
+    pruned_size,
+    schedule_of,
+)
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc", "ipt")
 """PEFT's running averages, each a tensor by parameter name, which PEFT itself does not save."""
@@ -41,6 +47,24 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
     """
 
     agree: Callable[[Tensor], Tensor] = staticmethod(lambda keep: keep)
+    costs: Tensor | None = None
+    """Parameters of each triplet, (n), where parameters are counted; None: triplets are."""
+
+    def choose(self, scores: Tensor, budget: int) -> Tensor:
+        """Return which triplets `budget` of them, or their parameters, pay for, (n) bool.
+
+        Where parameters count, triplets are taken in the order of their scores, as PEFT orders
+        them; one that does not fit is left out. So no more is spent than the budget has.
+        """
+        if self.costs is None:
+            return top_components(scores, budget)
+        costs = self.costs.to(scores.device)
+        return top_parameters(scores * costs, costs, self.parameters(budget))
+
+    def parameters(self, budget: int) -> int:
+        """Return the parameters that so many triplets take, at the mean over the matrices."""
+        assert self.costs is not None
+        return round_half_up(budget * float(self.costs.mean()))
 
     def scores(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the triplets' scores, (r) by the name of their layer's E, in model order.
@@ -61,7 +85,7 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
     def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
         """Set E to zero in all but the `budget` best triplets; return what each layer keeps."""
         scores = self.scores(model)
-        keep_of_all = self.agree(top_components(torch.cat(list(scores.values())), budget))
+        keep_of_all = self.agree(self.choose(torch.cat(list(scores.values())), budget))
         keep_masks = keep_of_all.split([len(of_layer) for of_layer in scores.values()])
         pattern: dict[str, list[bool]] = {}
         for name, keep_mask in zip(scores, keep_masks, strict=True):
@@ -92,7 +116,11 @@ class AdaLoRAAllocation:
     """
 
     def __init__(
-        self, tuner: AdaLoraModel, layers: dict[str, Any], schedule: BudgetSchedule
+        self,
+        tuner: AdaLoraModel,
+        layers: dict[str, Any],
+        schedule: BudgetSchedule,
+        cost_aware: bool = False,
     ) -> None:
         self.model: nn.Module = tuner.model
         self.layers = layers
@@ -110,6 +138,12 @@ class AdaLoRAAllocation:
             tfinal=schedule.total - schedule.freeze_step,
         )
         self.inner = ExactAllocator(self.model, config, ADAPTER)
+        self.inner.target_bgt = round_half_up(schedule.target * len(layers))
+        if cost_aware:
+            costs = [layer.in_features + layer.out_features for layer in layers.values()]
+            self.inner.costs = torch.repeat_interleave(
+                torch.tensor(costs, dtype=torch.float32), torch.tensor(self.sizes)
+            )
 
     @property
     def agree(self) -> Callable[[Tensor], Tensor]:
@@ -147,7 +181,7 @@ class AdaLoRAAllocation:
 
     def budget(self) -> float:
         """Return PEFT's own schedule, (1 - p)^3, a layer."""
-        return self.allowance(self.t) / len(self.layers)
+        return int(self.inner.budget_schedule(self.t)[0]) / len(self.layers)
 
     def active_count(self) -> Tensor:
         triplets = [layer.lora_E[ADAPTER].detach().ravel() for layer in self.layers.values()]
@@ -157,7 +191,8 @@ class AdaLoRAAllocation:
         return triplet_ranks(self.layers)
 
     def allowance(self, t: int) -> int:
-        return int(self.inner.budget_schedule(t)[0])
+        triplets = int(self.inner.budget_schedule(t)[0])
+        return triplets if self.inner.costs is None else self.inner.parameters(triplets)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what PEFT itself does not save: the smoothed scores, and what was kept."""
@@ -190,9 +225,11 @@ class AdaLoRA(Method[AdaLoRAConfig]):
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         names = find_linears(model, targets, self.head)
+        check_some_left(self.budget, len(names))
         config = AdaLoraConfig(
             init_r=self.budget.initial,
-            target_r=self.budget.target,
+            # PEFT wants a whole number. The allocation states the exact one.
+            target_r=max(1, round(self.budget.target)),
             lora_alpha=self.config.alpha,
             lora_dropout=self.config.dropout,
             beta1=self.config.beta,
@@ -210,7 +247,8 @@ class AdaLoRA(Method[AdaLoRAConfig]):
 
     def allocator(self, total_steps: int) -> AdaLoRAAllocation:
         schedule = schedule_of(self.budget, total_steps, shape="cubic_adalora")
-        return AdaLoRAAllocation(self.tuner, self.layers, schedule)
+        cost_aware = self.budget.unit == "parameters"
+        return AdaLoRAAllocation(self.tuner, self.layers, schedule, cost_aware)
 
     def penalty(self, frozen: bool) -> Tensor | None:
         """Return PEFT's orthogonal regularization.
