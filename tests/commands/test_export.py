@@ -14,7 +14,8 @@ from huggingface_hub import HfApi
 from lightning.pytorch.callbacks import Timer
 from tiny import configure
 
-from dynarank.commands.export import main, rounded_away
+from dynarank.commands.export import main
+from dynarank.commands.merged import rounded_away
 from dynarank.runs.run import run
 
 

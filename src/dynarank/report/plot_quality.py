@@ -96,7 +96,7 @@ def _number(axes: Axes, table: Table, points: Sequence[Point]) -> None:
         lines.append(f"{position}   {brief(table.label(point.setting), 36)}  {numbers}")
     figure = axes.get_figure()
     assert figure is not None
-    figure.supxlabel("\n".join(lines), fontsize=8, ha="left", x=0.02)  # type: ignore[union-attr]
+    figure.supxlabel("\n".join(lines), fontsize=8, ha="left", x=0.02)
 
 
 def _scale_parameters(axes: Axes, parameters: Sequence[float]) -> None:
@@ -156,7 +156,7 @@ def _label(axes: Axes, table: Table, points: Sequence[Point], best: Sequence[Poi
     ordered = sorted(points, key=lambda point: (point.score, -point.parameters))
     low, high = axes.get_ylim()
     wanted = [(point.score - low) / (high - low) for point in ordered]
-    gap = LINE / (axes.get_figure().get_figheight() - 1.2)  # type: ignore[union-attr]
+    gap = LINE / (axes.get_figure().get_figheight() - 1.2)
     line = {
         "arrowstyle": "-",
         "relpos": (0, 0.5),
