@@ -16,6 +16,7 @@ from dynarank.adapters.layer import linear_shape
 from dynarank.adapters.peft_format import write_factors
 from dynarank.methods.base import Method, MethodSize, matched_note
 from dynarank.methods.config import LoRAConfig
+from dynarank.methods.found_ranks import found_ranks
 from dynarank.methods.placement import place_ranks
 from dynarank.methods.ranked import ADAPTER, holds_transposed
 
@@ -56,10 +57,14 @@ class LoRA(Method[LoRAConfig]):
         """Return the rank of each named matrix, as the budget and the placement have it.
 
         Raises:
-            ValueError: the placement fits no matrix, or the budget pays for no component.
+            ValueError: the placement fits no matrix, or the budget pays for no component; the
+                ranks of another run are not of these matrices, or not at this budget.
         """
+        costs = {name: sum(linear_shape(model.get_submodule(name))) for name in names}
+        if self.config.rank_pattern_from is not None:
+            return found_ranks(self.config.rank_pattern_from, costs, self.budget.target)
         return place_ranks(
-            {name: sum(linear_shape(model.get_submodule(name))) for name in names},
+            costs,
             target=self.budget.target,
             placement=self.config.placement,
             pool=self.budget.initial,
