@@ -7,7 +7,6 @@ after step t.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ from dynarank.allocation.attaching import Attachment
 from dynarank.allocation.components import Components, Layers, as_list, component_parameters
 from dynarank.allocation.config import SCORES
 from dynarank.allocation.importance import layer_importance, layer_norms, smooth
-from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.allocation.schedule import BudgetSchedule, round_half_up
 from dynarank.allocation.selection import top_components, top_parameters, with_floors
 from dynarank.allocation.sensitivity import Sensitivity
 
@@ -150,7 +149,7 @@ class RankAllocator:
         if not self.cost_aware:
             return self.schedule.keep(t, len(self.layers))
         one_of_each = sum(component_parameters(layer) for layer in self.layers)
-        return math.floor(self.schedule.budget(t) * one_of_each + 0.5)
+        return round_half_up(self.schedule.budget(t) * one_of_each)
 
     def _scores(self) -> list[Tensor]:
         if self.sensitivity is not None:

@@ -20,10 +20,12 @@ SCORES = ("relative", "absolute", "sensitivity")
 class BudgetConfig:
     """How many components the model may keep, and when they go (Eq. 9)."""
 
-    target: Annotated[int, Gt(0)] = 2
-    """Mean number of components a layer keeps at the end."""
+    target: Annotated[int | float, Gt(0)] = 2
+    """Mean number of components a layer keeps at the end, a whole number or a fraction: under 0.25
+    one matrix in four keeps a component. The model keeps L x target of its L layers, rounded,
+    halves up."""
     init: Annotated[int | None, Gt(0)] = None
-    """Components a layer starts with; null: ceil(1.5 x target), as in the paper."""
+    """Components a layer starts with; null: ceil(1.5 x target), as in the paper, 1 at least."""
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.15
     """Share of the optimizer steps before the first pruning."""
     final: Annotated[float, Ge(0), Lt(1)] = 0.5
@@ -42,6 +44,8 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         check_settings("budget", self)
+        if isinstance(self.target, float) and self.target.is_integer():
+            self.target = int(self.target)  # so that r2.0 is shown, and compared, as r2
         self._check_ranks()
         self._check_spans()
 
@@ -49,7 +53,7 @@ class BudgetConfig:
         if self.init is not None and self.init < self.target:
             raise ValueError(
                 f"budget.init = {self.init} is below budget.target = {self.target}: "
-                f"pruning only takes away. Set budget.init to {self.target} (no pruning) or more, "
+                f"pruning only takes away. Set budget.init to {math.ceil(self.target)} or more, "
                 f"or to null for {self._default_init()}"
             )
         if self.min_rank > self.target:
@@ -72,7 +76,7 @@ class BudgetConfig:
         return self._default_init() if self.init is None else self.init
 
     def _default_init(self) -> int:
-        return math.ceil(1.5 * self.target)
+        return max(1, math.ceil(1.5 * self.target))
 
 
 @dataclass
