@@ -96,7 +96,7 @@ def _number(axes: Axes, table: Table, points: Sequence[Point]) -> None:
         lines.append(f"{position}   {brief(table.label(point.setting), 36)}  {numbers}")
     figure = axes.get_figure()
     assert figure is not None
-    figure.supxlabel("\n".join(lines), fontsize=8, ha="left", x=0.02)  # type: ignore[union-attr]
+    figure.supxlabel("\n".join(lines), fontsize=8, ha="left", x=0.02)
 
 
 def _scale_parameters(axes: Axes, parameters: Sequence[float]) -> None:
