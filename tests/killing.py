@@ -108,7 +108,7 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
         "validation": (TextClassification, "score"),
         "before a manifest": (storage, "file_sha256"),
         "the history": (history_file, "write_text"),
-        "exporting": (export, "save_tokenizer"),
+        "exporting": (export, "save_processor"),
         "moving the export": (export, "move_file"),
         "the end": (results, "write_json"),
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,52 @@ def test_the_adapter_and_the_merged_model_answer_alike(
         logits(merged), adapted(hub_root, tmp_path / "adapter"), atol=1e-6, rtol=1e-5
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("the cat").input_ids[0] == 1
+
+
+@pytest.mark.parametrize("form", ["peft", "gguf", "padded"])
+def test_a_form_answers_as_the_run_did_and_its_readers_are_named(
+    form: str, finished: Path, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(finished), str(tmp_path / form), "--format", form])
+    said = capsys.readouterr().out
+    assert f"in the form '{form}', which is read rightly by: PEFT" in said or form == "gguf"
+    assert ("llama.cpp's convert_lora_to_gguf.py" in said) == (form == "gguf")
+    assert ("of its" in said and "components are zeros" in said) == (form == "padded")
+    torch.testing.assert_close(
+        adapted(hub_root, tmp_path / form), adapted(hub_root, finished / "adapter")
+    )
+
+
+def test_any_peft_adapter_is_written_in_another_form(finished: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    shutil.copytree(finished / "adapter", foreign)
+    (foreign / "dynarank.json").unlink()
+    main([str(foreign), str(tmp_path / "padded"), "--format", "padded"])
+    main([str(tmp_path / "padded"), str(tmp_path / "peft"), "--format", "peft"])
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        again, first = (json_or_bytes(folder / name) for folder in (tmp_path / "peft", foreign))
+        assert again == first
+    with pytest.raises(SystemExit, match="2"):
+        main([str(foreign), str(tmp_path / "merged"), "--merged"])  # its base is not known
+
+
+def json_or_bytes(path: Path) -> object:
+    """Return a file's content; of JSON, whatever the order of its keys."""
+    return json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
+
+
+def test_the_ranks_are_printed_for_others(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(finished), "--rank-pattern"])
+    said = capsys.readouterr().out
+    ranks = json.loads((finished / "ranks.json").read_text())
+    pattern = json.loads(said.split("lora_rank_pattern: ")[1].splitlines()[0])
+    kept = {"^" + re.escape(name): rank for name, rank in ranks.items() if rank}
+    assert pattern == kept
+    for wrong in (["out", "--rank-pattern"], [], ["out", "--merged", "--format", "gguf"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(finished), *wrong])
 
 
 def test_a_run_over_budget_is_exported_only_when_asked(

@@ -97,7 +97,7 @@ def test_interrupted_it_starts_no_other_point(
 ) -> None:
     started = []
 
-    def interrupted(job: Job, *rest: Any) -> None:
+    def interrupted(job: Job, *rest: Any, **named: Any) -> None:
         started.append(job.point.number)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.5)

@@ -1,7 +1,9 @@
-"""Write a finished run as a plain PEFT adapter, or merged into a plain transformers model.
+"""Write a run's adapter, or any PEFT LoRA adapter, in the form that its reader needs.
 
-dynarank export RUN_DIR OUT_DIR
-dynarank export RUN_DIR OUT_DIR --merged
+dynarank export RUN_OR_ADAPTER OUT_DIR                  as it is, for PEFT
+dynarank export RUN_OR_ADAPTER OUT_DIR --format gguf    for llama.cpp and Ollama
+dynarank export RUN_OR_ADAPTER OUT_DIR --format merged  a plain transformers model
+dynarank export RUN_OR_ADAPTER --rank-pattern           its ranks, for others' settings
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynarank.adapters.reader_forms import READERS
 from dynarank.commands.command_line import CommandParser, add_hub_root, exit_on_user_error
 from dynarank.errors import UserError
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
     from dynarank.pretrained.hub import HubConfig
 
+MERGED = "merged"
 DTYPES = ("float32", "bfloat16")
 """What the weights of a merged model may be stored in."""
 
@@ -30,16 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     with exit_on_user_error():
         from dynarank.pretrained.hub import HubConfig
-        from dynarank.runs.origin import find_adapter
 
-        adapter = find_adapter(options.run, options.over_budget)
+        adapter = adapter_folder(options)
+        if options.rank_pattern:
+            print(rank_pattern_text(adapter), end="")
+            return
         refuse_filled_folder(options.out)
-        if options.merged:
+        if options.format == MERGED:
             hub = HubConfig(options.hub_root)
             notes = write_merged(adapter, options.out, hub, options.base, options.dtype)
-        else:
+        elif options.format is None:
             copy_adapter(adapter, options.out)
-            notes = []
+            notes = [read_by(stored_form(adapter))]
+        else:
+            notes = write_form(adapter, options.out, options.format)
     for note in notes:
         print(note)
     print(f"written: {options.out}/")
@@ -51,11 +59,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "run", type=Path, metavar="RUN_DIR", help="a run's folder, or its adapter folder"
     )
-    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="a new folder")
+    parser.add_argument("out", type=Path, nargs="?", metavar="OUT_DIR", help="a new folder")
+    parser.add_argument(
+        "--format",
+        choices=[*READERS, MERGED],
+        help="peft: with a rank pattern; gguf: for llama.cpp and Ollama; padded: one rank for all "
+        "layers, right for every reader of adapters; mlx: for mlx-lm; merged: a plain transformers "
+        "model (default: the adapter as it is)",
+    )
     parser.add_argument(
         "--merged",
         action="store_true",
-        help="a plain transformers model, the update added to its weights in float32",
+        help="the same as --format merged",
+    )
+    parser.add_argument(
+        "--rank-pattern",
+        action="store_true",
+        help="print the ranks as settings of PEFT, axolotl and LLaMA-Factory, and write nothing",
     )
     parser.add_argument(
         "--dtype",
@@ -73,9 +93,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_hub_root(parser)
     options = parser.parse_args(arguments)
-    if options.dtype != DTYPES[0] and not options.merged:
+    if options.merged:
+        if options.format not in (None, MERGED):
+            parser.error(f"--merged and --format {options.format}: give one of them")
+        options.format = MERGED
+    if options.dtype != DTYPES[0] and options.format != MERGED:
         parser.error(f"--dtype {options.dtype}: is for --merged alone; an adapter stays float32")
+    if (options.out is None) != options.rank_pattern:
+        parser.error("give OUT_DIR, or --rank-pattern, which writes nothing")
     return options
+
+
+def adapter_folder(options: argparse.Namespace) -> Path:
+    """Return the folder of the adapter that the options name. Raises `UserError`.
+
+    Where only its factors are needed, it may be any PEFT adapter, of whatever made it.
+    """
+    from dynarank.adapters.adapter_checks import CONFIG
+    from dynarank.run_folder import ORIGIN
+    from dynarank.runs.origin import find_adapter
+
+    folder: Path = options.run
+    is_foreign = (folder / CONFIG).is_file() and not (folder / ORIGIN).is_file()
+    if is_foreign and (options.rank_pattern or options.format in READERS):
+        return folder
+    return find_adapter(folder, options.over_budget)
 
 
 def refuse_filled_folder(out: Path) -> None:
@@ -97,6 +139,57 @@ def copy_adapter(adapter: Path, out: Path) -> None:
     if origin.is_whole_model:
         raise UserError(f"{trained} is a whole model already, and is no PEFT adapter")
     raise UserError(f"{trained} has no form that PEFT knows, and is no PEFT adapter")
+
+
+def stored_form(adapter: Path) -> str:
+    """Return the form that an adapter is stored in."""
+    from dynarank.adapters.adapter_checks import CONFIG, read_json
+
+    config = read_json(adapter / CONFIG)
+    if config.get("alpha_pattern"):
+        return "peft"
+    return "gguf" if config.get("rank_pattern") else "padded"
+
+
+def read_by(form: str) -> str:
+    """Return who reads a form, in a sentence."""
+    return f"in the form '{form}', which is read rightly by: {READERS[form]}"
+
+
+def write_form(adapter: Path, out: Path, form: str) -> list[str]:
+    """Write an adapter in a form; return what the user should know, a sentence each.
+
+    Raises:
+        UserError: it is no PEFT LoRA adapter, or the form has no place for its head.
+    """
+    from dynarank.adapters.lora_files import read_lora, write_lora
+    from dynarank.adapters.reader_forms import without_zeros
+
+    source = read_lora(adapter)
+    ranks = write_lora(source, without_zeros(source.factors), out, form)
+    sync_files(out)
+    notes = [read_by(form)]
+    kept, padded = sum(ranks.values()), max(ranks.values()) * sum(map(bool, ranks.values()))
+    if form == "padded" and padded > kept:
+        notes.append(f"{padded - kept} of its {padded} components are zeros")
+    if form in ("gguf", "padded") and source.others:
+        notes.append(
+            f"it holds {next(iter(source.others))} beside its factors: PEFT reads that; llama.cpp "
+            "and vLLM refuse it"
+        )
+    return notes
+
+
+def rank_pattern_text(adapter: Path) -> str:
+    """Return an adapter's ranks as the settings with which others train plain LoRA on them.
+
+    Raises:
+        UserError: it is no PEFT LoRA adapter.
+    """
+    from dynarank.adapters.lora_files import read_lora
+    from dynarank.adapters.rank_patterns import as_settings, ranks_of
+
+    return as_settings(ranks_of(read_lora(adapter)))
 
 
 def write_merged(
@@ -124,7 +217,13 @@ def write_merged(
     if isinstance(model, peft.PeftModel):
         if model.active_peft_config.is_prompt_learning:
             raise UserError(_not_mergeable(loaded.origin.method))
-        narrow = loaded.origin.model_config().dtype != DTYPES[0]
+        config = loaded.origin.model_config()
+        narrow = config.dtype != DTYPES[0]
+        if config.quantization is not None:
+            notes.append(
+                f"merged into the {config.quantization} weights that the run trained on, turned "
+                "back into plain ones: the model is not quantized any more"
+            )
         if dtype != DTYPES[0]:
             lost = rounded_away(model, getattr(torch, dtype))
             notes.append(f"rounded to {dtype}, {lost:.1%} of the update is lost")

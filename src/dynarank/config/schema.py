@@ -23,7 +23,9 @@ from dynarank.methods.config import (
 from dynarank.pretrained.hub import HubConfig, ModelConfig
 from dynarank.settings import Form, Ge, Gt, Lt, OneOf, UserPath, check_settings
 from dynarank.tasks.config import QuestionAnsweringConfig, TaskConfig, TextClassificationConfig
+from dynarank.tasks.image_config import ImageClassificationConfig
 from dynarank.tasks.seq2seq_config import Seq2SeqConfig
+from dynarank.tasks.token_config import TokenClassificationConfig
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -211,6 +213,8 @@ SCHEMAS = {
     "task/text_classification": TextClassificationConfig,
     "task/question_answering": QuestionAnsweringConfig,
     "task/seq2seq": Seq2SeqConfig,
+    "task/token_classification": TokenClassificationConfig,
+    "task/image_classification": ImageClassificationConfig,
     "method/dora": DoRAConfig,
     "method/lora": LoRAConfig,
     "method/adalora": AdaLoRAConfig,

@@ -252,7 +252,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             factors[name] = (lora_A, lora_B)
         return factors
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         write_factors(
             factors=self.factors(),
             model=self.model,

@@ -191,12 +191,12 @@ class Method(ABC, Generic[ConfigT]):
         return MethodSize(parameters=self.adapter_parameters())
 
     @abstractmethod
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         """Write what was trained into a folder.
 
         Args:
             base: what the base model is loaded from, for formats that record it.
-            task_type: PEFT's name of the task.
+            task_type: PEFT's name of the task; None where PEFT has none.
 
         Raises:
             ValueError: there is nothing that can be loaded again.

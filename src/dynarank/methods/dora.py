@@ -75,6 +75,6 @@ class DoRA(Method[DoRAConfig]):
     def adapted_size(self, nominal: int) -> MethodSize:
         return pruned_size(self.budget, len(self.layers), nominal)
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         # The run itself decides what is done with a model that is over its budget.
         write_peft_adapter(self.model, folder, base, task_type, self.head, over_budget=True)

@@ -62,7 +62,7 @@ class LoRA(Method[LoRAConfig]):
             factors[name] = (lora_A, layer.scaling[ADAPTER] * lora_B)
         return factors
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         write_factors(
             factors=self.factors(),
             model=self.model,

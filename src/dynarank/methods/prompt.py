@@ -70,7 +70,7 @@ class PromptTuning(Method[PromptConfig]):
             note=matched_note(parameters, nominal),
         )
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         model: Any = self.model
         model.peft_config[ADAPTER].base_model_name_or_path = base
         model.save_pretrained(str(folder))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dynarank.checkpoints.identity import package_versions
 from dynarank.config.schema import TrainConfig
 from dynarank.durable_files import TEMPORARY, write_json
-from dynarank.pretrained.digests import tokenizer_digest
+from dynarank.pretrained.processors import PROCESSORS, Processor
 from dynarank.run_folder import ADAPTER, ORIGIN, OVER_BUDGET
 from dynarank.runs.own_files import OwnFiles, announce_files, read_own_files, remove_files
 
@@ -43,11 +43,12 @@ def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None
     name = ADAPTER if at_budget else OVER_BUDGET
     staging = folder / f"{name}{TEMPORARY}"
     shutil.rmtree(staging, ignore_errors=True)  # what a killed process left, under a name of ours
-    save_tokenizer(prepared.pretrained.tokenizer, staging)
+    processor = PROCESSORS[prepared.task.processor]
+    save_processor(processor, prepared.pretrained.tokenizer, staging)
     prepared.method.export(staging, prepared.source.recorded, prepared.task.peft_task_type)
     digests = {
         "base_weights": prepared.identity["base_weights"],
-        "tokenizer": tokenizer_digest(prepared.pretrained.tokenizer),
+        "tokenizer": processor.digest(prepared.pretrained.tokenizer),
     }
     write_origin(staging, config, prepared.task, prepared.source, digests)
     _move_files(staging, folder / name)
@@ -80,23 +81,9 @@ def remove_adapters(folder: Path) -> None:
     remove_files(folder, [name for name in own.files if name.startswith(EXPORTS)])
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save a tokenizer without the padding and the truncation of its last call.
-
-    A tokenizer of the tokenizers library keeps them, and writes them into tokenizer.json.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        tokenizer.save_pretrained(folder)
-        return
-    padding, truncation = backend.padding, backend.truncation
-    backend.no_padding()
-    backend.no_truncation()
-    tokenizer.save_pretrained(folder)
-    if padding is not None:
-        backend.enable_padding(**padding)
-    if truncation is not None:
-        backend.enable_truncation(**truncation)
+def save_processor(processor: Processor, tokenizer: Any, folder: Path) -> None:
+    """Save the tokenizer, or what else reads the inputs, beside the adapter."""
+    processor.save(tokenizer, folder)
 
 
 def write_origin(

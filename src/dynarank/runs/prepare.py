@@ -31,9 +31,9 @@ from dynarank.pretrained.models import (
     check_fit,
     check_length,
     load_pretrained,
-    load_tokenizer,
     resolve_targets,
 )
+from dynarank.pretrained.processors import PROCESSORS
 from dynarank.runs.preflight import check_compiler, check_machine, locate_model
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
@@ -136,9 +136,9 @@ def read_task(config: TrainConfig, located: Located) -> TaskRead:
 
 
 def load_model(config: TrainConfig, read: TaskRead) -> ModelLoaded:
-    """Load the tokenizer and the model, and encode the rows for them."""
+    """Load what reads the inputs and the model, and encode the rows for them."""
     source, task = read.located.source, read.task
-    tokenizer = load_tokenizer(config.model, source)
+    tokenizer = PROCESSORS[task.processor].load(config.model, source)
     pretrained = load_pretrained(config.model, source, task, tokenizer)
     model = pretrained.model
     read.located.check.add(base_weights=weights_digest(model, pretrained.head))
@@ -238,7 +238,8 @@ def check_shares(task: Task[Any], world: int) -> None:
 
 def check_lengths(model: nn.Module, data: TaskData, task: Task[Any]) -> None:
     """Raise `UserError` where a text, read or generated, is longer than the model takes."""
-    check_length(model, data.longest, task.length_setting)
+    if task.length_setting is not None:
+        check_length(model, data.longest, task.length_setting)
     for setting, tokens in task.generated_lengths().items():
         check_length(model, tokens, setting, generated=True)
 

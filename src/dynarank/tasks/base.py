@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dynarank.errors import UserError
@@ -15,6 +16,7 @@ from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks.baselines import Baseline
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.features import token_counts
+from dynarank.tasks.files import read_file
 from dynarank.tasks.rows import check_ids, check_texts, sample_rows
 from dynarank.tasks.sources import cut_validation, describe, open_splits
 
@@ -54,13 +56,17 @@ class Task(ABC, Generic[ConfigT]):
 
     auto_class: ClassVar[str]
     """The name of transformers' auto class of the models that fit."""
-    peft_task_type: ClassVar[str]
+    peft_task_type: ClassVar[str | None] = None
+    """PEFT's name of such tasks; None where it has none."""
+    processor: ClassVar[str] = "tokenizer"
+    """What turns inputs into numbers: a key of `dynarank.pretrained.processors.PROCESSORS`. The
+    arguments called `tokenizer` here are that object."""
     has_head: ClassVar[bool] = True
     """Whether the auto class adds a task head of its own, which is trained in full."""
     labels_in: ClassVar[Sequence[str]]
     """The roles of the columns that are to be predicted."""
-    length_setting: ClassVar[str] = "task.max_length"
-    """The setting that bounds the tokens of a feature. Errors name it."""
+    length_setting: ClassVar[str | None] = "task.max_length"
+    """The setting that bounds the tokens of a feature. Errors name it. None: none has tokens."""
     host_columns: ClassVar[Sequence[str]] = ()
     """Columns of the features that no batch holds."""
 
@@ -92,7 +98,7 @@ class Task(ABC, Generic[ConfigT]):
                 cannot be used (the message has its number).
         """
         config = self.config
-        splits = open_splits(config, hub)
+        splits = open_splits(config, hub, self.read_file)
         needed = [config.train_split]
         if not config.one_file:
             needed += config.splits
@@ -122,6 +128,21 @@ class Task(ABC, Generic[ConfigT]):
         None where a family knows no such answer.
         """
         return None
+
+    def read_file(self, field: str, name: str, used: Collection[str] | None = None) -> Dataset:
+        """Return the rows of a file or folder of the user's own, for training and for prediction.
+
+        A family whose rows come in files of another kind reads them here.
+
+        Args:
+            field: the setting or option that named the file, for errors.
+            name: its path; `~` means the home folder.
+            used: the columns that are needed; None: all are.
+
+        Raises:
+            UserError: It is not there, of no known kind, or broken.
+        """
+        return read_file(field, name, used)
 
     def _checked_split(self, splits: Mapping[str, Dataset], split: str) -> Dataset:
         if split not in splits:
@@ -189,6 +210,14 @@ class Task(ABC, Generic[ConfigT]):
         column = self.id_column(dataset)
         return list(range(len(dataset))) if column is None else list(dataset[column][:])
 
+    def check_sample(self, split: str, rows: np.ndarray) -> None:
+        """Raise `UserError` where a sample of a validation split has no value of a metric.
+
+        Args:
+            split: its name.
+            rows: the numbers of the sample's rows, (rows) int.
+        """
+
     def generated_lengths(self) -> dict[str, int]:
         """Return the largest number of generated tokens, by the setting that bounds it.
 
@@ -236,7 +265,7 @@ class Task(ABC, Generic[ConfigT]):
 
     def batch_size(self, batch: Batch) -> int:
         """Return the number of features in a batch."""
-        return len(batch["input_ids"])
+        return len(next(iter(batch.values())))
 
     @abstractmethod
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
@@ -251,7 +280,8 @@ class Task(ABC, Generic[ConfigT]):
 
         With it, the losses of the shares of a batch add up to the loss of the batch.
         """
-        return batch["input_ids"].new_tensor(self.batch_size(batch))
+        inputs = next(iter(batch.values()))
+        return torch.tensor(self.batch_size(batch), device=inputs.device)
 
     @abstractmethod
     def scores(self, split: str) -> nn.Module:

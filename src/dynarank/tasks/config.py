@@ -8,11 +8,13 @@ from typing import Annotated, ClassVar
 from dynarank.errors import check_name
 from dynarank.settings import Gt, Lt, UserPath, check_settings
 
-ARCHITECTURES = ("encoder", "decoder", "encoder-decoder")
+TEXT_ARCHITECTURES = ("encoder", "decoder", "encoder-decoder")
+ARCHITECTURES = (*TEXT_ARCHITECTURES, "image")
 METRICS = {
     "class": ("accuracy", "f1", "matthews"),
     "number": ("pearson", "spearman", "rmse"),
     "answer": ("exact_match", "f1"),
+    "tag": ("f1", "precision", "recall", "accuracy"),
     "text": ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
 }
 """The metrics by kind of target."""
@@ -24,6 +26,18 @@ def check_at_least(config: object, least: int, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise ValueError(f"task.{name} = {value}: at least {least}")
+
+
+def check_class_names(labels: list[str] | None) -> None:
+    """Raise `ValueError` where `task.labels` names fewer than two classes, or one twice."""
+    if labels is None:
+        return
+    if len(labels) < 2:
+        raise ValueError(
+            f"task.labels = {labels}: at least 2 classes, or null for those in the data"
+        )
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"task.labels = {labels}: a class is named twice")
 
 
 @dataclass
@@ -65,8 +79,8 @@ class TaskConfig:
     """A labelled split of the data set that is scored once, at the end; null: none."""
     select: str = "???"
     """The metric that picks the best epoch at budget; higher is better."""
-    architectures: list[str] = field(default_factory=lambda: list(ARCHITECTURES))
-    """Kinds of models that fit: encoder, decoder, encoder-decoder."""
+    architectures: list[str] = field(default_factory=lambda: list(TEXT_ARCHITECTURES))
+    """Kinds of models that fit: encoder, decoder, encoder-decoder, image."""
     lr: Annotated[float, Gt(0)] = 1.48e-4
     """Learning rate on RoBERTa-base; scaled by model.lr_scale, overruled by optimizer.lr."""
     epochs: Annotated[int, Gt(0)] = 10
@@ -183,12 +197,7 @@ class TextClassificationConfig(TaskConfig):
     def __post_init__(self) -> None:
         if self.target not in ("class", "number"):
             raise ValueError(f"task.target = {self.target!r}: must be class or number")
-        if self.labels is not None and len(self.labels) < 2:
-            raise ValueError(
-                f"task.labels = {self.labels}: at least 2 classes, or null for those in the data"
-            )
-        if self.labels is not None and len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"task.labels = {self.labels}: a class is named twice")
+        check_class_names(self.labels)
         check_at_least(self, 3, "max_length")
         self.check_metrics(self.metrics, self.target)
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +66,15 @@ def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
     return locate("datasets", "task.path", config.path, hub.root, config.revision)
 
 
-def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
+def open_splits(
+    config: TaskConfig, hub: HubConfig, read: Callable[..., Dataset] = read_file
+) -> Mapping[str, Dataset]:
     """Return the splits by name. A single file is returned whole (see `cut_validation`).
+
+    Args:
+        config: the task's.
+        hub: where data sets are looked for.
+        read: reads a file of the user's own, as `read_file` does.
 
     Raises:
         UserError: The source is not there, or cannot be read.
@@ -92,7 +99,7 @@ def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
     splits = {}
     for split, (field, file) in files.items():
         if file is not None:
-            splits[split] = read_file(field, file, used)
+            splits[split] = read(field, file, used)
     return splits
 
 
