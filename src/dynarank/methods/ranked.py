@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dynarank.adapters.layer import stores_transposed
 from dynarank.allocation.config import BudgetConfig
 from dynarank.allocation.schedule import BudgetSchedule, round_half_up
 from dynarank.methods.base import MethodSize
+from dynarank.run_folder import RANKS, read_ranks
 
 ADAPTER = "default"
 """PEFT's name of the adapter inside a layer."""
@@ -50,6 +52,20 @@ def check_some_left(budget: BudgetConfig, matrices: int) -> None:
             f"budget.target = {budget.target:g}: leaves none of {matrices} matrices a component. "
             f"Give at least {0.5 / matrices:.3g}, or train the head alone with method=head"
         )
+
+
+def read_rank_pattern(folder: Path) -> dict[str, int]:
+    """Return the ranks that a finished run found, by matrix, in model order.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    if not (folder / RANKS).is_file():
+        raise ValueError(
+            f"method.rank_pattern_from = {folder}: has no {RANKS}. Give the folder of a finished "
+            "run with ranks"
+        )
+    return read_ranks(folder)
 
 
 def holds_transposed(layers: Mapping[str, Any]) -> bool:
