@@ -99,13 +99,13 @@ def compress_folder(options: argparse.Namespace) -> None:
         raise UserError(str(error)) from None
     write_lora(adapter, smaller.factors, options.out)
     before = sum(A.numel() + B.numel() for A, B in factors.values())
-    error = "update" if moments is None else "output on the sample"
+    what = "update" if moments is None else "output on the sample"
     print(f"{'layer':<60} rank  of  lost %")
     for name, layer in smaller.layers.items():
         print(f"{name:<60} {layer.rank_after:>4} {layer.rank_before:>3} {100 * layer.lost:>7.2f}")
     print(
         f"{before:,} parameters became {smaller.parameters:,}; "
-        f"{100 * smaller.lost:.2f} % of the squared {error} is lost. Written: {options.out}/"
+        f"{100 * smaller.lost:.2f} % of the squared {what} is lost. Written: {options.out}/"
     )
 
 

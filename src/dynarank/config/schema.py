@@ -16,6 +16,7 @@ from dynarank.errors import UserError, first_line, nearest
 from dynarank.methods.config import (
     AdaLoRAConfig,
     DoRAConfig,
+    DynaRankConfig,
     LoRAConfig,
     MethodConfig,
     PromptConfig,
@@ -37,6 +38,9 @@ class OptimizerConfig:
 
     lr: Annotated[float | None, Gt(0)] = None
     """The peak learning rate; null: task.lr x model.lr_scale."""
+    head_lr: Annotated[float | None, Gt(0)] = None
+    """The peak learning rate of the task head, which starts untrained; null: optimizer.lr. The two
+    want different rates, and one rate for both confounds comparisons of methods."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
     """The decay of matrices; c, biases and norms never decay."""
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.06
@@ -216,6 +220,7 @@ SCHEMAS = {
     "task/token_classification": TokenClassificationConfig,
     "task/image_classification": ImageClassificationConfig,
     "method/dora": DoRAConfig,
+    "method/dynarank": DynaRankConfig,
     "method/lora": LoRAConfig,
     "method/adalora": AdaLoRAConfig,
     "method/prompt": PromptConfig,

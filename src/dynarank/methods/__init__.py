@@ -25,6 +25,7 @@ class Registered:
 
 METHODS = {
     "dora": Registered(path="dynarank.methods.dora:DoRA", title="DoRA"),
+    "dynarank": Registered(path="dynarank.methods.dora:DynaRank", title="dynarank"),
     "lora": Registered(path="dynarank.methods.lora:LoRA", title="LoRA"),
     "adalora": Registered(path="dynarank.methods.adalora:AdaLoRA", title="AdaLoRA"),
     "houlsby": Registered(path="dynarank.methods.bottleneck:Houlsby", title="HAdapter"),

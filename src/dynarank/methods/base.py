@@ -136,6 +136,30 @@ class Method(ABC, Generic[ConfigT]):
         """Return parameters whose learning rate is a multiple of the run's, and that multiple."""
         return []
 
+    def all_lr_ratios(
+        self, lr: float, head_lr: float | None
+    ) -> list[tuple[list[nn.Parameter], float]]:
+        """Return `lr_ratios`, and the head's where it has a rate of its own.
+
+        Args:
+            lr: the run's peak rate.
+            head_lr: the head's; None for the run's.
+        """
+        ratios = self.lr_ratios()
+        if head_lr is None:
+            return ratios
+        head = parameters_inside(self.model, self.head)
+        # In the model's order, which a set does not keep.
+        trained = [p for p in self.model.parameters() if p in head and p.requires_grad]
+        return [*ratios, (trained, head_lr / lr)]
+
+    def observe_gradients(self) -> None:
+        """Take in the gradients of the coming optimizer step, where an allocation needs them.
+
+        They are unscaled, averaged over all processes, not yet clipped, and without the gradient
+        of `add_penalty_gradient`. A loss scaler may skip the step.
+        """
+
     def penalty(self, frozen: bool) -> Tensor | None:
         """Return what the method adds to the task's loss, a scalar; None for nothing.
 
