@@ -16,6 +16,7 @@ from dynarank.errors import UserError, first_line, nearest
 from dynarank.methods.config import (
     AdaLoRAConfig,
     DoRAConfig,
+    GlobalSvdConfig,
     LoRAConfig,
     MethodConfig,
     PromptConfig,
@@ -218,6 +219,7 @@ SCHEMAS = {
     "method/dora": DoRAConfig,
     "method/lora": LoRAConfig,
     "method/adalora": AdaLoRAConfig,
+    "method/global_svd": GlobalSvdConfig,
     "method/prompt": PromptConfig,
     "method/plain": MethodConfig,
 }
