@@ -17,6 +17,7 @@ from dynarank.methods.config import (
     AdaLoRAConfig,
     DoRAConfig,
     DynaRankConfig,
+    GlobalSvdConfig,
     LoRAConfig,
     MethodConfig,
     PromptConfig,
@@ -223,6 +224,7 @@ SCHEMAS = {
     "method/dynarank": DynaRankConfig,
     "method/lora": LoRAConfig,
     "method/adalora": AdaLoRAConfig,
+    "method/global_svd": GlobalSvdConfig,
     "method/prompt": PromptConfig,
     "method/plain": MethodConfig,
 }

@@ -28,6 +28,7 @@ METHODS = {
     "dynarank": Registered(path="dynarank.methods.dora:DynaRank", title="dynarank"),
     "lora": Registered(path="dynarank.methods.lora:LoRA", title="LoRA"),
     "adalora": Registered(path="dynarank.methods.adalora:AdaLoRA", title="AdaLoRA"),
+    "global_svd": Registered(path="dynarank.methods.global_svd:GlobalSvd", title="Global SVD"),
     "houlsby": Registered(path="dynarank.methods.bottleneck:Houlsby", title="HAdapter"),
     "pfeiffer": Registered(path="dynarank.methods.bottleneck:Pfeiffer", title="PAdapter"),
     "bitfit": Registered(path="dynarank.methods.full:BitFit", title="BitFit"),

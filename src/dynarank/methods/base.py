@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,26 @@ class Allocator(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state of `state_dict`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carry:
+    """How what is kept of a parameter follows it where its components were turned."""
+
+    value: Callable[[Tensor], Tensor]
+    """For an average of the parameter."""
+    first: Callable[[Tensor], Tensor]
+    """For Adam's first moment, a mean of gradients."""
+    second: Callable[[Tensor], Tensor]
+    """For Adam's second moment, a mean of squared gradients."""
+
+
+@runtime_checkable
+class MovesParameters(Protocol):
+    """An allocator that turned parameters when it pruned last."""
+
+    def carried(self) -> dict[Tensor, Carry]:
+        """Return, by the turned parameter, how its average and its moments follow."""
 
 
 @dataclass(frozen=True, kw_only=True)

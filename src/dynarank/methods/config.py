@@ -140,6 +140,16 @@ class AdaLoRAConfig(MethodConfig):
 
 
 @dataclass
+class GlobalSvdConfig(MethodConfig):
+    """A LoRA of rank budget.init, cut to its best singular components at the freeze."""
+
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """The scale of the update is alpha / budget.init, and stays when components go."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """On the input of the adapters."""
+
+
+@dataclass
 class PromptConfig(MethodConfig):
     """Prompt tuning (Lester et al., EMNLP 2021), PEFT's."""
 

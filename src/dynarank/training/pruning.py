@@ -5,12 +5,13 @@ Legend: A (r', d_in), B (d_out, r'), c (r') of an adapter, `mask` (r') its kept 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dynarank.adapters.inject import adapter_layers
+from dynarank.methods.base import Carry
 
 COMPONENT_AXIS = {"lora_A": 0, "lora_B": 1, "lora_c": 0}
 """Which axis of a factor counts components."""
@@ -39,3 +40,39 @@ def _moments(factor: nn.Parameter, optimizers: Sequence[torch.optim.Optimizer]) 
             if isinstance(value, Tensor) and value.shape == factor.shape:
                 moments.append(value)
     return moments
+
+
+@torch.no_grad()
+def carry_over(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    average: MutableMapping[str, Tensor],
+    maps: Mapping[Tensor, Carry],
+) -> list[Tensor]:
+    """Let Adam's moments and an average follow parameters that were turned, in place.
+
+    Args:
+        model: whose parameters the average has by name.
+        optimizers: those of the run.
+        average: of the parameters, by name; empty where there is none.
+        maps: how to follow, by parameter.
+
+    Returns:
+        all that was changed, and the turned parameters.
+    """
+    changed: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        carry = maps.get(parameter)
+        if carry is None:
+            continue
+        changed.append(parameter.data)
+        if name in average:
+            average[name].copy_(carry.value(average[name]))
+            changed.append(average[name])
+        for optimizer in optimizers:
+            state = optimizer.state.get(parameter, {})
+            for key, follow in (("exp_avg", carry.first), ("exp_avg_sq", carry.second)):
+                if key in state:
+                    state[key].copy_(follow(state[key]))
+                    changed.append(state[key])
+    return changed

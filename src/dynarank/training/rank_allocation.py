@@ -12,12 +12,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dynarank.errors import UserError
-from dynarank.methods.base import Allocator
-from dynarank.training.distributed import check_alike, choose_as_rank_zero
+from dynarank.methods.base import Allocator, MovesParameters
+from dynarank.training.distributed import (
+    check_alike,
+    choose_as_rank_zero,
+    copy_rank_zero,
+)
 from dynarank.training.library_internals import is_log_step
 from dynarank.training.nonfinite import NonFiniteError
 from dynarank.training.optimizer_steps import OptimizerSteps
-from dynarank.training.pruning import zero_pruned
+from dynarank.training.pruning import carry_over, zero_pruned
 from dynarank.training.rank_map import draw_rank_map, place
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -69,6 +73,16 @@ class RankAllocation(Callback):
         ranks = self.allocator.ranks()
         if trainer.world_size > 1:
             check_alike(hash(tuple(ranks.values())), f"ranks at step {self.allocator.t}")
+        if isinstance(self.allocator, MovesParameters):
+            average = getattr(pl_module, "average", None)
+            changed = carry_over(
+                pl_module,
+                trainer.optimizers,
+                {} if average is None else average.average,
+                self.allocator.carried(),
+            )
+            if trainer.world_size > 1:
+                copy_rank_zero(changed)  # the signs of singular vectors are nobody's choice
         if self.allocator.frozen:
             zero_pruned(pl_module, trainer.optimizers)
         self.history.append({"step": self.allocator.t, "ranks": ranks})
