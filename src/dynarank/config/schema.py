@@ -24,6 +24,7 @@ from dynarank.methods.config import (
 )
 from dynarank.pretrained.hub import HubConfig, ModelConfig
 from dynarank.settings import Form, Ge, Gt, Lt, OneOf, UserPath, check_settings
+from dynarank.tasks.causal_config import CausalLMConfig, InstructConfig
 from dynarank.tasks.config import QuestionAnsweringConfig, TaskConfig, TextClassificationConfig
 from dynarank.tasks.image_config import ImageClassificationConfig
 from dynarank.tasks.seq2seq_config import Seq2SeqConfig
@@ -218,6 +219,8 @@ SCHEMAS = {
     "task/text_classification": TextClassificationConfig,
     "task/question_answering": QuestionAnsweringConfig,
     "task/seq2seq": Seq2SeqConfig,
+    "task/causal_lm": CausalLMConfig,
+    "task/instruct": InstructConfig,
     "task/token_classification": TokenClassificationConfig,
     "task/image_classification": ImageClassificationConfig,
     "method/dora": DoRAConfig,
