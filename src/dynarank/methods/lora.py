@@ -33,6 +33,12 @@ class LoRA(Method[LoRAConfig]):
         import peft
 
         self.fixed_ranks = self.choose_ranks(model, find_linears(model, targets, self.head))
+        largest, limit = max(self.fixed_ranks.values()), self.budget.max_rank
+        if limit is not None and largest > limit:
+            raise ValueError(
+                f"budget.max_rank = {limit}: these ranks go up to {largest}. Set it to that, or to "
+                "null for no limit"
+            )
         adapted = {name: rank for name, rank in self.fixed_ranks.items() if rank}
         names = list(adapted)
         scale = self.config.alpha / max(1, self.budget.target)
