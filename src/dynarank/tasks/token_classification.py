@@ -291,11 +291,6 @@ def _entity_record(span: Span, words: Sequence[str], shares: np.ndarray) -> dict
 
 def _share_alike(given: Sequence[Sequence[str]], guessed: Sequence[Sequence[str]]) -> float:
     """Return the share of words whose tag is the one given."""
-    pairs = list(
-        zip(
-            itertools.chain.from_iterable(given),
-            itertools.chain.from_iterable(guessed),
-            strict=True,
-        )
-    )
-    return sum(true == tag for true, tag in pairs) / len(pairs) if pairs else 0.0
+    true, tags = (list(itertools.chain.from_iterable(rows)) for rows in (given, guessed))
+    right = sum(one == other for one, other in zip(true, tags, strict=True))
+    return right / len(true) if true else 0.0
