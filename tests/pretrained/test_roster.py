@@ -11,13 +11,14 @@ import torch
 import transformers
 from architecture_configs import CASES, CONFIGS, IMAGES, WORDS, auto_class, head_modules
 
+from dynarank.adapters.inject import adapter_layers
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.methods import build_method
 from dynarank.methods.config import DoRAConfig
 from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.pretrained.internals import model_loader
 
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 
 
 def build(kind: str, index: int) -> Any:
@@ -78,6 +79,8 @@ def test_a_step_trains_and_peft_alone_loads_the_export(
     assert not idle, "these adapters do nothing for the loss"
     optimizer.step()
     with torch.no_grad():
+        for layer in adapter_layers(adapted).values():
+            layer.lora_c.add_(1.0)  # so large an update that no output could hide it
         ours = adapted(**batch).logits
     method.export(tmp_path, "base", None)
 
