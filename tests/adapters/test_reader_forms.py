@@ -21,11 +21,12 @@ from adapter_readers import (
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dynarank.adapters import FORMS
 from dynarank.adapters.inject import inject
 from dynarank.adapters.lora_files import read_lora, write_lora
 from dynarank.adapters.peft_format import write_peft_adapter
 from dynarank.adapters.rank_patterns import as_settings, ranks_of
-from dynarank.adapters.reader_forms import FORMS, READERS, resolve_form, without_zeros
+from dynarank.adapters.reader_forms import READERS, resolve_form, without_zeros
 from dynarank.errors import UserError
 
 RANKS = [3, 1, 0, 6, 2, 5]
@@ -155,7 +156,7 @@ def test_a_language_models_adapter_is_padded_unless_asked() -> None:
     assert resolve_form("gguf", "SEQ_CLS") == "gguf"
     with pytest.raises(ValueError, match="form = 'ggfu': must be one of auto, peft, gguf"):
         resolve_form("ggfu", None)
-    assert set(FORMS) == {"auto", *READERS}
+    assert set(FORMS) == set(READERS)
 
 
 def test_a_head_has_no_place_in_mlx(home: Path, tmp_path: Path) -> None:

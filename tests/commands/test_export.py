@@ -6,13 +6,16 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from lightning.pytorch.callbacks import Timer
 from tiny import configure
 
-from dynarank.commands.export import main, rounded_away
+from dynarank.commands.export import main
+from dynarank.commands.merged import rounded_away
 from dynarank.runs.run import run
 
 
@@ -95,9 +98,52 @@ def test_the_ranks_are_printed_for_others(
     pattern = json.loads(said.split("lora_rank_pattern: ")[1].splitlines()[0])
     kept = {"^" + re.escape(name): rank for name, rank in ranks.items() if rank}
     assert pattern == kept
-    for wrong in (["out", "--rank-pattern"], [], ["out", "--merged", "--format", "gguf"]):
+    wrong_ones = [["out", "--rank-pattern"], [], ["out", "--merged", "--format", "gguf"]]
+    wrong_ones += [["out", "--dry-run"], ["out", "--push-to-hub", "me/x"]]
+    for wrong in wrong_ones:
         with pytest.raises(SystemExit, match="2"):
             main([str(finished), *wrong])
+
+
+def test_a_dry_run_names_what_would_be_sent_and_sends_nothing(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    monkeypatch.setattr(HfApi, "upload_folder", refuse)
+    main([str(finished), "--push-to-hub", "me/my-adapter", "--format", "padded", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "to me/my-adapter (public" in said
+    for name in ("README.md", "adapter_config.json", "adapter_model.safetensors"):
+        assert f"  {name}  " in said
+
+
+def test_a_push_sends_the_folder_in_one_commit_and_a_refusal_is_one_error(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, object] = {}
+
+    def create(self: HfApi, name: str, **options: object) -> None:
+        sent.update(name=name, **options)
+
+    def upload(self: HfApi, **options: object) -> SimpleNamespace:
+        folder = Path(str(options["folder_path"]))
+        sent["files"] = sorted(path.name for path in folder.iterdir())
+        return SimpleNamespace(repo_url="https://hub/me/x")
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    main([str(finished), "--push-to-hub", "me/x", "--private"])
+    assert "sent: https://hub/me/x" in capsys.readouterr().out
+    assert sent["files"] == sorted(path.name for path in (finished / "adapter").iterdir())
+    assert (sent["name"], sent["private"], sent["exist_ok"]) == ("me/x", True, True)
+    monkeypatch.undo()
+    for name, reason in (("me/x", "HF_TOKEN"), ("no name", "must be OWNER/NAME")):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(finished), "--push-to-hub", name])  # the tests are offline
+        assert reason in capsys.readouterr().err
 
 
 def test_a_run_over_budget_is_exported_only_when_asked(

@@ -22,6 +22,7 @@ from torch import Tensor
 from dynarank.adapters.adapter_checks import CONFIG, WEIGHTS, read_json
 from dynarank.adapters.folding import Factors
 from dynarank.adapters.reader_forms import in_form, mlx_files, resolve_form, scale_settings
+from dynarank.durable_files import make_readable
 from dynarank.errors import UserError
 
 _A = ".lora_A.weight"
@@ -157,6 +158,7 @@ def write_lora(
     kept_factors = {name: factors[name] for name in kept}
     if form == "mlx":
         _write_mlx(source, kept_factors, folder)
+        make_readable(folder)
         return ranks
     tensors = dict(source.others)
     for name, (lora_A, lora_B) in in_form(kept_factors, form).items():
@@ -177,6 +179,7 @@ def write_lora(
             shutil.copyfile(path, folder / path.name)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    make_readable(folder)
     return ranks
 
 

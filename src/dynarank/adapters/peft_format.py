@@ -18,6 +18,7 @@ from dynarank.adapters.inject import adapter_layers
 from dynarank.adapters.layer import stores_transposed
 from dynarank.adapters.progress import check_at_budget
 from dynarank.adapters.reader_forms import in_form, resolve_form, scale_settings
+from dynarank.durable_files import make_readable
 
 
 def write_peft_adapter(
@@ -108,6 +109,7 @@ def write_factors(
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     _sort_target_modules(folder / CONFIG)
+    make_readable(folder)
     return ranks
 
 

@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynarank.adapters import FORMS
 from dynarank.adapters.folding import Factors
 
-FORMS = ("auto", "peft", "gguf", "padded", "mlx")
-"""What an adapter may be written as; `auto` is `padded` for a language model, else `peft`."""
+AUTO = "auto"
+"""`padded` for a language model, else `peft`."""
 READERS = {
     "peft": "PEFT and transformers; vLLM, SGLang, TGI and LoRAX. Not llama.cpp, Ollama or MLX",
     "gguf": "llama.cpp's convert_lora_to_gguf.py, and so Ollama; PEFT and transformers. Not vLLM",
@@ -49,9 +50,9 @@ def resolve_form(form: str, task_type: str | None) -> str:
     Raises:
         ValueError: there is no such form.
     """
-    if form not in FORMS:
-        raise ValueError(f"form = {form!r}: must be one of {', '.join(FORMS)}")
-    if form != "auto":
+    if form not in (AUTO, *FORMS):
+        raise ValueError(f"form = {form!r}: must be one of {', '.join((AUTO, *FORMS))}")
+    if form != AUTO:
         return form
     return "padded" if task_type == GENERATES else "peft"
 
@@ -61,7 +62,7 @@ def in_form(factors: Mapping[str, Factors], form: str) -> dict[str, Factors]:
 
     Args:
         factors: A (k, d_in) and B (d_out, k) by module name, every k at least 1.
-        form: one of `FORMS` but for `auto`.
+        form: one of `FORMS`.
     """
     r = max(len(lora_A) for lora_A, _ in factors.values())
     stored = {}

@@ -4,53 +4,65 @@ dynarank export RUN_OR_ADAPTER OUT_DIR                  as it is, for PEFT
 dynarank export RUN_OR_ADAPTER OUT_DIR --format gguf    for llama.cpp and Ollama
 dynarank export RUN_OR_ADAPTER OUT_DIR --format merged  a plain transformers model
 dynarank export RUN_OR_ADAPTER --rank-pattern           its ranks, for others' settings
+dynarank export RUN_OR_ADAPTER --push-to-hub ME/NAME --dry-run
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from dynarank.adapters.reader_forms import READERS
+from dynarank.adapters import FORMS
 from dynarank.commands.command_line import CommandParser, add_hub_root, exit_on_user_error
+from dynarank.commands.merged import DTYPES, sync_files, write_merged
 from dynarank.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
-
-    from dynarank.pretrained.hub import HubConfig
-
 MERGED = "merged"
-DTYPES = ("float32", "bfloat16")
-"""What the weights of a merged model may be stored in."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. It exits with 2 and one message for a user's mistake."""
     options = parse(arguments)
     with exit_on_user_error():
-        from dynarank.pretrained.hub import HubConfig
-
         adapter = adapter_folder(options)
         if options.rank_pattern:
             print(rank_pattern_text(adapter), end="")
             return
+        if options.out is None:
+            with tempfile.TemporaryDirectory() as folder:
+                options.out = Path(folder) / "adapter"
+                write_export(adapter, options)
+            return
         refuse_filled_folder(options.out)
-        if options.format == MERGED:
-            hub = HubConfig(options.hub_root)
-            notes = write_merged(adapter, options.out, hub, options.base, options.dtype)
-        elif options.format is None:
-            copy_adapter(adapter, options.out)
-            notes = [read_by(stored_form(adapter))]
-        else:
-            notes = write_form(adapter, options.out, options.format)
+        write_export(adapter, options)
+
+
+def write_export(adapter: Path, options: argparse.Namespace) -> None:
+    """Write what the options ask for, say who reads it, and send it where that is asked for."""
+    from dynarank.commands.push import check_repository, describe_push, push
+    from dynarank.pretrained.hub import HubConfig
+
+    if options.push_to_hub is not None:
+        check_repository(options.push_to_hub)
+    if options.format == MERGED:
+        hub = HubConfig(options.hub_root)
+        notes = write_merged(adapter, options.out, hub, options.base, options.dtype)
+    elif options.format is None:
+        copy_adapter(adapter, options.out)
+        notes = [read_by(stored_form(adapter))]
+    else:
+        notes = write_form(adapter, options.out, options.format)
     for note in notes:
         print(note)
-    print(f"written: {options.out}/")
+    if options.push_to_hub is None:
+        print(f"written: {options.out}/")
+    elif options.dry_run:
+        print("\n".join(describe_push(options.out, options.push_to_hub, options.private)))
+    else:
+        print(f"sent: {push(options.out, options.push_to_hub, options.private)}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -62,7 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT_DIR", help="a new folder")
     parser.add_argument(
         "--format",
-        choices=[*READERS, MERGED],
+        choices=[*FORMS, MERGED],
         help="peft: with a rank pattern; gguf: for llama.cpp and Ollama; padded: one rank for all "
         "layers, right for every reader of adapters; mlx: for mlx-lm; merged: a plain transformers "
         "model (default: the adapter as it is)",
@@ -76,6 +88,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--rank-pattern",
         action="store_true",
         help="print the ranks as settings of PEFT, axolotl and LLaMA-Factory, and write nothing",
+    )
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="send it to the hub, in place of OUT_DIR"
+    )
+    parser.add_argument("--private", action="store_true", help="make a private repository")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what --push-to-hub would send, and send nothing"
     )
     parser.add_argument(
         "--dtype",
@@ -99,8 +118,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.format = MERGED
     if options.dtype != DTYPES[0] and options.format != MERGED:
         parser.error(f"--dtype {options.dtype}: is for --merged alone; an adapter stays float32")
-    if (options.out is None) != options.rank_pattern:
-        parser.error("give OUT_DIR, or --rank-pattern, which writes nothing")
+    asked = [options.out is not None, options.rank_pattern, options.push_to_hub is not None]
+    if sum(asked) != 1:
+        parser.error("give one of OUT_DIR, --rank-pattern and --push-to-hub")
+    if (options.dry_run or options.private) and options.push_to_hub is None:
+        parser.error("--dry-run and --private go with --push-to-hub")
     return options
 
 
@@ -115,7 +137,7 @@ def adapter_folder(options: argparse.Namespace) -> Path:
 
     folder: Path = options.run
     is_foreign = (folder / CONFIG).is_file() and not (folder / ORIGIN).is_file()
-    if is_foreign and (options.rank_pattern or options.format in READERS):
+    if is_foreign and (options.rank_pattern or options.format in FORMS):
         return folder
     return find_adapter(folder, options.over_budget)
 
@@ -153,6 +175,8 @@ def stored_form(adapter: Path) -> str:
 
 def read_by(form: str) -> str:
     """Return who reads a form, in a sentence."""
+    from dynarank.adapters.reader_forms import READERS
+
     return f"in the form '{form}', which is read rightly by: {READERS[form]}"
 
 
@@ -190,90 +214,3 @@ def rank_pattern_text(adapter: Path) -> str:
     from dynarank.adapters.rank_patterns import as_settings, ranks_of
 
     return as_settings(ranks_of(read_lora(adapter)))
-
-
-def write_merged(
-    adapter: Path, out: Path, hub: HubConfig, base: str | None, dtype: str = DTYPES[0]
-) -> list[str]:
-    """Write a model that needs neither PEFT nor dynarank, and its tokenizer.
-
-    The update is added to the weights in float32, also where the run's base was bfloat16: added in
-    bfloat16, most of it would be rounded away.
-
-    Returns:
-        what the user should know about the precision, a sentence each.
-
-    Raises:
-        UserError: what was trained cannot be added to weights.
-    """
-    import peft
-    import torch
-
-    from dynarank.runs.predictor import load_run
-
-    loaded = load_run(adapter, hub, base, over_budget=True, widen=True)
-    model = loaded.model
-    notes = []
-    if isinstance(model, peft.PeftModel):
-        if model.active_peft_config.is_prompt_learning:
-            raise UserError(_not_mergeable(loaded.origin.method))
-        config = loaded.origin.model_config()
-        narrow = config.dtype != DTYPES[0]
-        if config.quantization is not None:
-            notes.append(
-                f"merged into the {config.quantization} weights that the run trained on, turned "
-                "back into plain ones: the model is not quantized any more"
-            )
-        if dtype != DTYPES[0]:
-            lost = rounded_away(model, getattr(torch, dtype))
-            notes.append(f"rounded to {dtype}, {lost:.1%} of the update is lost")
-        elif narrow:
-            notes.append(
-                "merged in float32, so that nothing of the update is lost: twice the size of the "
-                "bfloat16 base that the run trained on"
-            )
-        model = model.merge_and_unload()
-    elif not loaded.origin.is_whole_model:
-        raise UserError(_not_mergeable(loaded.origin.method))
-    model.to(getattr(torch, dtype)).save_pretrained(out)
-    loaded.tokenizer.save_pretrained(out)
-    sync_files(out)
-    return notes
-
-
-def _not_mergeable(method: str) -> str:
-    return (
-        f"--merged: what method={method} trained is not an update of the model's weights, so it "
-        "cannot be added to them. Use the adapter beside its base model"
-    )
-
-
-def rounded_away(model: Any, dtype: torch.dtype) -> float:
-    """Return the share of the update that rounding the merged weights to `dtype` loses.
-
-    It is the norm of the rounding error over the norm of the update, over all adapted matrices
-    together. What rounding the base alone would cost is not counted.
-
-    Args:
-        model: a peft.PeftModel with LoRA layers, in float32.
-    """
-    lost, whole = 0.0, 0.0
-    for module in model.modules():
-        if not hasattr(module, "get_delta_weight"):
-            continue
-        base = module.get_base_layer().weight.detach()
-        rounded_base = base.to(dtype).float()
-        for name in module.active_adapters:
-            update = module.get_delta_weight(name).detach()
-            kept = (base + update).to(dtype).float() - rounded_base
-            lost += float((kept - update).square().sum())
-            whole += float(update.square().sum())
-    return (lost / whole) ** 0.5 if whole else 0.0
-
-
-def sync_files(folder: Path) -> None:
-    """Write the files of a folder to the disk, so that they are whole when the command ends."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

@@ -50,7 +50,7 @@ class PromptTuning(Method[PromptConfig]):
     def _count_vectors(self, model: nn.Module, targets: Sequence[str], width: int) -> int:
         """Return how many vectors of that width the budget and the positions allow."""
         nominal = nominal_parameters(model, targets, self.head, self.budget.target)
-        wanted = round(nominal / width)
+        wanted = max(1, round(nominal / width))
         places = positions(model)
         if places is None:
             return wanted

@@ -55,8 +55,8 @@ def report_text(
     if sizes:
         parts.append(sizes)
     if left_out:
-        lines = "".join(f"- {escaped(one)}\n" for one in left_out)
-        parts.append(f"Left out:\n\n{lines}")
+        named = "".join(f"- {escaped(run)}\n" for run in left_out)
+        parts.append(f"Left out:\n\n{named}")
     return "\n".join(parts)
 
 

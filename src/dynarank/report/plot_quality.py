@@ -156,7 +156,9 @@ def _label(axes: Axes, table: Table, points: Sequence[Point], best: Sequence[Poi
     ordered = sorted(points, key=lambda point: (point.score, -point.parameters))
     low, high = axes.get_ylim()
     wanted = [(point.score - low) / (high - low) for point in ordered]
-    gap = LINE / (axes.get_figure().get_figheight() - 1.2)  # type: ignore[union-attr]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    gap = LINE / (figure.get_figheight() - 1.2)
     line = {
         "arrowstyle": "-",
         "relpos": (0, 0.5),

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from dynarank.allocation.schedule import round_half_up
 from dynarank.checkpoints.callback import Checkpoints
 from dynarank.checkpoints.content import RunContent, history_rows
 from dynarank.checkpoints.storage import DamagedCheckpoint, checkpoint_path, verify
@@ -181,7 +182,7 @@ def export(tested: Tested) -> Exported:
         )
     if trainer.is_global_zero:
         remove_adapters(trained.folder)  # a killed finish may have left part of one
-        write_adapter(trained.folder, trained.config, trained.prepared)
+        write_adapter(trained.folder, trained.config, trained.prepared, _results(tested))
     return Exported(tested=tested)
 
 
@@ -210,7 +211,6 @@ def _results(tested: Tested) -> Results:
     ranks = prepared.method.ranks()
     target = config.budget.target
     task = prepared.task
-    counts_components = bool(ranks) and config.budget.unit == "components"
     return Results(
         task=config.task.name,
         method=config.method.name,
@@ -230,7 +230,7 @@ def _results(tested: Tested) -> Results:
         test_rows=sum(len(rows) for rows in task.test.values()),
         at_budget=prepared.module.at_budget,
         budget_target=target if ranks else None,
-        components_target=target * len(ranks) if counts_components else None,
+        components_target=_components_target(config, prepared, ranks),
         components_kept=sum(ranks.values()),
         adapter_parameters=prepared.method.adapter_parameters(),
         head_parameters=prepared.head_parameters,
@@ -245,6 +245,17 @@ def _results(tested: Tested) -> Results:
         resumed_at=checkpoints.resumed_at,
         inexact_resume=checkpoints.inexact,
     )
+
+
+def _components_target(
+    config: TrainConfig, prepared: Prepared, ranks: dict[str, int]
+) -> int | None:
+    """Return how many components the budget has room for; None where it counts something else."""
+    if not ranks or config.budget.unit != "components":
+        return None
+    if prepared.module.allocation is None:
+        return sum(ranks.values())  # ranks that were fixed by the budget's parameters
+    return round_half_up(config.budget.target * len(ranks))
 
 
 def finish_trackers(trainer: pl.Trainer, results: Results) -> None:

@@ -41,7 +41,7 @@ class Results:
     """Validation scores of the last epoch."""
     at_budget: bool
     """Whether the ranks were frozen. If not, the run ended early, and its adapter is too large."""
-    budget_target: int | None
+    budget_target: float | None
     components_target: int | None
     components_kept: int
     adapter_parameters: int
