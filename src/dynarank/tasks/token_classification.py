@@ -24,7 +24,7 @@ from dynarank.tasks.files import read_file
 from dynarank.tasks.row_scores import RowScores
 from dynarank.tasks.tag_schemes import OUTSIDE, Span, predicted_spans
 from dynarank.tasks.tagged_rows import TaggedRows
-from dynarank.tasks.token_config import SPAN_METRICS, TokenClassificationConfig
+from dynarank.tasks.token_config import TokenClassificationConfig
 from dynarank.tasks.word_windows import encode_word_windows
 
 if TYPE_CHECKING:
@@ -71,16 +71,6 @@ class TokenClassification(Task[TokenClassificationConfig]):
 
     def recorded_config(self) -> TokenClassificationConfig:
         return replace(self.config, labels=self.kinds or None)
-
-    def baseline(self, rows: Dataset) -> Baseline:
-        """Return the scores of the commonest tag for every word: O, for entities."""
-        counts = Counter(itertools.chain.from_iterable(rows[self.config.columns.tags][:]))
-        ((tag, words),) = counts.most_common(1)
-        scores = {"accuracy": words / counts.total()}
-        if tag == OUTSIDE:
-            scores |= dict.fromkeys(SPAN_METRICS, 0.0)
-        known = {name: scores[name] for name in self.config.metrics if name in scores}
-        return Baseline(f"{tag} for every word", known)
 
     def read_file(self, field: str, name: str, used: Collection[str] | None = None) -> Dataset:
         path = Path(name).expanduser()
