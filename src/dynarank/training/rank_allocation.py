@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dynarank.errors import UserError
-from dynarank.methods.base import Allocator, MovesParameters
+from dynarank.methods.base import Allocator, MovesParameters, TakesRate
 from dynarank.training.distributed import (
     check_alike,
     choose_as_rank_zero,
@@ -64,6 +64,8 @@ class RankAllocation(Callback):
 
     def _step_allocator(self) -> bool:
         """Let the allocator account for one step, and return whether it pruned."""
+        if isinstance(self.allocator, TakesRate):
+            self.allocator.lr = self.steps.lr
         try:
             return self.allocator.step()
         except FloatingPointError as error:
