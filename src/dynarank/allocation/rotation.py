@@ -74,7 +74,7 @@ def rotation(A: Tensor, B: Tensor, s: float) -> Rotation:
     squares = torch.zeros(r, dtype=torch.float64)
     P = torch.zeros(r, r, dtype=torch.float64)
     N = torch.zeros(r, r, dtype=torch.float64)
-    sized = (S > _SMALL * S.max()).nonzero().flatten()
+    sized = (_SMALL * S.max() < S).nonzero().flatten()
     w = (S[sized] / s).sqrt()
     squares[sized] = S[sized].square()
     P[sized] = (U[:, sized].T @ T_B) / w[:, None]

@@ -15,6 +15,7 @@ from dynarank.config.folders import folder_name
 from dynarank.errors import UserError, first_line, nearest
 from dynarank.methods.config import (
     AdaLoRAConfig,
+    DiffPruningConfig,
     DoRAConfig,
     EvaConfig,
     GlobalSvdConfig,
@@ -227,6 +228,7 @@ SCHEMAS = {
     "method/gora": GoraConfig,
     "method/prompt": PromptConfig,
     "method/sora": SoraConfig,
+    "method/diff_pruning": DiffPruningConfig,
     "method/plain": MethodConfig,
 }
 """Schemas that a group's files choose from, for `defaults: [/schema/...@_here_]`."""

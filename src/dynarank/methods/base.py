@@ -111,7 +111,8 @@ class MethodSize:
 class Method(ABC, Generic[ConfigT]):
     """One way of fine-tuning.
 
-    Life: `adapt` once, `prepare` once in a new run, then `allocator` and `penalty` in training, `export` at the end.
+    Life: `adapt` once, `prepare` once in a new run, then `allocator` and `penalty` in training,
+    `export` at the end.
     """
 
     takes_targets: ClassVar[bool] = True

@@ -135,6 +135,18 @@ class SoraConfig(MethodConfig):
 
 
 @dataclass
+class DiffPruningConfig(MethodConfig):
+    """Diff Pruning (Guo et al., ACL 2021): a sparse difference of all weights."""
+
+    sparsity: Annotated[float, Ge(0)] = 40.0
+    """lambda, the weight of the mean probability that a gate is open."""
+    log_alpha: float = 5.0
+    """Where every gate starts; 5 is open."""
+    gate_lr_ratio: Annotated[float, Gt(0)] = 10.0
+    """Learning rate of the gates, as a multiple of the weights'."""
+
+
+@dataclass
 class PromptConfig(MethodConfig):
     """Prompt tuning (Lester et al., EMNLP 2021), PEFT's."""
 

@@ -76,8 +76,9 @@ def text_mask(inputs: Inputs, config: Any) -> Tensor | None:
 
 
 def text_inputs(layer_input: Any, mask: Tensor | None, name: str) -> Tensor:
-    """Return a layer's inputs where there is text, (positions, d_in); all where the mask is not
-    theirs: of a decoder, or of a pooled vector.
+    """Return a layer's inputs where there is text, (positions, d_in).
+
+    All are returned where the mask is not theirs: those of a decoder, or of a pooled vector.
     """
     x: Tensor = layer_input[0] if isinstance(layer_input, tuple) else layer_input
     if mask is not None and x.shape[:-1] == mask.shape:

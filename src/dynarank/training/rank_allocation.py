@@ -87,6 +87,8 @@ class RankAllocation(Callback):
                 copy_rank_zero(changed)  # the signs of singular vectors are nobody's choice
         if self.allocator.frozen:
             zero_pruned(pl_module, trainer.optimizers)
+        if not ranks:  # a method that cuts weights, not components
+            return
         self.history.append({"step": self.allocator.t, "ranks": ranks})
         self._draw(trainer, ranks)
 
