@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.components import Layers
+from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.allocation.selection import top_components
 from dynarank.methods.components import ComponentMethod
 from dynarank.methods.config import SoraConfig
@@ -38,8 +40,22 @@ def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
 class SoraAllocator(RankAllocator):
     """Thresholds the gates after every step, and keeps the budget's number at the freeze."""
 
-    def __init__(self, *args: Any, sparsity: float, **settings: Any) -> None:
-        super().__init__(*args, beta=0.0, score="absolute", **settings)
+    def __init__(
+        self,
+        layers: Layers,
+        schedule: BudgetSchedule,
+        sparsity: float,
+        cost_aware: bool = False,
+        min_rank: int = 0,
+    ) -> None:
+        super().__init__(
+            layers,
+            schedule,
+            beta=0.0,
+            score="absolute",
+            cost_aware=cost_aware,
+            min_rank=min_rank,
+        )
         self.sparsity = sparsity
         self.lr = 0.0
 
