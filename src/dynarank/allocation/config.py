@@ -41,6 +41,8 @@ class BudgetConfig:
     """What is counted: components, or parameters (a component of a wide matrix costs more)."""
     min_rank: Annotated[int, Ge(0)] = 0
     """Components that every layer keeps at least."""
+    max_rank: Annotated[int | None, Gt(0)] = None
+    """Components that a layer keeps at most (vLLM's max_lora_rank, say); null: no limit."""
 
     def __post_init__(self) -> None:
         check_settings("budget", self)
@@ -60,6 +62,11 @@ class BudgetConfig:
             raise ValueError(
                 f"budget.min_rank = {self.min_rank}: must be 0 to budget.target = {self.target}, "
                 "the mean rank there is for"
+            )
+        if self.max_rank is not None and self.max_rank < self.target:
+            raise ValueError(
+                f"budget.max_rank = {self.max_rank}: is below budget.target = {self.target}, the "
+                "mean rank. Set it to that or more, or to null for no limit"
             )
 
     def _check_spans(self) -> None:

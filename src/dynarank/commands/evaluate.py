@@ -11,6 +11,7 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Return the scores of the input, with what they are of. Raises `UserError`."""
+    from dynarank.tasks.sources import used_columns
+
     predictor = load_named_run(options)
-    rows = read_rows(options.input, options.format, predictor.task.read_file)
+    read = partial(predictor.task.read_file, used=used_columns(predictor.task.config))
+    rows = read_rows(options.input, options.format, read)
     labelled = predictor.task.check(rows, f"--input {options.input}", labelled=True)
     _, evaluation = predictor.predict_and_score(labelled, options.batch_size)
     return {

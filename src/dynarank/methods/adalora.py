@@ -157,6 +157,11 @@ class AdaLoRA(Method[AdaLoRAConfig]):
     tuner: AdaLoraModel
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        if self.budget.max_rank is not None:
+            raise ValueError(
+                f"budget.max_rank = {self.budget.max_rank}: AdaLoRA's allocation has no such "
+                "limit. Use method=dora, or budget.max_rank=null"
+            )
         names = find_linears(model, targets, self.head)
         check_some_left(self.budget, len(names))
         config = AdaLoraConfig(

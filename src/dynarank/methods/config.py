@@ -61,6 +61,9 @@ class LoRAConfig(MethodConfig):
     or components drawn at random."""
     placement_seed: Annotated[int, Ge(0)] = 0
     """Decides what placement=random draws."""
+    rank_pattern_from: str | None = None
+    """A run's folder, or a PEFT LoRA adapter's: train on the ranks found there, which
+    budget.target must be the mean of; null: on those of placement."""
 
 
 @dataclass

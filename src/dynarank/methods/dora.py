@@ -47,6 +47,7 @@ class DoRA(Method[DoRAConfig]):
             score=self.config.score,
             cost_aware=self.budget.unit == "parameters",
             min_rank=self.budget.min_rank,
+            max_rank=self.budget.max_rank,
         )
 
     def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:

@@ -16,6 +16,7 @@ from dynarank.adapters.layer import linear_shape
 from dynarank.adapters.peft_format import write_factors
 from dynarank.methods.base import Method, MethodSize, matched_note
 from dynarank.methods.config import LoRAConfig
+from dynarank.methods.found_ranks import found_ranks
 from dynarank.methods.placement import place_ranks
 from dynarank.methods.ranked import ADAPTER, holds_transposed
 
@@ -32,6 +33,12 @@ class LoRA(Method[LoRAConfig]):
         import peft
 
         self.fixed_ranks = self.choose_ranks(model, find_linears(model, targets, self.head))
+        largest, limit = max(self.fixed_ranks.values()), self.budget.max_rank
+        if limit is not None and largest > limit:
+            raise ValueError(
+                f"budget.max_rank = {limit}: these ranks go up to {largest}. Set it to that, or to "
+                "null for no limit"
+            )
         adapted = {name: rank for name, rank in self.fixed_ranks.items() if rank}
         names = list(adapted)
         scale = self.config.alpha / max(1, self.budget.target)
@@ -56,10 +63,14 @@ class LoRA(Method[LoRAConfig]):
         """Return the rank of each named matrix, as the budget and the placement have it.
 
         Raises:
-            ValueError: the placement fits no matrix, or the budget pays for no component.
+            ValueError: the placement fits no matrix, or the budget pays for no component; the
+                ranks of another run are not of these matrices, or not at this budget.
         """
+        costs = {name: sum(linear_shape(model.get_submodule(name))) for name in names}
+        if self.config.rank_pattern_from is not None:
+            return found_ranks(self.config.rank_pattern_from, costs, self.budget.target)
         return place_ranks(
-            {name: sum(linear_shape(model.get_submodule(name))) for name in names},
+            costs,
             target=self.budget.target,
             placement=self.config.placement,
             pool=self.budget.initial,

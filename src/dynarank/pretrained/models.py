@@ -23,6 +23,7 @@ from dynarank.pretrained.loading import CODE_IS_ASKED_FOR, load_auto
 from dynarank.pretrained.precision import widen_head
 from dynarank.pretrained.processors import PROCESSORS
 from dynarank.pretrained.processors import load_tokenizer as load_tokenizer
+from dynarank.pretrained.quantization import check_quantization, quantization_options
 from dynarank.pretrained.task_model import TaskModel
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def resolve_targets(config: ModelConfig, model_type: str) -> list[str]:
 def check_fit(config: ModelConfig, source: Source, task: TaskModel) -> None:
     """Raise `UserError` where a model cannot do a task, from its configuration alone."""
     settings = load_settings(config, source)
+    check_quantization(config, settings)
     fitting = task.config.architectures
     kind = kind_of_model(settings)
     examples = "; ".join(models_of_kind(fit) for fit in fitting)
@@ -139,8 +141,10 @@ def load_pretrained(
     # Else a table of the head's missing weights is printed, which are meant to be missing.
     transformers.utils.logging.set_verbosity_error()
     dtype: torch.dtype = getattr(torch, config.dtype)
+    check_quantization(config, settings)
+    loader = model_loader(task.auto_class, settings)
     model, info = load_auto(
-        model_loader(task.auto_class, settings),
+        loader,
         "model",
         config,
         source,
@@ -148,6 +152,7 @@ def load_pretrained(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         **task.model_options(),
+        **quantization_options(config, loader, settings),
     )
     if was_adapter(model):
         raise UserError(

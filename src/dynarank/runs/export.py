@@ -9,16 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynarank.adapters.adapter_checks import CONFIG
 from dynarank.checkpoints.identity import package_versions
 from dynarank.config.schema import TrainConfig
-from dynarank.durable_files import TEMPORARY, write_json
+from dynarank.durable_files import TEMPORARY, make_readable, write_json
 from dynarank.pretrained.processors import PROCESSORS, Processor
 from dynarank.run_folder import ADAPTER, ORIGIN, OVER_BUDGET
+from dynarank.runs.model_card import CARD, model_card
 from dynarank.runs.own_files import OwnFiles, announce_files, read_own_files, remove_files
 
 if TYPE_CHECKING:
     from dynarank.pretrained.hub import Source
     from dynarank.runs.prepare import Prepared
+    from dynarank.runs.results import Results
     from dynarank.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -27,8 +30,8 @@ EXPORTS = (f"{ADAPTER}/", f"{OVER_BUDGET}/")
 """What the names of exported files begin with."""
 
 
-def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None:
-    """Write the adapter with its tokenizer and its origin.
+def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared, results: Results) -> None:
+    """Write the adapter with its tokenizer, its origin, and its model card.
 
     One that is over budget goes to a folder of its own, with a warning. The files are written
     beside their place and moved when all are whole.
@@ -51,6 +54,17 @@ def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None
         "tokenizer": processor.digest(prepared.pretrained.tokenizer),
     }
     write_origin(staging, config, prepared.task, prepared.source, digests)
+    card = model_card(
+        results,
+        config,
+        base=prepared.source.recorded,
+        auto_class=prepared.task.auto_class,
+        peft_task_type=prepared.task.peft_task_type,
+        model_options=prepared.task.model_options(),
+        is_peft=(staging / CONFIG).is_file(),
+    )
+    (staging / CARD).write_text(card, encoding="utf-8")
+    make_readable(staging)
     _move_files(staging, folder / name)
     if not at_budget:
         log.warning(

@@ -182,7 +182,7 @@ def export(tested: Tested) -> Exported:
         )
     if trainer.is_global_zero:
         remove_adapters(trained.folder)  # a killed finish may have left part of one
-        write_adapter(trained.folder, trained.config, trained.prepared)
+        write_adapter(trained.folder, trained.config, trained.prepared, _results(tested))
     return Exported(tested=tested)
 
 

@@ -16,6 +16,7 @@ from dynarank.adapters.adapter_checks import WEIGHTS, check_peft_adapter, check_
 from dynarank.errors import UserError, first_line
 from dynarank.pretrained.hub import HubConfig, ModelConfig, Source, locate, warn_of_remote_code
 from dynarank.run_folder import ORIGIN
+from dynarank.runs.base_weights import fold_if_exact, moved, widen_base
 from dynarank.runs.origin import Origin, find_adapter, read_origin
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def load_predictor(
     place = named_device(device)
     loaded = load_run(folder, hub, base, trust_remote_code, over_budget)
     model = fold_if_exact(loaded.model)
-    return Predictor(loaded.task, model.eval().to(place), loaded.tokenizer)
+    return Predictor(loaded.task, moved(model.eval(), place), loaded.tokenizer)
 
 
 @dataclass
@@ -207,22 +208,10 @@ def load_run(
     pretrained = load_pretrained(config, source, task, tokenizer)
     check_weights_digest(str(adapter), origin.digests, pretrained)
     if widen:
-        _widen(pretrained)
+        widen_base(pretrained)
     with _misfit_errors(adapter, source):
         model = _attach_adapter(pretrained, origin)
     return LoadedRun(origin, task, model, tokenizer)
-
-
-def _widen(pretrained: Pretrained) -> None:
-    """Turn a base into float32. Raises `UserError` where its weights are quantized."""
-    from dynarank.pretrained.quantization import is_quantized
-
-    if is_quantized(pretrained.model):
-        raise UserError(
-            f"{pretrained.source.path}: its weights are quantized, so that no update can be added "
-            "to them. Name the unquantized model by --base, or use the adapter beside its base"
-        )
-    pretrained.model.float()
 
 
 def _find_base(config: ModelConfig, origin: Origin, base: str | None, hub: HubConfig) -> Source:
@@ -263,21 +252,6 @@ def _attach_adapter(pretrained: Pretrained, origin: Origin) -> nn.Module:
     check_weights(weights)
     check_head(str(origin.adapter), pretrained, tensor_shapes(weights))
     return origin.build_method().restore(pretrained.model, pretrained.head, load_file(weights))
-
-
-def fold_if_exact(model: Any) -> Any:
-    """Return a model that predicts as it was trained, with its update merged where that is exact.
-
-    Merged into weights narrower than float32, most of an update would be rounded away. There the
-    adapter stays beside the weights.
-    """
-    import peft
-
-    if not isinstance(model, peft.PeftModel) or model.active_peft_config.is_prompt_learning:
-        return model
-    if model.get_base_model().dtype == torch.float32:
-        return model.merge_and_unload()
-    return model.get_base_model()
 
 
 @contextmanager

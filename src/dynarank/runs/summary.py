@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from dynarank.config.command_line import program_to_print
 from dynarank.run_folder import (
     ADAPTER,
     HISTORY,
@@ -33,7 +35,7 @@ def print_summary(results: Results) -> None:
         table.add_row(label, text)
     console = Console()
     console.print(table)
-    for line in [*places(results), *collapse_warning(results)]:
+    for line in [*places(results), *collapse_warning(results), *next_steps(results)]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -67,6 +69,20 @@ def summary_rows(results: Results) -> Mapping[str, str]:
     return rows
 
 
+def next_steps(results: Results) -> list[str]:
+    """Return the commands that a finished run is for, a line each, as they are typed here."""
+    program, folder = program_to_print(), shlex.quote(str(_shown(Path(results.output_dir))))
+    return [
+        f"Next: {program} report {folder}",
+        f"      {program} predict {folder} --input FILE --output FILE",
+    ]
+
+
+def _shown(folder: Path) -> Path:
+    """Return a folder relative to the working directory where it is below."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
 def collapse_warning(results: Results) -> list[str]:
     """Return what to say, a line each, where a model predicts one thing for every row."""
     if results.collapsed is None:
@@ -80,7 +96,7 @@ def collapse_warning(results: Results) -> list[str]:
 def places(results: Results) -> list[str]:
     """Return where each file lies, a line each; relative to the working directory where below."""
     folder = Path(results.output_dir)
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    shown = _shown(folder)
     meanings = {
         ADAPTER: "the adapter, for PEFT and for dynarank predict",
         RANK_MAP: "the rank of every matrix",

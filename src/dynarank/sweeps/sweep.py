@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dynarank.config.command_line import command_to_start, quote
+from dynarank.config.command_line import command_to_start, program_to_print, quote
 from dynarank.errors import UserError
 from dynarank.sweeps.executors import Executor
 from dynarank.sweeps.naming import tracker_environment, varying, without
@@ -105,7 +105,7 @@ def launch(
         ) from None
     if not sampled:
         log.info("%s", progress.table())
-        log.info("compare them: dynarank report %s", shlex.quote(str(sweep)))
+        log.info("compare them: %s report %s", program_to_print(), shlex.quote(str(sweep)))
     return [_job_return(point, sweep) for point in points]
 
 

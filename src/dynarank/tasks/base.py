@@ -210,6 +210,14 @@ class Task(ABC, Generic[ConfigT]):
         column = self.id_column(dataset)
         return list(range(len(dataset))) if column is None else list(dataset[column][:])
 
+    def check_sample(self, split: str, rows: np.ndarray) -> None:
+        """Raise `UserError` where a sample of a validation split has no value of a metric.
+
+        Args:
+            split: its name.
+            rows: the numbers of the sample's rows, (rows) int.
+        """
+
     def generated_lengths(self) -> dict[str, int]:
         """Return the largest number of generated tokens, by the setting that bounds it.
 

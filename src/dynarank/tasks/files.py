@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain
@@ -19,6 +20,8 @@ from dynarank.tasks.delimited import read_csv, read_tsv, text_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 Columns = dict[str, list[Any]]
 SHOWN = 80
@@ -80,6 +83,9 @@ def _as_dataset(columns: Columns, used: Collection[str] | None) -> Dataset:
             sound[name] = values
         elif used is None or name in used:
             raise UserError(_describe_broken(name, values))
+        else:
+            reason = _describe_broken(name, values).removesuffix(". Mend or drop the row")
+            log.warning("the column %s is left out: %s", name, reason)
     return Dataset.from_dict(sound)
 
 

@@ -15,7 +15,7 @@ from dynarank.tasks.base import Batch, Collator
 from dynarank.tasks.classification import Classification
 from dynarank.tasks.files import read_file
 from dynarank.tasks.image_config import ImageClassificationConfig
-from dynarank.tasks.image_files import FILE, absolute_paths, as_images, read_folder
+from dynarank.tasks.image_files import FILE, absolute_paths, as_images, open_image, read_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,7 +87,7 @@ class ImageClassification(Classification[ImageClassificationConfig]):
 def _converted(feature: dict[str, Any], mode: str) -> Any:
     """Return a feature's image in a mode. Raises `UserError` where its pixels cannot be read."""
     try:
-        return feature["image"].convert(mode)
+        return open_image(feature["image"], mode)
     except (OSError, ValueError, SyntaxError) as error:  # pillow's answers to a damaged file
         raise UserError(
             f"row {feature['row']}: its image is damaged: {first_line(error)}. Mend or drop the row"

@@ -63,7 +63,8 @@ def absolute_paths(dataset: Dataset, column: str, folder: Path) -> Dataset:
     if column not in dataset.column_names or dataset.features[column].dtype != "string":
         return dataset
     paths = [None if path is None else str(folder / path) for path in dataset[column][:]]
-    return dataset.remove_columns(column).add_column(column, paths)
+    added = dataset.add_column("_path", paths)  # before the other goes, which may be the only one
+    return added.remove_columns(column).rename_column("_path", column)
 
 
 def as_images(dataset: Dataset, column: str, where: str) -> Dataset:
@@ -89,7 +90,23 @@ def as_images(dataset: Dataset, column: str, where: str) -> Dataset:
         ) from None
     for row, value in enumerate(images[column]):
         _check_image(value, f"{where}, row {row}", column)
-    return dataset.cast_column(column, Image())
+    return images
+
+
+def open_image(value: dict[str, Any], mode: str) -> Any:
+    """Return an image of datasets as pillow's, turned upright as its camera noted, in a mode.
+
+    Raises:
+        OSError, ValueError, SyntaxError: pillow's answers to a damaged file.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(_source(value)) as image:
+        return ImageOps.exif_transpose(image).convert(mode)
+
+
+def _source(value: dict[str, Any]) -> Any:
+    return value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
 
 
 def _check_image(value: Any, where: str, column: str) -> None:
@@ -98,10 +115,9 @@ def _check_image(value: Any, where: str, column: str) -> None:
 
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise UserError(f"{where}: {column} is missing. Mend or drop the row")
-    source = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
     name = value["path"] or "its bytes"
     try:
-        with Image.open(source):
+        with Image.open(_source(value)):
             pass
     except UnidentifiedImageError:
         raise UserError(f"{where}: {name} is no image. Mend or drop the row") from None

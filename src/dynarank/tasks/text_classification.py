@@ -54,6 +54,18 @@ class TextClassification(Classification[TextClassificationConfig]):
                     "task.validation_share or task.max_validation_rows"
                 )
 
+    def check_sample(self, split: str, rows: np.ndarray) -> None:
+        label = self.config.columns.label
+        if not self._is_regression:
+            return
+        numbers = np.unique(np.asarray(self.validation[split][label][:])[rows])
+        if len(numbers) == 1:
+            raise UserError(
+                f"task.validation_sample = {self.config.validation_sample}: {label} is "
+                f"{numbers[0]:g} in all rows of this sample of {describe(self.config, split)}, so "
+                f"that {self.config.select} has no value. Take more rows, or all of them: null"
+            )
+
     @property
     def _is_regression(self) -> bool:
         return self.config.target == "number"

@@ -143,6 +143,10 @@ class TaskData(LightningDataModule):
         self.sample = task.config.validation_sample
         """How many validation rows are scored; None for all."""
         self._position = 0
+        for split, features in task.validation_features.items():
+            sampled = self._sampled_rows(features, self.sample)
+            if sampled is not None:
+                task.check_sample(split, sampled)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -212,6 +216,13 @@ class TaskData(LightningDataModule):
         features_by_split = self.task.test_features
         return [self._validation_loader(features) for features in features_by_split.values()]
 
+    def _sampled_rows(self, features: Dataset, sample: int | None) -> np.ndarray | None:
+        """Return the numbers of `sample` rows, drawn by the seed; None for all rows."""
+        last_row = int(self.task.rows_of(features).max())
+        if sample is None or sample > last_row:
+            return None
+        return np.random.default_rng(self.seed).permutation(last_row + 1)[:sample]
+
     def _validation_loader(self, features: Dataset, sample: int | None = None) -> DataLoader[Batch]:
         """Return the loader of this rank's batches of a split, longest rows first.
 
@@ -220,11 +231,9 @@ class TaskData(LightningDataModule):
             sample: how many of its rows are scored; None for all.
         """
         order = np.argsort(-self.task.feature_lengths(features), kind="stable")
-        rows = self.task.rows_of(features)
-        last_row = rows.max()
-        if sample is not None and sample <= last_row:
-            shuffled = np.random.default_rng(self.seed).permutation(last_row + 1)
-            order = order[np.isin(rows[order], shuffled[:sample])]
+        sampled = self._sampled_rows(features, sample)
+        if sampled is not None:
+            order = order[np.isin(self.task.rows_of(features)[order], sampled)]
         batches = even_batches(order, self.batch_size, self.world_size)
         own = [batch[self._rank :: self.world_size].tolist() for batch in batches]
         return self._loader(features, batch_sampler=own)

@@ -48,7 +48,7 @@ class RankAllocation(Callback):
         count = int(allocator.active_count())
         size = sum(allocator.sizes)
         state = "frozen" if allocator.frozen else f"budget {allocator.budget():.2f}"
-        return f"{state}, {count} of {size} components"
+        return f"{state}, {count} of {size} kept"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have all ranks keep what rank 0 keeps."""

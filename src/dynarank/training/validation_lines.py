@@ -50,5 +50,5 @@ def log_scores(
     if allocation is not None:
         parts.append(allocation)
     if collapsed is not None:
-        parts.append(f"predicted: {collapsed}")
+        parts.append(f"predicted {collapsed}")
     log.info("  ".join(parts))
