@@ -191,7 +191,7 @@ def test_the_baseline_is_the_commonest_tag() -> None:
     task = configured()
     rows = Dataset.from_dict({"tokens": [["a", "b", "c", "d"]], "tags": [["O", "B-X", "O", "O"]]})
     baseline = task.baseline(task.check(rows, "rows", labelled=True))
-    assert baseline.name == "O for every word"
+    assert baseline.name == "O everywhere"
     assert baseline.metrics == {"f1": 0, "precision": 0, "recall": 0, "accuracy": 0.75}
 
 

@@ -15,12 +15,16 @@ from dynarank.config.folders import folder_name
 from dynarank.errors import UserError, first_line, nearest
 from dynarank.methods.config import (
     AdaLoRAConfig,
+    DiffPruningConfig,
     DoRAConfig,
     DynaRankConfig,
+    EvaConfig,
     GlobalSvdConfig,
+    GoraConfig,
     LoRAConfig,
     MethodConfig,
     PromptConfig,
+    SoraConfig,
 )
 from dynarank.pretrained.hub import HubConfig, ModelConfig
 from dynarank.settings import Form, Ge, Gt, Lt, OneOf, UserPath, check_settings
@@ -228,7 +232,11 @@ SCHEMAS = {
     "method/lora": LoRAConfig,
     "method/adalora": AdaLoRAConfig,
     "method/global_svd": GlobalSvdConfig,
+    "method/eva": EvaConfig,
+    "method/gora": GoraConfig,
     "method/prompt": PromptConfig,
+    "method/sora": SoraConfig,
+    "method/diff_pruning": DiffPruningConfig,
     "method/plain": MethodConfig,
 }
 """Schemas that a group's files choose from, for `defaults: [/schema/...@_here_]`."""

@@ -23,6 +23,10 @@ TRAINED = "trained.safetensors"
 """What methods without a PEFT format write: what was trained, by the adapted model's own names."""
 
 
+Inputs = Mapping[str, Tensor]
+"""A batch as the model is called with it, labels among them."""
+
+
 class Allocator(Protocol):
     """What distributes ranks over a run: `RankAllocator`, or a baseline's in the same form."""
 
@@ -81,6 +85,14 @@ class MovesParameters(Protocol):
         """Return, by the turned parameter, how its average and its moments follow."""
 
 
+@runtime_checkable
+class TakesRate(Protocol):
+    """An allocator whose steps need the learning rate of the optimizer's."""
+
+    lr: float
+    """Set before each `step`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodSize:
     """What a method takes on a model under a budget."""
@@ -99,7 +111,8 @@ class MethodSize:
 class Method(ABC, Generic[ConfigT]):
     """One way of fine-tuning.
 
-    Life: `adapt` once, then `allocator` and `penalty` in training, `export` at the end.
+    Life: `adapt` once, `prepare` once in a new run, then `allocator` and `penalty` in training,
+    `export` at the end.
     """
 
     takes_targets: ClassVar[bool] = True
@@ -146,6 +159,21 @@ class Method(ABC, Generic[ConfigT]):
         """Put the method's own parameters in, mark them trainable, and return the model to train.
 
         The rest is frozen already, except for the head.
+        """
+
+    @property
+    def preparation_batches(self) -> int:
+        """The number of batches that `prepare` reads; 0 where it is not called."""
+        return 0
+
+    def prepare(self, inputs: Sequence[Inputs]) -> None:
+        """Read the first batches before training, once; a resumed run does not do it again.
+
+        What it decides lies in the adapters' parameters and masks, which checkpoints hold. All
+        processes call it with the same batches and the same random state.
+
+        Raises:
+            ValueError: the method cannot read this model.
         """
 
     def allocator(self, total_steps: int) -> Allocator | None:

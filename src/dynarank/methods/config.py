@@ -150,6 +150,65 @@ class GlobalSvdConfig(MethodConfig):
 
 
 @dataclass
+class EvaConfig(MethodConfig):
+    """EVA (Paischer et al., 2024), PEFT's: A and ranks from the variance of the layers' inputs."""
+
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """The scale of the update is alpha / budget.target."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """On the input of the adapters."""
+    rho: Annotated[float, Ge(1)] = 2.0
+    """The most components a layer may get, as a multiple of budget.target; 1 redistributes none."""
+    tau: Annotated[float, Gt(0), Lt(1)] = 0.99
+    """The cosine similarity from one batch to the next with which a direction has held still."""
+    batches: Annotated[int, Gt(0)] = 16
+    """First batches that are read, again and again until the directions hold still."""
+
+
+@dataclass
+class GoraConfig(MethodConfig):
+    """GoRA (He et al., 2025): ranks and start from the gradient of the first batches."""
+
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """The scale of the update is alpha / budget.target."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """On the input of the adapters."""
+    max_ratio: Annotated[float, Ge(1)] = 4.0
+    """The most components a layer may get, as a multiple of budget.target."""
+    gamma: Annotated[float, Ge(0)] = 0.05
+    """The size of the start: gamma / target times the projected gradient; 0 starts at the base."""
+    directions: Annotated[str, OneOf(("random", "gradient"))] = "random"
+    """A's rows: random, or the gradient's first right singular vectors (LoRA-GA's)."""
+    batches: Annotated[int, Gt(0)] = 16
+    """First batches whose mean gradient is taken."""
+
+
+@dataclass
+class SoraConfig(MethodConfig):
+    """SoRA (Ding et al., EMNLP 2023): a gate on every component, driven to zero."""
+
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """The scale of the update is alpha / budget.init, and stays when components go."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """On the input of the adapters."""
+    sparsity: Annotated[float, Ge(0)] = 1.0
+    """lambda, the weight of the gates' absolute sum: after a step of rate lr, every gate comes
+    nearer to zero by lr x lambda."""
+
+
+@dataclass
+class DiffPruningConfig(MethodConfig):
+    """Diff Pruning (Guo et al., ACL 2021): a sparse difference of all weights."""
+
+    sparsity: Annotated[float, Ge(0)] = 40.0
+    """lambda, the weight of the mean probability that a gate is open."""
+    log_alpha: float = 5.0
+    """Where every gate starts; 5 is open."""
+    gate_lr_ratio: Annotated[float, Gt(0)] = 10.0
+    """Learning rate of the gates, as a multiple of the weights'."""
+
+
+@dataclass
 class PromptConfig(MethodConfig):
     """Prompt tuning (Lester et al., EMNLP 2021), PEFT's."""
 

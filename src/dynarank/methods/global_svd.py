@@ -15,6 +15,7 @@ training; the moments' treatment is derived here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -64,13 +65,13 @@ class GlobalSvdAllocator(RankAllocator):
         for layer, turned in zip(self.layers, self.rotations, strict=True):
             maps[layer.lora_A] = Carry(
                 value=turned.of_A,
-                first=lambda moment, turned=turned: turned.moment_of_A(moment, squared=False),
-                second=lambda moment, turned=turned: turned.moment_of_A(moment, squared=True),
+                first=partial(turned.moment_of_A, squared=False),
+                second=partial(turned.moment_of_A, squared=True),
             )
             maps[layer.lora_B] = Carry(
                 value=turned.of_B,
-                first=lambda moment, turned=turned: turned.moment_of_B(moment, squared=False),
-                second=lambda moment, turned=turned: turned.moment_of_B(moment, squared=True),
+                first=partial(turned.moment_of_B, squared=False),
+                second=partial(turned.moment_of_B, squared=True),
             )
         return maps
 

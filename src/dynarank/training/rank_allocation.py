@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dynarank.errors import UserError
-from dynarank.methods.base import Allocator, MovesParameters
+from dynarank.methods.base import Allocator, MovesParameters, TakesRate
 from dynarank.training.distributed import (
     check_alike,
     choose_as_rank_zero,
@@ -64,6 +64,8 @@ class RankAllocation(Callback):
 
     def _step_allocator(self) -> bool:
         """Let the allocator account for one step, and return whether it pruned."""
+        if isinstance(self.allocator, TakesRate):
+            self.allocator.lr = self.steps.lr
         try:
             return self.allocator.step()
         except FloatingPointError as error:
@@ -85,6 +87,8 @@ class RankAllocation(Callback):
                 copy_rank_zero(changed)  # the signs of singular vectors are nobody's choice
         if self.allocator.frozen:
             zero_pruned(pl_module, trainer.optimizers)
+        if not ranks:  # a method that cuts weights, not components
+            return
         self.history.append({"step": self.allocator.t, "ranks": ranks})
         self._draw(trainer, ranks)
 
