@@ -34,7 +34,8 @@ def parameter_groups(
         {"params": vectors, "weight_decay": 0.0},
     ]
     for parameters, ratio in ratios:
-        groups.append({"params": list(parameters), "weight_decay": 0.0, "lr": ratio * lr})
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        groups.append({"params": trained, "weight_decay": 0.0, "lr": ratio * lr})
     return groups
 
 

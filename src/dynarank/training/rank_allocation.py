@@ -13,11 +13,11 @@ from torch import Tensor
 
 from dynarank.errors import UserError
 from dynarank.methods.base import Allocator
+from dynarank.training.cut import cut_run
 from dynarank.training.distributed import check_alike, choose_as_rank_zero
 from dynarank.training.library_internals import is_log_step
 from dynarank.training.nonfinite import NonFiniteError
 from dynarank.training.optimizer_steps import OptimizerSteps
-from dynarank.training.pruning import zero_pruned
 from dynarank.training.rank_map import draw_rank_map, place
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -70,7 +70,7 @@ class RankAllocation(Callback):
         if trainer.world_size > 1:
             check_alike(hash(tuple(ranks.values())), f"ranks at step {self.allocator.t}")
         if self.allocator.frozen:
-            zero_pruned(pl_module, trainer.optimizers)
+            cut_run(trainer, pl_module)
         self.history.append({"step": self.allocator.t, "ranks": ranks})
 
     def _log(self, pl_module: LightningModule) -> None:
