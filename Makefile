@@ -4,6 +4,7 @@
 # make check        set up, then lint, type check and test, as CI does
 # make lock         write requirements.lock: constraints.txt's versions with their hashes
 # make docs         write docs/settings.md from the schema, and the documentation as a site to site/
+# make notebooks    run the notebooks, and keep their outputs: a few minutes
 # make fuzz         feed damaged configurations and adapters for a few minutes (Linux)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: quickstart test matrix check lint lock fuzz docs clean
+.PHONY: quickstart test matrix check lint lock fuzz docs notebooks clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python train.py experiment=quickstart
@@ -42,6 +43,9 @@ docs: $(VENV)/ready
 	$(BIN)/python -m dynarank.config.describe docs/settings.md
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(VENV)/ready
+	$(BIN)/python notebooks/keep_outputs.py
 
 lock: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet uv

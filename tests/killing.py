@@ -3,11 +3,15 @@ of their work."""
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,38 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     ["dynarank.runs.run", "transformers", "datasets", "torchmetrics", "peft", "tiny"]
 )
+
+
+def forked_command(
+    words: list[str], folder: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """A script with its arguments, in a fork that has the imports behind it; its output kept.
+
+    Variables that libraries read when they are imported have no effect: where a test is about
+    those, or about what is imported, it starts a process of its own.
+    """
+    with tempfile.TemporaryDirectory() as outputs:
+        streams = [Path(outputs) / name for name in ("stdout", "stderr")]
+        process = context.Process(target=_be_command, args=(words, folder, environment, streams))
+        process.start()
+        process.join()
+        stdout, stderr = (stream.read_text() for stream in streams)
+    return subprocess.CompletedProcess(words, int(process.exitcode or 0), stdout, stderr)
+
+
+def _be_command(
+    words: list[str], folder: Path, environment: dict[str, str], streams: list[Path]
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # trackers finish their runs there
 
 
 def kill(_: Any = None) -> None:
@@ -72,7 +108,7 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
         "validation": (TextClassification, "score"),
         "before a manifest": (storage, "file_sha256"),
         "the history": (history_file, "write_text"),
-        "exporting": (export, "save_tokenizer"),
+        "exporting": (export, "save_processor"),
         "moving the export": (export, "move_file"),
         "the end": (results, "write_json"),
     }

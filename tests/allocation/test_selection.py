@@ -7,7 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynarank.allocation.selection import top_components, top_parameters, with_floors
+from dynarank.allocation.selection import (
+    top_components,
+    top_parameters,
+    with_ceiling,
+    with_floors,
+)
 
 
 def test_more_ties_than_a_sort_keeps_in_order_by_chance() -> None:
@@ -72,3 +77,33 @@ def test_what_may_not_be_taken_is_not_taken_for_a_floor() -> None:
     scores = with_floors(torch.tensor([-1.0, -1.0, 2.0, 3.0]), [2, 2], 1)
     assert scores.tolist() == [-1.0, -1.0, 2.0, torch.inf]
     assert top_parameters(scores, torch.ones(4), 4).tolist() == [False, False, True, True]
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=3, max_size=9),
+    st.integers(1, 3),
+    st.integers(0, 9),
+)
+def test_under_a_ceiling_the_choice_is_the_best_of_all_that_keep_it(
+    levels: list[int], ceiling: int, count: int
+) -> None:
+    """Brute force over all choices of so many components, layers of up to three components."""
+    scores = torch.tensor([float(level) for level in levels])
+    sizes = [3] * (len(levels) // 3) + ([len(levels) % 3] if len(levels) % 3 else [])
+    limited = with_ceiling(scores, sizes, ceiling)
+    keep = top_components(limited, count) & (limited >= 0)
+    assert all(int(part.sum()) <= ceiling for part in keep.split(sizes))
+    best = -1.0
+    for chosen in itertools.combinations(range(len(levels)), int(keep.sum())):
+        mask = torch.zeros(len(levels), dtype=torch.bool)
+        mask[list(chosen)] = True
+        if all(int(part.sum()) <= ceiling for part in mask.split(sizes)):
+            best = max(best, float(scores[mask].sum()))
+    assert float(scores[keep].sum()) == best
+    room = sum(min(size, ceiling) for size in sizes)
+    assert int(keep.sum()) == min(count, room)
+
+
+def test_no_ceiling_changes_nothing() -> None:
+    scores = torch.rand(6)
+    assert with_ceiling(scores, [3, 3], None) is scores

@@ -112,7 +112,7 @@ CASES: list[tuple[str, str, list[tuple[str, int]]]] = [
     ("one", "plain", [("a step", 14), ("a step", 9), ("a step", 12)]),
     ("one", "plain", [("validation", 12)]),
     ("one", "plain", [("writing a checkpoint", 5)]),
-    ("one", "plain", [("before a manifest", 4)]),
+    ("one", "plain", [("before a manifest", 1), ("before a manifest", 4)]),
     ("one", "plain", [("the end", 1)]),
     ("one", "plain", [("the history", 2), ("the history", 1)]),
     ("one", "plain", [("appending to the history", 6)]),

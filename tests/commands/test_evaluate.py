@@ -53,6 +53,8 @@ def test_it_scores_as_the_run_did(
     assert shown["metrics"] == {
         name: pytest.approx(value, abs=1e-3) for name, value in recorded["metrics"].items()
     }
+    assert shown["baseline"] == recorded["baseline"]
+    assert shown["collapsed"] == recorded["collapsed"]
     assert shown["rows"] == len(columns[next(iter(columns))])
 
 
@@ -66,9 +68,10 @@ def test_scores_are_shown_as_lines(
 ) -> None:
     rows = write_lines(tmp_path / "rows.jsonl", glue_rows("cola", 12, 3))
     main([str(cola / "adapter"), "--input", str(rows), "--hub-root", str(hub_root)])
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, *_ = capsys.readouterr().out.splitlines()
     assert first == f"12 rows of {rows}"
     assert second.startswith("matthews: ")
+    assert second.endswith("(majority class: 0.0000)")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from lightning.pytorch.callbacks import Timer
 from tiny import configure
 
-from dynarank.commands.export import main, rounded_away
+from dynarank.commands.export import main
+from dynarank.commands.merged import rounded_away
 from dynarank.runs.run import run
 
 
@@ -50,6 +55,95 @@ def test_the_adapter_and_the_merged_model_answer_alike(
         logits(merged), adapted(hub_root, tmp_path / "adapter"), atol=1e-6, rtol=1e-5
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("the cat").input_ids[0] == 1
+
+
+@pytest.mark.parametrize("form", ["peft", "gguf", "padded"])
+def test_a_form_answers_as_the_run_did_and_its_readers_are_named(
+    form: str, finished: Path, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(finished), str(tmp_path / form), "--format", form])
+    said = capsys.readouterr().out
+    assert f"in the form '{form}', which is read rightly by: PEFT" in said or form == "gguf"
+    assert ("llama.cpp's convert_lora_to_gguf.py" in said) == (form == "gguf")
+    assert ("of its" in said and "components are zeros" in said) == (form == "padded")
+    torch.testing.assert_close(
+        adapted(hub_root, tmp_path / form), adapted(hub_root, finished / "adapter")
+    )
+
+
+def test_any_peft_adapter_is_written_in_another_form(finished: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    shutil.copytree(finished / "adapter", foreign)
+    (foreign / "dynarank.json").unlink()
+    main([str(foreign), str(tmp_path / "padded"), "--format", "padded"])
+    main([str(tmp_path / "padded"), str(tmp_path / "peft"), "--format", "peft"])
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        again, first = (json_or_bytes(folder / name) for folder in (tmp_path / "peft", foreign))
+        assert again == first
+    with pytest.raises(SystemExit, match="2"):
+        main([str(foreign), str(tmp_path / "merged"), "--merged"])  # its base is not known
+
+
+def json_or_bytes(path: Path) -> object:
+    """Return a file's content; of JSON, whatever the order of its keys."""
+    return json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
+
+
+def test_the_ranks_are_printed_for_others(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(finished), "--rank-pattern"])
+    said = capsys.readouterr().out
+    ranks = json.loads((finished / "ranks.json").read_text())
+    pattern = json.loads(said.split("lora_rank_pattern: ")[1].splitlines()[0])
+    kept = {"^" + re.escape(name): rank for name, rank in ranks.items() if rank}
+    assert pattern == kept
+    wrong_ones = [["out", "--rank-pattern"], [], ["out", "--merged", "--format", "gguf"]]
+    wrong_ones += [["out", "--dry-run"], ["out", "--push-to-hub", "me/x"]]
+    for wrong in wrong_ones:
+        with pytest.raises(SystemExit, match="2"):
+            main([str(finished), *wrong])
+
+
+def test_a_dry_run_names_what_would_be_sent_and_sends_nothing(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    monkeypatch.setattr(HfApi, "upload_folder", refuse)
+    main([str(finished), "--push-to-hub", "me/my-adapter", "--format", "padded", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "to me/my-adapter (public" in said
+    for name in ("README.md", "adapter_config.json", "adapter_model.safetensors"):
+        assert f"  {name}  " in said
+
+
+def test_a_push_sends_the_folder_in_one_commit_and_a_refusal_is_one_error(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, object] = {}
+
+    def create(self: HfApi, name: str, **options: object) -> None:
+        sent.update(name=name, **options)
+
+    def upload(self: HfApi, **options: object) -> SimpleNamespace:
+        folder = Path(str(options["folder_path"]))
+        sent["files"] = sorted(path.name for path in folder.iterdir())
+        return SimpleNamespace(repo_url="https://hub/me/x")
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    main([str(finished), "--push-to-hub", "me/x", "--private"])
+    assert "sent: https://hub/me/x" in capsys.readouterr().out
+    assert sent["files"] == sorted(path.name for path in (finished / "adapter").iterdir())
+    assert (sent["name"], sent["private"], sent["exist_ok"]) == ("me/x", True, True)
+    monkeypatch.undo()
+    for name, reason in (("me/x", "HF_TOKEN"), ("no name", "must be OWNER/NAME")):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(finished), "--push-to-hub", name])  # the tests are offline
+        assert reason in capsys.readouterr().err
 
 
 def test_a_run_over_budget_is_exported_only_when_asked(

@@ -134,7 +134,8 @@ def test_labelled_rows_are_scored_too(
     ones, size = sum(guesses), len(labels)
     spread = (ones * (size - ones) * 4 * 4) ** 0.5
     matthews = (both * size - ones * 4) / spread if spread else 0.0
-    assert shown[-1] == f"matthews: {matthews:.4f}"
+    assert shown[1].startswith(f"matthews: {matthews:.4f} (majority class: 0.0000)")
+    assert (len(set(guesses)) == 1) == shown[-1].startswith("the model predicts one thing")
 
 
 def test_labels_that_cannot_be_scored_do_not_stop_predictions(
@@ -145,6 +146,22 @@ def test_labels_that_cannot_be_scored_do_not_stop_predictions(
     assert len(records(tmp_path / "o.csv")) == 2
     assert "not scored: " in caplog.text
     assert "'-1' is not a class" in caplog.text
+
+
+def test_columns_that_nobody_needs_may_hold_anything(
+    cola: Path, hub_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "in.jsonl"
+    kinds: list[object] = [1, "two", ["three"], {"four": 4}]
+    rows = [{"sentence": "a cat", "note": kind, "label": kind} for kind in kinds]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predict(cola, file, tmp_path / "o.csv", hub_root)
+    assert len(records(tmp_path / "o.csv")) == 4
+    assert "the column note is left out: row 1: note = 'two'" in caplog.text
+    for more in (["--keep", "note"], ["--keep-all"]):
+        with pytest.raises(SystemExit):
+            predict(cola, file, tmp_path / "p.csv", hub_root, *more)
+    assert not (tmp_path / "p.csv").exists()
 
 
 def test_columns_are_carried_and_keep_their_names(

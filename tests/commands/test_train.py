@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 from tiny import CONF, REPOSITORY, compose
 
 from dynarank.commands.train_help import help_text
@@ -22,6 +23,7 @@ from dynarank.runs.run import run
 def command(
     *arguments: str, folder: Path, hub: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """`train.py` in a fresh process, as the user starts it."""
     environment = {
         **os.environ,
         "WANDB_MODE": "offline",
@@ -58,9 +60,8 @@ def test_the_readmes_first_command(tmp_path: Path, hub_root: Path) -> None:
 
 def test_the_readmes_sweep(tmp_path: Path, hub_root: Path) -> None:
     short = ["trainer.epochs=1", "logger=none"]
-    done = command(
-        "-m", "dem.eta=0,0.1", "budget.init=2,4,8", *short, folder=tmp_path, hub=hub_root
-    )
+    values = ["dem.eta=0,0.1", "budget.init=2,4,8"]
+    done = tiny.command("-m", *values, *short, folder=tmp_path, DYNARANK_HUB=str(hub_root))
     assert done.returncode == 0, done.stderr
     records = [
         json.loads(file.read_text()) for file in tmp_path.glob("outputs/sweeps/*/*/metrics.json")
@@ -105,7 +106,7 @@ def test_a_mistake_is_one_error_and_no_trace(
 
     if "16" in override and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA GPU")
-    done = command(override, folder=tmp_path, hub=hub_root)
+    done = tiny.command(override, folder=tmp_path, DYNARANK_HUB=str(hub_root))
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

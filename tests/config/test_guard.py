@@ -285,7 +285,9 @@ def test_hydras_pickles_are_refused(option: str) -> None:
         ("a\0b\n", "a_b_"),
         ("..", "_."),
         (".hidden", "_hidden"),
-        ("task.subset=../../x,seed=1", "task.subset=.._.._x,seed=1"),
+        ("-m", "_m"),
+        ("model.targets=[query,key] $x*", "model.targets-_query_key___x_"),
+        ("task.subset=../../x,seed=1", "task.subset-.._.._x_seed-1"),
     ],
 )
 def test_a_name_is_one_folder_inside_its_parent(text: str, name: str) -> None:

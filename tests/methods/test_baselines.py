@@ -13,9 +13,9 @@ from transformers import GPT2Config
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.methods import build_method
-from dynarank.methods.adalora import triplet_scores
 from dynarank.methods.bottleneck import BottleneckLinear, bottleneck_parameters
 from dynarank.methods.config import AdaLoRAConfig, LoRAConfig, MethodConfig, PromptConfig
+from dynarank.methods.exact_adalora import triplet_scores
 from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.pretrained.hub import HubConfig
 from dynarank.runs.predictor import load_predictor
@@ -369,3 +369,51 @@ def test_adaloras_allocation_leaves_pefts_configuration_alone() -> None:
         allocator.step()
     assert allocator.frozen
     assert method.tuner.peft_config["default"].to_dict() == before
+
+
+@pytest.mark.parametrize("unit", ["components", "parameters"])
+@pytest.mark.parametrize("name", ["dora", "adalora"])
+def test_a_budget_below_one_component_a_matrix_is_kept_to(name: str, unit: str) -> None:
+    from transformers import RobertaConfig
+
+    from dynarank.methods.config import DoRAConfig
+
+    small = RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=24, max_position_embeddings=12,
+    )  # fmt: skip
+    config = DoRAConfig(name=name) if name == "dora" else AdaLoRAConfig(name=name)
+    budget = BudgetConfig(target=0.3, unit=unit, interval=1, warmup=0, final=0.5)
+    method = build_method(config, budget, DemConfig())
+    model = method.adapt(roberta(small), ARCHITECTURES["roberta"].targets, ["classifier"])
+    allocator = method.allocator(4)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.arange(6)[None], labels=torch.tensor([1])).loss.backward()
+        optimizer.step()
+        allocator.step()
+    # 12 matrices: 8 of 16 + 16, and 4 of 16 + 24 parameters a component.
+    if unit == "components":
+        assert sum(method.ranks().values()) == 4  # 3.6 of 12
+    else:
+        assert 125 - 40 < method.adapter_parameters() <= 125  # 0.3 x 416 = 124.8
+        assert allocator.allowance(4) == 125
+
+
+def test_lora_has_one_scale_under_any_placement() -> None:
+    from transformers import RobertaConfig
+
+    small = RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=24, max_position_embeddings=12,
+    )  # fmt: skip
+    config = LoRAConfig(name="lora", placement="feed_forward")
+    method = build_method(config, BudgetConfig(target=1.5), DemConfig())
+    method.adapt(roberta(small), ARCHITECTURES["roberta"].targets, ["classifier"])
+    ranks = method.ranks()
+    assert len(ranks) == 12
+    assert sorted(set(ranks.values())) == [0, 4]  # 624 parameters over 160 of feed-forward
+    assert {layer.scaling["default"] for layer in method.layers.values()} == {16 / 1.5}
+    for name, layer in method.layers.items():
+        assert layer.lora_A["default"].weight.shape[0] == ranks[name]

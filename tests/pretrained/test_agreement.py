@@ -19,7 +19,12 @@ from dynarank.pretrained.agreement import (
     check_tokenizer_digest,
     check_weights_digest,
 )
-from dynarank.pretrained.digests import tokenizer_digest, weights_digest
+from dynarank.pretrained.digests import (
+    _sampled_digest,
+    same_weights,
+    tokenizer_digest,
+    weights_digest,
+)
 from dynarank.pretrained.hub import ModelConfig, Source
 from dynarank.pretrained.models import Pretrained, load_pretrained, load_tokenizer
 
@@ -35,6 +40,7 @@ class Classification:
         architectures = ("encoder", "decoder", "encoder-decoder")
 
     auto_class = "AutoModelForSequenceClassification"
+    processor = "tokenizer"
     has_head = True
 
     def __init__(self, labels: int = 2) -> None:
@@ -46,6 +52,7 @@ class Classification:
 
 class Generation(Classification):
     auto_class = "AutoModelForSeq2SeqLM"
+    processor = "tokenizer"
     has_head = False
 
     def model_options(self) -> dict[str, Any]:
@@ -199,10 +206,23 @@ def test_a_tokenizers_digest_outlives_its_files_and_its_use(tmp_path: Path) -> N
     tokenizer.save_pretrained(tmp_path / "b")
     again = AutoTokenizer.from_pretrained(tmp_path / "b")
     assert tokenizer_digest(tokenizer) == tokenizer_digest(again) == before
-    check_tokenizer_digest("run", recorded(tokenizer=before), again)
+    check_tokenizer_digest("run", recorded(tokenizer=before), tokenizer_digest(again))
     again.add_tokens(["another"])
     with pytest.raises(UserError, match=r"run: its tokenizer is not the one .* Put the files"):
-        check_tokenizer_digest("run", recorded(tokenizer=before), again)
+        check_tokenizer_digest("run", recorded(tokenizer=before), tokenizer_digest(again))
+
+
+def test_any_one_element_of_the_base_counts(tmp_path: Path) -> None:
+    loaded = load(write_model(tmp_path / "a", tiny_roberta(hidden_size=64)))
+    digest = weights_digest(loaded.model, loaded.head)
+    assert same_weights(digest, loaded.model, loaded.head)
+    weight = loaded.model.roberta.encoder.layer[1].output.dense.weight
+    before = _sampled_digest(loaded.model, loaded.head)
+    with torch.no_grad():
+        weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(9.0))
+    assert not same_weights(digest, loaded.model, loaded.head)
+    # The digest that older versions recorded does not see it, and is still understood.
+    assert same_weights(before, loaded.model, loaded.head)
 
 
 def test_other_weights_of_the_same_shapes_are_refused(

@@ -64,7 +64,7 @@ def test_what_was_learned_stands_beside_what_a_guess_would_score(tmp_path: Path)
     tables = (table, build_table(runs, last=True))
     text = page(Report("x", [tmp_path], tables, table.settings[0], runs, left_out, []))
     assert line in text
-    assert "1 run predicts the same for every row" in text
+    assert "1 of 2 runs predicts the same for every row" in text
     assert "nothing learned" in text
 
 

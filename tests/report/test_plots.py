@@ -159,7 +159,7 @@ def test_names_are_drawn_as_they_are_and_stay_in_the_folder(tmp_path: Path) -> N
     write_run(tmp_path / "a", name, "dora", 0, 0.5)
     table = build_table(read_runs([tmp_path])[0])
     picture = next(draw_pictures(table, table.runs()))
-    svg = inline_svg(picture)
+    svg = inline_svg(picture.svg)
     assert "<script" not in svg
     assert "&lt;/text&gt;&lt;script&gt;$x_$ &amp; " in svg
     assert "/" not in file_name(name)

@@ -256,7 +256,7 @@ def test_a_disk_that_is_full_at_the_export_is_one_message(
     def full(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(export, "save_tokenizer", full)
+    monkeypatch.setattr(export, "save_processor", full)
     said = r"^the disk is full \(.*\)\. .*resume=auto\. Last checkpoint: .*step-00000006\.ckpt$"
     with pytest.raises(UserError, match=said):
         run(configure(tmp_path, hub_root))

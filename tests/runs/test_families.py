@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from tiny import configure, newest_checkpoint, write_dataset
 
@@ -137,8 +138,10 @@ def test_the_users_own_files(ending: str, hub_root: Path, tmp_path: Path) -> Non
         for i in range(30)
     ]
     write_file(tmp_path / f"rows.{ending}", rows)
+    write_file(tmp_path / f"new.{ending}", [*rows[:8], {**rows[1], "mood": "good", "key": 30}])
     names = ["task.columns.text=words", "task.columns.label=mood", "task.columns.id=key"]
     given = ["task=text_classification", f"task.train_file={tmp_path / f'rows.{ending}'}"]
+    given.append(f"task.test_file={tmp_path / f'new.{ending}'}")
     results = run(
         configure(
             tmp_path / "run", hub_root, *given, *names, "trainer.epochs=60", "optimizer.lr=0.01"
@@ -146,6 +149,17 @@ def test_the_users_own_files(ending: str, hub_root: Path, tmp_path: Path) -> Non
     )
     assert set(results.metrics) == {"accuracy", "f1"}
     assert results.metrics["accuracy"] == 1  # one word decides
+    assert results.collapsed is None
+    assert results.test_rows == 9
+    assert results.test_metrics is not None  # one of its labels is wrong
+    assert results.test_metrics == pytest.approx({"accuracy": 8 / 9, "f1": 8 / 9})
+    assert results.test_baseline is not None
+    assert results.test_baseline["metrics"]["accuracy"] == pytest.approx(5 / 9)
+    recorded = read(tmp_path / "run", "metrics.json")
+    assert recorded["test_metrics"] == results.test_metrics
+    history = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert history["test/accuracy"].notna().sum() == 1
+    assert history["epoch"].max() == 60 == recorded["epochs"]
     assert read(tmp_path / "run", "adapter/dynarank.json")["task"]["labels"] == ["bad", "good"]
 
 

@@ -86,6 +86,9 @@ def test_only_epochs_at_budget_are_selected(finished: Results) -> None:
     validated = history[history["val/matthews"].notna()]
     assert len(validated) == 5
     assert validated["selection"].isna().tolist() == [True, True, False, False, False]
+    assert validated["epoch"].tolist() == [1, 2, 3, 4, 5]  # as metrics.json counts them
+    chosen = validated[validated["step"] == finished.selected["step"]]
+    assert chosen["epoch"].tolist() == [finished.selected["epoch"]]
     assert finished.selected["step"] >= 8
     assert finished.score == pytest.approx(validated["selection"].max())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from tiny import compose
@@ -384,6 +385,14 @@ def test_numbers_that_are_all_alike_are_refused_before_training(
     refused(said, tmp_path, labelled(3, 3, 3), **options)
     said = r"validation_file = .*: label is 2\.5 in all 2 rows that validate, so that pearson"
     refused(said, tmp_path, labelled(1, 2, 3), **options, validation=labelled(2.5, 2.5))
+
+
+def test_a_sample_of_numbers_that_are_all_alike_is_refused(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"name": "text_regression", "validation": labelled(1, 2.5, 2.5, 3)}
+    task = read(tmp_path, labelled(1, 2, 3), **options)
+    task.check_sample("validation", np.asarray([0, 2]))
+    with pytest.raises(UserError, match=r"label is 2\.5 in all rows of this sample of .* null"):
+        task.check_sample("validation", np.asarray([1, 2]))
 
 
 def test_a_column_that_is_not_used_may_hold_anything(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ FAMILIES = {
     "text_regression": ["roberta", "llama"],
     "question_answering": ["roberta", "bert", "bart"],
     "seq2seq": ["bart", "t5"],
+    "token_classification": ["roberta", "bert", "gpt2", "llama"],
 }
 CASES = [(family, model) for family, models in FAMILIES.items() for model in models]
 
@@ -86,6 +87,8 @@ def rows_of(family: str) -> Dataset:
         return Dataset.from_dict(
             {"id": columns["id"], "question": columns["question"], "context": texts}
         )
+    if family == "token_classification":
+        return Dataset.from_dict({"tokens": [text.split() for text in texts]})
     if family == "seq2seq":
         return Dataset.from_dict({"source": texts})
     return Dataset.from_dict({"text": texts})
@@ -98,6 +101,7 @@ def load(family: str, folder: Path, side: str) -> tuple[Task[Any], Any, Any]:
         "text_regression": [],
         "question_answering": ["task.max_length=24", "task.max_question=8", "task.stride=4"],
         "seq2seq": ["task.generate.max_length=8"],
+        "token_classification": ["task.labels=[A,B]", "task.max_length=16", "task.stride=4"],
     }
     config = to_config(compose(["output_dir=x", f"task={family}", *settings[family]])).task
     task = build_task(config)

@@ -180,6 +180,11 @@ def test_classification_scores_equal_their_definitions() -> None:
     )
 
 
+def test_one_class_for_every_row_correlates_with_nothing() -> None:
+    logits = np.tile([0.0, 1.0], (10, 1))
+    assert scores(make("task=cola"), logits, np.arange(10) % 3 % 2) == {"matthews": 0.0}
+
+
 def test_regression_scores_equal_scipys() -> None:
     rng = np.random.default_rng(1)
     labels = rng.uniform(0, 5, 40).astype(np.float32).round(1)

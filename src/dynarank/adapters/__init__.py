@@ -8,6 +8,9 @@ STARTS = ("paper", "lora")
 `paper`: A and B are random and c = 0. `lora`: as LoRA starts, with B = 0 and c = 1.
 """
 
+FORMS = ("peft", "gguf", "padded", "mlx")
+"""What an adapter may be written as: `reader_forms` says who reads each."""
+
 
 def check_settings(r: int, alpha: float, dropout: float, start: str) -> None:
     """Raise `ValueError` for a setting that an adapter layer cannot have; the message names it."""

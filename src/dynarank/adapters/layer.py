@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import cast
 
 import torch
@@ -64,7 +65,8 @@ class DoRALinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.dropout = nn.Dropout(dropout)
 
-        device = next(base.parameters()).device
+        # Quantized maps of some libraries keep all that they have in buffers.
+        device = next(chain(base.parameters(), base.buffers())).device
         lora_A = torch.empty(r, self.in_features, device=device, dtype=torch.float32)
         lora_B = torch.empty(self.out_features, r, device=device, dtype=torch.float32)
         self.lora_A = nn.Parameter(lora_A)

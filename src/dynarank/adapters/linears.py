@@ -1,13 +1,30 @@
-"""The linear maps that can be adapted: `nn.Linear` and transformers' `Conv1D`."""
+"""The linear maps that can be adapted: `nn.Linear`, `Conv1D`, and quantized ones of libraries."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor, nn
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether `module` can be adapted: an `nn.Linear` or transformers' `Conv1D`."""
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+    """Return whether `module` can be adapted.
+
+    That is an `nn.Linear`, transformers' `Conv1D`, or another library's own linear map.
+    """
+    return isinstance(module, nn.Linear) or is_conv1d(module) or is_foreign_linear(module)
+
+
+def is_foreign_linear(module: nn.Module) -> bool:
+    """Return whether `module` is a linear map of its own kind, as GPTQ, AWQ and HQQ have them.
+
+    They keep packed integers in buffers, and say by attributes what sizes they map between. A
+    module with parts of its own is none: it is a wrapper, such as an adapter.
+    """
+    if isinstance(module, nn.Linear) or "linear" not in type(module).__name__.lower():
+        return False
+    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return all(isinstance(size, int) for size in sizes) and not any(True for _ in module.children())
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -18,7 +35,7 @@ def is_conv1d(module: nn.Module) -> bool:
 
 def stores_transposed(base: nn.Module) -> bool:
     """Return whether a linear map keeps its weight as (d_in, d_out), as `Conv1D` does."""
-    return not isinstance(base, nn.Linear)
+    return is_conv1d(base)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
@@ -30,4 +47,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
         assert isinstance(weight, Tensor)
         d_in, d_out = weight.shape
         return d_in, d_out
+    if is_foreign_linear(module):
+        sizes: Any = module
+        return sizes.in_features, sizes.out_features
     raise TypeError(f"cannot adapt a {type(module).__name__}: it is neither nn.Linear nor Conv1D")

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from dynarank.adapters.adapter_checks import CONFIG, WEIGHTS, read_json
 from dynarank.adapters.folding import Factors
+from dynarank.adapters.reader_forms import in_form, mlx_files, resolve_form, scale_settings
+from dynarank.durable_files import make_readable
 from dynarank.errors import UserError
 
 _A = ".lora_A.weight"
@@ -130,15 +132,20 @@ def _fits(path: Path, pattern: str, name: str) -> bool:
         raise UserError(f"{path}: the pattern {pattern[:80]!r} is not valid: {error}") from None
 
 
-def write_lora(source: LoraFiles, factors: Mapping[str, Factors], folder: Path) -> dict[str, int]:
+def write_lora(
+    source: LoraFiles, factors: Mapping[str, Factors], folder: Path, form: str = "auto"
+) -> dict[str, int]:
     """Write an adapter like `source` with other factors of scale 1; return the ranks by name.
 
-    The new adapter is read by PEFT as any other: `rank_pattern` and `alpha_pattern` both hold the
-    ranks, under whole escaped names. Layers of rank 0 are left out. What else lies in the source's
-    folder (a tokenizer, a record of the run) is copied.
+    Layers of rank 0 are left out. What else lies in the source's folder (a tokenizer, a record of
+    the run) is copied.
+
+    Args:
+        form: how the ranks are stored, and so who reads it: see `reader_forms`.
 
     Raises:
-        UserError: every layer has rank 0.
+        UserError: every layer has rank 0; or mlx-lm, which has no place for a task's head, is to
+            read one.
     """
     from safetensors.torch import save_file
 
@@ -146,19 +153,20 @@ def write_lora(source: LoraFiles, factors: Mapping[str, Factors], folder: Path) 
     kept = sorted(name for name, rank in ranks.items() if rank)
     if not kept:
         raise UserError("every layer would have rank 0: no adapter would be left. Keep more of it")
+    form = resolve_form(form, source.config.get("task_type"))
+    folder.mkdir(parents=True, exist_ok=True)
+    kept_factors = {name: factors[name] for name in kept}
+    if form == "mlx":
+        _write_mlx(source, kept_factors, folder)
+        make_readable(folder)
+        return ranks
     tensors = dict(source.others)
-    for name in kept:
-        lora_A, lora_B = factors[name]
+    for name, (lora_A, lora_B) in in_form(kept_factors, form).items():
         tensors[_MODEL + name + _A] = lora_A.to(source.dtype).contiguous()
         tensors[_MODEL + name + _B] = lora_B.to(source.dtype).contiguous()
-    pattern = {"^" + re.escape(name): ranks[name] for name in kept}
-    largest = max(ranks.values())
     config = {
         **source.config,
-        "r": largest,
-        "lora_alpha": largest,
-        "rank_pattern": pattern,
-        "alpha_pattern": pattern,
+        **scale_settings(kept_factors, form),
         "use_rslora": False,
         "init_lora_weights": True,
         "target_modules": kept,
@@ -166,10 +174,25 @@ def write_lora(source: LoraFiles, factors: Mapping[str, Factors], folder: Path) 
         "layers_to_transform": None,
         "layers_pattern": None,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.folder.iterdir()):
         if path.is_file() and path.name not in (CONFIG, WEIGHTS):
             shutil.copyfile(path, folder / path.name)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    make_readable(folder)
     return ranks
+
+
+def _write_mlx(source: LoraFiles, factors: Mapping[str, Factors], folder: Path) -> None:
+    """Write an adapter as mlx-lm reads it."""
+    from safetensors.torch import save_file
+
+    if source.others:
+        raise UserError(
+            f"{source.folder}: holds {next(iter(source.others))} beside its factors, which mlx-lm "
+            "has no place for. Merge the adapter instead"
+        )
+    tensors, config = mlx_files(factors)
+    stored = {name: tensor.to(source.dtype) for name, tensor in tensors.items()}
+    save_file(stored, folder / "adapters.safetensors", metadata={"format": "mlx"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -6,7 +6,6 @@ Legend: k components that a layer kept, A (k, d_in), B (d_out, k).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from dynarank.adapters.folding import Factors, fold
 from dynarank.adapters.inject import adapter_layers
 from dynarank.adapters.layer import stores_transposed
 from dynarank.adapters.progress import check_at_budget
+from dynarank.adapters.reader_forms import in_form, resolve_form, scale_settings
+from dynarank.durable_files import make_readable
 
 
 def write_peft_adapter(
@@ -27,23 +28,27 @@ def write_peft_adapter(
     task_type: str | None = None,
     head: Sequence[str] = (),
     over_budget: bool = False,
+    form: str = "auto",
 ) -> dict[str, int]:
     """Write the model's adapters as a plain PEFT LoRA adapter; return the ranks by module name.
 
     peft alone loads it to the same outputs. c and s are folded into B, pruned components are
-    dropped, and layers of rank 0 are left out. `rank_pattern` and `alpha_pattern` both carry the
-    kept ranks, so that PEFT's scale is 1 in every layer. Their keys are whole escaped names, since
-    PEFT reads them as regular expressions. Weights are float32.
+    dropped, and layers of rank 0 are left out. Weights are float32. `reader_forms` says how the
+    ranks are stored, and who reads which form.
 
     Args:
         base: what PEFT loads the base model from (a hub id or a folder), stored in the adapter.
         task_type: PEFT's name of the task ("SEQ_CLS", ...).
         head: modules trained in full, stored as `modules_to_save`.
         over_budget: whether to write the adapters even though their ranks are not final.
+        form: `peft`, with a rank pattern; `gguf`, for llama.cpp; `padded` with zeros to one rank,
+            right for every reader; or `auto`: `padded` for language models, which other readers
+            than PEFT take, else `peft`.
 
     Raises:
         ValueError: an allocator has these layers, and has not frozen their ranks; every layer has
-            rank 0, which PEFT cannot represent; or a trained value is not finite.
+            rank 0, which PEFT cannot represent; a trained value is not finite; or there is no such
+            form.
     """
     layers = adapter_layers(model)
     if not over_budget:
@@ -56,6 +61,7 @@ def write_peft_adapter(
         task_type=task_type,
         head=head,
         transposed=all(stores_transposed(layer.base) for layer in layers.values()),
+        form=form,
     )
 
 
@@ -67,6 +73,7 @@ def write_factors(
     task_type: str | None,
     head: Sequence[str],
     transposed: bool,
+    form: str = "auto",
 ) -> dict[str, int]:
     """Write LoRA factors of scale 1 as `write_peft_adapter` does; return their ranks by name.
 
@@ -80,24 +87,19 @@ def write_factors(
     import peft
     from safetensors.torch import save_file
 
+    form = resolve_form(form, task_type)
     ranks = {name: len(lora_A) for name, (lora_A, _) in factors.items()}
-    kept = {name: rank for name, rank in ranks.items() if rank}
+    kept = {name: parts for name, parts in factors.items() if ranks[name]}
     if not kept:
         raise ValueError(
             "every layer has rank 0: there is no adapter to write, only the base model and its head"
         )
-    tensors = _adapter_tensors({name: factors[name] for name in kept}, model, head)
-
-    # PEFT reads the keys of both patterns as regular expressions.
-    pattern = {"^" + re.escape(name): rank for name, rank in kept.items()}
+    tensors = _adapter_tensors(in_form(kept, form), model, head)
     config = peft.LoraConfig(
         task_type=task_type,
         base_model_name_or_path=base,
         inference_mode=True,
-        r=max(kept.values()),
-        lora_alpha=max(kept.values()),
-        rank_pattern=dict(pattern),
-        alpha_pattern=dict(pattern),
+        **scale_settings(kept, form),
         target_modules=list(kept),
         modules_to_save=list(head) or None,
         fan_in_fan_out=transposed,
@@ -107,6 +109,7 @@ def write_factors(
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     _sort_target_modules(folder / CONFIG)
+    make_readable(folder)
     return ranks
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dynarank.adapters.progress import AllocationProgress
 from dynarank.allocation.allocator_checks import (
+    check_bounds,
     check_equal,
     check_start,
     layer_names,
@@ -25,8 +26,8 @@ from dynarank.allocation.attaching import Attachment
 from dynarank.allocation.components import Components, Layers, as_list, component_parameters
 from dynarank.allocation.config import SCORES
 from dynarank.allocation.importance import layer_importance, layer_norms, smooth
-from dynarank.allocation.schedule import BudgetSchedule
-from dynarank.allocation.selection import top_components, top_parameters, with_floors
+from dynarank.allocation.schedule import BudgetSchedule, round_half_up
+from dynarank.allocation.selection import top_components, top_parameters, with_ceiling, with_floors
 from dynarank.allocation.sensitivity import Sensitivity
 
 
@@ -48,10 +49,12 @@ class RankAllocator:
         cost_aware: whether to count parameters instead of components. Then at most b(t) times what
             one component of every layer takes is spent, on the highest scores for each parameter.
         min_rank: components that every layer keeps at least.
+        max_rank: components that a layer keeps at most in the end (vLLM's max_lora_rank, say); None
+            for no ceiling. Before the end the ceiling is the scheduled mean, where that is higher.
 
     Raises:
         ValueError: no layers, beta outside [0, 1), an unknown score, min_rank above the schedule's
-            target, or layers of one size that is not the schedule's `init`.
+            target or max_rank below it, or layers of one size that is not the schedule's `init`.
         FloatingPointError: a component's score is not finite; the message names its layer. On CPUs
             it comes from the `update` or `step` that meets the score. On accelerators these do not
             wait for the device, and it comes from the next pruning, or from `check_finite`.
@@ -66,16 +69,14 @@ class RankAllocator:
         score: str = "relative",
         cost_aware: bool = False,
         min_rank: int = 0,
+        max_rank: int | None = None,
     ) -> None:
         self.layers: list[Components] = as_list(layers)
         if not 0 <= beta < 1:
             raise ValueError(f"beta = {beta}: must lie in [0, 1)")
         if score not in SCORES:
             raise ValueError(f"score = {score!r}: must be one of {', '.join(SCORES)}")
-        if not 0 <= min_rank <= schedule.target:
-            raise ValueError(
-                f"min_rank = {min_rank}: must be 0 to the schedule's target, {schedule.target:g}"
-            )
+        check_bounds(min_rank=min_rank, max_rank=max_rank, target=schedule.target)
         self.names = layer_names(layers)
         self.schedule = schedule
         self.beta = beta
@@ -83,6 +84,7 @@ class RankAllocator:
         self.score = score
         self.cost_aware = cost_aware
         self.min_rank = min_rank
+        self.max_rank = max_rank
         self.sensitivity = Sensitivity(self.layers) if score == "sensitivity" else None
         self.sizes = [layer.r for layer in self.layers]
         self.progress = AllocationProgress(freeze_step=schedule.freeze_step)
@@ -150,7 +152,7 @@ class RankAllocator:
         if not self.cost_aware:
             return self.schedule.keep(t, len(self.layers))
         one_of_each = sum(component_parameters(layer) for layer in self.layers)
-        return math.floor(self.schedule.budget(t) * one_of_each + 0.5)
+        return round_half_up(self.schedule.budget(t) * one_of_each)
 
     def _scores(self) -> list[Tensor]:
         if self.sensitivity is not None:
@@ -199,17 +201,24 @@ class RankAllocator:
         alive = self._cat([layer.mask for layer in self.layers])
         # Scores are never negative, so that -1 comes after all of them.
         scores = torch.where(alive, self.ema, torch.full_like(self.ema, -1.0))
+        scores = with_ceiling(scores, self.sizes, self._ceiling())
         scores = with_floors(scores, self.sizes, self.min_rank)
         if self.cost_aware:
             keep = top_parameters(scores, self._costs(), count)
         else:
-            keep = top_components(scores, count) & alive
+            keep = top_components(scores, count) & (scores >= 0)
         keep = self.agree(keep)
         for layer, pruned in zip(self.layers, (~keep).split(self.sizes), strict=True):
             layer.lora_c.masked_fill_(pruned.to(layer.lora_c.device), 0)
         if not self.regrow:
             self._mask_out(keep)
         return keep
+
+    def _ceiling(self) -> int | None:
+        """Return what a layer may keep now; never less than leaves room for the whole budget."""
+        if self.max_rank is None:
+            return None
+        return max(self.max_rank, math.ceil(self.schedule.budget(self.t)))
 
     @torch.no_grad()
     def freeze(self, keep: Tensor) -> None:
@@ -271,6 +280,7 @@ class RankAllocator:
                 "score": self.score,
                 "cost_aware": self.cost_aware,
                 "min_rank": self.min_rank,
+                "max_rank": self.max_rank,
                 "beta": self.beta,
                 "regrow": self.regrow,
             },

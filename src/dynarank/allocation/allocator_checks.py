@@ -53,3 +53,14 @@ def layer_names(layers: Layers) -> list[str]:
     if isinstance(layers, Mapping):
         return list(layers)
     return [str(position) for position in range(len(layers))]
+
+
+def check_bounds(min_rank: int, max_rank: int | None, target: float) -> None:
+    """Raise `ValueError` where a layer's least or most components do not go with their mean."""
+    if not 0 <= min_rank <= target:
+        raise ValueError(f"min_rank = {min_rank}: must be 0 to target, which is {target:g}")
+    if max_rank is not None and max_rank < max(target, 1):
+        raise ValueError(
+            f"max_rank = {max_rank}: must be at least 1, and at least target, which is {target:g}: "
+            "the mean cannot be above the most"
+        )

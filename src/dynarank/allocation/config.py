@@ -20,10 +20,12 @@ SCORES = ("relative", "absolute", "sensitivity")
 class BudgetConfig:
     """How many components the model may keep, and when they go (Eq. 9)."""
 
-    target: Annotated[int, Gt(0)] = 2
-    """Mean number of components a layer keeps at the end."""
+    target: Annotated[int | float, Gt(0)] = 2
+    """Mean number of components a layer keeps at the end, a whole number or a fraction: under 0.25
+    one matrix in four keeps a component. The model keeps L x target of its L layers, rounded,
+    halves up."""
     init: Annotated[int | None, Gt(0)] = None
-    """Components a layer starts with; null: ceil(1.5 x target), as in the paper."""
+    """Components a layer starts with; null: ceil(1.5 x target), as in the paper, 1 at least."""
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.15
     """Share of the optimizer steps before the first pruning."""
     final: Annotated[float, Ge(0), Lt(1)] = 0.5
@@ -39,9 +41,13 @@ class BudgetConfig:
     """What is counted: components, or parameters (a component of a wide matrix costs more)."""
     min_rank: Annotated[int, Ge(0)] = 0
     """Components that every layer keeps at least."""
+    max_rank: Annotated[int | None, Gt(0)] = None
+    """Components that a layer keeps at most (vLLM's max_lora_rank, say); null: no limit."""
 
     def __post_init__(self) -> None:
         check_settings("budget", self)
+        if isinstance(self.target, float) and self.target.is_integer():
+            self.target = int(self.target)  # so that r2.0 is shown, and compared, as r2
         self._check_ranks()
         self._check_spans()
 
@@ -49,13 +55,18 @@ class BudgetConfig:
         if self.init is not None and self.init < self.target:
             raise ValueError(
                 f"budget.init = {self.init} is below budget.target = {self.target}: "
-                f"pruning only takes away. Set budget.init to {self.target} (no pruning) or more, "
+                f"pruning only takes away. Set budget.init to {math.ceil(self.target)} or more, "
                 f"or to null for {self._default_init()}"
             )
         if self.min_rank > self.target:
             raise ValueError(
                 f"budget.min_rank = {self.min_rank}: must be 0 to budget.target = {self.target}, "
                 "the mean rank there is for"
+            )
+        if self.max_rank is not None and self.max_rank < self.target:
+            raise ValueError(
+                f"budget.max_rank = {self.max_rank}: is below budget.target = {self.target}, the "
+                "mean rank. Set it to that or more, or to null for no limit"
             )
 
     def _check_spans(self) -> None:
@@ -72,7 +83,7 @@ class BudgetConfig:
         return self._default_init() if self.init is None else self.init
 
     def _default_init(self) -> int:
-        return math.ceil(1.5 * self.target)
+        return max(1, math.ceil(1.5 * self.target))
 
 
 @dataclass

@@ -18,6 +18,12 @@ def _share(fraction: float, total: int) -> int:
     return math.floor(fraction * total + 1e-9)
 
 
+def round_half_up(value: float) -> int:
+    """Return the nearest whole number; of two as near, the higher. Every budget is rounded so."""
+    # Binary fractions lie beside the decimal ones that were typed: 0.35 x 10 is 3.4999...
+    return math.floor(value + 0.5 + 1e-9)
+
+
 SHAPES: dict[str, Callable[[float], float]] = {
     "cubic": lambda p: 1 - p**3,
     "cubic_adalora": lambda p: (1 - p) ** 3,
@@ -117,7 +123,7 @@ class BudgetSchedule:
 
         Halves round up.
         """
-        return math.floor(layers * self.budget(t) + 0.5)
+        return round_half_up(layers * self.budget(t))
 
     def prunes_at(self, t: int) -> bool:
         """Return whether step t prunes: every `interval` steps from t_i on, always at T - t_f."""

@@ -48,6 +48,18 @@ def top_parameters(scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
     return keep
 
 
+def with_ceiling(scores: Tensor, sizes: Sequence[int], ceiling: int | None) -> Tensor:
+    """Return the scores with -1 for all but the `ceiling` best components of every layer, (n).
+
+    Those may then not be taken. The best choice under the ceiling is the best of what is left,
+    because a layer's lower components can never replace its higher ones. None is no ceiling.
+    """
+    if ceiling is None:
+        return scores
+    best = torch.cat([top_components(part, ceiling) for part in scores.split(list(sizes))])
+    return torch.where(best, scores, torch.full_like(scores, -1.0))
+
+
 def with_floors(scores: Tensor, sizes: Sequence[int], floor: int) -> Tensor:
     """Return the scores with infinity for the `floor` best components of every layer, (n).
 

@@ -29,7 +29,7 @@ from dynarank.checkpoints.storage import Manifest, checkpoint_path, remove_all_b
 from dynarank.config.schema import CheckpointConfig
 from dynarank.errors import Interrupted
 from dynarank.training.distributed import check_alike
-from dynarank.training.module import SELECTION
+from dynarank.training.split_scores import SELECTION
 
 REST = "rest"
 """A checkpoint's entry for what this Callback restores."""

@@ -59,6 +59,8 @@ FREE = (
     "sweep",
     "resume",
     "checkpoint",
+    "task.test_file",
+    "task.test_split",
     "trainer.workers",
     "trainer.max_time",
     "trainer.gradient_checkpointing",

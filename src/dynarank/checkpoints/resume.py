@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from dynarank.checkpoints.storage import (
+    MANIFESTS,
     NEWER_FORMAT,
+    WEIGHTS,
     DamagedCheckpoint,
     Manifest,
     checkpoint_path,
@@ -91,6 +93,8 @@ def _newest_checkpoint(path: str, checkpoints: Path) -> Resumption | None:
     if newest is not None and manifest is not None:
         log.info("resuming from %s (step %d)", newest, manifest.step)
         return Resumption(newest, manifest)
+    if path == AUTO and _set_first_save_aside(checkpoints):
+        return None
     if skipped:
         raise UserError(
             f"resume = {path}: no checkpoint in {checkpoints} is whole ({skipped[0]}). "
@@ -105,6 +109,25 @@ def _newest_checkpoint(path: str, checkpoints: Path) -> Resumption | None:
             "resume=never"
         )
     return None
+
+
+def _set_first_save_aside(checkpoints: Path) -> bool:
+    """Rename the only checkpoint of a folder, if no manifest was ever written, and say so.
+
+    So a run looks that was killed in its first save. It can only begin anew. The file is kept,
+    because a manifest that somebody has removed looks the same.
+    """
+    weights = list(checkpoints.glob(WEIGHTS))
+    if len(weights) != 1 or any(checkpoints.glob(MANIFESTS)):
+        return False
+    aside = weights[0].with_name(f"unfinished-{weights[0].name}")
+    weights[0].replace(aside)
+    log.warning(
+        "the run was killed in its first save, so that it begins anew; what was saved is kept as "
+        "%s, which nothing reads",
+        aside,
+    )
+    return True
 
 
 def _named_checkpoint(path: Path) -> Resumption:

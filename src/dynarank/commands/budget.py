@@ -170,7 +170,7 @@ def print_costs(overrides: list[str]) -> None:
     register_schemas()
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = to_config(hydra.compose("train", overrides=["output_dir=unused", *overrides]))
-    title = f"{config.model.path}, budget r{config.budget.target}, {config.task.name}"
+    title = f"{config.model.path}, budget r{config.budget.target:g}, {config.task.name}"
     of_methods = costs(config)
     console = Console()
     console.print(cost_table(of_methods, title))

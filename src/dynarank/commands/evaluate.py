@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +54,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Return the scores of the input, with what they are of. Raises `UserError`."""
+    from dynarank.tasks.sources import used_columns
+
     predictor = load_named_run(options)
-    rows = read_rows(options.input, options.format)
+    read = partial(predictor.task.read_file, used=used_columns(predictor.task.config))
+    rows = read_rows(options.input, options.format, read)
     labelled = predictor.task.check(rows, f"--input {options.input}", labelled=True)
-    _, scores = predictor.predict_and_score(labelled, options.batch_size)
+    _, evaluation = predictor.predict_and_score(labelled, options.batch_size)
     return {
         "run": str(options.source),
         "input": options.input,
         "task": predictor.task.config.name,
         "rows": len(labelled),
-        "metrics": scores,
+        **asdict(evaluation),
     }
 
 
 def _as_lines(result: dict[str, Any]) -> str:
     """Return the scores as text, a line each."""
     first = f"{result['rows']:,} rows of {result['input']}"
-    return "\n".join([first, *score_lines(result["metrics"])]) + "\n"
+    return "\n".join([first, *score_lines(result)]) + "\n"

@@ -1,48 +1,68 @@
-"""Write a finished run as a plain PEFT adapter, or merged into a plain transformers model.
+"""Write a run's adapter, or any PEFT LoRA adapter, in the form that its reader needs.
 
-dynarank export RUN_DIR OUT_DIR
-dynarank export RUN_DIR OUT_DIR --merged
+dynarank export RUN_OR_ADAPTER OUT_DIR                  as it is, for PEFT
+dynarank export RUN_OR_ADAPTER OUT_DIR --format gguf    for llama.cpp and Ollama
+dynarank export RUN_OR_ADAPTER OUT_DIR --format merged  a plain transformers model
+dynarank export RUN_OR_ADAPTER --rank-pattern           its ranks, for others' settings
+dynarank export RUN_OR_ADAPTER --push-to-hub ME/NAME --dry-run
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from dynarank.adapters import FORMS
 from dynarank.commands.command_line import CommandParser, add_hub_root, exit_on_user_error
+from dynarank.commands.merged import DTYPES, sync_files, write_merged
 from dynarank.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
-
-    from dynarank.pretrained.hub import HubConfig
-
-DTYPES = ("float32", "bfloat16")
-"""What the weights of a merged model may be stored in."""
+MERGED = "merged"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. It exits with 2 and one message for a user's mistake."""
     options = parse(arguments)
     with exit_on_user_error():
-        from dynarank.pretrained.hub import HubConfig
-        from dynarank.runs.origin import find_adapter
-
-        adapter = find_adapter(options.run, options.over_budget)
+        adapter = adapter_folder(options)
+        if options.rank_pattern:
+            print(rank_pattern_text(adapter), end="")
+            return
+        if options.out is None:
+            with tempfile.TemporaryDirectory() as folder:
+                options.out = Path(folder) / "adapter"
+                write_export(adapter, options)
+            return
         refuse_filled_folder(options.out)
-        if options.merged:
-            hub = HubConfig(options.hub_root)
-            notes = write_merged(adapter, options.out, hub, options.base, options.dtype)
-        else:
-            copy_adapter(adapter, options.out)
-            notes = []
+        write_export(adapter, options)
+
+
+def write_export(adapter: Path, options: argparse.Namespace) -> None:
+    """Write what the options ask for, say who reads it, and send it where that is asked for."""
+    from dynarank.commands.push import check_repository, describe_push, push
+    from dynarank.pretrained.hub import HubConfig
+
+    if options.push_to_hub is not None:
+        check_repository(options.push_to_hub)
+    if options.format == MERGED:
+        hub = HubConfig(options.hub_root)
+        notes = write_merged(adapter, options.out, hub, options.base, options.dtype)
+    elif options.format is None:
+        copy_adapter(adapter, options.out)
+        notes = [read_by(stored_form(adapter))]
+    else:
+        notes = write_form(adapter, options.out, options.format)
     for note in notes:
         print(note)
-    print(f"written: {options.out}/")
+    if options.push_to_hub is None:
+        print(f"written: {options.out}/")
+    elif options.dry_run:
+        print("\n".join(describe_push(options.out, options.push_to_hub, options.private)))
+    else:
+        print(f"sent: {push(options.out, options.push_to_hub, options.private)}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,11 +71,30 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "run", type=Path, metavar="RUN_DIR", help="a run's folder, or its adapter folder"
     )
-    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="a new folder")
+    parser.add_argument("out", type=Path, nargs="?", metavar="OUT_DIR", help="a new folder")
+    parser.add_argument(
+        "--format",
+        choices=[*FORMS, MERGED],
+        help="peft: with a rank pattern; gguf: for llama.cpp and Ollama; padded: one rank for all "
+        "layers, right for every reader of adapters; mlx: for mlx-lm; merged: a plain transformers "
+        "model (default: the adapter as it is)",
+    )
     parser.add_argument(
         "--merged",
         action="store_true",
-        help="a plain transformers model, the update added to its weights in float32",
+        help="the same as --format merged",
+    )
+    parser.add_argument(
+        "--rank-pattern",
+        action="store_true",
+        help="print the ranks as settings of PEFT, axolotl and LLaMA-Factory, and write nothing",
+    )
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="send it to the hub, in place of OUT_DIR"
+    )
+    parser.add_argument("--private", action="store_true", help="make a private repository")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what --push-to-hub would send, and send nothing"
     )
     parser.add_argument(
         "--dtype",
@@ -73,9 +112,34 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_hub_root(parser)
     options = parser.parse_args(arguments)
-    if options.dtype != DTYPES[0] and not options.merged:
+    if options.merged:
+        if options.format not in (None, MERGED):
+            parser.error(f"--merged and --format {options.format}: give one of them")
+        options.format = MERGED
+    if options.dtype != DTYPES[0] and options.format != MERGED:
         parser.error(f"--dtype {options.dtype}: is for --merged alone; an adapter stays float32")
+    asked = [options.out is not None, options.rank_pattern, options.push_to_hub is not None]
+    if sum(asked) != 1:
+        parser.error("give one of OUT_DIR, --rank-pattern and --push-to-hub")
+    if (options.dry_run or options.private) and options.push_to_hub is None:
+        parser.error("--dry-run and --private go with --push-to-hub")
     return options
+
+
+def adapter_folder(options: argparse.Namespace) -> Path:
+    """Return the folder of the adapter that the options name. Raises `UserError`.
+
+    Where only its factors are needed, it may be any PEFT adapter, of whatever made it.
+    """
+    from dynarank.adapters.adapter_checks import CONFIG
+    from dynarank.run_folder import ORIGIN
+    from dynarank.runs.origin import find_adapter
+
+    folder: Path = options.run
+    is_foreign = (folder / CONFIG).is_file() and not (folder / ORIGIN).is_file()
+    if is_foreign and (options.rank_pattern or options.format in FORMS):
+        return folder
+    return find_adapter(folder, options.over_budget)
 
 
 def refuse_filled_folder(out: Path) -> None:
@@ -99,82 +163,54 @@ def copy_adapter(adapter: Path, out: Path) -> None:
     raise UserError(f"{trained} has no form that PEFT knows, and is no PEFT adapter")
 
 
-def write_merged(
-    adapter: Path, out: Path, hub: HubConfig, base: str | None, dtype: str = DTYPES[0]
-) -> list[str]:
-    """Write a model that needs neither PEFT nor dynarank, and its tokenizer.
+def stored_form(adapter: Path) -> str:
+    """Return the form that an adapter is stored in."""
+    from dynarank.adapters.adapter_checks import CONFIG, read_json
 
-    The update is added to the weights in float32, also where the run's base was bfloat16: added in
-    bfloat16, most of it would be rounded away.
+    config = read_json(adapter / CONFIG)
+    if config.get("alpha_pattern"):
+        return "peft"
+    return "gguf" if config.get("rank_pattern") else "padded"
 
-    Returns:
-        what the user should know about the precision, a sentence each.
+
+def read_by(form: str) -> str:
+    """Return who reads a form, in a sentence."""
+    from dynarank.adapters.reader_forms import READERS
+
+    return f"in the form '{form}', which is read rightly by: {READERS[form]}"
+
+
+def write_form(adapter: Path, out: Path, form: str) -> list[str]:
+    """Write an adapter in a form; return what the user should know, a sentence each.
 
     Raises:
-        UserError: what was trained cannot be added to weights.
+        UserError: it is no PEFT LoRA adapter, or the form has no place for its head.
     """
-    import peft
-    import torch
+    from dynarank.adapters.lora_files import read_lora, write_lora
+    from dynarank.adapters.reader_forms import without_zeros
 
-    from dynarank.runs.predictor import load_run
-
-    loaded = load_run(adapter, hub, base, over_budget=True, widen=True)
-    model = loaded.model
-    notes = []
-    if isinstance(model, peft.PeftModel):
-        if model.active_peft_config.is_prompt_learning:
-            raise UserError(_not_mergeable(loaded.origin.method))
-        narrow = loaded.origin.model_config().dtype != DTYPES[0]
-        if dtype != DTYPES[0]:
-            lost = rounded_away(model, getattr(torch, dtype))
-            notes.append(f"rounded to {dtype}, {lost:.1%} of the update is lost")
-        elif narrow:
-            notes.append(
-                "merged in float32, so that nothing of the update is lost: twice the size of the "
-                "bfloat16 base that the run trained on"
-            )
-        model = model.merge_and_unload()
-    elif not loaded.origin.is_whole_model:
-        raise UserError(_not_mergeable(loaded.origin.method))
-    model.to(getattr(torch, dtype)).save_pretrained(out)
-    loaded.tokenizer.save_pretrained(out)
+    source = read_lora(adapter)
+    ranks = write_lora(source, without_zeros(source.factors), out, form)
     sync_files(out)
+    notes = [read_by(form)]
+    kept, padded = sum(ranks.values()), max(ranks.values()) * sum(map(bool, ranks.values()))
+    if form == "padded" and padded > kept:
+        notes.append(f"{padded - kept} of its {padded} components are zeros")
+    if form in ("gguf", "padded") and source.others:
+        notes.append(
+            f"it holds {next(iter(source.others))} beside its factors: PEFT reads that; llama.cpp "
+            "and vLLM refuse it"
+        )
     return notes
 
 
-def _not_mergeable(method: str) -> str:
-    return (
-        f"--merged: what method={method} trained is not an update of the model's weights, so it "
-        "cannot be added to them. Use the adapter beside its base model"
-    )
+def rank_pattern_text(adapter: Path) -> str:
+    """Return an adapter's ranks as the settings with which others train plain LoRA on them.
 
-
-def rounded_away(model: Any, dtype: torch.dtype) -> float:
-    """Return the share of the update that rounding the merged weights to `dtype` loses.
-
-    It is the norm of the rounding error over the norm of the update, over all adapted matrices
-    together. What rounding the base alone would cost is not counted.
-
-    Args:
-        model: a peft.PeftModel with LoRA layers, in float32.
+    Raises:
+        UserError: it is no PEFT LoRA adapter.
     """
-    lost, whole = 0.0, 0.0
-    for module in model.modules():
-        if not hasattr(module, "get_delta_weight"):
-            continue
-        base = module.get_base_layer().weight.detach()
-        rounded_base = base.to(dtype).float()
-        for name in module.active_adapters:
-            update = module.get_delta_weight(name).detach()
-            kept = (base + update).to(dtype).float() - rounded_base
-            lost += float((kept - update).square().sum())
-            whole += float(update.square().sum())
-    return (lost / whole) ** 0.5 if whole else 0.0
+    from dynarank.adapters.lora_files import read_lora
+    from dynarank.adapters.rank_patterns import as_settings, ranks_of
 
-
-def sync_files(folder: Path) -> None:
-    """Write the files of a folder to the disk, so that they are whole when the command ends."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    return as_settings(ranks_of(read_lora(adapter)))

@@ -14,6 +14,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,20 +101,35 @@ def _check_files(options: argparse.Namespace) -> None:
 
 def _predict_file(predictor: Predictor, options: argparse.Namespace) -> None:
     """Predict the rows of the input into the output, and score them where they have labels."""
-    rows = read_rows(options.input, options.format)
+    read = partial(predictor.task.read_file, used=_needed_columns(predictor.task, options))
+    rows = read_rows(options.input, options.format, read)
     where = f"--input {options.input}"
     kept = _columns_to_keep(rows, options, where)
     checked = predictor.task.check(rows, where, labelled=False)
     labelled = _labelled(predictor.task, rows, where)
-    scores: dict[str, float] = {}
+    scores: dict[str, Any] = {}
     if labelled is None:
         records = predictor(checked, options.batch_size)
     else:
-        records, scores = predictor.predict_and_score(labelled, options.batch_size)
+        records, evaluation = predictor.predict_and_score(labelled, options.batch_size)
+        scores = asdict(evaluation)
     write_rows(options.output, _joined(predictor.task, rows, kept, records))
     print(f"{len(records):,} rows predicted: {options.output}")
-    for line in score_lines(scores):
+    for line in score_lines(scores) if scores else ():
         print(line)
+
+
+def _needed_columns(task: Task[Any], options: argparse.Namespace) -> set[str] | None:
+    """Return the columns whose values must be sound; None for all.
+
+    Labels are not needed: a row is predicted without one.
+    """
+    from dynarank.tasks.sources import used_columns
+
+    if options.keep_all:
+        return None
+    labels = {task.columns(labelled=True).get(role) for role in task.labels_in}
+    return (used_columns(task.config) - labels) | set(options.keep)
 
 
 def _columns_to_keep(rows: Dataset, options: argparse.Namespace, where: str) -> list[str]:

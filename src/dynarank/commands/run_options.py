@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from dynarank.tasks.base import Task
 
 
+UNDEFINED = "not defined on these rows"
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a run and its rows, which predict and evaluate share."""
     parser.add_argument("source", type=Path, metavar="RUN_OR_ADAPTER_DIR")
@@ -77,10 +80,21 @@ def _rename_columns(task: Task[Any], given: Sequence[str]) -> None:
         setattr(columns, role, name)
 
 
-def score_lines(scores: Mapping[str, float]) -> list[str]:
-    """Return a line for each metric; it says so where a metric is not defined on the rows."""
+def score_lines(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return a line for each metric, with the score of a model that has learned nothing.
+
+    A line says so where a metric is not defined on the rows, and where all predictions are one.
+
+    Args:
+        evaluation: the fields of a `dynarank.runs.predictor.Evaluation`, by name.
+    """
+    baseline: Mapping[str, Any] = evaluation["baseline"] or {"name": "", "metrics": {}}
     lines = []
-    for name, value in scores.items():
-        shown = f"{value:.4f}" if math.isfinite(value) else "not defined on these rows"
-        lines.append(f"{name}: {shown}")
+    for name, value in evaluation["metrics"].items():
+        line = f"{name}: {value:.4f}" if math.isfinite(value) else f"{name}: {UNDEFINED}"
+        if name in baseline["metrics"]:
+            line += f" ({baseline['name']}: {baseline['metrics'][name]:.4f})"
+        lines.append(line)
+    if evaluation["collapsed"] is not None:
+        lines.append(f"the model predicts one thing for {evaluation['collapsed']}")
     return lines

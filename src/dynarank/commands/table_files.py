@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ def check_input(path: str, form: str | None) -> None:
         raise UserError(
             f"--format {form}: is for --input - alone; the format of a file is its ending"
         )
-    elif not Path(path).expanduser().is_file():
+    elif not Path(path).expanduser().exists():  # a folder of images is an input too
         raise UserError(f"--input {path}: there is no such file")
 
 
@@ -50,18 +50,20 @@ def check_output(path: Path, source: str, overwrite: bool, endings: Sequence[str
     refuse_existing("--output", path, overwrite, inputs)
 
 
-def read_rows(path: str, form: str | None) -> Dataset:
-    """Return the rows of a file, or of standard input in the given format. Raises `UserError`."""
-    from dynarank.tasks.files import read_file
+def read_rows(path: str, form: str | None, read: Callable[[str, str], Dataset]) -> Dataset:
+    """Return the rows of a file, or of standard input in the given format. Raises `UserError`.
 
+    Args:
+        read: reads what an option names at a path, as the run's task does.
+    """
     if path != STANDARD:
-        return read_file("--input", path)
+        return read("--input", path)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"stdin.{form}"
         with copy.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         try:
-            return read_file("--input", str(copy))
+            return read("--input", str(copy))
         except UserError as error:
             raise UserError(str(error).replace(str(copy), STANDARD)) from None
 

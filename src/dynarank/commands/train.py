@@ -8,14 +8,20 @@ dynarank train experiment=quickstart
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynarank.commands.train_help import help_text
 from dynarank.config.folders import conf_folder
+from dynarank.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+BEGAN = time.time()
+"""When this process began, as file systems count time."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,12 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(composed: DictConfig) -> float:
     """Check the configuration, run it, and return the selected score, which sweepers read."""
     from dynarank.config.schema import to_config
+    from dynarank.runs.refused_folder import remove_refused_folder
 
-    config = to_config(composed)
-    # Torch and Lightning take seconds to import. A mistake in the configuration need not wait.
-    from dynarank.runs.run import run
+    folder = Path(str(composed.output_dir))
+    try:
+        config = to_config(composed)
+        # Torch and Lightning take seconds to import. A mistake in the configuration need not wait.
+        from dynarank.runs.run import run
 
-    return run(config).score
+        return run(config).score
+    except UserError:
+        remove_refused_folder(folder, since=BEGAN)
+        raise
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,21 @@ def command_to_print() -> list[str]:
     """Return the words with which the user starts a run here, to be printed."""
     script = own_script()
     return ["dynarank", "train"] if script is None else ["python", str(script)]
+
+
+def program_to_print() -> str:
+    """Return how the `dynarank` command must be typed here, in whatever environment this is.
+
+    It is its plain name only where a shell would find the one of this environment.
+    """
+    beside = Path(sys.executable).with_name("dynarank")
+    found = shutil.which("dynarank")
+    if found is not None and Path(found).absolute() == beside.absolute():
+        return "dynarank"
+    if not beside.is_file():
+        return "dynarank" if found else "python -m dynarank"
+    here = beside.is_relative_to(Path.cwd())
+    return shlex.quote(str(beside.relative_to(Path.cwd()) if here else beside))
 
 
 def command_to_start() -> list[str]:

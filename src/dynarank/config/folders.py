@@ -18,9 +18,12 @@ def conf_folder() -> Path:
 
 
 def folder_name(text: str) -> str:
-    """Return a text as the name of one folder: no way out of its parent, and never too long."""
-    name = re.sub(r"[/\\\x00-\x1f\x7f]", "_", str(text))
-    if name.startswith("."):
+    """Return a text as the name of one folder: no way out of its parent, and never too long.
+
+    Of signs it holds only those that need no quoting in a shell. An = becomes -, the others _.
+    """
+    name = re.sub(r"[^\w.+-]", "_", str(text).replace("=", "-"))
+    if name.startswith((".", "-")):
         name = f"_{name[1:]}"
     if len(name.encode()) <= LONGEST_NAME:
         return name

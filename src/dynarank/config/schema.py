@@ -23,7 +23,9 @@ from dynarank.methods.config import (
 from dynarank.pretrained.hub import HubConfig, ModelConfig
 from dynarank.settings import Form, Ge, Gt, Lt, OneOf, UserPath, check_settings
 from dynarank.tasks.config import QuestionAnsweringConfig, TaskConfig, TextClassificationConfig
+from dynarank.tasks.image_config import ImageClassificationConfig
 from dynarank.tasks.seq2seq_config import Seq2SeqConfig
+from dynarank.tasks.token_config import TokenClassificationConfig
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -88,6 +90,9 @@ class TrainerConfig:
     ema: Annotated[float | None, Gt(0), Lt(1)] = None
     """The decay of an average of the trained weights, which is then what is scored and exported;
     null: no average."""
+    callbacks: list[str] = field(default_factory=list)
+    """Lightning callbacks of your own, MODULE.CLASS, made without arguments. Each must be named in
+    the environment's DYNARANK_CALLBACKS too, for it runs code."""
 
     def __post_init__(self) -> None:
         check_settings("trainer", self)
@@ -140,8 +145,9 @@ class ResumeConfig:
 class LoggerConfig:
     """The tracker, beside the metrics.csv that is always written."""
 
-    tracker: Annotated[str, OneOf(("wandb", "none"))] = "wandb"
-    """Where the run is seen while it trains; none: in metrics.csv alone."""
+    tracker: Annotated[str, OneOf(("wandb", "tensorboard", "none"))] = "wandb"
+    """Where the run is seen while it trains; tensorboard: by `tensorboard --logdir outputs`; none:
+    in metrics.csv alone."""
     project: Annotated[
         str, Form(r"[^/\\#?%:]{1,128}", r"1 to 128 characters, and none of / \ # ? % :")
     ] = "dynarank"
@@ -207,6 +213,8 @@ SCHEMAS = {
     "task/text_classification": TextClassificationConfig,
     "task/question_answering": QuestionAnsweringConfig,
     "task/seq2seq": Seq2SeqConfig,
+    "task/token_classification": TokenClassificationConfig,
+    "task/image_classification": ImageClassificationConfig,
     "method/dora": DoRAConfig,
     "method/lora": LoRAConfig,
     "method/adalora": AdaLoRAConfig,

@@ -44,38 +44,28 @@ __all__ = [
 
 
 @dataclass
-class DynaRankConfig(peft.LoraConfig):  # type: ignore[misc]
+class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
     """PEFT's `LoraConfig` with the settings of an allocation.
 
         config = DynaRankConfig(target=4, target_modules="all-linear", lora_alpha=8)
         model = get_peft_model(base, config)
 
     `r` is what a layer starts with: ceil(1.5 target) by default. All of LoraConfig's settings are
-    there; the own ones are `target`, `start` and those of `AllocationSettings`. These are never
-    saved: an adapter's file is a LoraConfig's.
+    there, and those of `AllocationSettings`. The latter and `start` are never saved: an adapter's
+    file is a LoraConfig's.
 
     Raises:
         ValueError: a setting is out of its range, or target is above r.
     """
 
     r: int | None = None
-    target: float = 2
     start: str = "paper"
-    warmup: float = 0.15
-    final: float = 0.5
-    interval: int = 100
-    shape: str = "cubic"
-    regrow: bool = True
-    score: str = "relative"
-    beta: float = 0.9
-    cost_aware: bool = False
-    min_rank: int = 0
-    eta: float = 0.1
+    """`paper`: A and B are random and c = 0. `lora`: as LoRA starts, with B = 0 and c = 1."""
 
     def __post_init__(self) -> None:
         if self.r is None:
             self.r = math.ceil(1.5 * self.target)
-        super().__post_init__()
+        peft.LoraConfig.__post_init__(self)
         self.allocation()
 
     def allocation(self) -> AllocationSettings:

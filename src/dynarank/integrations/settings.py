@@ -7,13 +7,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.allocator_checks import check_bounds
 from dynarank.allocation.components import Components
 from dynarank.allocation.config import SCORES
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.errors import nearest
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class AllocationSettings:
     """How many components a model may keep, and how they are chosen.
 
@@ -24,7 +25,7 @@ class AllocationSettings:
         ValueError: a value is out of its range; the message names it.
     """
 
-    target: float
+    target: float = 2
     """Mean number of components that a layer keeps at the end."""
     warmup: float = 0.15
     """Share of the optimizer steps before the first pruning."""
@@ -44,6 +45,8 @@ class AllocationSettings:
     """Whether parameters are counted instead of components."""
     min_rank: int = 0
     """Components that every layer keeps at least."""
+    max_rank: int | None = None
+    """Components that a layer keeps at most in the end; None: no limit."""
     eta: float = 0.1
     """Weight of the Dimensional Equilibrium Modulator (Eq. 10) until the freeze; 0: none."""
 
@@ -53,10 +56,7 @@ class AllocationSettings:
             raise ValueError(f"beta = {self.beta}: must lie in [0, 1)")
         if self.score not in SCORES:
             raise ValueError(f"score = {self.score!r}: must be one of {', '.join(SCORES)}")
-        if not 0 <= self.min_rank <= self.target:
-            raise ValueError(
-                f"min_rank = {self.min_rank}: must be 0 to target, which is {self.target:g}"
-            )
+        check_bounds(min_rank=self.min_rank, max_rank=self.max_rank, target=self.target)
         if not 0 <= self.eta < float("inf"):
             raise ValueError(f"eta = {self.eta}: must be 0 (off) or more, and finite")
 
@@ -82,6 +82,7 @@ class AllocationSettings:
             score=self.score,
             cost_aware=self.cost_aware,
             min_rank=self.min_rank,
+            max_rank=self.max_rank,
         )
 
 

@@ -18,69 +18,25 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, AdaLoraModel
-from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import Tensor, nn
 
 from dynarank.adapters.folding import Factors
 from dynarank.adapters.inject import find_linears
 from dynarank.adapters.peft_format import write_factors
-from dynarank.allocation.schedule import BudgetSchedule
-from dynarank.allocation.selection import top_components
+from dynarank.allocation.schedule import BudgetSchedule, round_half_up
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import AdaLoRAConfig
-from dynarank.methods.ranked import ADAPTER, holds_transposed, pruned_size, schedule_of
+from dynarank.methods.exact_adalora import ExactAllocator
+from dynarank.methods.ranked import (
+    ADAPTER,
+    check_some_left,
+    holds_transposed,
+    pruned_size,
+    schedule_of,
+)
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc", "ipt")
 """PEFT's running averages, each a tensor by parameter name, which PEFT itself does not save."""
-
-
-class ExactAllocator(PeftAllocator):  # type: ignore[misc]
-    """PEFT's allocator, keeping exactly the best `budget` triplets.
-
-    Ties go to the earlier layer, then to the lower index.
-    """
-
-    agree: Callable[[Tensor], Tensor] = staticmethod(lambda keep: keep)
-
-    def scores(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return the triplets' scores, (r) by the name of their layer's E, in model order.
-
-        They are zeros before the first update.
-        """
-        scores = {}
-        for name, E in model.named_parameters():
-            if f"lora_E.{ADAPTER}" not in name:
-                continue
-            if name in self.exp_avg_ipt:
-                scores[name] = triplet_scores(self, name)
-            else:
-                scores[name] = torch.zeros(len(E), device=E.device)
-        return scores
-
-    @torch.no_grad()
-    def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
-        """Set E to zero in all but the `budget` best triplets; return what each layer keeps."""
-        scores = self.scores(model)
-        keep_of_all = self.agree(top_components(torch.cat(list(scores.values())), budget))
-        keep_masks = keep_of_all.split([len(of_layer) for of_layer in scores.values()])
-        pattern: dict[str, list[bool]] = {}
-        for name, keep_mask in zip(scores, keep_masks, strict=True):
-            model.get_parameter(name).masked_fill_(~keep_mask[:, None], 0.0)
-            pattern[name] = keep_mask.tolist()
-        return pattern
-
-
-def triplet_scores(allocator: PeftAllocator, name_of_E: str) -> Tensor:
-    """Return a layer's scores (r): that of E, and the means of those of A's rows and B's columns.
-
-    Relies on PEFT's `_element_score`, sensitivity times uncertainty of every element of a
-    parameter, and `_combine_ipt`, their sum over a triplet.
-    """
-    score_A = allocator._element_score(name_of_E.replace("lora_E", "lora_A"))  # (r, d_in)
-    score_B = allocator._element_score(name_of_E.replace("lora_E", "lora_B"))  # (d_out, r)
-    vectors = torch.stack([score_A.mean(dim=1), score_B.mean(dim=0)], dim=1)  # (r, 2)
-    combined: Tensor = allocator._combine_ipt(allocator._element_score(name_of_E), vectors)
-    return combined
 
 
 class AdaLoRAAllocation:
@@ -92,7 +48,11 @@ class AdaLoRAAllocation:
     """
 
     def __init__(
-        self, tuner: AdaLoraModel, layers: dict[str, Any], schedule: BudgetSchedule
+        self,
+        tuner: AdaLoraModel,
+        layers: dict[str, Any],
+        schedule: BudgetSchedule,
+        cost_aware: bool = False,
     ) -> None:
         self.model: nn.Module = tuner.model
         self.layers = layers
@@ -110,6 +70,13 @@ class AdaLoRAAllocation:
             tfinal=schedule.total - schedule.freeze_step,
         )
         self.inner = ExactAllocator(self.model, config, ADAPTER)
+        self.inner.target_bgt = round_half_up(schedule.target * len(layers))
+        if cost_aware:
+            self.inner.target_bgt = schedule.target * len(layers)  # rounded in parameters
+            costs = [layer.in_features + layer.out_features for layer in layers.values()]
+            self.inner.costs = torch.repeat_interleave(
+                torch.tensor(costs, dtype=torch.float32), torch.tensor(self.sizes)
+            )
 
     @property
     def agree(self) -> Callable[[Tensor], Tensor]:
@@ -147,7 +114,7 @@ class AdaLoRAAllocation:
 
     def budget(self) -> float:
         """Return PEFT's own schedule, (1 - p)^3, a layer."""
-        return self.allowance(self.t) / len(self.layers)
+        return float(self.inner.budget_schedule(self.t)[0]) / len(self.layers)
 
     def active_count(self) -> Tensor:
         triplets = [layer.lora_E[ADAPTER].detach().ravel() for layer in self.layers.values()]
@@ -157,7 +124,8 @@ class AdaLoRAAllocation:
         return triplet_ranks(self.layers)
 
     def allowance(self, t: int) -> int:
-        return int(self.inner.budget_schedule(t)[0])
+        triplets = self.inner.budget_schedule(t)[0]
+        return int(triplets) if self.inner.costs is None else self.inner.parameters(triplets)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what PEFT itself does not save: the smoothed scores, and what was kept."""
@@ -189,10 +157,17 @@ class AdaLoRA(Method[AdaLoRAConfig]):
     tuner: AdaLoraModel
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        if self.budget.max_rank is not None:
+            raise ValueError(
+                f"budget.max_rank = {self.budget.max_rank}: AdaLoRA's allocation has no such "
+                "limit. Use method=dora, or budget.max_rank=null"
+            )
         names = find_linears(model, targets, self.head)
+        check_some_left(self.budget, len(names))
         config = AdaLoraConfig(
             init_r=self.budget.initial,
-            target_r=self.budget.target,
+            # PEFT wants a whole number. The allocation states the exact one.
+            target_r=max(1, round(self.budget.target)),
             lora_alpha=self.config.alpha,
             lora_dropout=self.config.dropout,
             beta1=self.config.beta,
@@ -210,7 +185,8 @@ class AdaLoRA(Method[AdaLoRAConfig]):
 
     def allocator(self, total_steps: int) -> AdaLoRAAllocation:
         schedule = schedule_of(self.budget, total_steps, shape="cubic_adalora")
-        return AdaLoRAAllocation(self.tuner, self.layers, schedule)
+        cost_aware = self.budget.unit == "parameters"
+        return AdaLoRAAllocation(self.tuner, self.layers, schedule, cost_aware)
 
     def penalty(self, frozen: bool) -> Tensor | None:
         """Return PEFT's orthogonal regularization.
@@ -252,7 +228,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             factors[name] = (lora_A, lora_B)
         return factors
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         write_factors(
             factors=self.factors(),
             model=self.model,

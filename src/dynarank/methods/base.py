@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynarank.adapters.inject import find_linears, mark_trainable
 from dynarank.adapters.layer import linear_shape
 from dynarank.allocation.config import BudgetConfig, DemConfig
-from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.allocation.schedule import BudgetSchedule, round_half_up
 from dynarank.methods.config import MethodConfig
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
@@ -191,12 +191,12 @@ class Method(ABC, Generic[ConfigT]):
         return MethodSize(parameters=self.adapter_parameters())
 
     @abstractmethod
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         """Write what was trained into a folder.
 
         Args:
             base: what the base model is loaded from, for formats that record it.
-            task_type: PEFT's name of the task.
+            task_type: PEFT's name of the task; None where PEFT has none.
 
         Raises:
             ValueError: there is nothing that can be loaded again.
@@ -225,14 +225,14 @@ def parameters_inside(model: nn.Module, modules: Iterable[str]) -> set[nn.Parame
 
 
 def nominal_parameters(
-    model: nn.Module, targets: Sequence[str], head: Sequence[str], r: int
+    model: nn.Module, targets: Sequence[str], head: Sequence[str], r: float
 ) -> int:
-    """Return what `r` components in every target layer take.
+    """Return what `r` components in every target layer take, rounded.
 
-    This is the budget that methods without ranks are matched to.
+    This is the budget that methods without allocation are matched to.
     """
     names = find_linears(model, targets, head)
-    return r * sum(sum(linear_shape(model.get_submodule(name))) for name in names)
+    return round_half_up(r * sum(sum(linear_shape(model.get_submodule(name))) for name in names))
 
 
 def matched_note(parameters: int, nominal: int) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from dynarank.adapters import STARTS
 from dynarank.allocation.config import SCORES
+from dynarank.methods.placement import PLACEMENTS
 from dynarank.settings import Ge, Gt, Lt, OneOf, check_settings
 
 
@@ -48,12 +49,21 @@ class DoRAConfig(MethodConfig):
 
 @dataclass
 class LoRAConfig(MethodConfig):
-    """LoRA (Hu et al., ICLR 2022), PEFT's; its rank is budget.target."""
+    """LoRA (Hu et al., ICLR 2022), PEFT's; its mean rank is budget.target."""
 
     alpha: Annotated[float, Gt(0)] = 16.0
-    """The scale of the update is alpha / rank."""
+    """The scale of the update is alpha / rank; below one component a matrix, alpha."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """On the input of the adapters."""
+    placement: Annotated[str, OneOf(PLACEMENTS)] = "even"
+    """Which matrices get the parameters that the budget pays for: all alike (even), the queries'
+    and values', those of attention, of feed-forward, of the lower or the upper half of the layers,
+    or components drawn at random."""
+    placement_seed: Annotated[int, Ge(0)] = 0
+    """Decides what placement=random draws."""
+    rank_pattern_from: str | None = None
+    """A run's folder, or a PEFT LoRA adapter's: train on the ranks found there, which
+    budget.target must be the mean of; null: on those of placement."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dynarank.adapters.inject import inject
+from dynarank.adapters.inject import find_linears, inject
 from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
 from dynarank.allocation.allocator import RankAllocator
@@ -15,7 +15,7 @@ from dynarank.allocation.components import component_parameters
 from dynarank.allocation.dem import add_dem_gradient, dem_penalty
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import DoRAConfig
-from dynarank.methods.ranked import pruned_size, schedule_of
+from dynarank.methods.ranked import check_some_left, pruned_size, schedule_of
 
 
 class DoRA(Method[DoRAConfig]):
@@ -26,6 +26,7 @@ class DoRA(Method[DoRAConfig]):
     layers: dict[str, DoRALinear]
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        check_some_left(self.budget, len(find_linears(model, targets, self.head)))
         self.layers = inject(
             model,
             targets,
@@ -46,6 +47,7 @@ class DoRA(Method[DoRAConfig]):
             score=self.config.score,
             cost_aware=self.budget.unit == "parameters",
             min_rank=self.budget.min_rank,
+            max_rank=self.budget.max_rank,
         )
 
     def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
@@ -75,6 +77,6 @@ class DoRA(Method[DoRAConfig]):
     def adapted_size(self, nominal: int) -> MethodSize:
         return pruned_size(self.budget, len(self.layers), nominal)
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         # The run itself decides what is done with a model that is over its budget.
         write_peft_adapter(self.model, folder, base, task_type, self.head, over_budget=True)

@@ -11,6 +11,7 @@ from torch import nn
 from dynarank.methods.base import Method, parameters_inside
 from dynarank.methods.config import MethodConfig
 from dynarank.methods.trained_file import TrainedFileMethod
+from dynarank.pretrained.quantization import is_quantized
 
 
 class Full(Method[MethodConfig]):
@@ -19,9 +20,14 @@ class Full(Method[MethodConfig]):
     takes_targets = False
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        if is_quantized(model):
+            raise ValueError(
+                "it trains the base model's own weights, and these are quantized: use another "
+                "method, or set model.quantization=null"
+            )
         return model.requires_grad_(True)
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         model: Any = self.model
         model.save_pretrained(folder)
 

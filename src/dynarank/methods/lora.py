@@ -1,7 +1,8 @@
-"""LoRA (Hu et al., ICLR 2022), by PEFT: the same rank in every target layer."""
+"""LoRA (Hu et al., ICLR 2022), by PEFT: ranks that are fixed from the start."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,44 @@ from torch import nn
 
 from dynarank.adapters.folding import Factors
 from dynarank.adapters.inject import find_linears
+from dynarank.adapters.layer import linear_shape
 from dynarank.adapters.peft_format import write_factors
 from dynarank.methods.base import Method, MethodSize, matched_note
 from dynarank.methods.config import LoRAConfig
+from dynarank.methods.found_ranks import found_ranks
+from dynarank.methods.placement import place_ranks
 from dynarank.methods.ranked import ADAPTER, holds_transposed
 
 
 class LoRA(Method[LoRAConfig]):
-    """Rank `budget.target` everywhere."""
+    """Rank `budget.target` everywhere, or the same parameters where `method.placement` says."""
 
     layers: dict[str, Any]
-    """PEFT's layers by name."""
+    """PEFT's layers by name, those of rank 0 not among them."""
+    fixed_ranks: dict[str, int]
+    """The rank of every target matrix, in model order; 0 where it is not adapted."""
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         import peft
 
-        names = find_linears(model, targets, self.head)
+        self.fixed_ranks = self.choose_ranks(model, find_linears(model, targets, self.head))
+        largest, limit = max(self.fixed_ranks.values()), self.budget.max_rank
+        if limit is not None and largest > limit:
+            raise ValueError(
+                f"budget.max_rank = {limit}: these ranks go up to {largest}. Set it to that, or to "
+                "null for no limit"
+            )
+        adapted = {name: rank for name, rank in self.fixed_ranks.items() if rank}
+        names = list(adapted)
+        scale = self.config.alpha / max(1, self.budget.target)
+        # PEFT reads the keys of both patterns as regular expressions.
+        ranks = {"^" + re.escape(name): rank for name, rank in adapted.items()}
         config = peft.LoraConfig(
-            r=self.budget.target,
-            lora_alpha=self.config.alpha,
+            r=max(adapted.values()),
+            lora_alpha=scale * max(adapted.values()),
+            rank_pattern=ranks,
+            # PEFT divides by a matrix's own rank: so every component has the same scale.
+            alpha_pattern={key: scale * rank for key, rank in ranks.items()},
             lora_dropout=self.config.dropout,
             target_modules=names,
         )
@@ -39,15 +59,34 @@ class LoRA(Method[LoRAConfig]):
             model.get_submodule(name).requires_grad_(True)
         return model
 
+    def choose_ranks(self, model: nn.Module, names: Sequence[str]) -> dict[str, int]:
+        """Return the rank of each named matrix, as the budget and the placement have it.
+
+        Raises:
+            ValueError: the placement fits no matrix, or the budget pays for no component; the
+                ranks of another run are not of these matrices, or not at this budget.
+        """
+        costs = {name: sum(linear_shape(model.get_submodule(name))) for name in names}
+        if self.config.rank_pattern_from is not None:
+            return found_ranks(self.config.rank_pattern_from, costs, self.budget.target)
+        return place_ranks(
+            costs,
+            target=self.budget.target,
+            placement=self.config.placement,
+            pool=self.budget.initial,
+            seed=self.config.placement_seed,
+        )
+
     def ranks(self) -> dict[str, int]:
-        return dict.fromkeys(self.layers, self.budget.target)
+        return dict(self.fixed_ranks)
 
     def adapted_size(self, nominal: int) -> MethodSize:
-        rank, parameters = self.budget.target, self.adapter_parameters()
+        parameters = self.adapter_parameters()
+        distinct = sorted({rank for rank in self.fixed_ranks.values() if rank})
         return MethodSize(
-            label=f"rank {rank}",
+            label=f"rank {' or '.join(map(str, distinct))}",
             matrices=len(self.layers),
-            components=rank * len(self.layers),
+            components=sum(self.fixed_ranks.values()),
             parameters=parameters,
             note=matched_note(parameters, nominal),
         )
@@ -62,7 +101,7 @@ class LoRA(Method[LoRAConfig]):
             factors[name] = (lora_A, layer.scaling[ADAPTER] * lora_B)
         return factors
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         write_factors(
             factors=self.factors(),
             model=self.model,

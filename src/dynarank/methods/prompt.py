@@ -50,7 +50,7 @@ class PromptTuning(Method[PromptConfig]):
     def _count_vectors(self, model: nn.Module, targets: Sequence[str], width: int) -> int:
         """Return how many vectors of that width the budget and the positions allow."""
         nominal = nominal_parameters(model, targets, self.head, self.budget.target)
-        wanted = round(nominal / width)
+        wanted = max(1, round(nominal / width))
         places = positions(model)
         if places is None:
             return wanted
@@ -70,7 +70,7 @@ class PromptTuning(Method[PromptConfig]):
             note=matched_note(parameters, nominal),
         )
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         model: Any = self.model
         model.peft_config[ADAPTER].base_model_name_or_path = base
         model.save_pretrained(str(folder))

@@ -13,7 +13,7 @@ from dynarank.methods.base import TRAINED, ConfigT, Method
 class TrainedFileMethod(Method[ConfigT]):
     """A method whose export is a file of the trained parameters."""
 
-    def export(self, folder: Path, base: str, task_type: str) -> None:
+    def export(self, folder: Path, base: str, task_type: str | None) -> None:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)

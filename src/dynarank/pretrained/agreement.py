@@ -16,7 +16,7 @@ from torch import nn
 
 from dynarank.errors import UserError
 from dynarank.pretrained.architectures import kind_of_model
-from dynarank.pretrained.digests import tokenizer_digest, weights_digest
+from dynarank.pretrained.digests import same_weights
 from dynarank.run_folder import ORIGIN
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def agree(
     auto_class: str,
 ) -> None:
     """Check a tokenizer and a model against each other, and set what one must know of the other.
+
+    It is the check of texts; `processors.PROCESSORS` has those of other inputs.
 
     Args:
         field: the setting and its value that the model came from, for errors.
@@ -226,15 +228,14 @@ class RecordedDigests:
         )
 
 
-def check_tokenizer_digest(
-    where: str, recorded: RecordedDigests, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def check_tokenizer_digest(where: str, recorded: RecordedDigests, present: str) -> None:
     """Raise `UserError` where an adapter's tokenizer is not the one of its training.
 
     Args:
         where: the adapter, for errors.
+        present: the digest of the tokenizer (or of what else reads the inputs) as it is now.
     """
-    if recorded.tokenizer is None or recorded.tokenizer == tokenizer_digest(tokenizer):
+    if recorded.tokenizer in (None, present):
         return
     _refuse_or_warn(
         f"{where}: its tokenizer is not the one that it was trained with (recorded in {ORIGIN} as "
@@ -249,8 +250,8 @@ def check_weights_digest(where: str, recorded: RecordedDigests, pretrained: Pret
     Args:
         where: the adapter, for errors.
     """
-    present = weights_digest(pretrained.model, pretrained.head)
-    if recorded.base_weights is None or recorded.base_weights == present:
+    known = recorded.base_weights
+    if known is None or same_weights(known, pretrained.model, pretrained.head):
         return
     _refuse_or_warn(
         f"{where} does not belong to {pretrained.source.path}: it was trained on other weights, so "

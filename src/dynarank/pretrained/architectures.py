@@ -8,32 +8,10 @@ A name of a module is a suffix at a dot (`output.dense`) or a whole regular expr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["encoder", "decoder", "encoder-decoder"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """What is known of the models of one `model_type`."""
-
-    title: str
-    """The name that people use, for error messages."""
-    kind: Kind
-    targets: tuple[str, ...]
-    """The linear layers to adapt: every one of attention and feed-forward."""
-    attention_outputs: tuple[str, ...]
-    """The last linear layer of an attention sublayer, behind which a bottleneck may stand."""
-    feedforward_outputs: tuple[str, ...]
-    """The last linear layer of a feed-forward sublayer, behind which a bottleneck may stand."""
-    position_table: str | None = None
-    """The embedding of absolute positions; None where positions are relative, and do not end."""
-    takes_prompt: bool = True
-    """Whether vectors may be given in place of tokens, as prompt tuning does."""
-    model_groups: tuple[str, ...] = ()
-    """Models of this architecture that conf/model has a file for."""
-
+from dynarank.pretrained.architecture import Architecture, Kind
+from dynarank.pretrained.image_architectures import IMAGE_ARCHITECTURES
 
 _BERT_TARGETS = (
     "query",
@@ -155,6 +133,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": _like_llama("Mistral"),
     "qwen2": _like_llama("Qwen2"),
     "qwen3": _like_llama("Qwen3"),
+    **IMAGE_ARCHITECTURES,
 }
 """What is known, by the `model_type` of a model's config.json."""
 
@@ -199,6 +178,8 @@ def kind_of_model(settings: Any) -> Kind:
 
     if settings.is_encoder_decoder:
         return "encoder-decoder"
+    if settings.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return "image"
     masked = settings.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     causal = settings.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return "decoder" if causal and not masked else "encoder"

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from dynarank.pretrained.quantization import quantized_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+WHOLE = "all:"
+"""How a digest of all elements begins."""
 SAMPLES = 256
-"""Elements of a parameter that enter the digest, at least, where it has so many."""
+"""Elements of a parameter in the older digest, at least, where it has so many."""
+THREADS = min(8, os.cpu_count() or 1)
 DIGITS = 16
 PROBES = (
     "The quick brown fox, aged 7, doesn't jump over 12.5 lazy dogs!",
@@ -26,14 +35,46 @@ SPECIAL_TOKENS = ("pad", "bos", "eos", "cls", "sep", "unk", "mask")
 
 
 def weights_digest(model: nn.Module, head: Sequence[str]) -> str:
-    """Return a digest of evenly spaced elements of every parameter.
+    """Return a digest of every element of a model's parameters and buffers, as float32.
 
-    It tells base models apart, and takes no time for large ones. The modules in `head` are left
-    out, for the seed makes them.
+    The modules in `head` are left out, for the seed makes them; so are quantized weights, which
+    another device may round otherwise. Checksums are taken by several
+    threads: 0.4 s for 125 million parameters on one core.
     """
+    head = [*head, *quantized_modules(model)]
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if torch.is_tensor(tensor) and not _is_in(name, head):
+            tensors[name] = tensor
+    names = sorted(tensors)
+    with ThreadPoolExecutor(THREADS) as pool:
+        checksums = list(pool.map(_checksum, [tensors[name] for name in names]))
+    digest = hashlib.sha256()
+    for name, checksum in zip(names, checksums, strict=True):
+        digest.update(f"{name}{tuple(tensors[name].shape)}:{checksum},".encode())
+    return WHOLE + digest.hexdigest()[:DIGITS]
+
+
+def same_weights(recorded: str, model: nn.Module, head: Sequence[str]) -> bool:
+    """Return whether a model has the weights whose digest was recorded, in whichever form."""
+    present = weights_digest if recorded.startswith(WHOLE) else _sampled_digest
+    return recorded == present(model, head)
+
+
+def _checksum(tensor: Tensor) -> int:
+    """Return the CRC-32 of a tensor's elements as float32. It tells any one that changed."""
+    return zlib.crc32(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+
+
+def _is_in(name: str, modules: Sequence[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _sampled_digest(model: nn.Module, head: Sequence[str]) -> str:
+    """Return the digest that versions before 0.3 recorded, of some elements of every parameter."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if any(name.startswith(f"{module}.") for module in head):
+        if _is_in(name, head):
             continue
         flat = parameter.detach().reshape(-1)
         sample = flat[:: max(1, len(flat) // SAMPLES)]

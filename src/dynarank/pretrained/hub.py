@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PACKAGE = "package:"
 DTYPES = ("float32", "bfloat16")
+QUANTIZATIONS = ("nf4", "int8")
 WEIGHTS = "model.safetensors"
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -63,6 +64,9 @@ class ModelConfig:
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
     """Type of the frozen base weights: float32, or bfloat16 at half the memory. What trains is
     float32 in either."""
+    quantization: Annotated[str | None, OneOf(QUANTIZATIONS)] = None
+    """Store the weights of the frozen linear layers in 4 bits (nf4) or 8 (int8), by bitsandbytes;
+    null: as they come. The task head, embeddings and norms stay in model.dtype."""
 
     def __post_init__(self) -> None:
         check_settings("model", self)

@@ -15,6 +15,22 @@ def has_model_class(auto_class: str, settings: Any) -> bool:
     return type(settings) in getattr(transformers, auto_class)._model_mapping
 
 
+def model_loader(auto_class: str, settings: Any) -> Any:
+    """Return what loads a model for this configuration: the auto class, or a class of its own.
+
+    Where transformers knows several classes for a configuration, the auto class goes by the name
+    that config.json records, which may be one that cannot be trained (DeiT's with a teacher). The
+    first of them is the plain one. Relies on `_model_mapping`.
+    """
+    import transformers
+
+    loader = getattr(transformers, auto_class)
+    if type(settings) not in loader._model_mapping:
+        return loader  # code of the model's own
+    known = loader._model_mapping[type(settings)]
+    return known[0] if isinstance(known, tuple) else loader
+
+
 def was_adapter(model: Any) -> bool:
     """Return whether `from_pretrained` was given an adapter and followed it to its base.
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dynarank.errors import UserError, kind_and_first_line
-from dynarank.pretrained.agreement import agree, check_tokenizer, disable_layerdrop
+from dynarank.errors import UserError
+from dynarank.pretrained.agreement import disable_layerdrop
 from dynarank.pretrained.architectures import (
     ARCHITECTURES,
     kind_of_model,
@@ -18,12 +18,16 @@ from dynarank.pretrained.architectures import (
     position_tables,
 )
 from dynarank.pretrained.hub import ModelConfig, Source, check_sha256
-from dynarank.pretrained.internals import has_model_class, was_adapter
+from dynarank.pretrained.internals import has_model_class, model_loader, was_adapter
+from dynarank.pretrained.loading import CODE_IS_ASKED_FOR, load_auto
 from dynarank.pretrained.precision import widen_head
+from dynarank.pretrained.processors import PROCESSORS
+from dynarank.pretrained.processors import load_tokenizer as load_tokenizer
+from dynarank.pretrained.quantization import check_quantization, quantization_options
 from dynarank.pretrained.task_model import TaskModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -31,7 +35,8 @@ class Pretrained:
     """A model ready to be adapted."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
+    """The tokenizer, or what else reads the task's inputs (`processors`)."""
     head: list[str]
     """Modules outside the pretrained body, trained in full."""
     source: Source
@@ -57,6 +62,7 @@ def resolve_targets(config: ModelConfig, model_type: str) -> list[str]:
 def check_fit(config: ModelConfig, source: Source, task: TaskModel) -> None:
     """Raise `UserError` where a model cannot do a task, from its configuration alone."""
     settings = load_settings(config, source)
+    check_quantization(config, settings)
     fitting = task.config.architectures
     kind = kind_of_model(settings)
     examples = "; ".join(models_of_kind(fit) for fit in fitting)
@@ -84,7 +90,7 @@ def load_settings(config: ModelConfig, source: Source) -> Any:
     """
     import transformers
 
-    settings = _load(transformers.AutoConfig, "configuration", config, source)
+    settings = load_auto(transformers.AutoConfig, "configuration", config, source)
     recorded, _ = settings.get_config_dict(source.path, revision=config.revision)
     kernel = None if config.trust_remote_code else _find_hub_kernel(recorded)
     if kernel is not None:
@@ -109,24 +115,11 @@ def _find_hub_kernel(recorded: dict[str, Any]) -> str | None:
     return None
 
 
-def load_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer, with a padding token.
-
-    Raises:
-        UserError: there is none, or it has no vocabulary or no token to pad with.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, "tokenizer", config, source)
-    check_tokenizer(f"model.path = {config.path}", tokenizer)
-    return tokenizer
-
-
 def load_pretrained(
     config: ModelConfig,
     source: Source,
     task: TaskModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     head_is_trained: bool = False,
 ) -> Pretrained:
     """Load a model for a task, its weights in `model.dtype` and its head in float32.
@@ -143,13 +136,15 @@ def load_pretrained(
     import transformers
 
     check_sha256(config, source)
-    load_settings(config, source)
+    settings = load_settings(config, source)
     transformers.utils.logging.disable_progress_bar()
     # Else a table of the head's missing weights is printed, which are meant to be missing.
     transformers.utils.logging.set_verbosity_error()
     dtype: torch.dtype = getattr(torch, config.dtype)
-    model, info = _load(
-        getattr(transformers, task.auto_class),
+    check_quantization(config, settings)
+    loader = model_loader(task.auto_class, settings)
+    model, info = load_auto(
+        loader,
         "model",
         config,
         source,
@@ -157,11 +152,13 @@ def load_pretrained(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         **task.model_options(),
+        **quantization_options(config, loader, settings),
     )
     if was_adapter(model):
         raise UserError(
             f"model.path = {config.path}: is an adapter, not a model. Give the model that it adapts"
         )
+    agree = PROCESSORS[task.processor].agree
     agree(f"model.path = {config.path}", tokenizer, model, task.auto_class)
     model.train()
     disable_layerdrop(model)
@@ -183,7 +180,7 @@ def _check_shapes(
     Args:
         whole: whether the head counts too; else one of another task's size is begun anew.
     """
-    body = f"{model.base_model_prefix}."
+    body = f"{body_name(model)}."
     for key, *_ in mismatched:
         if key.startswith(body):
             raise UserError(
@@ -205,7 +202,7 @@ def head_modules(model: PreTrainedModel, missing: set[str]) -> list[str]:
     Raises:
         UserError: the body is not a module of its own, so that all would count as its head.
     """
-    body = model.base_model_prefix
+    body = body_name(model)
     children = dict(model.named_children())
     if body not in children:
         raise UserError(
@@ -219,6 +216,14 @@ def head_modules(model: PreTrainedModel, missing: set[str]) -> list[str]:
         if parameter.startswith(body + ".")
     ]
     return beside + list(dict.fromkeys(fresh))
+
+
+def body_name(model: PreTrainedModel) -> str:
+    """Return the name of the module that holds what is pretrained in a model with a task head."""
+    known = ARCHITECTURES.get(model.config.model_type)
+    if known is not None and known.body is not None:
+        return known.body
+    return model.base_model_prefix
 
 
 def _has_parameters(module: nn.Module) -> bool:
@@ -257,30 +262,3 @@ def check_length(model: Any, tokens: int, setting: str, generated: bool = False)
         f"{setting}: a text has {tokens} tokens, and the model {room} positions{taken}. "
         f"Set {setting}={room - vectors}{remedy}"
     )
-
-
-CODE_IS_ASKED_FOR = (
-    "Code that comes with a model is not run unless asked for: model.trust_remote_code=true "
-    "(--trust-remote-code of dynarank predict); read it first, and pin it by "
-    "model.revision=COMMIT"
-)
-
-
-def _load(auto_class: Any, what: str, config: ModelConfig, source: Source, **options: Any) -> Any:
-    """Return what an auto class loads. Raises `UserError`, whatever the library raises."""
-    try:
-        return auto_class.from_pretrained(
-            source.path,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            **options,
-        )
-    except Exception as error:  # a damaged or hostile folder raises any kind
-        if "custom code" in str(error) and not config.trust_remote_code:
-            raise UserError(
-                f"model.path = {config.path}: its {what} needs code of its own. {CODE_IS_ASKED_FOR}"
-            ) from None
-        reason = kind_and_first_line(error)
-        raise UserError(
-            f"model.path = {config.path}: no {what} can be loaded from {source.path}: {reason}"
-        ) from error

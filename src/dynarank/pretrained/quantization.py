@@ -1,10 +1,134 @@
-"""Whether weights are quantized, as the library that loaded them says."""
+"""Bases with quantized weights: made so at loading, or stored so; recognized, and taken back.
+
+Whether weights are quantized is asked of the library that loaded them.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+import logging
+import re
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+
+from dynarank.adapters.linears import is_linear
+from dynarank.errors import UserError, kind_and_first_line
+from dynarank.pretrained.hub import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NUMBERED = re.compile(r"\.\d+\.")
+"""In the name of a layer of one of the body's blocks."""
+
+
+def check_quantization(config: ModelConfig, settings: Any) -> None:
+    """Raise `UserError` where the weights cannot be quantized as the user asks.
+
+    Args:
+        config: of the model.
+        settings: its configuration, as transformers reads its config.json.
+    """
+    if config.quantization is None:
+        return
+    stored = stored_quantization(settings)
+    if stored is not None:
+        raise UserError(
+            f"model.quantization = {config.quantization}: the weights of {config.path} come "
+            f"quantized already ({stored}). Use model.quantization=null"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.quantization = {config.quantization}: needs bitsandbytes. "
+            "Run pip install bitsandbytes"
+        )
+
+
+def stored_quantization(settings: Any) -> str | None:
+    """Return the method that a model's stored weights are quantized by; None for plain ones."""
+    recorded = getattr(settings, "quantization_config", None)
+    if recorded is None:
+        return None
+    if not isinstance(recorded, dict):
+        recorded = recorded.to_dict()
+    method = recorded.get("quant_method", "unknown")
+    return str(getattr(method, "value", method))
+
+
+def quantization_options(config: ModelConfig, loader: Any, settings: Any) -> dict[str, Any]:
+    """Return what `from_pretrained` must know to quantize the weights; nothing where it is not to.
+
+    Args:
+        config: of the model.
+        loader: the class, or auto class, that loads it.
+        settings: its configuration.
+    """
+    if config.quantization is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    kept = _kept_linears(loader, settings)
+    if config.quantization == "int8":
+        # It says for every call that it computes in float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        wanted = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    else:
+        wanted = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+            llm_int8_skip_modules=kept,
+        )
+    return {"quantization_config": wanted}
+
+
+def _kept_linears(loader: Any, settings: Any) -> list[str]:
+    """Return the names of the linear layers that are not quantized: all outside of the blocks.
+
+    These are the task head, an output layer, and poolers, which may begin anew.
+    """
+    make = getattr(loader, "from_config", None) or loader._from_config
+    with torch.device("meta"):
+        skeleton = make(settings)
+    linears = [name for name, module in skeleton.named_modules() if is_linear(module)]
+    kept = [name for name in linears if not NUMBERED.search(name)]
+    if len(kept) == len(linears):
+        raise UserError(
+            "model.quantization: no linear layer of this model stands in a numbered block, so that "
+            "none would be quantized. Use model.quantization=null"
+        )
+    return kept
+
+
+def quantized_modules(model: nn.Module) -> list[str]:
+    """Return the names of the modules that hold a quantized weight themselves."""
+    names = []
+    for name, module in model.named_modules():
+        if any(_is_quantized_weight(weight) for weight in module.parameters(recurse=False)):
+            names.append(name)
+    return names
+
+
+def dequantize(model: PreTrainedModel, where: str) -> None:
+    """Turn a quantized model into a plain one of float32 weights, in place.
+
+    Args:
+        where: where the model came from, for errors.
+
+    Raises:
+        UserError: the library that quantized it cannot take it back.
+    """
+    try:
+        model.dequantize(dtype=torch.float32)
+    except Exception as error:  # each library has its own kinds
+        raise UserError(
+            f"{where}: its weights are quantized, and cannot be turned back to add an update to "
+            f"them ({kind_and_first_line(error)}). Name the unquantized model by --base, or use "
+            "the adapter beside its base"
+        ) from error
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -34,6 +34,10 @@ class TaskModel(Protocol):
         """Transformers' auto class of the models that fit."""
 
     @property
+    def processor(self) -> str:
+        """What reads the inputs: a key of `processors.PROCESSORS`."""
+
+    @property
     def has_head(self) -> bool:
         """Whether the auto class brings a task head of its own, to be trained in full."""
 

@@ -56,3 +56,12 @@ def baseline_line(table: Table, task: str) -> str:
 def collapsed_runs(table: Table, task: str) -> list[Run]:
     """Return the runs of a task that predict one class, or one number, for every row."""
     return [run for run in table.runs() if run.task == task and run.results.get("collapsed")]
+
+
+def collapsed_line(table: Table, task: str) -> str:
+    """Return a sentence about the runs that predict the same for every row; empty if none does."""
+    count = len(collapsed_runs(table, task))
+    if not count:
+        return ""
+    runs = sum(run.task == task for run in table.runs())
+    return f"{count} of {runs} runs predict{'s' if count == 1 else ''} the same for every row."

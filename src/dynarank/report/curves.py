@@ -25,9 +25,11 @@ class Curve(NamedTuple):
 
 def run_curve(run: Run, column: str) -> Curve:
     """Return a column of a run's history, as measured; averaged if there are many values."""
-    rows = run.history[["step", column]].dropna()
-    rows = rows.drop_duplicates("step", keep="last").sort_values("step")
-    steps, values = rows["step"].to_numpy(dtype=float), rows[column].to_numpy(dtype=float)
+    steps, values = run.column("step"), run.column(column)
+    measured = ~(np.isnan(steps) | np.isnan(values))
+    # The last of several values at one step is the first from behind.
+    steps, last = np.unique(steps[measured][::-1], return_index=True)
+    values = values[measured][::-1][last]
     if len(steps) > MOST_POINTS:
         stretches = np.array_split(np.arange(len(steps)), MOST_POINTS)
         steps = np.asarray([steps[stretch].mean() for stretch in stretches])
@@ -58,7 +60,7 @@ def runs_with(table: Table, task: str, column: str) -> dict[Setting, list[Run]]:
     for setting in table.settings:
         runs = []
         for run in table.cell(setting, task):
-            if column in run.history and run.history[column].notna().any():
+            if run.has(column):
                 runs.append(run)
         if runs:
             by_setting[setting] = runs

@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 
 from dynarank.report.agreement import rank_agreement
-from dynarank.report.baselines import baseline_line
+from dynarank.report.baselines import baseline_line, collapsed_line
 from dynarank.report.comparisons import Difference, differences, standings
 from dynarank.report.findings import headline, number, without_mean
+from dynarank.report.page_rows import other_metrics
 from dynarank.report.runs import LeftOut
 from dynarank.report.sizes import best_under, sizes_and_scores, undominated
 from dynarank.report.tables import Setting, Table, key_name
@@ -30,7 +31,13 @@ def report_text(
         f"Scores {which}: mean ± standard deviation over seeds.\n\n{scores_table(table)}",
     ]
     for task in table.tasks:
-        for line in (without_mean(table, task), baseline_line(table, task)):
+        lines = (
+            without_mean(table, task),
+            baseline_line(table, task),
+            collapsed_line(table, task),
+            _test_line(table, task),
+        )
+        for line in lines:
             if line:
                 parts.append(f"{escaped(task)}: {escaped(line)}\n")
     if table.implied:
@@ -48,9 +55,23 @@ def report_text(
     if sizes:
         parts.append(sizes)
     if left_out:
-        lines = "".join(f"- {escaped(one)}\n" for one in left_out)
-        parts.append(f"Left out:\n\n{lines}")
+        named = "".join(f"- {escaped(run)}\n" for run in left_out)
+        parts.append(f"Left out:\n\n{named}")
     return "\n".join(parts)
+
+
+def _test_line(table: Table, task: str) -> str:
+    """Return the mean test scores of the settings that were tested; empty if none was."""
+    parts = []
+    for setting in table.settings:
+        means = [
+            f"{name.removeprefix('test ')} {number(value)}"
+            for name, value in other_metrics(table, setting, task)
+            if name.startswith("test ")
+        ]
+        if means:
+            parts.append(f"{table.label(setting)}: {', '.join(means)}")
+    return f"On test rows, once: {'; '.join(parts)}." if parts else ""
 
 
 def models(table: Table) -> list[str]:

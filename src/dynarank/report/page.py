@@ -81,7 +81,7 @@ def page(report: Report) -> str:
             policy=_policy(scripts),
             css=Markup(_asset("page.css")),
             scripts=Markup(scripts),
-            drawn=[(picture, Markup(inline_svg(picture))) for picture in report.pictures],
+            drawn=_drawn(report.pictures),
             cards=task_cards,
             largest=max(sizes, default=0),
             headline=headline(table, standings(table)),
@@ -94,6 +94,16 @@ def page(report: Report) -> str:
             data=embedded(table, report.runs),
         )
     )
+
+
+def _drawn(pictures: Sequence[Picture]) -> list[tuple[Picture, Markup, Markup | None]]:
+    """Return each picture with its <svg>, and that for a phone where it has one of its own."""
+    drawn = []
+    for picture in pictures:
+        narrow = picture.phone_svg
+        phone = None if narrow is None else Markup(inline_svg(narrow))
+        drawn.append((picture, Markup(inline_svg(picture.svg)), phone))
+    return drawn
 
 
 def _environment(table: Table) -> jinja2.Environment:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dynarank.report.baselines import Baseline, baseline_line, collapsed_runs, task_baseline
+from dynarank.report.baselines import Baseline, baseline_line, collapsed_line, task_baseline
 from dynarank.report.comparisons import Standing, standings
 from dynarank.report.findings import in_short, number, sentence, without_mean
 from dynarank.report.page_rows import score_name
@@ -53,8 +53,8 @@ class Card:
     """The result by the other score."""
     unranked: str
     baseline: str
-    collapsed: int
-    """How many runs predict one class, or one number, for every row."""
+    collapsed: str
+    """A sentence about the runs that predict the same for every row, if there are any."""
     dots: Dots
     sizes: list[Point]
 
@@ -72,7 +72,7 @@ def cards(tables: Sequence[Table]) -> list[Card]:
                 other=_other_score(table, standing, other_table, other),
                 unranked=without_mean(table, task),
                 baseline=baseline_line(table, task),
-                collapsed=len(collapsed_runs(table, task)),
+                collapsed=collapsed_line(table, task),
                 dots=_dots(table, standing),
                 sizes=sizes_and_scores(table, task),
             )

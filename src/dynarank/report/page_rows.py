@@ -82,12 +82,11 @@ def other_metrics(table: Table, setting: Setting, task: str) -> list[tuple[str, 
     runs = table.cell(setting, task)
     if not runs:
         return []
-    by_run = [run.metrics(table.last) for run in runs]
+    by_run = [run.other_metrics(table.last) for run in runs]
     means = []
     for name in by_run[0]:
-        if name != runs[0].metric:
-            values = [metrics.get(name, math.nan) for metrics in by_run]
-            means.append((name, sum(values) / len(values)))
+        values = [metrics.get(name, math.nan) for metrics in by_run]
+        means.append((name, sum(values) / len(values)))
     return means
 
 
@@ -112,14 +111,13 @@ class RunRow:
 
 def run_row(table: Table, run: Run, places: Sequence[Path]) -> RunRow:
     """Return a run's line."""
-    metrics = run.metrics()
     return RunRow(
         task=run.task,
         setting=table.setting(run),
         seed=run.seed,
         best=run.score(),
         last=run.score(last=True),
-        others=[(name, value) for name, value in metrics.items() if name != run.metric],
+        others=list(run.other_metrics().items()),
         epoch=run.results["selected"].get("epoch"),
         parameters=run.adapter_parameters,
         seconds=run.results.get("seconds"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ FOR_PAPERS = ("rank_budgets", "rank_maps")
 """Pictures that are saved as PDF too."""
 WIDTHS = {"rank_budgets": "broad", "rank_agreement": "narrow"}
 """Pictures that take another part of the page's width than half."""
+PNG_DPI = 150
 MOST_PICTURED_TASKS = 40
 """Tasks beyond this number have no pictures."""
 
@@ -33,6 +34,8 @@ class Picture:
     task: str
     caption: str
     figure: Figure = field(repr=False)
+    phone: Figure | None = field(default=None, repr=False)
+    """The same drawn for a phone, where the figure is too wide for one."""
     of_one_run: bool = False
 
     @property
@@ -50,33 +53,56 @@ class Picture:
     @cached_property
     def svg(self) -> str:
         """The figure as an SVG file's text."""
-        text = io.StringIO()
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        self._fix_layout()
-        with styled():
-            self.figure.savefig(text, format="svg", metadata=metadata)
-        return text.getvalue()
+        return _as_svg(self.figure)
+
+    @property
+    def phone_svg(self) -> str | None:
+        """What is drawn for a phone, as an SVG's text."""
+        return None if self.phone is None else _as_svg(self.phone)
 
     def save(self, folder: Path) -> None:
-        """Write NAME.png and NAME.svg, and NAME.pdf of pictures that papers take."""
-        self._fix_layout()
+        """Write NAME.png and NAME.svg, and NAME.pdf of pictures that papers take.
+
+        The canvases are asked directly: `savefig` draws a figure twice, for its layout.
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.backends.backend_pdf import FigureCanvasPdf
+
+        _fix_layout(self.figure)
         with styled():
-            self.figure.savefig(folder / f"{self.name}.png", dpi=150)
+            dots = self.figure.dpi
+            self.figure.dpi = PNG_DPI
+            FigureCanvasAgg(self.figure).print_png(folder / f"{self.name}.png")
+            self.figure.dpi = dots
             if self.kind in FOR_PAPERS:
                 metadata = {"CreationDate": None, "Creator": None, "Producer": None}
-                self.figure.savefig(folder / f"{self.name}.pdf", metadata=metadata)
+                FigureCanvasPdf(self.figure).print_pdf(
+                    folder / f"{self.name}.pdf", metadata=metadata
+                )
         (folder / f"{self.name}.svg").write_text(self.svg, encoding="utf-8")
 
-    def _fix_layout(self) -> None:
-        """Lay the figure out once: to do so again for every format takes as long as to draw it."""
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-        engine = self.figure.get_layout_engine()
-        if isinstance(engine, ConstrainedLayoutEngine):
-            with styled():
-                engine.set(w_pad=0.08, h_pad=0.06)  # Formats differ a little in their text's size.
-                self.figure.draw_without_rendering()
-            self.figure.set_layout_engine("none")
+def _as_svg(figure: Figure) -> str:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    text = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    _fix_layout(figure)
+    with styled():
+        FigureCanvasSVG(figure).print_svg(text, metadata=metadata)
+    return text.getvalue()
+
+
+def _fix_layout(figure: Figure) -> None:
+    """Lay a figure out once: to do so again for every format takes as long as to draw it."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        with styled():
+            engine.set(w_pad=0.08, h_pad=0.06)  # Formats differ a little in their text's size.
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 def draw_pictures(
@@ -93,12 +119,26 @@ def draw_pictures(
 
 
 def _pictures_of_task(table: Table, task: str, runs: Sequence[Run]) -> Iterator[Picture]:
-    figures = _one_run(table, task, runs[0]) if len(runs) == 1 else _several_runs(table, task)
+    single = len(runs) == 1
+    figures = _one_run(table, task, runs[0]) if single else _several_runs(table, task)
+    narrow = {} if single else _for_phones()
     for kind, figure, caption in figures:
         if figure is not None:
-            yield Picture(
-                kind=kind, task=task, caption=caption, figure=figure, of_one_run=len(runs) == 1
-            )
+            phone = narrow[kind](table, task, phone=True) if kind in narrow else None
+            yield Picture(kind, task, caption, figure, phone, of_one_run=single)
+
+
+def _for_phones() -> dict[str, Callable[..., Figure | None]]:
+    """Return what draws the pictures that are too wide for a phone, by kind."""
+    from dynarank.report.plot_budgets import draw_rank_budgets
+    from dynarank.report.plot_quality import draw_budget_against_quality
+    from dynarank.report.plot_ranks import draw_rank_maps
+
+    return {
+        "rank_budgets": draw_rank_budgets,
+        "rank_maps": draw_rank_maps,
+        "budget_quality": draw_budget_against_quality,
+    }
 
 
 def _one_run(table: Table, task: str, run: Run) -> Iterator[tuple[str, Figure | None, str]]:
@@ -143,12 +183,12 @@ def file_name(task: str) -> str:
     return re.sub(r"[^\w.-]", "_", task)[:80]
 
 
-def inline_svg(picture: Picture) -> str:
-    """Return the picture as an <svg> for a page.
+def inline_svg(picture_svg: str) -> str:
+    """Return a picture as an <svg> for a page.
 
     Black takes the colour of the page's text, white that of its ground, and no style leaks out.
     """
-    svg = picture.svg[picture.svg.index("<svg") :]
+    svg = picture_svg[picture_svg.index("<svg") :]
     for element in ("style", "metadata"):
         pattern = rf"<{element}.*?</{element}>"
         svg = re.sub(pattern, "", svg, count=1, flags=re.DOTALL)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynarank.report.plot_style import brief
+from dynarank.report.plot_style import PHONE_WIDTH, brief
 from dynarank.report.runs import Run
 from dynarank.report.tables import Setting, Table
 from dynarank.training.rank_map import rank_grid
@@ -27,14 +27,16 @@ MOST_PANELS = 8
 CELL_WIDTH, CELL_HEIGHT = 0.27, 0.26
 """Inches of a cell that has room for its number."""
 MOST_LAYERS_WITH_NUMBERS = 24
+MOST_LAYERS_ON_A_PHONE = 12
 SMALLEST_WIDTH = 1.6
 """Inches of a panel at least, so that its title fits."""
 
 
-def draw_rank_budgets(table: Table, task: str) -> Figure | None:
+def draw_rank_budgets(table: Table, task: str, phone: bool = False) -> Figure | None:
     """Draw the mean rank of each matrix under each budget, for the best setting that has budgets.
 
-    Return None where no setting has ranks that differ between matrices.
+    For a phone the panels stand below each other. Return None where no setting has ranks that
+    differ between matrices.
     """
     from matplotlib.figure import Figure
 
@@ -47,18 +49,23 @@ def draw_rank_budgets(table: Table, task: str) -> Figure | None:
     numbered = layers <= MOST_LAYERS_WITH_NUMBERS
     cell_width = CELL_WIDTH if numbered else 0.1
     panel_width = max(SMALLEST_WIDTH, min(12.0, cell_width * layers))
-    width = 1.5 + (0.25 + panel_width) * len(groups)
-    height = 2.2 + min(30.0, CELL_HEIGHT * matrices)
-    figure = Figure(figsize=(min(60.0, width), height), layout="constrained")
-    row = figure.subplots(1, len(groups), squeeze=False)[0]
+    panel_height = 1.2 + min(30.0, CELL_HEIGHT * matrices)
+    width, height = 1.5 + (0.25 + panel_width) * len(groups), 1.0 + panel_height
+    if phone:
+        width, height = PHONE_WIDTH, 0.6 + panel_height * len(groups)
+        numbered = layers <= MOST_LAYERS_ON_A_PHONE
+    figure = Figure(figsize=(min(60.0, width), min(60.0, height)), layout="constrained")
+    shape = (len(groups), 1) if phone else (1, len(groups))
+    row = figure.subplots(*shape, squeeze=False).ravel()
     for position, (axes, (budget, runs)) in enumerate(zip(row, groups, strict=True)):
-        image = _panel(axes, runs, named=position == 0, numbered=numbered)
+        image = _panel(axes, runs, named=phone or position == 0, numbered=numbered)
         bar = figure.colorbar(image, ax=axes, location="bottom", aspect=30)
         bar.set_label("mean rank", fontsize=8)
         bar.ax.tick_params(labelsize=7)
         seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
         axes.set_title(f"budget {budget} ({seeds})", fontsize=9)
-    figure.suptitle(f"{brief(task, 30)}: ranks by budget, mean over seeds{name}", fontsize=10)
+    title = f"{brief(task, 30)}: ranks by budget, mean over seeds"
+    figure.suptitle(title + (name.replace("; ", "\n") if phone else name), fontsize=10)
     return figure
 
 
@@ -118,7 +125,8 @@ def _panel(axes: Axes, runs: Sequence[Run], named: bool, numbered: bool) -> Axes
     for (row, column), rank in np.ndenumerate(values):
         if np.isnan(rank):
             continue
-        colour = "black" if rank > 0.6 * largest else "white"
+        # Black and white themselves would become the page's colours (`inline_svg`).
+        colour = "#111111" if rank > 0.6 * largest else "#fefefe"
         text = f"{rank:.0f}" if rank >= 9.95 or rank == int(rank) else f"{rank:.1f}"
         axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
     return image

@@ -16,6 +16,7 @@ from dynarank.report.curves import run_curve, runs_with, seed_curves
 from dynarank.report.plot_style import (
     COLOURS,
     GREY,
+    WIDTH,
     Look,
     brief,
     grid_shape,
@@ -159,11 +160,11 @@ def draw_score_spread(table: Table, task: str) -> Figure | None:
     if not settings:
         return None
     rows, columns = grid_shape(len(settings), 2)
-    figure = Figure(figsize=(7, 1.2 + 2.1 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.3 + 1.8 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
     for axes, (setting, runs) in zip(grid.flat, settings.items(), strict=False):
         draw_quantiles(axes, runs)
-        axes.set_title(brief(table.label(setting), 44), fontsize=8, loc="left")
+        axes.set_title(brief(table.label(setting), 30), fontsize=8, loc="left")
         mark_freeze(axes, table, task)
     hide_from(list(grid.flat), len(settings))
     for axes in grid[-1]:
@@ -171,14 +172,14 @@ def draw_score_spread(table: Table, task: str) -> Figure | None:
     figure.supylabel("smoothed score of a component", fontsize=9)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    title = f"{brief(task, 30)}: scores of components, mean of each quantile over seeds"
+    title = f"{brief(task, 30)}: scores of components,\nmean of each quantile over seeds"
     figure.suptitle(title, fontsize=10)
     return figure
 
 
 def has_quantiles(run: Run) -> bool:
     """Return whether a run's history holds the quantiles of the components' scores."""
-    return all(name in run.history and run.history[name].notna().any() for name in QUANTILES)
+    return all(run.has(name) for name in QUANTILES)
 
 
 def draw_quantiles(axes: Axes, runs: Sequence[Run]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from dynarank.report.findings import number
-from dynarank.report.plot_style import COLOURS, GREY, brief, plain_frame
+from dynarank.report.plot_style import COLOURS, GREY, PHONE_WIDTH, brief, plain_frame
 from dynarank.report.sizes import Point, sizes_and_scores, undominated
 from dynarank.report.tables import Table
 
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 LINE = 0.17
 """Inches from one label to the next."""
+LABELS_ON_A_PHONE = 12
+NEWLINE = {True: "\n", False: " "}
+"""What parts a title's sentences, on a phone and elsewhere."""
 MOST_LABELS = 40
 """Of more settings than this, those on the stairs and the best of the rest have a label."""
 
 
-def draw_budget_against_quality(table: Table, task: str) -> Figure | None:
+def draw_budget_against_quality(table: Table, task: str, phone: bool = False) -> Figure | None:
     """Draw the mean score over the adapter parameters, a label beside each point.
 
-    The stairs lead along the best score under any number of parameters. Return None where no
-    setting has a score.
+    The stairs lead along the best score under any number of parameters. For a phone the points
+    have numbers, and the labels stand below. Return None where no setting has a score.
     """
     from matplotlib.figure import Figure
 
@@ -37,8 +40,11 @@ def draw_budget_against_quality(table: Table, task: str) -> Figure | None:
     best = undominated(points)
     rest = [point for point in points if point not in best]
     labelled = best + sorted(rest, key=lambda point: -point.score)
-    labelled = labelled[:MOST_LABELS]
-    figure = Figure(figsize=(8.5, max(3.8, 1.4 + LINE * len(labelled))), layout="constrained")
+    labelled = labelled[: LABELS_ON_A_PHONE if phone else MOST_LABELS]
+    size = 8.5, max(3.8, 1.4 + LINE * len(labelled))
+    if phone:
+        size = PHONE_WIDTH, 3.0 + LINE * len(labelled)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.step(
         [point.parameters for point in best],
@@ -67,13 +73,30 @@ def draw_budget_against_quality(table: Table, task: str) -> Figure | None:
     axes.set_ylabel(f"{brief(table.metrics[task], 40)} (mean over seeds)")
     _scale_parameters(axes, [point.parameters for point in points])
     _scale_scores(axes, [point.score for point in points])
-    _label(axes, table, labelled, best)
+    if phone:
+        _number(axes, table, labelled)
+    else:
+        _label(axes, table, labelled, best)
     plain_frame(axes)
-    title = f"{brief(task, 30)}: budget and quality; ◆ is the best with so few parameters"
+    title = f"{brief(task, 30)}: budget and quality;{NEWLINE[phone]}"
+    title += "◆ is the best with so few parameters"
     if len(labelled) < len(points):
-        title += f" ({len(labelled)} of {len(points)} settings are named)"
-    figure.suptitle(title, fontsize=11)
+        title += f"{NEWLINE[phone]}({len(labelled)} of {len(points)} settings are named)"
+    figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _number(axes: Axes, table: Table, points: Sequence[Point]) -> None:
+    """Write a number beside each point, and below what each stands for."""
+    lines = []
+    for position, point in enumerate(points, start=1):
+        place = (point.parameters, point.score)
+        axes.annotate(str(position), place, xytext=(5, 4), textcoords="offset points", fontsize=9)
+        numbers = f"{number(point.score)}, {short(point.parameters)}"
+        lines.append(f"{position}   {brief(table.label(point.setting), 36)}  {numbers}")
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.supxlabel("\n".join(lines), fontsize=8, ha="left", x=0.02)
 
 
 def _scale_parameters(axes: Axes, parameters: Sequence[float]) -> None:
@@ -133,7 +156,9 @@ def _label(axes: Axes, table: Table, points: Sequence[Point], best: Sequence[Poi
     ordered = sorted(points, key=lambda point: (point.score, -point.parameters))
     low, high = axes.get_ylim()
     wanted = [(point.score - low) / (high - low) for point in ordered]
-    gap = LINE / (axes.get_figure().get_figheight() - 1.2)  # type: ignore[union-attr]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    gap = LINE / (figure.get_figheight() - 1.2)
     line = {
         "arrowstyle": "-",
         "relpos": (0, 0.5),

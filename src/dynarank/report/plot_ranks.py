@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynarank.report.agreement import agreement_matrix, rank_agreement
-from dynarank.report.plot_style import brief, hide_from
+from dynarank.report.plot_style import PHONE_WIDTH, brief, hide_from
 from dynarank.report.runs import Run
 from dynarank.report.tables import Table
 from dynarank.training.rank_map import rank_grid
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RHO = "\N{GREEK SMALL LETTER RHO}"
 MOST_ROWS, MOST_COLUMNS = 6, 5
+COLUMNS_ON_A_PHONE = 2
 MOST_COMPARED = 12
 """The settings whose agreement is drawn; more could not be read."""
 
@@ -35,20 +36,21 @@ def ranked_groups(table: Table, task: str) -> list[tuple[str, list[Run]]]:
     return groups
 
 
-def draw_rank_maps(table: Table, task: str) -> Figure | None:
+def draw_rank_maps(table: Table, task: str, phone: bool = False) -> Figure | None:
     """Draw a row a setting, a column a seed, coloured by rank over the run's mean rank.
 
-    Return None where there are no two maps.
+    For a phone there are two seeds at most. Return None where there are no two maps.
     """
     from matplotlib.figure import Figure
 
     groups = []
     for label, runs in ranked_groups(table, task)[:MOST_ROWS]:
-        groups.append((label, runs[:MOST_COLUMNS]))
+        groups.append((label, runs[: COLUMNS_ON_A_PHONE if phone else MOST_COLUMNS]))
     if sum(len(runs) for _, runs in groups) < 2:
         return None
     columns = max(len(runs) for _, runs in groups)
-    figure = Figure(figsize=_maps_size(groups, columns), layout="constrained")
+    size = _maps_size(groups, columns)
+    figure = Figure(figsize=(PHONE_WIDTH, size[1]) if phone else size, layout="constrained")
     rows = figure.subplots(len(groups), columns, squeeze=False)
     largest = max(float(np.nanmax(_shares(run))) for _, runs in groups for run in runs)
     for axes_row, (label, runs) in zip(rows, groups, strict=True):
@@ -69,10 +71,13 @@ def draw_rank_maps(table: Table, task: str) -> Figure | None:
         image,
         ax=rows.ravel().tolist(),
         label="rank over the run's mean rank",
-        shrink=min(1, 2 / len(groups)),
+        location="bottom" if phone else "right",
+        shrink=1 if phone else min(1, 2 / len(groups)),
     )
-    figure.supxlabel("layer", fontsize=9)
-    title_text = f"{brief(task, 30)}: ranks side by side ({RHO}: rank correlation over matrices)"
+    if not phone:
+        figure.supxlabel("layer", fontsize=9)
+    title_text = f"{brief(task, 30)}: ranks side by side, by layer"
+    title_text += f"\n({RHO}: rank correlation over matrices)"
     figure.suptitle(title_text, fontsize=10)
     return figure
 
@@ -102,7 +107,7 @@ def _panel(axes: Axes, run: Run, largest: float, named: bool) -> AxesImage:
     labels, _ = rank_grid(run.ranks)
     image = axes.imshow(_shares(run), vmin=0, vmax=largest, cmap="cividis", aspect="auto")
     axes.set_title(f" \nseed {run.seed}", fontsize=8)  # The empty line is for the row's title.
-    axes.set_yticks(range(len(labels)), labels if named else [""] * len(labels), fontsize=6)
+    axes.set_yticks(range(len(labels)), labels if named else [""] * len(labels), fontsize=7)
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)  # type: ignore[call-arg]
     axes.tick_params(length=0, labelsize=6)
     axes.spines[:].set_visible(False)

@@ -29,6 +29,10 @@ DASHES: list[Dashes] = [
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 """A measurement's mark, for those who see no colour."""
 GREY = "#999999"
+WIDTH = 4.8
+"""Inches of a usual picture. On a phone its letters keep nine tenths of their size."""
+PHONE_WIDTH = 4.2
+"""Inches of what is drawn apart for a phone."""
 STYLE = {
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -85,9 +89,9 @@ def panels(rows: int, legend: int) -> tuple[Figure, list[Axes]]:
     """Return a figure of panels above each other, with room for `legend` entries below."""
     from matplotlib.figure import Figure
 
-    height = 3.4 if rows == 1 else 2.3 * rows + 0.6
+    height = 2.9 if rows == 1 else 1.9 * rows + 0.6
     height += 0.2 * min(legend, len(COLOURS) + 1)
-    figure = Figure(figsize=(7, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     column = list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
     for axes in column:
         plain_frame(axes)
@@ -112,7 +116,7 @@ def whole_steps(axes: Axes) -> None:
 
 def titled(figure: Figure, axes: Axes, title: str, look_by_setting: dict[Setting, Look]) -> Figure:
     """Return the figure with a title, and a legend below."""
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=10)
     handles, labels = axes.get_legend_handles_labels()
     background = [look for look in look_by_setting.values() if look.label is None]
     if background:

@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dynarank.errors import UserError
 from dynarank.report.run_reader import (
     UnreadableFile,
@@ -87,6 +89,19 @@ class Run:
         """The metric that selects the epoch."""
         return str(self.results["selected"]["metric"])
 
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        """The history's columns, (rows) each: pandas takes milliseconds to select one."""
+        return {str(name): self.history[name].to_numpy(dtype=float) for name in self.history}
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column of the history, (rows) float, NaN where nothing was logged."""
+        return self._columns[name]
+
+    def has(self, name: str) -> bool:
+        """Return whether the history holds a value of that name."""
+        return name in self._columns and not bool(np.isnan(self._columns[name]).all())
+
     @property
     def adapter_parameters(self) -> float:
         return float(self.results["adapter_parameters"])
@@ -100,6 +115,18 @@ class Run:
         """Return all metrics at the selected epoch, or at the last one; NaN where undefined."""
         record = self.results["last" if last else "metrics"]
         return {name: as_score(value) for name, value in record.items()}
+
+    def other_metrics(self, last: bool = False) -> dict[str, float]:
+        """Return all metrics but the one that selects; those of test rows are called 'test ...'.
+
+        The selected weights alone are tested, so the last epoch has no such scores.
+        """
+        others = self.metrics(last)
+        del others[self.metric]
+        tested = {} if last else self.results.get("test_metrics") or {}
+        for name, value in tested.items():
+            others[f"test {name}"] = as_score(value)
+        return others
 
     def score(self, last: bool = False) -> float:
         """Return the selecting metric at the selected epoch, or at the last one."""
@@ -247,6 +274,7 @@ def check_results(path: Path) -> dict[str, Any]:
         raise UnreadableFile(path, "is damaged (selected.metric is missing)")
     for group in ("metrics", "last"):
         _check_scores(path, group, record.get(group), selected["metric"])
+    _check_test_scores(path, record)
     return record
 
 
@@ -258,6 +286,15 @@ def _check_numbers(path: Path, record: dict[str, Any]) -> None:
         value = record.get(name)
         if value is not None and not fits(value):
             raise UnreadableFile(path, f"is damaged ({name} is {shown(value)})")
+
+
+def _check_test_scores(path: Path, record: dict[str, Any]) -> None:
+    """Raise `UnreadableFile` where there are test scores that are none."""
+    scores = record.get("test_metrics")
+    if scores is None:
+        return
+    if not isinstance(scores, dict) or not all(is_score(value) for value in scores.values()):
+        raise UnreadableFile(path, f"is damaged (test_metrics is {shown(scores)})")
 
 
 def _check_scores(path: Path, group: str, scores: object, metric: str) -> None:

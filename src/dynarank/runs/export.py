@@ -9,16 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynarank.adapters.adapter_checks import CONFIG
 from dynarank.checkpoints.identity import package_versions
 from dynarank.config.schema import TrainConfig
-from dynarank.durable_files import TEMPORARY, write_json
-from dynarank.pretrained.digests import tokenizer_digest
+from dynarank.durable_files import TEMPORARY, make_readable, write_json
+from dynarank.pretrained.processors import PROCESSORS, Processor
 from dynarank.run_folder import ADAPTER, ORIGIN, OVER_BUDGET
+from dynarank.runs.model_card import CARD, model_card
 from dynarank.runs.own_files import OwnFiles, announce_files, read_own_files, remove_files
 
 if TYPE_CHECKING:
     from dynarank.pretrained.hub import Source
     from dynarank.runs.prepare import Prepared
+    from dynarank.runs.results import Results
     from dynarank.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -27,8 +30,8 @@ EXPORTS = (f"{ADAPTER}/", f"{OVER_BUDGET}/")
 """What the names of exported files begin with."""
 
 
-def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None:
-    """Write the adapter with its tokenizer and its origin.
+def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared, results: Results) -> None:
+    """Write the adapter with its tokenizer, its origin, and its model card.
 
     One that is over budget goes to a folder of its own, with a warning. The files are written
     beside their place and moved when all are whole.
@@ -43,13 +46,25 @@ def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared) -> None
     name = ADAPTER if at_budget else OVER_BUDGET
     staging = folder / f"{name}{TEMPORARY}"
     shutil.rmtree(staging, ignore_errors=True)  # what a killed process left, under a name of ours
-    save_tokenizer(prepared.pretrained.tokenizer, staging)
+    processor = PROCESSORS[prepared.task.processor]
+    save_processor(processor, prepared.pretrained.tokenizer, staging)
     prepared.method.export(staging, prepared.source.recorded, prepared.task.peft_task_type)
     digests = {
         "base_weights": prepared.identity["base_weights"],
-        "tokenizer": tokenizer_digest(prepared.pretrained.tokenizer),
+        "tokenizer": processor.digest(prepared.pretrained.tokenizer),
     }
     write_origin(staging, config, prepared.task, prepared.source, digests)
+    card = model_card(
+        results,
+        config,
+        base=prepared.source.recorded,
+        auto_class=prepared.task.auto_class,
+        peft_task_type=prepared.task.peft_task_type,
+        model_options=prepared.task.model_options(),
+        is_peft=(staging / CONFIG).is_file(),
+    )
+    (staging / CARD).write_text(card, encoding="utf-8")
+    make_readable(staging)
     _move_files(staging, folder / name)
     if not at_budget:
         log.warning(
@@ -80,23 +95,9 @@ def remove_adapters(folder: Path) -> None:
     remove_files(folder, [name for name in own.files if name.startswith(EXPORTS)])
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save a tokenizer without the padding and the truncation of its last call.
-
-    A tokenizer of the tokenizers library keeps them, and writes them into tokenizer.json.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        tokenizer.save_pretrained(folder)
-        return
-    padding, truncation = backend.padding, backend.truncation
-    backend.no_padding()
-    backend.no_truncation()
-    tokenizer.save_pretrained(folder)
-    if padding is not None:
-        backend.enable_padding(**padding)
-    if truncation is not None:
-        backend.enable_truncation(**truncation)
+def save_processor(processor: Processor, tokenizer: Any, folder: Path) -> None:
+    """Save the tokenizer, or what else reads the inputs, beside the adapter."""
+    processor.save(tokenizer, folder)
 
 
 def write_origin(

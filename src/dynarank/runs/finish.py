@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from dynarank.allocation.schedule import round_half_up
 from dynarank.checkpoints.callback import Checkpoints
 from dynarank.checkpoints.content import RunContent, history_rows
 from dynarank.checkpoints.storage import DamagedCheckpoint, checkpoint_path, verify
@@ -22,8 +23,11 @@ from dynarank.runs.export import remove_adapters, write_adapter
 from dynarank.runs.prepare import Prepared
 from dynarank.runs.results import Results, gather_artifacts, write_artifacts, write_results
 from dynarank.runs.summary import print_summary
+from dynarank.tasks.baselines import baseline_record
 from dynarank.training.data import TaskData
-from dynarank.training.module import SELECTION, FineTuning
+from dynarank.training.module import FineTuning
+from dynarank.training.split_scores import COLLAPSED, PLACE, SELECTION
+from dynarank.training.tensorboard_tracker import TensorBoardTracker
 from dynarank.training.wandb_tracker import WandbTracker
 
 log = logging.getLogger(__name__)
@@ -63,17 +67,27 @@ class Selected:
 
 
 @dataclass
+class Tested:
+    """A run whose selected weights are scored on the test rows, where there are any."""
+
+    selected: Selected
+    metrics: Metrics | None
+    """None where no test was asked for."""
+
+
+@dataclass
 class Exported:
     """A run whose adapter lies in its folder."""
 
-    selected: Selected
+    tested: Tested
 
 
 def finish(trained: Trained) -> Results:
-    """Score, select, export and record what was trained."""
+    """Score, select, test, export and record what was trained."""
     scored = score(trained)
     selected = select(scored)
-    exported = export(selected)
+    tested = score_test(selected)
+    exported = export(tested)
     return record(exported)
 
 
@@ -108,7 +122,7 @@ def validate(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> Metrics
     metrics = {}
     for logged in trainer.validate(module, data, verbose=False):
         for name, value in logged.items():
-            if name != SELECTION and not name.endswith("loss"):
+            if name not in (SELECTION, COLLAPSED, *PLACE) and not name.endswith("loss"):
                 metrics[name.removeprefix("val/")] = value
     return metrics
 
@@ -142,9 +156,23 @@ def _better_checkpoint(checkpoints: Checkpoints, last_score: float) -> dict[str,
     return best
 
 
-def export(selected: Selected) -> Exported:
-    """Write the adapter into the run's folder."""
+def score_test(selected: Selected) -> Tested:
+    """Score the selected weights on the test rows, once, where these are asked for."""
     trained = selected.scored.trained
+    module, data = trained.prepared.module, trained.prepared.data
+    if not trained.prepared.task.test:
+        return Tested(selected=selected, metrics=None)
+    (logged,) = trained.trainer.test(module, data, verbose=False)
+    metrics = {}
+    for name, value in logged.items():
+        if name not in PLACE:
+            metrics[name.removeprefix("test/")] = value
+    return Tested(selected=selected, metrics=metrics)
+
+
+def export(tested: Tested) -> Exported:
+    """Write the adapter into the run's folder."""
+    trained = tested.selected.scored.trained
     trainer, module = trained.trainer, trained.prepared.module
     if trainer.global_step < module.total_steps:
         log.warning(
@@ -154,15 +182,15 @@ def export(selected: Selected) -> Exported:
         )
     if trainer.is_global_zero:
         remove_adapters(trained.folder)  # a killed finish may have left part of one
-        write_adapter(trained.folder, trained.config, trained.prepared)
-    return Exported(selected=selected)
+        write_adapter(trained.folder, trained.config, trained.prepared, _results(tested))
+    return Exported(tested=tested)
 
 
 def record(exported: Exported) -> Results:
     """Write the task's own files, the ranks and metrics.json, and print them."""
-    trained = exported.selected.scored.trained
+    trained = exported.tested.selected.scored.trained
     trainer, module = trained.trainer, trained.prepared.module
-    results = _results(exported.selected)
+    results = _results(exported.tested)
     history = module.allocation.history if module.allocation else []
     artifacts = gather_artifacts(module)
     if trainer.is_global_zero:
@@ -175,13 +203,14 @@ def record(exported: Exported) -> Results:
     return results
 
 
-def _results(selected: Selected) -> Results:
+def _results(tested: Tested) -> Results:
+    selected = tested.selected
     scored = selected.scored
     trained = scored.trained
     config, prepared, checkpoints = trained.config, trained.prepared, trained.checkpoints
     ranks = prepared.method.ranks()
     target = config.budget.target
-    counts_components = bool(ranks) and config.budget.unit == "components"
+    task = prepared.task
     return Results(
         task=config.task.name,
         method=config.method.name,
@@ -194,9 +223,14 @@ def _results(selected: Selected) -> Results:
             "step": selected.step,
         },
         last=scored.last,
+        baseline=baseline_record(task, task.validation),
+        collapsed=prepared.module.scores.collapsed(),
+        test_metrics=tested.metrics,
+        test_baseline=baseline_record(task, task.test),
+        test_rows=sum(len(rows) for rows in task.test.values()),
         at_budget=prepared.module.at_budget,
         budget_target=target if ranks else None,
-        components_target=target * len(ranks) if counts_components else None,
+        components_target=_components_target(config, prepared, ranks),
         components_kept=sum(ranks.values()),
         adapter_parameters=prepared.method.adapter_parameters(),
         head_parameters=prepared.head_parameters,
@@ -213,18 +247,34 @@ def _results(selected: Selected) -> Results:
     )
 
 
+def _components_target(
+    config: TrainConfig, prepared: Prepared, ranks: dict[str, int]
+) -> int | None:
+    """Return how many components the budget has room for; None where it counts something else."""
+    if not ranks or config.budget.unit != "components":
+        return None
+    if prepared.module.allocation is None:
+        return sum(ranks.values())  # ranks that were fixed by the budget's parameters
+    return round_half_up(config.budget.target * len(ranks))
+
+
 def finish_trackers(trainer: pl.Trainer, results: Results) -> None:
     """Leave the final numbers in the tracker, and close it.
 
     The next run of a sweep opens its own.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, WandbTracker):
+        if isinstance(logger, WandbTracker | TensorBoardTracker):
             final: dict[str, Any] = {
                 "final/components": results.components_kept,
                 "final/adapter_parameters": results.adapter_parameters,
             }
             for name, value in results.metrics.items():
                 final[f"final/{name}"] = value
+            for name, value in (results.test_metrics or {}).items():
+                final[f"final/test/{name}"] = value
+            for name, value in results.baseline_metrics.items():
+                final[f"final/baseline/{name}"] = value
+            final["final/collapsed"] = results.collapsed or "no"
             logger.finish(final)
         logger.finalize("success")

@@ -32,6 +32,7 @@ from dynarank.run_folder import (
     RANK_HISTORY,
     RANKS,
     RUNNING,
+    TENSORBOARD,
     TRACKER,
     read_json,
 )
@@ -45,6 +46,7 @@ LAUNCHERS = (
     OUTPUT,
     RUNNING,
     TRACKER,
+    TENSORBOARD,
     "output-rank*.txt",
     "*.log",
     ".writable",

@@ -16,12 +16,13 @@ from dynarank.adapters.adapter_checks import WEIGHTS, check_peft_adapter, check_
 from dynarank.errors import UserError, first_line
 from dynarank.pretrained.hub import HubConfig, ModelConfig, Source, locate, warn_of_remote_code
 from dynarank.run_folder import ORIGIN
+from dynarank.runs.base_weights import fold_if_exact, moved, widen_base
 from dynarank.runs.origin import Origin, find_adapter, read_origin
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from dynarank.pretrained.models import Pretrained
     from dynarank.tasks.base import Task
@@ -32,13 +33,25 @@ Record = dict[str, Any]
 """A prediction for one row, as plain values by name."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of labelled rows."""
+
+    metrics: dict[str, float]
+    baseline: dict[str, Any] | None
+    """What a model scores that has learned nothing, as metrics.json holds it."""
+    collapsed: str | None
+    """The one prediction that all rows share, in words; None where they differ."""
+
+
 @dataclass
 class Predictor:
     """A finished run, ready to predict."""
 
     task: Task[Any]
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
+    """The tokenizer, or what else reads the task's inputs."""
 
     def __call__(self, rows: Dataset, batch_size: int = 32) -> list[Record]:
         """Return one record for each row, in the order of the rows."""
@@ -48,8 +61,8 @@ class Predictor:
 
     def predict_and_score(
         self, rows: Dataset, batch_size: int = 32
-    ) -> tuple[list[Record], dict[str, float]]:
-        """Return one record for each row, and the task's metrics over all of them.
+    ) -> tuple[list[Record], Evaluation]:
+        """Return one record for each row, and the scores over all of them.
 
         Args:
             rows: labelled rows, as `Task.check` returns them.
@@ -67,8 +80,9 @@ class Predictor:
 
         datasets.disable_progress_bars()
         features = self.task.features(rows, self.tokenizer, self.model, labelled=False)
-        longest = int(self.task.feature_lengths(features).max())
-        check_length(self.model, longest, self.task.length_setting)
+        if self.task.length_setting is not None:
+            longest = int(self.task.feature_lengths(features).max())
+            check_length(self.model, longest, self.task.length_setting)
         return features
 
     def _run(self, features: Dataset, batch_size: int) -> list[Any]:
@@ -91,8 +105,9 @@ class Predictor:
                 outputs.update(zip(chosen, predicted, strict=True))
         return [outputs[index] for index in range(len(features))]
 
-    def _score(self, rows: Dataset, features: Dataset, outputs: Sequence[Any]) -> dict[str, float]:
-        """Return the task's metrics of the outputs, against the labels that the rows hold."""
+    def _score(self, rows: Dataset, features: Dataset, outputs: Sequence[Any]) -> Evaluation:
+        """Return the scores of the outputs, against the labels that the rows hold."""
+        from dynarank.tasks.baselines import collapsed
         from dynarank.tasks.row_scores import RowScores
 
         split = self.task.config.splits[0]
@@ -106,7 +121,13 @@ class Predictor:
             guesses = values.argmax(-1) if values.ndim == 2 else values
             labels = rows[self.task.config.columns.label][:]
             scores.update(guesses, torch.as_tensor(labels))
-        return {name: float(value) for name, value in scores.compute().items()}
+        metrics = {name: float(value) for name, value in scores.compute().items()}
+        baseline = self.task.baseline(rows)
+        return Evaluation(
+            metrics=metrics,
+            baseline=None if baseline is None else baseline.as_record(),
+            collapsed=collapsed(scores),
+        )
 
 
 def load_predictor(
@@ -135,7 +156,7 @@ def load_predictor(
     place = named_device(device)
     loaded = load_run(folder, hub, base, trust_remote_code, over_budget)
     model = fold_if_exact(loaded.model)
-    return Predictor(loaded.task, model.eval().to(place), loaded.tokenizer)
+    return Predictor(loaded.task, moved(model.eval(), place), loaded.tokenizer)
 
 
 @dataclass
@@ -146,7 +167,7 @@ class LoadedRun:
     task: Task[Any]
     model: Any
     """A peft.PeftModel, or a transformers model."""
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
 
 
 def load_run(
@@ -164,7 +185,8 @@ def load_run(
             weights without a loss.
     """
     from dynarank.pretrained.agreement import check_tokenizer_digest, check_weights_digest
-    from dynarank.pretrained.models import load_pretrained, load_tokenizer
+    from dynarank.pretrained.models import load_pretrained
+    from dynarank.pretrained.processors import PROCESSORS
 
     adapter = find_adapter(folder, over_budget)
     origin = read_origin(adapter)
@@ -174,8 +196,9 @@ def load_run(
     config.trust_remote_code = trust_remote_code
     own_folder = Source(path=str(adapter), recorded=str(adapter))
     warn_of_remote_code(config, own_folder)
-    tokenizer = load_tokenizer(config, own_folder)
-    check_tokenizer_digest(str(adapter), origin.digests, tokenizer)
+    processor = PROCESSORS[task.processor]
+    tokenizer = processor.load(config, own_folder)
+    check_tokenizer_digest(str(adapter), origin.digests, processor.digest(tokenizer))
     if origin.is_whole_model:
         config.sha256 = None  # it is the hash of the base model
         whole = load_pretrained(config, own_folder, task, tokenizer, head_is_trained=True)
@@ -185,22 +208,10 @@ def load_run(
     pretrained = load_pretrained(config, source, task, tokenizer)
     check_weights_digest(str(adapter), origin.digests, pretrained)
     if widen:
-        _widen(pretrained)
+        widen_base(pretrained)
     with _misfit_errors(adapter, source):
         model = _attach_adapter(pretrained, origin)
     return LoadedRun(origin, task, model, tokenizer)
-
-
-def _widen(pretrained: Pretrained) -> None:
-    """Turn a base into float32. Raises `UserError` where its weights are quantized."""
-    from dynarank.pretrained.quantization import is_quantized
-
-    if is_quantized(pretrained.model):
-        raise UserError(
-            f"{pretrained.source.path}: its weights are quantized, so that no update can be added "
-            "to them. Name the unquantized model by --base, or use the adapter beside its base"
-        )
-    pretrained.model.float()
 
 
 def _find_base(config: ModelConfig, origin: Origin, base: str | None, hub: HubConfig) -> Source:
@@ -241,21 +252,6 @@ def _attach_adapter(pretrained: Pretrained, origin: Origin) -> nn.Module:
     check_weights(weights)
     check_head(str(origin.adapter), pretrained, tensor_shapes(weights))
     return origin.build_method().restore(pretrained.model, pretrained.head, load_file(weights))
-
-
-def fold_if_exact(model: Any) -> Any:
-    """Return a model that predicts as it was trained, with its update merged where that is exact.
-
-    Merged into weights narrower than float32, most of an update would be rounded away. There the
-    adapter stays beside the weights.
-    """
-    import peft
-
-    if not isinstance(model, peft.PeftModel) or model.active_peft_config.is_prompt_learning:
-        return model
-    if model.get_base_model().dtype == torch.float32:
-        return model.merge_and_unload()
-    return model.get_base_model()
 
 
 @contextmanager

@@ -31,9 +31,9 @@ from dynarank.pretrained.models import (
     check_fit,
     check_length,
     load_pretrained,
-    load_tokenizer,
     resolve_targets,
 )
+from dynarank.pretrained.processors import PROCESSORS
 from dynarank.runs.preflight import check_compiler, check_machine, locate_model
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
@@ -41,6 +41,8 @@ from dynarank.training.data import TaskData
 from dynarank.training.distributed import check_devices, this_rank
 from dynarank.training.module import FineTuning
 from dynarank.training.optimizer import resolve_total_steps
+from dynarank.training.own_callbacks import build_callbacks
+from dynarank.training.tensorboard_tracker import check_tensorboard
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +112,9 @@ def locate_run(config: TrainConfig, folder: Path) -> Located:
     check_machine(config.trainer)
     check_compiler(config.trainer)
     check_devices(config.trainer, config.batch_size)
+    build_callbacks(config.trainer.callbacks)  # a mistake in one need not wait for the model
+    if config.logger.tracker == "tensorboard":
+        check_tensorboard()
     if config.trainer.strategy == "fsdp" and config.method.name == "full":
         raise UserError(
             "trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. "
@@ -131,9 +136,9 @@ def read_task(config: TrainConfig, located: Located) -> TaskRead:
 
 
 def load_model(config: TrainConfig, read: TaskRead) -> ModelLoaded:
-    """Load the tokenizer and the model, and encode the rows for them."""
+    """Load what reads the inputs and the model, and encode the rows for them."""
     source, task = read.located.source, read.task
-    tokenizer = load_tokenizer(config.model, source)
+    tokenizer = PROCESSORS[task.processor].load(config.model, source)
     pretrained = load_pretrained(config.model, source, task, tokenizer)
     model = pretrained.model
     read.located.check.add(base_weights=weights_digest(model, pretrained.head))
@@ -223,7 +228,8 @@ def checkpoint_activations(model: Any, config: TrainConfig) -> None:
 
 def check_shares(task: Task[Any], world: int) -> None:
     """Raise `UserError` where a split has fewer features than there are devices."""
-    for split, features in {"train": task.train_features, **task.validation_features}.items():
+    splits = {"train": task.train_features, **task.validation_features, **task.test_features}
+    for split, features in splits.items():
         if len(features) < world:
             raise UserError(
                 f"{split} has {len(features)} rows for {world} devices. Use fewer: trainer.devices"
@@ -232,7 +238,8 @@ def check_shares(task: Task[Any], world: int) -> None:
 
 def check_lengths(model: nn.Module, data: TaskData, task: Task[Any]) -> None:
     """Raise `UserError` where a text, read or generated, is longer than the model takes."""
-    check_length(model, data.longest, task.length_setting)
+    if task.length_setting is not None:
+        check_length(model, data.longest, task.length_setting)
     for setting, tokens in task.generated_lengths().items():
         check_length(model, tokens, setting, generated=True)
 
@@ -265,7 +272,8 @@ def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> n
 
 def log_plan(config: TrainConfig, module: FineTuning, task: Task[Any]) -> None:
     """Print T and the schedule before step 0."""
-    rows = ", ".join(f"{len(data):,} {split}" for split, data in task.validation.items())
+    splits = {**task.validation, **task.test}
+    rows = ", ".join(f"{len(data):,} {split}" for split, data in splits.items())
     log.info(
         "%s: %s rows to train, %s; T = %d steps (%d epochs, batch %d, accumulation %d), lr %.3g",
         config.task.name,

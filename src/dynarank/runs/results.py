@@ -41,7 +41,7 @@ class Results:
     """Validation scores of the last epoch."""
     at_budget: bool
     """Whether the ranks were frozen. If not, the run ended early, and its adapter is too large."""
-    budget_target: int | None
+    budget_target: float | None
     components_target: int | None
     components_kept: int
     adapter_parameters: int
@@ -60,12 +60,27 @@ class Results:
     """Steps at which the run went on from a checkpoint."""
     inexact_resume: list[str] = field(default_factory=list)
     """What differed then, where resume.allow_inexact let it."""
+    baseline: dict[str, Any] | None = None
+    """What a model scores that has learned nothing, {"name": ..., "metrics": {...}}; None where
+    the task knows no such score."""
+    collapsed: str | None = None
+    """The one prediction that all validation rows share, in words; None where they differ."""
+    test_metrics: dict[str, float] | None = None
+    """Scores of the test rows, once, by the selected weights; None where none were asked for."""
+    test_baseline: dict[str, Any] | None = None
+    """The baseline of the test rows."""
+    test_rows: int = 0
     versions: dict[str, str] = field(default_factory=package_versions)
 
     @property
     def score(self) -> float:
         """Return the selecting metric's value at the selected epoch."""
         return selected_score({"metrics": self.metrics, "selected": self.selected})
+
+    @property
+    def baseline_metrics(self) -> dict[str, float]:
+        """Return the baseline's scores by metric; empty where there is none."""
+        return {} if self.baseline is None else dict(self.baseline["metrics"])
 
 
 def read_results(folder: Path) -> Results:

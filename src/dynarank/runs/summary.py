@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from dynarank.config.command_line import program_to_print
 from dynarank.run_folder import (
     ADAPTER,
     HISTORY,
     PREDICTION_LINES,
     PREDICTIONS,
     RANK_MAP,
+    TENSORBOARD,
     TRACKER,
 )
 from dynarank.runs.results import Results
@@ -32,7 +35,7 @@ def print_summary(results: Results) -> None:
         table.add_row(label, text)
     console = Console()
     console.print(table)
-    for line in places(results):
+    for line in [*places(results), *collapse_warning(results), *next_steps(results)]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -45,6 +48,11 @@ def summary_rows(results: Results) -> Mapping[str, str]:
         rows[name] = f"{value:.4f}"
         if name == selected["metric"]:
             rows[name] += f" (best, epoch {selected['epoch']}, {state})"
+        if name in results.baseline_metrics and results.baseline is not None:
+            baseline = results.baseline_metrics[name]
+            rows[name] += f"; {results.baseline['name']} {baseline:.4f}"
+    for name, value in (results.test_metrics or {}).items():
+        rows[f"test {name}"] = f"{value:.4f} ({results.test_rows:,} rows, once)"
     if results.components_target is not None:
         rows["components"] = f"{results.components_kept} of {results.components_target} budgeted"
         ranks = results.ranks.values()
@@ -61,10 +69,34 @@ def summary_rows(results: Results) -> Mapping[str, str]:
     return rows
 
 
+def next_steps(results: Results) -> list[str]:
+    """Return the commands that a finished run is for, a line each, as they are typed here."""
+    program, folder = program_to_print(), shlex.quote(str(_shown(Path(results.output_dir))))
+    return [
+        f"Next: {program} report {folder}",
+        f"      {program} predict {folder} --input FILE --output FILE",
+    ]
+
+
+def _shown(folder: Path) -> Path:
+    """Return a folder relative to the working directory where it is below."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def collapse_warning(results: Results) -> list[str]:
+    """Return what to say, a line each, where a model predicts one thing for every row."""
+    if results.collapsed is None:
+        return []
+    return [
+        f"Nothing was learned: the model predicts one thing for {results.collapsed}.",
+        "Another optimizer.lr or seed may help, or more epochs (docs/troubleshooting.md).",
+    ]
+
+
 def places(results: Results) -> list[str]:
     """Return where each file lies, a line each; relative to the working directory where below."""
     folder = Path(results.output_dir)
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    shown = _shown(folder)
     meanings = {
         ADAPTER: "the adapter, for PEFT and for dynarank predict",
         RANK_MAP: "the rank of every matrix",
@@ -72,6 +104,7 @@ def places(results: Results) -> list[str]:
         PREDICTION_LINES: "texts generated",
         HISTORY: "history",
         TRACKER: f"the same, to browse: wandb leet {shown / TRACKER}",
+        TENSORBOARD: f"the same, to browse: tensorboard --logdir {shown}",
     }
     lines = [f"{shown}/"]
     for name, meaning in meanings.items():

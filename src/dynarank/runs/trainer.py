@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 
 from dynarank.checkpoints.callback import Checkpoints
 from dynarank.checkpoints.content import RunContent
@@ -18,6 +18,8 @@ from dynarank.errors import Interrupted
 from dynarank.runs.library_internals import end_other_ranks
 from dynarank.runs.prepare import Prepared
 from dynarank.training.distributed import build_strategy
+from dynarank.training.own_callbacks import build_callbacks
+from dynarank.training.progress_bar import OneLineBar
 from dynarank.training.trackers import build_loggers
 
 
@@ -45,9 +47,9 @@ def build_trainer(
     config: TrainConfig, folder: Path, prepared: Prepared, checkpoints: Checkpoints
 ) -> pl.Trainer:
     """Return Lightning's trainer for a run."""
-    callbacks: list[Callback] = [checkpoints]
+    callbacks: list[Callback] = [checkpoints, *build_callbacks(config.trainer.callbacks)]
     if _on_terminal():
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(OneLineBar())
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -69,7 +71,7 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        enable_progress_bar=any(isinstance(callback, RichProgressBar) for callback in callbacks),
+        enable_progress_bar=any(isinstance(callback, OneLineBar) for callback in callbacks),
         logger=build_loggers(config, folder, resumed=prepared.resumption is not None),
         callbacks=callbacks,
         plugins=[DurableIO(RunContent(prepared.module)), *_no_requeueing()],

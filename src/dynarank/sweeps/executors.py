@@ -10,12 +10,13 @@ import os
 import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from dynarank.errors import UserError, first_line
-from dynarank.sweeps.point import Job
+from dynarank.sweeps.point import Job, Starter
+from dynarank.sweeps.preloaded import start_forked, start_server
 from dynarank.sweeps.progress import Progress
 
 
@@ -57,10 +58,15 @@ class Processes:
     Args:
         n_jobs: how many run at once.
         devices: GPUs that the runs take in turn, one each; empty leaves the choice to them.
+        preload: whether the runs are forks of one process that has made the imports, where that
+            can be: see `preloaded`.
     """
 
     n_jobs: int = 1
     devices: Sequence[int] = ()
+    preload: bool = True
+    _jobs_seen: int = field(default=0, repr=False, compare=False)
+    """Jobs so far: a sampling sweeper hands them over in batches."""
 
     def check(self) -> None:
         """Raise `UserError` for less than one process."""
@@ -68,15 +74,30 @@ class Processes:
 
     def run(self, jobs: Sequence[Job], sweep: Path, progress: Progress) -> None:
         """Run all jobs, `n_jobs` at a time."""
+        start = self._starter(jobs)
         free_devices: queue.Queue[int] = queue.Queue()
         for device in self.devices:
             free_devices.put(device)
         with ThreadPoolExecutor(self.n_jobs) as pool:
             # After Ctrl-C, `map` cancels the jobs that have not started. Those at work have had the
             # signal too, and end by themselves.
-            list(pool.map(lambda job: self._run_job(job, free_devices, progress), jobs))
+            list(pool.map(lambda job: self._run_job(job, free_devices, progress, start), jobs))
 
-    def _run_job(self, job: Job, free_devices: queue.Queue[int], progress: Progress) -> None:
+    def _starter(self, jobs: Sequence[Job]) -> Starter | None:
+        """Return what starts the jobs quicker, once there are more of them than run at once."""
+        self._jobs_seen += len(jobs)
+        if not (jobs and self.preload) or self.devices or self._jobs_seen <= self.n_jobs:
+            return None
+        can_fork = start_server(jobs[0].variables(_shared_threads(self.n_jobs)))
+        return start_forked if can_fork else None
+
+    def _run_job(
+        self,
+        job: Job,
+        free_devices: queue.Queue[int],
+        progress: Progress,
+        start: Starter | None,
+    ) -> None:
         """Run a job on the next free device, if devices were named."""
         progress.started(job)
         device = free_devices.get() if self.devices else None
@@ -84,7 +105,7 @@ class Processes:
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(device)
         try:
-            job.run(environment)
+            job.run(environment, start=start)
         finally:
             if device is not None:
                 free_devices.put(device)

@@ -11,13 +11,12 @@ import signal
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from dynarank.run_folder import (
     ERROR,
@@ -32,12 +31,14 @@ from dynarank.run_folder import (
     selected_score,
     write_failure,
 )
+from dynarank.sweeps.liveness import HEARTBEAT, is_alive, process_facts
+from dynarank.sweeps.preloaded import Process
 
+Starter = Callable[[Sequence[str], Path, Path, Mapping[str, str]], Process | None]
+"""Starts a command: its words, the file that takes its output, its folder, all its variables."""
 POINT = "DYNARANK_SWEEP_POINT"
 """An environment variable that is set in the processes of a sweep."""
 RESUME, START_OVER = "resume.path=auto", "resume.path=never"
-HEARTBEAT = 30.0
-"""Seconds between two touches of running.json, by which other machines know a run is alive."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Point:
         """Return done, running, failed or missing."""
         if self.finished:
             return "done"
-        if _is_alive(self.folder / RUNNING):
+        if is_alive(self.folder / RUNNING):
             return "running"
         return "failed" if (self.folder / ERROR).is_file() else "missing"
 
@@ -95,47 +96,7 @@ def _identifying(overrides: Sequence[str]) -> list[str]:
     return sorted(text for text in overrides if not text.lstrip("+").startswith(passing))
 
 
-def _is_alive(record: Path) -> bool:
-    """Return whether the process that a running.json names is alive.
-
-    Of a process on another machine only the record's heartbeat is known.
-    """
-    try:
-        known = json.loads(record.read_text())
-        if known.get("host", socket.gethostname()) != socket.gethostname():
-            return time.time() - record.stat().st_mtime < 4 * HEARTBEAT
-        process = int(known["pid"])
-        os.kill(process, 0)
-        facts = _process_facts(process)
-        if facts is None:
-            return True
-        # The number may have been given to another process since.
-        same_process = facts.started == known.get("started", facts.started)
-        return same_process and not facts.zombie
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-class ProcessFacts(NamedTuple):
-    """What the system tells of a process."""
-
-    started: int
-    """When it started, in clock ticks since the machine did."""
-    zombie: bool
-    """Whether it has ended and nobody has asked for its exit code, as orphans in containers."""
-
-
-def _process_facts(process: int) -> ProcessFacts | None:
-    """Return what the system tells of a process, or None where there is no /proc."""
-    stat = Path(f"/proc/{process}/stat")
-    if not stat.is_file():
-        return None
-    # The second field is the program's name in parentheses, and may hold anything.
-    fields = stat.read_text().rpartition(")")[2].split()
-    return ProcessFacts(started=int(fields[19]), zombie=fields[0] == "Z")
-
-
-_running: list[subprocess.Popen[bytes]] = []
+_running: list[Process] = []
 """The runs' processes that this process waits for, in whatever thread."""
 _stopping: list[bool] = []
 """Not empty while a sweep is being stopped: a run that starts now is terminated at once."""
@@ -189,6 +150,7 @@ class Job:
         environment: Mapping[str, str] | None = None,
         rank: int = 0,
         ignored: Collection[signal.Signals] = (),
+        start: Starter | None = None,
     ) -> int:
         """Run the command to its end, and leave its output and outcome in the folder.
 
@@ -196,6 +158,8 @@ class Job:
             environment: added to the job's own.
             rank: of this process among several of one run; only rank 0 records the outcome.
             ignored: signals that do not reach the command, so that each can be forwarded once.
+            start: starts the command in a quicker way; where it returns None, or is not given,
+                the command starts as any other does.
 
         Returns:
             the command's exit code.
@@ -206,14 +170,32 @@ class Job:
             for stale in (ERROR, METRICS):
                 (folder / stale).unlink(missing_ok=True)
         output = folder / (f"output-rank{rank}.txt" if rank else OUTPUT)
+        output.write_bytes(b"")
+        variables = self.variables(environment)
+        process = start(self.command, output, self.directory, variables) if start else None
+        if process is None:
+            process = self._popen(output, variables, ignored)
+        code = _wait(process, folder / RUNNING if rank == 0 else None)
+        if rank == 0 and (code or not self.point.finished):
+            lines = output.read_text(errors="replace").splitlines()
+            self.point.record_failure(f"exit code {code}", lines)
+        return code
+
+    def variables(self, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return all variables that the command sees."""
+        return {**os.environ, **self.environment, **(environment or {}), POINT: "1"}
+
+    def _popen(
+        self, output: Path, variables: Mapping[str, str], ignored: Collection[signal.Signals]
+    ) -> Process:
+        """Start the command as any other."""
 
         def ignore_signals() -> None:
             for number in ignored:
                 signal.signal(number, signal.SIG_IGN)
 
-        variables = {**os.environ, **self.environment, **(environment or {}), POINT: "1"}
         with output.open("w") as file:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 self.command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -221,11 +203,6 @@ class Job:
                 env=variables,
                 preexec_fn=ignore_signals if ignored else None,
             )
-        code = _wait(process, folder / RUNNING if rank == 0 else None)
-        if rank == 0 and (code or not self.point.finished):
-            lines = output.read_text(errors="replace").splitlines()
-            self.point.record_failure(f"exit code {code}", lines)
-        return code
 
     def resumed(self) -> Job:
         """Return the job that goes on from the run's newest checkpoint."""
@@ -248,7 +225,7 @@ class Job:
             return
 
 
-def _wait(process: subprocess.Popen[bytes], record: Path | None) -> int:
+def _wait(process: Process, record: Path | None) -> int:
     """Wait for a process, and keep a record of it fresh meanwhile.
 
     The process does not outlive this function: where the wait is cancelled, it is terminated.
@@ -267,7 +244,7 @@ def _wait(process: subprocess.Popen[bytes], record: Path | None) -> int:
             process.terminate()
         if record is not None:
             content: dict[str, Any] = {"pid": process.pid, "host": socket.gethostname()}
-            facts = _process_facts(process.pid)
+            facts = process_facts(process.pid)
             if facts is not None:
                 content["started"] = facts.started
             record.write_text(json.dumps(content))

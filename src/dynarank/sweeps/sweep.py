@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dynarank.config.command_line import command_to_start, quote
+from dynarank.config.command_line import command_to_start, program_to_print, quote
 from dynarank.errors import UserError
 from dynarank.sweeps.executors import Executor
+from dynarank.sweeps.naming import tracker_environment, varying, without
 from dynarank.sweeps.point import POINT, START_OVER, Job, Point, sigterm_forwarded
 from dynarank.sweeps.progress import Progress
 
@@ -103,7 +105,7 @@ def launch(
         ) from None
     if not sampled:
         log.info("%s", progress.table())
-        log.info("compare them: python -m dynarank.report %s", sweep)
+        log.info("compare them: %s report %s", program_to_print(), shlex.quote(str(sweep)))
     return [_job_return(point, sweep) for point in points]
 
 
@@ -113,9 +115,35 @@ def _compose_points(
     """Return the points, each of whose configurations is valid and finds its model and data."""
     composed = []
     for index, overrides in enumerate(job_overrides):
-        composed.append(_compose(context, config, overrides, first + index))
+        one = _compose(context, config, overrides, first + index)
+        _name_by(one, varying(overrides, job_overrides, config))
+        composed.append(one)
     check_sources(composed)
-    return [_point(one, overrides) for one, overrides in zip(composed, job_overrides, strict=True)]
+    points = [_point(one, given) for one, given in zip(composed, job_overrides, strict=True)]
+    return _in_recorded_folders(points, Path(str(config.hydra.sweep.dir)))
+
+
+def _name_by(composed: Any, point_varying: Sequence[str]) -> None:
+    """Have a point's folder be named by what varies, and not by all that was given."""
+    from omegaconf import open_dict
+
+    job = composed.hydra.job
+    excluded = list(job.config.override_dirname.exclude_keys)
+    with open_dict(composed):
+        job.override_dirname = ",".join(without(point_varying, excluded))
+
+
+def _in_recorded_folders(points: Sequence[Point], sweep: Path) -> list[Point]:
+    """Return the points, in the folders that an earlier command gave to the same ones."""
+    if not (sweep / "sweep.json").is_file():
+        return list(points)
+    recorded = {point.number: point for point in read_sweep(sweep)}
+    placed = []
+    for point in points:
+        earlier = recorded.get(point.number)
+        is_same = earlier is not None and earlier.overrides == point.overrides
+        placed.append(earlier if earlier is not None and is_same else point)
+    return placed
 
 
 def refuse_finished(points: Sequence[Point], sweep: Path) -> None:
@@ -154,9 +182,13 @@ def _jobs(
         for override in config.hydra.overrides.hydra
         if not override.lstrip("+~").startswith(OWN)
     ]
-    environment = tracker_environment(config, sweep, points[0])
+    group = sweep.resolve().name
+    experiment = config.hydra.runtime.choices.get("experiment")
+    all_overrides = [point.overrides for point in points]
     jobs = []
     for point in unfinished:
+        differing = varying(point.overrides, all_overrides, config)
+        environment = tracker_environment(group, experiment, differing)
         placed = replace(point, folder=point.folder.resolve())
         command = [
             *command_to_start(),
@@ -169,27 +201,6 @@ def _jobs(
         ]
         jobs.append(Job(placed, command, directory=Path.cwd(), environment=environment))
     return jobs
-
-
-def tracker_environment(config: Any, sweep: Path, point: Point) -> dict[str, str]:
-    """Return W&B's own variables, by which the runs of a sweep share a group and tags.
-
-    The tags are those that the user has set, the experiment, and the settings that vary but for
-    the seed.
-    """
-    tags = []
-    if os.environ.get("WANDB_TAGS"):
-        tags.append(os.environ["WANDB_TAGS"])
-    experiment = config.hydra.runtime.choices.get("experiment")
-    if experiment:
-        tags.append(str(experiment))
-    fixed = set(config.hydra.overrides.task)
-    for override in point.overrides:
-        setting = override.partition("=")[0].lstrip("+")
-        if override not in fixed and setting != "seed":
-            tags.append(setting)
-    group = os.environ.get("WANDB_RUN_GROUP") or sweep.resolve().name
-    return {"WANDB_RUN_GROUP": group, "WANDB_TAGS": ",".join(tags)}
 
 
 def _compose(context: Any, config: Any, overrides: Sequence[str], number: int) -> Any:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
+from dynarank.tasks.baselines import Baseline
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.features import token_counts
+from dynarank.tasks.files import read_file
 from dynarank.tasks.rows import check_ids, check_texts, sample_rows
 from dynarank.tasks.sources import cut_validation, describe, open_splits
 
@@ -29,7 +32,8 @@ ConfigT = TypeVar("ConfigT", bound=TaskConfig)
 class Scores(Protocol):
     """An object that collects a split's predictions and scores them.
 
-    torchmetrics' collections and our `RowScores` are such objects.
+    torchmetrics' collections and our `RowScores` are such objects. One that has an attribute
+    `collapsed` says with it, once computed, which one prediction all rows share, if they do.
     """
 
     def compute(self) -> Mapping[str, Any]:
@@ -45,20 +49,24 @@ class Task(ABC, Generic[ConfigT]):
     A task lives in three steps: `read` loads and checks its rows, before any model is loaded;
     `encode` makes features of them; then batches of features pass through `score` or `predict`.
 
-    `train` and `validation` (by split) hold the rows. `train_features` and `validation_features`
-    hold what a model takes of them: a row gives one feature, or several (windows of a long text).
-    Features stand in the order of their rows.
+    `train`, `validation` and `test` (by split) hold the rows. `train_features` and its like hold
+    what a model takes of them: a row gives one feature, or several (windows of a long text).
+    Features stand in the order of their rows. There are test rows where they are asked for.
     """
 
     auto_class: ClassVar[str]
     """The name of transformers' auto class of the models that fit."""
-    peft_task_type: ClassVar[str]
+    peft_task_type: ClassVar[str | None] = None
+    """PEFT's name of such tasks; None where it has none."""
+    processor: ClassVar[str] = "tokenizer"
+    """What turns inputs into numbers: a key of `dynarank.pretrained.processors.PROCESSORS`. The
+    arguments called `tokenizer` here are that object."""
     has_head: ClassVar[bool] = True
     """Whether the auto class adds a task head of its own, which is trained in full."""
     labels_in: ClassVar[Sequence[str]]
     """The roles of the columns that are to be predicted."""
-    length_setting: ClassVar[str] = "task.max_length"
-    """The setting that bounds the tokens of a feature. Errors name it."""
+    length_setting: ClassVar[str | None] = "task.max_length"
+    """The setting that bounds the tokens of a feature. Errors name it. None: none has tokens."""
     host_columns: ClassVar[Sequence[str]] = ()
     """Columns of the features that no batch holds."""
 
@@ -68,6 +76,8 @@ class Task(ABC, Generic[ConfigT]):
         self.validation: dict[str, Dataset] = {}
         self.train_features: Dataset
         self.validation_features: dict[str, Dataset] = {}
+        self.test: dict[str, Dataset] = {}
+        self.test_features: dict[str, Dataset] = {}
 
     def recorded_config(self) -> ConfigT:
         """Return the configuration with what was learned from the rows filled in.
@@ -88,7 +98,7 @@ class Task(ABC, Generic[ConfigT]):
                 cannot be used (the message has its number).
         """
         config = self.config
-        splits = open_splits(config, hub)
+        splits = open_splits(config, hub, self.read_file)
         needed = [config.train_split]
         if not config.one_file:
             needed += config.splits
@@ -97,6 +107,42 @@ class Task(ABC, Generic[ConfigT]):
         self.train = sample_rows(checked[config.train_split], config.max_train_rows, seed)
         for split in config.splits:
             self.validation[split] = sample_rows(checked[split], config.max_validation_rows, seed)
+        if config.tested is not None:
+            self.test[config.tested] = self._checked_split(splits, config.tested)
+
+    def scored_rows(self, split: str) -> Dataset:
+        """Return the rows of a split that is validated, or tested."""
+        return self.test[split] if split in self.test else self.validation[split]
+
+    def scored_features(self, split: str) -> Dataset:
+        """Return the features of a split that is validated, or tested."""
+        return (
+            self.test_features[split]
+            if split in self.test_features
+            else self.validation_features[split]
+        )
+
+    def baseline(self, rows: Dataset) -> Baseline | None:
+        """Return what the best answer that does not look at the input scores on labelled rows.
+
+        None where a family knows no such answer.
+        """
+        return None
+
+    def read_file(self, field: str, name: str, used: Collection[str] | None = None) -> Dataset:
+        """Return the rows of a file or folder of the user's own, for training and for prediction.
+
+        A family whose rows come in files of another kind reads them here.
+
+        Args:
+            field: the setting or option that named the file, for errors.
+            name: its path; `~` means the home folder.
+            used: the columns that are needed; None: all are.
+
+        Raises:
+            UserError: It is not there, of no known kind, or broken.
+        """
+        return read_file(field, name, used)
 
     def _checked_split(self, splits: Mapping[str, Dataset], split: str) -> Dataset:
         if split not in splits:
@@ -164,6 +210,14 @@ class Task(ABC, Generic[ConfigT]):
         column = self.id_column(dataset)
         return list(range(len(dataset))) if column is None else list(dataset[column][:])
 
+    def check_sample(self, split: str, rows: np.ndarray) -> None:
+        """Raise `UserError` where a sample of a validation split has no value of a metric.
+
+        Args:
+            split: its name.
+            rows: the numbers of the sample's rows, (rows) int.
+        """
+
     def generated_lengths(self) -> dict[str, int]:
         """Return the largest number of generated tokens, by the setting that bounds it.
 
@@ -188,6 +242,8 @@ class Task(ABC, Generic[ConfigT]):
         self.train_features = self.features(self.train, tokenizer, model)
         for split, rows in self.validation.items():
             self.validation_features[split] = self.features(rows, tokenizer, model)
+        for split, rows in self.test.items():
+            self.test_features[split] = self.features(rows, tokenizer, model)
 
     @abstractmethod
     def features(
@@ -209,7 +265,7 @@ class Task(ABC, Generic[ConfigT]):
 
     def batch_size(self, batch: Batch) -> int:
         """Return the number of features in a batch."""
-        return len(batch["input_ids"])
+        return len(next(iter(batch.values())))
 
     @abstractmethod
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
@@ -224,11 +280,12 @@ class Task(ABC, Generic[ConfigT]):
 
         With it, the losses of the shares of a batch add up to the loss of the batch.
         """
-        return batch["input_ids"].new_tensor(self.batch_size(batch))
+        inputs = next(iter(batch.values()))
+        return torch.tensor(self.batch_size(batch), device=inputs.device)
 
     @abstractmethod
     def scores(self, split: str) -> nn.Module:
-        """Return fresh `Scores` of a validation split."""
+        """Return fresh `Scores` of a split that is validated, or tested."""
 
     @abstractmethod
     def score(self, model: nn.Module, batch: Batch, scores: Any) -> Tensor:

@@ -8,11 +8,13 @@ from typing import Annotated, ClassVar
 from dynarank.errors import check_name
 from dynarank.settings import Gt, Lt, UserPath, check_settings
 
-ARCHITECTURES = ("encoder", "decoder", "encoder-decoder")
+TEXT_ARCHITECTURES = ("encoder", "decoder", "encoder-decoder")
+ARCHITECTURES = (*TEXT_ARCHITECTURES, "image")
 METRICS = {
     "class": ("accuracy", "f1", "matthews"),
-    "number": ("pearson", "spearman"),
+    "number": ("pearson", "spearman", "rmse"),
     "answer": ("exact_match", "f1"),
+    "tag": ("f1", "precision", "recall", "accuracy"),
     "text": ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"),
 }
 """The metrics by kind of target."""
@@ -24,6 +26,18 @@ def check_at_least(config: object, least: int, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise ValueError(f"task.{name} = {value}: at least {least}")
+
+
+def check_class_names(labels: list[str] | None) -> None:
+    """Raise `ValueError` where `task.labels` names fewer than two classes, or one twice."""
+    if labels is None:
+        return
+    if len(labels) < 2:
+        raise ValueError(
+            f"task.labels = {labels}: at least 2 classes, or null for those in the data"
+        )
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"task.labels = {labels}: a class is named twice")
 
 
 @dataclass
@@ -55,14 +69,18 @@ class TaskConfig:
     """null: a seeded share of train_file."""
     validation_share: Annotated[float, Gt(0), Lt(1)] = 0.1
     """The share of train_file that validates where there is no validation_file."""
+    test_file: Annotated[str | None, UserPath()] = None
+    """Labelled rows that are scored once, at the end, beside task.train_file; null: none."""
     train_split: str = "train"
     """The split that is trained on."""
     validation_splits: list[str] = field(default_factory=lambda: ["validation"])
     """Splits that are scored; metrics of several carry the split's name ('matched/accuracy')."""
+    test_split: str | None = None
+    """A labelled split of the data set that is scored once, at the end; null: none."""
     select: str = "???"
     """The metric that picks the best epoch at budget; higher is better."""
-    architectures: list[str] = field(default_factory=lambda: list(ARCHITECTURES))
-    """Kinds of models that fit: encoder, decoder, encoder-decoder."""
+    architectures: list[str] = field(default_factory=lambda: list(TEXT_ARCHITECTURES))
+    """Kinds of models that fit: encoder, decoder, encoder-decoder, image."""
     lr: Annotated[float, Gt(0)] = 1.48e-4
     """Learning rate on RoBERTa-base; scaled by model.lr_scale, overruled by optimizer.lr."""
     epochs: Annotated[int, Gt(0)] = 10
@@ -87,12 +105,17 @@ class TaskConfig:
             raise ValueError(
                 f"task.architectures = {self.architectures}: some of {', '.join(ARCHITECTURES)}"
             )
+        if self.test_split is not None and self.test_split in self.splits:
+            raise ValueError(
+                f"task.test_split = {self.test_split!r}: validates already, so that the best epoch "
+                "is chosen on it. Name a split of its own"
+            )
         known = self.metric_names()
         if self.select not in known:
             raise ValueError(f"task.select = {self.select!r}: must be one of {known}")
 
     def metric_names(self) -> list[str]:
-        """Return the names of all metrics of all splits, as reports and `select` have them."""
+        """Return the names of what can pick an epoch in all splits, as `select` has them."""
         names = []
         for split in self.splits:
             names += [self.split_label(split) + metric for metric in self.selectable()]
@@ -106,6 +129,13 @@ class TaskConfig:
     def splits(self) -> list[str]:
         """The names of the splits that are scored."""
         return self.validation_splits if self.train_file is None else ["validation"]
+
+    @property
+    def tested(self) -> str | None:
+        """The name of the split that is scored once, at the end; None for none."""
+        if self.train_file is None:
+            return self.test_split
+        return None if self.test_file is None else "test"
 
     @property
     def one_file(self) -> bool:
@@ -153,7 +183,8 @@ class TextClassificationConfig(TaskConfig):
     labels: list[str] | None = None
     """The classes' names, in the order of their numbers; null: those found in the data."""
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
-    """accuracy, f1 (of class 1 of two; macro over more), matthews; of numbers pearson, spearman."""
+    """accuracy, f1 (of class 1 of two; macro over more), matthews; of numbers pearson, spearman,
+    rmse (the root of the mean squared error, which selects no epoch)."""
     max_length: int = 128
     """Tokens, special ones included; longer inputs are cut."""
     test_splits: list[str] = field(default_factory=lambda: ["test"])
@@ -166,18 +197,13 @@ class TextClassificationConfig(TaskConfig):
     def __post_init__(self) -> None:
         if self.target not in ("class", "number"):
             raise ValueError(f"task.target = {self.target!r}: must be class or number")
-        if self.labels is not None and len(self.labels) < 2:
-            raise ValueError(
-                f"task.labels = {self.labels}: at least 2 classes, or null for those in the data"
-            )
-        if self.labels is not None and len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"task.labels = {self.labels}: a class is named twice")
+        check_class_names(self.labels)
         check_at_least(self, 3, "max_length")
         self.check_metrics(self.metrics, self.target)
         super().__post_init__()
 
     def selectable(self) -> list[str]:
-        return self.metrics
+        return [metric for metric in self.metrics if metric != "rmse"]  # lower is better
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain
@@ -20,12 +21,20 @@ from dynarank.tasks.delimited import read_csv, read_tsv, text_lines
 if TYPE_CHECKING:
     from datasets import Dataset
 
+log = logging.getLogger(__name__)
+
 Columns = dict[str, list[Any]]
 SHOWN = 80
 """Characters of a value that an error shows."""
 
 
-def read_file(field: str, name: str, used: Collection[str] | None = None) -> Dataset:
+def read_file(
+    field: str,
+    name: str,
+    used: Collection[str] | None = None,
+    reader: Callable[[Path], Columns] | None = None,
+    more_endings: Sequence[str] = (),
+) -> Dataset:
     """Return the rows of a file, by its ending.
 
     Args:
@@ -33,15 +42,18 @@ def read_file(field: str, name: str, used: Collection[str] | None = None) -> Dat
         name: the file's path; `~` means the home folder.
         used: the columns that are needed. Others are left out where their values are of no one
             type. None: all are needed.
+        reader: what reads it, in place of the reader of its ending.
+        more_endings: endings that the caller reads itself, for errors.
 
     Raises:
         UserError: There is no such file, its ending is none of the known ones or not what it is,
             or a row is broken.
     """
     path = Path(name).expanduser()
-    reader = READERS.get(path.suffix.lower())
+    reader = reader or READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{field} = {name}: the ending must be one of {', '.join(READERS)}")
+        endings = ", ".join([*READERS, *more_endings])
+        raise UserError(f"{field} = {name}: the ending must be one of {endings}")
     if not path.is_file():
         raise UserError(
             f"{field} = {name}: there is no such file (looked in {path.absolute().parent})"
@@ -71,6 +83,9 @@ def _as_dataset(columns: Columns, used: Collection[str] | None) -> Dataset:
             sound[name] = values
         elif used is None or name in used:
             raise UserError(_describe_broken(name, values))
+        else:
+            reason = _describe_broken(name, values).removesuffix(". Mend or drop the row")
+            log.warning("the column %s is left out: %s", name, reason)
     return Dataset.from_dict(sound)
 
 

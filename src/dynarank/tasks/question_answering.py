@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dynarank.errors import UserError
 from dynarank.tasks.answers import Answers, read_answers
 from dynarank.tasks.base import Batch, Collator, Task
+from dynarank.tasks.baselines import Baseline, one_text
 from dynarank.tasks.config import QuestionAnsweringConfig
 from dynarank.tasks.features import cached_map
 from dynarank.tasks.row_scores import RowScores
@@ -125,7 +126,21 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         return collate
 
     def scores(self, split: str) -> RowScores:
-        return RowScores(lambda features, spans: self._evaluate(split, features, spans)[0])
+        def evaluate(features: list[int], spans: list[Any]) -> dict[str, float]:
+            metrics, records = self._evaluate(split, features, spans)
+            collected.collapsed = one_text([record["answer"] for record in records])
+            return metrics
+
+        collected = RowScores(evaluate)
+        return collected
+
+    def baseline(self, rows: Dataset) -> Baseline | None:
+        """Return the scores of no answer at all, where that can be right."""
+        if not self.config.no_answer:
+            return None
+        unanswered = [not texts for texts in rows["_texts"][:]]
+        share = 100 * sum(unanswered) / len(unanswered)
+        return Baseline("no answer", {"exact_match": share, "f1": share})
 
     def inputs(self, batch: Batch) -> Batch:
         return {name: value for name, value in batch.items() if name not in HOST_SCALARS}
@@ -229,11 +244,11 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
 
     def _seen_rows(self, split: str, seen: list[int]) -> tuple[Dataset, Dataset]:
         """Return the rows that the seen features belong to, and these features, renumbered."""
-        features = self.validation_features[split].select(seen)
+        features = self.scored_features(split).select(seen)
         rows = np.unique(self.rows_of(features))
         renumbered = np.searchsorted(rows, self.rows_of(features))
         features = features.remove_columns("row").add_column("row", renumbered)
-        return self.validation[split].select(rows), features
+        return self.scored_rows(split).select(rows), features
 
     def artifacts(self, split: str, scores: RowScores) -> dict[str, Any]:
         """Return SQuAD's own files: answers and n-best lists by question.
@@ -242,8 +257,8 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         """
         seen, spans = scores.gathered()
         _, records = self._evaluate(split, seen, spans)
-        rows = np.unique(self.rows_of(self.validation_features[split].select(seen)))
-        dataset = self.validation[split].select(rows)
+        rows = np.unique(self.rows_of(self.scored_features(split).select(seen)))
+        dataset = self.scored_rows(split).select(rows)
         ids = self.row_ids(dataset) if self.id_column(dataset) else rows
         keys = {"predictions": "answer", "nbest_predictions": "nbest"}
         if self.config.no_answer:

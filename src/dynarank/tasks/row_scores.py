@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynarank.tasks.baselines import one_text
+
 
 class RowScores(nn.Module):
     """Collects predictions by feature number; `compute` scores them together.
@@ -24,6 +26,8 @@ class RowScores(nn.Module):
         super().__init__()
         self.evaluate = evaluate
         self.predictions: dict[int, Any] = {}
+        self.collapsed: str | None = None
+        """After `compute`: the one text that all rows share, in words; None if they differ."""
 
     def update(self, features: Sequence[int], predictions: Sequence[Any]) -> None:
         """Add the predictions of some features, which are given by number."""
@@ -50,8 +54,10 @@ class RowScores(nn.Module):
         features, predictions = self.gathered()
         if not features:
             raise ValueError("no predictions to score")
+        self.collapsed = one_text(predictions)
         return self.evaluate(features, predictions)
 
     def reset(self) -> None:
         """Forget the predictions."""
         self.predictions = {}
+        self.collapsed = None

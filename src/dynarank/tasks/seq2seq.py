@@ -124,7 +124,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
         return RowScores(evaluate)
 
     def _references(self, split: str, rows: Sequence[int]) -> list[str]:
-        return list(self.validation[split].select(rows)[self.config.columns.target][:])
+        return list(self.scored_rows(split).select(rows)[self.config.columns.target][:])
 
     def score(self, model: nn.Module, batch: Batch, scores: RowScores) -> Tensor:
         loss: Tensor = model(**self.inputs(batch)).loss

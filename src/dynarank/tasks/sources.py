@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,16 @@ def check_source(config: TaskConfig) -> None:
         raise UserError(
             f"task.validation_file = {config.validation_file}: needs task.train_file beside it"
         )
+    if config.test_file is not None and config.train_file is None:
+        raise UserError(
+            f"task.test_file = {config.test_file}: needs task.train_file beside it. A split of "
+            "task.path is named by task.test_split; a file alone is scored by dynarank evaluate"
+        )
+    if config.test_split is not None and config.train_file is not None:
+        raise UserError(
+            f"task.test_split = {config.test_split}: task.train_file has no splits. "
+            "Name a file: task.test_file=FILE"
+        )
 
 
 def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
@@ -56,8 +66,15 @@ def locate_data(config: TaskConfig, hub: HubConfig) -> Source | None:
     return locate("datasets", "task.path", config.path, hub.root, config.revision)
 
 
-def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
+def open_splits(
+    config: TaskConfig, hub: HubConfig, read: Callable[..., Dataset] = read_file
+) -> Mapping[str, Dataset]:
     """Return the splits by name. A single file is returned whole (see `cut_validation`).
+
+    Args:
+        config: the task's.
+        hub: where data sets are looked for.
+        read: reads a file of the user's own, as `read_file` does.
 
     Raises:
         UserError: The source is not there, or cannot be read.
@@ -74,13 +91,16 @@ def open_splits(config: TaskConfig, hub: HubConfig) -> Mapping[str, Dataset]:
         return load_packaged(config.path.removeprefix(PACKAGE))
     assert config.train_file is not None
     used = used_columns(config)
-    train = read_file("task.train_file", config.train_file, used)
-    if config.validation_file is not None:
-        return {
-            config.train_split: train,
-            "validation": read_file("task.validation_file", config.validation_file, used),
-        }
-    return {config.train_split: train}
+    files = {
+        config.train_split: ("task.train_file", config.train_file),
+        "validation": ("task.validation_file", config.validation_file),
+        "test": ("task.test_file", config.test_file),
+    }
+    splits = {}
+    for split, (field, file) in files.items():
+        if file is not None:
+            splits[split] = read(field, file, used)
+    return splits
 
 
 def used_columns(config: TaskConfig) -> set[str]:
@@ -112,7 +132,7 @@ def cut_validation(
     rows = round(config.validation_share * len(train))
     rows = min(max(rows, 1), len(train) - 1)  # at least one on each side
     parts = train.train_test_split(rows, seed=seed)
-    return {config.train_split: parts["train"], "validation": parts["test"]}
+    return {**splits, config.train_split: parts["train"], "validation": parts["test"]}
 
 
 def describe(config: TaskConfig, split: str) -> str:
@@ -120,6 +140,8 @@ def describe(config: TaskConfig, split: str) -> str:
     if config.train_file is None:
         subset = f" ({config.subset})" if config.subset else ""
         return f"task.path = {config.path}{subset}, split {split!r}"
+    if split == config.tested:
+        return f"task.test_file = {config.test_file}"
     if split == config.train_split or config.validation_file is None:
         return f"task.train_file = {config.train_file}"
     return f"task.validation_file = {config.validation_file}"

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
-from torchmetrics import (
-    Accuracy,
-    F1Score,
-    MatthewsCorrCoef,
-    Metric,
-    MetricCollection,
-    PearsonCorrCoef,
-    SpearmanCorrCoef,
-)
 
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
-from dynarank.tasks.base import Batch, Collator, Task
-from dynarank.tasks.class_names import (
-    check_single_values,
-    describe_classes,
-    find_classes,
-    numbers_by_value,
-    numbers_of_feature,
-    value_name,
-)
+from dynarank.tasks.base import Batch, Collator
+from dynarank.tasks.baselines import Baseline, LabelScores
+from dynarank.tasks.classification import Classification
 from dynarank.tasks.config import TextClassificationConfig
 from dynarank.tasks.features import cached_map, encode_texts
 from dynarank.tasks.sources import describe
@@ -38,23 +22,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
 
-
-class TextClassification(Task[TextClassificationConfig]):
+class TextClassification(Classification[TextClassificationConfig]):
     """One text, or a pair, to a class (cross-entropy) or to a number (mean squared error)."""
 
     auto_class = "AutoModelForSequenceClassification"
     peft_task_type = "SEQ_CLS"
-    labels_in = ("label",)
-
-    def __init__(self, config: TextClassificationConfig) -> None:
-        super().__init__(config)
-        self.class_names: list[str] = list(config.labels or ())
-        """The classes, in the order of their numbers: those given, else those of the rows read."""
-
-    def recorded_config(self) -> TextClassificationConfig:
-        return replace(self.config, labels=self.class_names or None)
 
     def read(self, hub: HubConfig, seed: int = 0) -> None:
         super().read(hub, seed)
@@ -81,6 +54,18 @@ class TextClassification(Task[TextClassificationConfig]):
                     "task.validation_share or task.max_validation_rows"
                 )
 
+    def check_sample(self, split: str, rows: np.ndarray) -> None:
+        label = self.config.columns.label
+        if not self._is_regression:
+            return
+        numbers = np.unique(np.asarray(self.validation[split][label][:])[rows])
+        if len(numbers) == 1:
+            raise UserError(
+                f"task.validation_sample = {self.config.validation_sample}: {label} is "
+                f"{numbers[0]:g} in all rows of this sample of {describe(self.config, split)}, so "
+                f"that {self.config.select} has no value. Take more rows, or all of them: null"
+            )
+
     @property
     def _is_regression(self) -> bool:
         return self.config.target == "number"
@@ -92,11 +77,8 @@ class TextClassification(Task[TextClassificationConfig]):
         if self._is_regression:
             values = self._checked_numbers(dataset, where)
         else:
-            values = self._checked_classes(dataset, where)
-        label = self.config.columns.label
-        return dataset.remove_columns(label).add_column(
-            label, values.tolist(), new_fingerprint=_fingerprint_with_labels(dataset, values)
-        )
+            values = self.checked_classes(dataset, where)
+        return self.with_labels(dataset, values)
 
     def _text_columns(self) -> list[str]:
         columns = self.config.columns
@@ -119,44 +101,10 @@ class TextClassification(Task[TextClassificationConfig]):
             numbers.append(number)
         return np.asarray(numbers)
 
-    def _checked_classes(self, dataset: Dataset, where: str) -> np.ndarray:
-        """Return the class number of each row, (rows) int.
-
-        Where the configuration names no classes, they are those of the first rows checked, which
-        are the training rows.
-        """
-        label = self.config.columns.label
-        values = dataset[label][:]
-        check_single_values(values, where, label)
-        feature = dataset.features[label]
-        are_found = not self.class_names
-        if are_found:
-            self.class_names = find_classes(feature, values, f"{where}: {label}")
-        numbers = numbers_of_feature(feature, self.class_names)
-        if not numbers:
-            numbers = numbers_by_value(self.class_names)
-        classes = np.asarray([numbers.get(value_name(value), -1) for value in values])
-        unknown = np.flatnonzero(classes < 0)
-        if len(unknown):
-            raise UserError(
-                f"{where}, row {unknown[0]}: {label} = {values[unknown[0]]!r} is not a class from "
-                f"0 to {len(self.class_names) - 1} ({', '.join(self.class_names)}) "
-                f"({len(unknown)} such rows). Mend the rows, or task.labels; a split without "
-                "labels cannot be scored"
-            )
-        if are_found:
-            log.info("%s: %s", label, describe_classes(self.class_names, classes.tolist()))
-        return classes
-
     def model_options(self) -> dict[str, Any]:
         if self._is_regression:
             return {"num_labels": 1, "problem_type": "regression"}
-        return {
-            "num_labels": len(self.class_names),
-            "id2label": dict(enumerate(self.class_names)),
-            "label2id": {name: index for index, name in enumerate(self.class_names)},
-            "problem_type": "single_label_classification",
-        }
+        return super().model_options()
 
     def features(
         self,
@@ -187,52 +135,34 @@ class TextClassification(Task[TextClassificationConfig]):
 
         return DataCollatorWithPadding(tokenizer)
 
-    def scores(self, split: str) -> MetricCollection:
-        classes = len(self.class_names)
-        f1_kind: dict[str, Any] = {"task": "multiclass", "average": "macro"}
-        if classes == 2:
-            f1_kind = {"task": "binary"}
-        makers: dict[str, Callable[[], Metric]] = {
-            "accuracy": lambda: Accuracy(task="multiclass", num_classes=classes, average="micro"),
-            "f1": lambda: F1Score(num_classes=classes, **f1_kind),
-            "matthews": lambda: MatthewsCorrCoef(task="multiclass", num_classes=classes),
-            "pearson": PearsonCorrCoef,
-            "spearman": SpearmanCorrCoef,
-        }
-        metrics: dict[str, Metric | MetricCollection] = {
-            name: makers[name]() for name in self.config.metrics
-        }
-        return MetricCollection(metrics, compute_groups=False)
+    def baseline(self, rows: Dataset) -> Baseline:
+        """Return the scores of the most frequent class of the rows, or of their mean."""
+        if not self._is_regression:
+            return super().baseline(rows)
+        labels = torch.as_tensor(rows[self.config.columns.label][:]).float()
+        # A constant is correlated with nothing.
+        metrics = dict.fromkeys(self.config.metrics, 0.0)
+        if "rmse" in metrics:
+            metrics["rmse"] = float(labels.std(correction=0))
+        return Baseline("mean", metrics)
 
-    def score(self, model: nn.Module, batch: Batch, scores: MetricCollection) -> Tensor:
+    def score(self, model: nn.Module, batch: Batch, scores: LabelScores) -> Tensor:
+        if not self._is_regression:
+            return super().score(model, batch, scores)
         output = model(**batch)
-        logits = output.logits.float()  # (batch, classes), or (batch, 1)
-        predicted = logits.squeeze(-1) if self._is_regression else logits.argmax(-1)
-        scores.update(predicted, batch["labels"])
+        scores.update(output.logits.float().squeeze(-1), batch["labels"])
         loss: Tensor = output.loss
         return loss
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
         """Return each row's number, or the probabilities of its classes, (classes)."""
-        logits = model(**batch).logits.float()
-        predicted = logits.squeeze(-1) if self._is_regression else logits.softmax(-1)
-        return list(predicted.cpu().numpy())
+        if not self._is_regression:
+            return super().predict(model, batch)
+        return list(model(**batch).logits.float().squeeze(-1).cpu().numpy())
 
     def answers(
         self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]
     ) -> list[dict[str, Any]]:
         if self._is_regression:
             return [{"score": float(value)} for value in predicted]
-        return [self._class_record(probabilities) for probabilities in predicted]
-
-    def _class_record(self, probabilities: np.ndarray) -> dict[str, Any]:
-        record: dict[str, Any] = {"label": self.class_names[int(probabilities.argmax())]}
-        for name, probability in zip(self.class_names, probabilities, strict=True):
-            record[f"probability_{name}"] = float(probability)
-        return record
-
-
-def _fingerprint_with_labels(dataset: Dataset, values: np.ndarray) -> str:
-    from datasets.fingerprint import Hasher
-
-    return str(Hasher.hash((dataset._fingerprint, values.tolist())))
+        return super().answers(dataset, features, predicted)

@@ -18,7 +18,6 @@ from dynarank.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 MEGABATCH = 50
 """Batches sorted by length together: enough to save most padding, few enough to stay a shuffle."""
@@ -37,7 +36,7 @@ class LengthGroupedSampler(Sampler[int]):
     fewer rows than ranks is left out.
 
     Args:
-        lengths: tokens of each row, (rows).
+        lengths: of each row, as the task counts it, (rows).
         batch_size: rows of a global batch, a multiple of `world`.
         seed: of the run.
         rank: this process's number among `world`.
@@ -116,7 +115,7 @@ class TaskData(LightningDataModule):
 
     Args:
         task: with its features encoded.
-        tokenizer: what pads the batches.
+        tokenizer: what makes batches of features: a tokenizer, or what else reads the inputs.
         batch_size: rows of a global batch.
         seed: of the run.
         workers: processes that make batches; 0 makes them in the training's own.
@@ -127,7 +126,7 @@ class TaskData(LightningDataModule):
     def __init__(
         self,
         task: Task[Any],
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Any,
         batch_size: int,
         seed: int,
         workers: int = 0,
@@ -143,6 +142,10 @@ class TaskData(LightningDataModule):
         self.sample = task.config.validation_sample
         """How many validation rows are scored; None for all."""
         self._position = 0
+        for split, features in task.validation_features.items():
+            sampled = self._sampled_rows(features, self.sample)
+            if sampled is not None:
+                task.check_sample(split, sampled)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -153,7 +156,7 @@ class TaskData(LightningDataModule):
     def longest(self) -> int:
         """Tokens of the longest feature of any split."""
         longest = int(self.train_lengths.max())
-        for features in self.task.validation_features.values():
+        for features in (self.task.validation_features | self.task.test_features).values():
             longest = max(longest, int(self.task.feature_lengths(features).max()))
         return longest
 
@@ -189,17 +192,34 @@ class TaskData(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return a loader for each validation split, in the task's order."""
-        features_by_split = self.task.validation_features
+        loaders = []
+        for features in self.task.validation_features.values():
+            loaders.append(self._validation_loader(features, self.sample))
+        return loaders
+
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """Return a loader of all rows of the test split; none where no test is asked for."""
+        features_by_split = self.task.test_features
         return [self._validation_loader(features) for features in features_by_split.values()]
 
-    def _validation_loader(self, features: Dataset) -> DataLoader[Batch]:
-        """Return the loader of this rank's batches of a split, longest rows first."""
+    def _sampled_rows(self, features: Dataset, sample: int | None) -> np.ndarray | None:
+        """Return the numbers of `sample` rows, drawn by the seed; None for all rows."""
+        last_row = int(self.task.rows_of(features).max())
+        if sample is None or sample > last_row:
+            return None
+        return np.random.default_rng(self.seed).permutation(last_row + 1)[:sample]
+
+    def _validation_loader(self, features: Dataset, sample: int | None = None) -> DataLoader[Batch]:
+        """Return the loader of this rank's batches of a split, longest rows first.
+
+        Args:
+            features: of the split.
+            sample: how many of its rows are scored; None for all.
+        """
         order = np.argsort(-self.task.feature_lengths(features), kind="stable")
-        rows = self.task.rows_of(features)
-        last_row = rows.max()
-        if self.sample is not None and self.sample <= last_row:
-            shuffled = np.random.default_rng(self.seed).permutation(last_row + 1)
-            order = order[np.isin(rows[order], shuffled[: self.sample])]
+        sampled = self._sampled_rows(features, sample)
+        if sampled is not None:
+            order = order[np.isin(self.task.rows_of(features)[order], sampled)]
         batches = even_batches(order, self.batch_size, self.world_size)
         own = [batch[self._rank :: self.world_size].tolist() for batch in batches]
         return self._loader(features, batch_sampler=own)

@@ -73,9 +73,11 @@ class HistoryFile(Logger):
         row: Row = {}
         for name, value in metrics.items():
             row[name] = value.item() if isinstance(value, Tensor) else value
+        if "epoch" in row:
+            row["epoch"] = int(row["epoch"])
         row["step"] = len(self._rows) if step is None else step
         self._rows.append(row)
-        if (row["step"] + 1) % SAVE_EVERY == 0:
+        if row["step"] % SAVE_EVERY == 0:
             self.save()
 
     @rank_zero_only

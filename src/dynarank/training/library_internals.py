@@ -53,3 +53,15 @@ def compile_for_any_length() -> None:
     from torch.fx.experimental import _config
 
     _config.use_duck_shape = False
+
+
+def window_scale(trainer: pl.Trainer, batch_idx: int) -> float:
+    """Return what makes the loss of an accumulation window the mean of its batches.
+
+    Lightning divides each batch's loss by the length of a full window. The last window of an
+    epoch may be shorter.
+    """
+    full = trainer.accumulate_grad_batches
+    batches = int(trainer.num_training_batches)
+    rest = batches % full
+    return full / rest if batch_idx >= batches - rest else 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynarank.config.schema import OptimizerConfig
 from dynarank.methods.base import Method
-from dynarank.tasks.base import Batch, Scores, Task
+from dynarank.tasks.base import Batch, Task
 from dynarank.training.averaging import WeightAverage
 from dynarank.training.distributed import (
     ShardFrozen,
@@ -25,18 +25,15 @@ from dynarank.training.library_internals import (
     is_log_step,
     sharding_blocks,
     uncount_step,
+    window_scale,
 )
 from dynarank.training.nonfinite import FiniteCheck, NonFiniteError, first_nonfinite_gradient
-from dynarank.training.optimizer import build_optimizer
+from dynarank.training.optimizer import build_optimizer, clip_gradient
 from dynarank.training.optimizer_steps import OptimizerSteps
 from dynarank.training.rank_allocation import RankAllocation
+from dynarank.training.split_scores import COLLAPSED, PLACE, SELECTION, SplitScores
 from dynarank.training.validation_lines import ValidationLines, log_scores
 
-SELECTION = "selection"
-"""The logged score that picks the best epoch.
-
-It is the task's selecting metric at budget, and NaN before, which never wins.
-"""
 MAX_SKIPPED_STEPS = 50
 """Steps that a loss scaler may skip in a row.
 
@@ -80,7 +77,8 @@ class FineTuning(LightningModule):
         self.allocation = None if allocator is None else RankAllocation(allocator, self.steps)
         self.average = None if ema is None else WeightAverage(ema, self.steps)
         self.training_pass: Callable[..., Any] = model.__call__
-        self.scores = nn.ModuleList(task.scores(split) for split in task.validation)
+        self.scores = SplitScores(task, task.validation)
+        self.test_scores = SplitScores(task, task.test)
         self.history: list[dict[str, float]] = []
         """The scores of every validation within `fit`, with their step and epoch."""
         self.blocks: Sequence[str] = sharding_blocks(method.model)
@@ -95,6 +93,12 @@ class FineTuning(LightningModule):
     def at_budget(self) -> bool:
         """Whether the ranks are final: only then may an epoch be selected."""
         return self.allocation is None or self.allocation.allocator.frozen
+
+    @property
+    def epoch(self) -> float:
+        """The epoch's number, from 1; after training, that of the last one."""
+        within = self.trainer.state.fn == "fit"
+        return float(self.current_epoch + 1 if within else max(1, self.current_epoch))
 
     # --- set up, once ---
 
@@ -161,7 +165,7 @@ class FineTuning(LightningModule):
             loss = loss + penalty
             mean = mean + penalty.detach()
         self.finite_check.add(mean, inputs)
-        return loss * self._window_scale(batch_idx)
+        return loss * window_scale(self.trainer, batch_idx)
 
     def _penalty(self) -> Tensor | None:
         """Return what the method adds to the loss, a float32 scalar, or None for nothing."""
@@ -180,17 +184,6 @@ class FineTuning(LightningModule):
         """
         logged = 0.0 if penalty is None else penalty.detach()
         self._figures[f"train/{self.method.penalty_name}"] = logged
-
-    def _window_scale(self, batch_idx: int) -> float:
-        """Return what makes the loss of an accumulation window the mean of its batches.
-
-        Lightning divides each batch's loss by the length of a full window. The last window of an
-        epoch may be shorter.
-        """
-        full = self.trainer.accumulate_grad_batches
-        batches = int(self.trainer.num_training_batches)
-        rest = batches % full
-        return full / rest if batch_idx >= batches - rest else 1.0
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Average the gradients of what FSDP2 was told to leave whole."""
@@ -215,14 +208,7 @@ class FineTuning(LightningModule):
         """
         if self.method.closed_form_penalty:
             self._note_penalty(self.method.add_penalty_gradient(self.at_budget))
-        trained: list[nn.Parameter] = []
-        for group in optimizer.param_groups:
-            trained.extend(group["params"])
-        if gradient_clip_val is None:
-            gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-        else:
-            norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+        norm = clip_gradient(optimizer, gradient_clip_val)
         step = self.trainer.global_step + 1
         scaled = has_loss_scaler(self)
         with self.trainer.precision_plugin.forward_context():
@@ -254,8 +240,14 @@ class FineTuning(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log what is of interest every `log_every` steps only, after the Callbacks have acted."""
         if is_log_step(self.trainer):
+            self._log_place()
             for name, value in self._figures.items():
                 self.log(name, value)
+
+    def _log_place(self) -> None:
+        """Log where in the training a row stands, for all loggers."""
+        for name, value in zip(PLACE, (self.epoch, self.trainer.global_step), strict=True):
+            self.log(name, float(value))
 
     # --- validation ---
 
@@ -265,13 +257,12 @@ class FineTuning(LightningModule):
         They are not forgotten at its end, because the run writes them when training is over.
         """
         self._lines.begin()
-        for scores in self.scores:
-            cast("Scores", scores).reset()
+        self.scores.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect a batch's predictions and log its loss."""
         loss = self.task.score(self.model, batch, self.scores[dataloader_idx])
-        label = self._label(dataloader_idx)
+        label = self.scores.labels[dataloader_idx]
         size = self.task.batch_size(batch)
         self.log(
             f"val/{label}loss", loss, batch_size=size, add_dataloader_idx=False, sync_dist=True
@@ -280,21 +271,28 @@ class FineTuning(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the scores, and the one that picks the best epoch."""
-        scores: dict[str, float] = {}
-        for index, collected in enumerate(self.scores):
-            label = self._label(index)
-            for name, value in cast("Scores", collected).compute().items():
-                scores[label + name] = float(value)
+        scores = self.scores.compute()
         selecting = self.task.config.select
         for name, value in scores.items():
             self.log(f"val/{name}", value, prog_bar=name == selecting)
+        alike = self.scores.collapsed()
+        self.log(COLLAPSED, float(alike is not None))
+        self._log_place()
         self.log(SELECTION, scores[selecting] if self.at_budget else float("nan"))
         if self.trainer.state.fn == "fit":
-            step, epoch = self.trainer.global_step, self.current_epoch + 1
-            self.history.append({"step": step, "epoch": epoch, **scores})
+            step = self.trainer.global_step
+            self.history.append({"step": step, "epoch": int(self.epoch), **scores})
             status = None if self.allocation is None else self.allocation.status()
-            log_scores(step, self.total_steps, scores, status)
+            log_scores(step, self.total_steps, scores, status, alike)
 
-    def _label(self, index: int) -> str:
-        """Return what stands before the names of a split's scores."""
-        return self.task.config.split_label(self.task.config.splits[index])
+    # --- the test rows, once, after training ---
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect a batch's predictions."""
+        self.task.score(self.model, batch, self.test_scores[0])
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the scores."""
+        for name, value in self.test_scores.compute().items():
+            self.log(f"test/{name}", value)
+        self._log_place()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynarank.config.schema import OptimizerConfig
 
@@ -86,3 +86,19 @@ def resolve_total_steps(
     steps_per_epoch = -(-batches_per_epoch // accumulate)  # rounded up
     steps = epochs * steps_per_epoch
     return steps if max_steps is None else min(steps, max_steps)
+
+
+def clip_gradient(optimizer: Any, largest: float | None) -> Tensor:
+    """Return the norm of the gradient of all that an optimizer trains, a scalar, before clipping.
+
+    Args:
+        optimizer: whose parameters are meant.
+        largest: the gradient is scaled down to that norm where it is larger; None: it stays.
+    """
+    trained: list[nn.Parameter] = []
+    for group in optimizer.param_groups:
+        trained.extend(group["params"])
+    if largest is not None:
+        return torch.nn.utils.clip_grad_norm_(trained, largest)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)

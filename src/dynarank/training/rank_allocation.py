@@ -44,7 +44,7 @@ class RankAllocation(Callback):
         count = int(allocator.active_count())
         size = sum(allocator.sizes)
         state = "frozen" if allocator.frozen else f"budget {allocator.budget():.2f}"
-        return f"{state}, {count} of {size} components"
+        return f"{state}, {count} of {size} kept"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have all ranks keep what rank 0 keeps."""
@@ -72,6 +72,7 @@ class RankAllocation(Callback):
         if self.allocator.frozen:
             cut_run(trainer, pl_module)
         self.history.append({"step": self.allocator.t, "ranks": ranks})
+        self._draw(trainer, ranks)
 
     def _log(self, pl_module: LightningModule) -> None:
         """Log the budget, the number of nonzero components and the scores' quantiles."""
@@ -84,16 +85,12 @@ class RankAllocation(Callback):
         names = [f"score/q{100 * quantile:02.0f}" for quantile in QUANTILES]
         pl_module.log_dict(dict(zip(names, values, strict=True)))
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the rank map for the trackers that show pictures, within `fit`."""
-        if trainer.state.fn != "fit":
-            return
+    def _draw(self, trainer: Trainer, ranks: dict[str, int]) -> None:
+        """Draw the rank map for the trackers that show pictures."""
         trackers: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
         if not trackers:
             return
-        ranks = self.allocator.ranks()
-        largest = self.allocator.sizes[0]
-        figure = draw_rank_map(ranks, largest, f"step {self.allocator.t}")
+        figure = draw_rank_map(ranks, self.allocator.sizes[0], f"step {self.allocator.t}")
         for tracker in trackers:
             tracker.log_image("rank_map", [figure], step=trainer.global_step)
             tracker.log_metrics(mean_ranks(ranks), step=trainer.global_step)

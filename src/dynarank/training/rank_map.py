@@ -62,7 +62,7 @@ def rank_map_title(
     task: str,
     method: str,
     seed: int,
-    budget: int | None = None,
+    budget: float | None = None,
     metric: str | None = None,
     score: float | None = None,
 ) -> str:

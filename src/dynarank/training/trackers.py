@@ -14,6 +14,7 @@ from dynarank.config.schema import TrainConfig
 from dynarank.run_folder import TRACKER_RUN
 from dynarank.training.distributed import is_first
 from dynarank.training.history_file import HistoryFile
+from dynarank.training.tensorboard_tracker import TensorBoardTracker
 from dynarank.training.wandb_mode import wandb_mode, wandb_project
 from dynarank.training.wandb_tracker import STEP, WandbTracker
 
@@ -22,7 +23,7 @@ LONGEST_TAG = 64
 
 
 def build_loggers(config: TrainConfig, folder: Path, resumed: bool = False) -> list[Logger]:
-    """Return the loggers of a run: metrics.csv in its folder, and W&B unless logger.tracker=none.
+    """Return the loggers of a run: metrics.csv in its folder, and the tracker that it names.
 
     Args:
         config: the run's.
@@ -32,18 +33,23 @@ def build_loggers(config: TrainConfig, folder: Path, resumed: bool = False) -> l
     loggers: list[Logger] = [HistoryFile(folder)]
     if config.logger.tracker == "wandb" and is_first():
         loggers.append(_wandb_tracker(config, folder, resumed=resumed))
+    if config.logger.tracker == "tensorboard" and is_first():
+        loggers.append(TensorBoardTracker(folder, resolved_settings(config)))
     return loggers
 
 
-def run_tags(config: TrainConfig) -> list[str]:
-    """Return the task, the method and the model, and the tags of WANDB_TAGS.
-
-    A sweep sets WANDB_TAGS for its runs, and the user may have.
-    """
-    tags = [config.task.name, config.method.name, config.model.name]
-    for tag in os.environ.get("WANDB_TAGS", "").split(","):
-        tags.append(tag.strip())
+def run_tags() -> list[str]:
+    """Return the tags of WANDB_TAGS, which the user and a sweep set."""
+    tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
     return list(dict.fromkeys(tag[:LONGEST_TAG] for tag in tags if tag))
+
+
+def resolved_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return a run's settings, with the values that stand for null in those that follow others."""
+    settings = asdict(config)
+    settings["optimizer"]["lr"] = config.lr
+    settings["trainer"] |= {"epochs": config.epochs, "batch_size": config.batch_size}
+    return settings
 
 
 def _run_id(folder: Path, resumed: bool) -> str:
@@ -70,8 +76,8 @@ def _wandb_tracker(config: TrainConfig, folder: Path, resumed: bool) -> WandbTra
         "resume": "allow",
         "project": wandb_project(config.logger.project),
         "group": os.environ.get("WANDB_RUN_GROUP"),  # a sweep's; W&B itself looks once a process
-        "tags": run_tags(config),
-        "config": asdict(config),
+        "tags": run_tags(),
+        "config": resolved_settings(config),
         "reinit": "finish_previous",  # a failed run of a sweep leaves its own open
     }
 

@@ -30,11 +30,25 @@ class ValidationLines:
 
 
 def log_scores(
-    step: int, total_steps: int, scores: Mapping[str, float], allocation: str | None
+    step: int,
+    total_steps: int,
+    scores: Mapping[str, float],
+    allocation: str | None,
+    collapsed: str | None = None,
 ) -> None:
-    """Write a validation's line: the step, the scores and the allocation's status, if any."""
+    """Write a validation's line: the step, the scores and the allocation's status, if any.
+
+    Args:
+        step: of the optimizer.
+        total_steps: of the run.
+        scores: by metric.
+        allocation: the allocation's status, in words.
+        collapsed: the one prediction that all rows share, in words; None where they differ.
+    """
     parts = [f"step {step}/{total_steps}"]
     parts += [f"{name} {value:.4f}" for name, value in scores.items()]
     if allocation is not None:
         parts.append(allocation)
+    if collapsed is not None:
+        parts.append(f"predicted {collapsed}")
     log.info("  ".join(parts))

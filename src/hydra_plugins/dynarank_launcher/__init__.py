@@ -21,6 +21,8 @@ class FreshProcessConf:
     """Runs side by side; they share the machine's threads."""
     devices: list[int] = field(default_factory=list)
     """GPUs to give to the runs, one each, in turn; []: every run sees all."""
+    preload: bool = True
+    """Make the imports once for all runs, where there is no GPU (Linux); false: every run does."""
 
 
 @dataclass
@@ -105,11 +107,11 @@ for name, node in (
 class FreshProcessLauncher(Launcher):  # type: ignore[misc]
     """Runs the train command for every point, so that none sees what another left in memory."""
 
-    def __init__(self, n_jobs: int, devices: list[int]) -> None:
+    def __init__(self, n_jobs: int, devices: list[int], preload: bool = True) -> None:
         from dynarank.sweeps.executors import Processes
 
         self.n_jobs = n_jobs
-        self.executor: Any = Processes(n_jobs, list(devices))
+        self.executor: Any = Processes(n_jobs, list(devices), preload)
         self.config: Any = None
         self.context: Any = None
 

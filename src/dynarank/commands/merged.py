@@ -1,0 +1,106 @@
+"""A run as a plain model: its update added to the weights of its base."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynarank.durable_files import make_readable
+from dynarank.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from dynarank.pretrained.hub import HubConfig
+
+DTYPES = ("float32", "bfloat16")
+"""What the weights of a merged model may be stored in."""
+
+
+def write_merged(
+    adapter: Path, out: Path, hub: HubConfig, base: str | None, dtype: str = DTYPES[0]
+) -> list[str]:
+    """Write a model that needs neither PEFT nor dynarank, and its tokenizer.
+
+    The update is added to the weights in float32, also where the run's base was bfloat16: added in
+    bfloat16, most of it would be rounded away.
+
+    Returns:
+        what the user should know about the precision, a sentence each.
+
+    Raises:
+        UserError: what was trained cannot be added to weights.
+    """
+    import peft
+    import torch
+
+    from dynarank.runs.predictor import load_run
+
+    loaded = load_run(adapter, hub, base, over_budget=True, widen=True)
+    model = loaded.model
+    notes = []
+    if isinstance(model, peft.PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise UserError(_not_mergeable(loaded.origin.method))
+        config = loaded.origin.model_config()
+        narrow = config.dtype != DTYPES[0]
+        if config.quantization is not None:
+            notes.append(
+                f"merged into the {config.quantization} weights that the run trained on, turned "
+                "back into plain ones: the model is not quantized any more"
+            )
+        if dtype != DTYPES[0]:
+            lost = rounded_away(model, getattr(torch, dtype))
+            notes.append(f"rounded to {dtype}, {lost:.1%} of the update is lost")
+        elif narrow:
+            notes.append(
+                "merged in float32, so that nothing of the update is lost: twice the size of the "
+                "bfloat16 base that the run trained on"
+            )
+        model = model.merge_and_unload()
+    elif not loaded.origin.is_whole_model:
+        raise UserError(_not_mergeable(loaded.origin.method))
+    model.to(getattr(torch, dtype)).save_pretrained(out)
+    loaded.tokenizer.save_pretrained(out)
+    sync_files(out)
+    return notes
+
+
+def _not_mergeable(method: str) -> str:
+    return (
+        f"--merged: what method={method} trained is not an update of the model's weights, so it "
+        "cannot be added to them. Use the adapter beside its base model"
+    )
+
+
+def rounded_away(model: Any, dtype: torch.dtype) -> float:
+    """Return the share of the update that rounding the merged weights to `dtype` loses.
+
+    It is the norm of the rounding error over the norm of the update, over all adapted matrices
+    together. What rounding the base alone would cost is not counted.
+
+    Args:
+        model: a peft.PeftModel with LoRA layers, in float32.
+    """
+    lost, whole = 0.0, 0.0
+    for module in model.modules():
+        if not hasattr(module, "get_delta_weight"):
+            continue
+        base = module.get_base_layer().weight.detach()
+        rounded_base = base.to(dtype).float()
+        for name in module.active_adapters:
+            update = module.get_delta_weight(name).detach()
+            kept = (base + update).to(dtype).float() - rounded_base
+            lost += float((kept - update).square().sum())
+            whole += float(update.square().sum())
+    return (lost / whole) ** 0.5 if whole else 0.0
+
+
+def sync_files(folder: Path) -> None:
+    """Have a folder's files readable by others, and whole on the disk when the command ends."""
+    make_readable(folder)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

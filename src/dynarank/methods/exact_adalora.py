@@ -1,0 +1,83 @@
+"""PEFT's allocator of AdaLoRA, which keeps exactly what the budget pays for.
+
+Legend: n triplets of the model, r those of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
+from torch import Tensor, nn
+
+from dynarank.allocation.schedule import round_half_up
+from dynarank.allocation.selection import top_components, top_parameters
+from dynarank.methods.ranked import ADAPTER
+
+
+class ExactAllocator(PeftAllocator):  # type: ignore[misc]
+    """PEFT's allocator, keeping exactly the best `budget` triplets.
+
+    Ties go to the earlier layer, then to the lower index.
+    """
+
+    agree: Callable[[Tensor], Tensor] = staticmethod(lambda keep: keep)
+    costs: Tensor | None = None
+    """Parameters of each triplet, (n), where parameters are counted; None: triplets are."""
+
+    def choose(self, scores: Tensor, budget: float) -> Tensor:
+        """Return which triplets `budget` of them, or their parameters, pay for, (n) bool.
+
+        Where parameters count, triplets are taken in the order of their scores, as PEFT orders
+        them; one that does not fit is left out. So no more is spent than the budget has.
+        """
+        if self.costs is None:
+            return top_components(scores, int(budget))
+        costs = self.costs.to(scores.device)
+        return top_parameters(scores * costs, costs, self.parameters(budget))
+
+    def parameters(self, budget: float) -> int:
+        """Return the parameters that so many triplets take, at the mean over the matrices."""
+        assert self.costs is not None
+        return round_half_up(budget * float(self.costs.mean()))
+
+    def scores(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the triplets' scores, (r) by the name of their layer's E, in model order.
+
+        They are zeros before the first update.
+        """
+        scores = {}
+        for name, E in model.named_parameters():
+            if f"lora_E.{ADAPTER}" not in name:
+                continue
+            if name in self.exp_avg_ipt:
+                scores[name] = triplet_scores(self, name)
+            else:
+                scores[name] = torch.zeros(len(E), device=E.device)
+        return scores
+
+    @torch.no_grad()
+    def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
+        """Set E to zero in all but the `budget` best triplets; return what each layer keeps."""
+        scores = self.scores(model)
+        keep_of_all = self.agree(self.choose(torch.cat(list(scores.values())), budget))
+        keep_masks = keep_of_all.split([len(of_layer) for of_layer in scores.values()])
+        pattern: dict[str, list[bool]] = {}
+        for name, keep_mask in zip(scores, keep_masks, strict=True):
+            model.get_parameter(name).masked_fill_(~keep_mask[:, None], 0.0)
+            pattern[name] = keep_mask.tolist()
+        return pattern
+
+
+def triplet_scores(allocator: PeftAllocator, name_of_E: str) -> Tensor:
+    """Return a layer's scores (r): that of E, and the means of those of A's rows and B's columns.
+
+    Relies on PEFT's `_element_score`, sensitivity times uncertainty of every element of a
+    parameter, and `_combine_ipt`, their sum over a triplet.
+    """
+    score_A = allocator._element_score(name_of_E.replace("lora_E", "lora_A"))  # (r, d_in)
+    score_B = allocator._element_score(name_of_E.replace("lora_E", "lora_B"))  # (d_out, r)
+    vectors = torch.stack([score_A.mean(dim=1), score_B.mean(dim=0)], dim=1)  # (r, 2)
+    combined: Tensor = allocator._combine_ipt(allocator._element_score(name_of_E), vectors)
+    return combined
