@@ -29,7 +29,8 @@ def records(folder: Path) -> tuple[list[float], dict[str, Any]]:
     """Every step's loss, and the final record."""
     rows = csv.DictReader((folder / "metrics.csv").open())
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
-    return losses, json.loads((folder / "metrics.json").read_text())
+    record = json.loads((folder / "metrics.json").read_text())
+    return losses, {**record, "ranks": json.loads((folder / "ranks.json").read_text())}
 
 
 def test_without_dropout_a_cut_run_computes_what_a_masked_one_does(
