@@ -1,7 +1,7 @@
 """How fast a training step is, side by side with peers from their released packages.
 
     python benchmarks/bench.py [--shapes minilm roberta] [--lengths 32 128] [--dropouts 0.1 0]
-        [--rounds 10] [--blocks 12] [--out docs/performance_bench.md] [--picture docs/images/bench.svg]
+        [--rounds 10] [--blocks 12] [--out bench.md] [--picture bench.svg]
 
 One process holds every contender, and each round times one step of each, so that a disturbance of
 the machine meets all of them. A step is forward, backward, clipping and AdamW (fused, for all), on
