@@ -15,7 +15,8 @@ from tiny import REPOSITORY
 @pytest.fixture(scope="module")
 def bench() -> Any:
     spec = importlib.util.spec_from_file_location("bench", REPOSITORY / "benchmarks/bench.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["bench"] = module
     spec.loader.exec_module(module)
