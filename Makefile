@@ -5,6 +5,7 @@
 # make lock         write requirements.lock: constraints.txt's versions with their hashes
 # make docs         write docs/settings.md from the schema, and the documentation as a site to site/
 # make notebooks    run the notebooks, and keep their outputs: a few minutes
+# make bench        time a training step beside PEFT's methods, and write bench.md and bench.svg
 # make fuzz         feed damaged configurations and adapters for a few minutes (Linux)
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: quickstart test matrix check lint lock fuzz docs notebooks clean
+.PHONY: quickstart test matrix check lint lock fuzz docs notebooks bench clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python train.py experiment=quickstart
@@ -38,6 +39,9 @@ lint: $(VENV)/ready
 fuzz: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[fuzz]'
 	for target in config adapter; do $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=150 || exit 1; done
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/bench.py
 
 docs: $(VENV)/ready
 	$(BIN)/python -m dynarank.config.describe docs/settings.md

@@ -11,6 +11,7 @@ import torch
 from tiny import configure, tiny_roberta
 
 from dynarank.adapters.compress import compress
+from dynarank.adapters.cutting import cut_optimizer, cut_to_kept
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.config.schema import SCHEMAS
 from dynarank.methods import build_method
@@ -22,7 +23,7 @@ from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.pretrained.hub import HubConfig
 from dynarank.runs.predictor import load_predictor
 from dynarank.runs.run import run
-from dynarank.training.pruning import carry_over, zero_pruned
+from dynarank.training.carrying import carry_over
 
 TARGETS = ARCHITECTURES["roberta"].targets
 
@@ -74,7 +75,8 @@ def train(method: Any, allocator: Any, steps: int, lr: float = 0.01) -> Any:
         allocator.lr = lr
         if allocator.step() and hasattr(allocator, "carried"):
             carry_over(method.model, [optimizer], {}, allocator.carried())
-            zero_pruned(method.model, [optimizer])
+            if allocator.frozen:
+                cut_optimizer(optimizer, cut_to_kept(method.model))
     return optimizer
 
 

@@ -39,7 +39,9 @@ def parameter_groups(
             (0.0, [p for p in parameters if p.ndim <= 1]),
         ):
             if members:
-                groups.append({"params": members, "weight_decay": decay, "lr": ratio * lr})
+                # Of a run that goes on after its cut, layers of rank 0 do not train.
+                trained = [parameter for parameter in members if parameter.requires_grad]
+                groups.append({"params": trained, "weight_decay": decay, "lr": ratio * lr})
     return groups
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dynarank.errors import UserError
 from dynarank.methods.base import Allocator, MovesParameters, TakesRate
+from dynarank.training.carrying import carry_over
+from dynarank.training.cut import cut_run
 from dynarank.training.distributed import (
     check_alike,
     choose_as_rank_zero,
@@ -21,7 +23,6 @@ from dynarank.training.distributed import (
 from dynarank.training.library_internals import is_log_step
 from dynarank.training.nonfinite import NonFiniteError
 from dynarank.training.optimizer_steps import OptimizerSteps
-from dynarank.training.pruning import carry_over, zero_pruned
 from dynarank.training.rank_map import draw_rank_map, place
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -86,7 +87,7 @@ class RankAllocation(Callback):
             if trainer.world_size > 1:
                 copy_rank_zero(changed)  # the signs of singular vectors are nobody's choice
         if self.allocator.frozen:
-            zero_pruned(pl_module, trainer.optimizers)
+            cut_run(trainer, pl_module)
         if not ranks:  # a method that cuts weights, not components
             return
         self.history.append({"step": self.allocator.t, "ranks": ranks})
