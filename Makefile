@@ -6,7 +6,7 @@
 # make docs         write docs/settings.md from the schema, and the documentation as a site to site/
 # make notebooks    run the notebooks, and keep their outputs: a few minutes
 # make bench        time a training step beside PEFT's methods, and write bench.md and bench.svg
-# make fuzz         feed damaged configurations and adapters for a few minutes (Linux)
+# make fuzz         feed damaged configurations, adapters and runs' folders for some minutes (Linux)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,7 +38,7 @@ lint: $(VENV)/ready
 
 fuzz: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[fuzz]'
-	for target in config adapter; do $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=150 || exit 1; done
+	for target in config adapter folder report; do $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=150 || exit 1; done
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/bench.py
