@@ -1,8 +1,10 @@
-"""Coverage-guided fuzzing of what may come from strangers: configurations, and an adapter's files.
-Not run by pytest.
+"""Coverage-guided fuzzing of what may come from strangers or be damaged: configurations, an
+adapter's files, the files of a run that goes on, and those that a report reads. Not run by pytest.
 
 python tests/fuzz/fuzz.py config -max_total_time=120
 python tests/fuzz/fuzz.py adapter -max_total_time=120
+python tests/fuzz/fuzz.py folder -max_total_time=120
+python tests/fuzz/fuzz.py report -max_total_time=120
 
 Anything but a user's error is a finding, which libFuzzer writes to a file beside; give that file to
 see it again.
@@ -40,6 +42,8 @@ with atheris.instrument_imports(include=["dynarank", "omegaconf"]):
     from dynarank.runs import predictor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from damage import damaged
+from folder_targets import folder_target, report_target
 from tiny import CONF, tiny_roberta, write_model
 
 HYDRA = [
@@ -179,47 +183,16 @@ def adapter_target() -> Callable[[bytes], None]:
     return one
 
 
-def damaged(give: Any, content: bytes, is_json: bool) -> bytes:
-    """Bytes put in somewhere; or, in JSON, a value changed."""
-    if not is_json or give.ConsumeProbability() < 0.3:
-        start = give.ConsumeIntInRange(0, len(content))
-        return (
-            content[:start]
-            + give.ConsumeBytes(24)
-            + content[start + give.ConsumeIntInRange(0, 24) :]
-        )
-    record = json.loads(content)
-    part = record
-    while isinstance(part, dict) and part:
-        key = give.PickValueInList(sorted(part))
-        if not isinstance(part[key], dict) or not part[key] or give.ConsumeBool():
-            break
-        part = part[key]
-    text = give.ConsumeUnicodeNoSurrogates(24)
-    options = [
-        text,
-        give.ConsumeInt(8),
-        give.ConsumeFloat(),
-        None,
-        True,
-        [],
-        {},
-        [text],
-        {text: 1},
-        [[text]],
-        "",
-        -1,
-        10**12,
-    ]
-    part[key if give.ConsumeProbability() < 0.9 else text] = give.PickValueInList(options)
-    return json.dumps(record).encode()
-
-
 if __name__ == "__main__":
     import warnings
 
     warnings.simplefilter("ignore")
-    targets = {"config": config_target, "adapter": adapter_target}
+    targets = {
+        "config": config_target,
+        "adapter": adapter_target,
+        "folder": folder_target,
+        "report": report_target,
+    }
     if len(sys.argv) < 2 or sys.argv[1] not in targets:
         sys.exit(__doc__)
     target = targets[sys.argv.pop(1)]()

@@ -34,6 +34,8 @@ PARTS = (
 """What a checkpoint must hold for a run to go on from it."""
 
 
+ALSO_SAVED = (".mask", ".lora_c")
+"""Endings of what pruning changes, though it may not be trained."""
 _FORMER_CUT = "optimizer_names"
 """An entry of earlier versions, which cut their files and not the model."""
 
@@ -45,7 +47,7 @@ def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     state = module.state_dict()
-    return {name: state[name] for name in state if name in trained or name.endswith(".mask")}
+    return {name: state[name] for name in state if name in trained or name.endswith(ALSO_SAVED)}
 
 
 def difference(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:

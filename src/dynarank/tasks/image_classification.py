@@ -37,6 +37,7 @@ class ImageClassification(Classification[ImageClassificationConfig]):
         super().__init__(config)
         self.mode = "RGB"
         """The mode, as pillow names it, of the images that the model reads."""
+        self.pixel_dtype = torch.float32
 
     def read_file(self, field: str, name: str, used: Collection[str] | None = None) -> Dataset:
         path, columns = Path(name).expanduser(), self.config.columns
@@ -60,7 +61,7 @@ class ImageClassification(Classification[ImageClassificationConfig]):
         self, dataset: Dataset, tokenizer: Any, model: PreTrainedModel, labelled: bool = True
     ) -> Dataset:
         columns = self.config.columns
-        self.mode = image_mode(model)
+        self.mode, self.pixel_dtype = image_mode(model), model.dtype
         names = {columns.image: "image"} | ({columns.label: "labels"} if labelled else {})
         features = dataset.select_columns(list(names)).rename_columns(names)
         return features.add_column(
@@ -74,9 +75,9 @@ class ImageClassification(Classification[ImageClassificationConfig]):
     def collator(self, tokenizer: Any) -> Collator:
         def collate(features: list[dict[str, Any]]) -> Batch:
             images = [_converted(feature, self.mode) for feature in features]
-            batch: Batch = {
-                "pixel_values": tokenizer(images=images, return_tensors="pt")["pixel_values"]
-            }
+            pixels = tokenizer(images=images, return_tensors="pt")["pixel_values"]
+            # Not every model narrows its input to the type of its own weights.
+            batch: Batch = {"pixel_values": pixels.to(self.pixel_dtype)}
             if "labels" in features[0]:
                 batch["labels"] = torch.tensor([feature["labels"] for feature in features])
             return batch
