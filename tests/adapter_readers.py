@@ -6,6 +6,7 @@ import importlib.util
 import json
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,10 @@ def tiny_llama() -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def transformers_reads(model: Any) -> Tensor:
+def transformers_reads(model: Any, prompt: Sequence[int] = PROMPT) -> Tensor:
     """Return the log-probabilities of the next token, (vocabulary)."""
     with torch.no_grad():
-        logits = model(torch.tensor([PROMPT])).logits[0, -1]
+        logits = model(torch.tensor([list(prompt)])).logits[0, -1]
     return logits.float().log_softmax(-1)
 
 
@@ -108,7 +109,12 @@ def convert_to_gguf(adapter: Path, base: Path, out: Path) -> None:
         sys.argv, sys.path[:] = arguments, path
 
 
-def llama_cpp_reads(base: Path, adapter: Path | None = None) -> Tensor:
+def llama_cpp_reads(
+    base: Path,
+    adapter: Path | None = None,
+    prompt: Sequence[int] = PROMPT,
+    vocabulary: int = 64,
+) -> Tensor:
     """Return what llama.cpp says of the next token, log-probabilities (vocabulary)."""
     import xllamacpp
 
@@ -123,7 +129,7 @@ def llama_cpp_reads(base: Path, adapter: Path | None = None) -> Tensor:
         lora = xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)
         settings.lora_adapters = [lora]
     server = xllamacpp.Server(settings)
-    asked = {"prompt": PROMPT, "n_predict": 1, "n_probs": 64, "temperature": -1.0}
+    asked = {"prompt": list(prompt), "n_predict": 1, "n_probs": vocabulary, "temperature": -1.0}
     answer = server.handle_completions({**asked, "cache_prompt": False})
     content = json.loads(answer) if isinstance(answer, str | bytes) else answer
     said = content["choices"][0]["logprobs"]["content"][0]["top_logprobs"]

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from door_models import MODELS, TARGETS, batch, llama
 
 from dynarank.adapters.inject import inject, mark_trainable
+from dynarank.adapters.linears import keep_differentiable
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.dem import dem_penalty
 from dynarank.allocation.schedule import BudgetSchedule
@@ -367,9 +368,11 @@ def test_quantized_bases(four_bits: bool, tmp_path: Path) -> None:
     )
 
     def base() -> Any:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             tmp_path / "base", quantization_config=how, device_map="cpu"
         )
+        keep_differentiable(model)  # else evaluation computes in bfloat16 on some CPUs
+        return model
 
     model = peft.get_peft_model(base(), config("llama"))
     before = logits(model, "llama")
@@ -383,6 +386,61 @@ def test_quantized_bases(four_bits: bool, tmp_path: Path) -> None:
     model.save_pretrained(str(tmp_path / "adapter"))
     again = peft.PeftModel.from_pretrained(base(), str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(again, "llama"), after, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["attach", "inject"])
+@pytest.mark.parametrize("evaluated_first", [True, False])
+def test_gradients_pass_a_4_bit_base_after_an_evaluation(
+    way: str, evaluated_first: bool, tmp_path: Path
+) -> None:
+    """bitsandbytes' layout for inference has no derivative, and would stay when training goes on.
+
+    The gradients are compared with those on a plain model of the dequantized weights.
+    """
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    plain = llama(size=64)
+    plain.save_pretrained(tmp_path)
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=how, device_map="cpu")
+    if evaluated_first:
+        logits(base, "llama")
+    found = gradients_of_c(base, way)
+    for name, weight in dequantized(base, bitsandbytes).items():
+        plain.get_submodule(name).weight.data.copy_(weight)
+    wanted = gradients_of_c(plain, way)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def gradients_of_c(model: nn.Module, way: str) -> dict[str, torch.Tensor | None]:
+    """Adapt a model, evaluate it, and return the gradients of a step of training."""
+    torch.manual_seed(3)
+    if way == "inject":
+        layers: dict[str, Any] = dict(inject(model, TARGETS["llama"], r=R))
+        mark_trainable(model)
+    else:
+        layers = dict(attach(peft.get_peft_model(model, config("llama"))))
+    for layer in layers.values():
+        layer.lora_c.data.fill_(0.5)
+    logits(model, "llama")
+    model.train()(**batch("llama")).loss.backward()
+    return {name: layer.lora_c.grad for name, layer in layers.items()}
+
+
+def dequantized(model: nn.Module, bitsandbytes: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of the 4-bit layers by the names that they have without adapters."""
+    weights = {}
+    for name, module in model.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            packed = module.weight
+            plain_name = name.removesuffix(".base_layer").removesuffix(".base")
+            weights[plain_name] = bitsandbytes.functional.dequantize_4bit(
+                packed.data, packed.quant_state
+            ).float()
+    return weights
 
 
 def test_views_of_one_layer_share_its_state() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from dynarank.adapters.layer import DoRALinear, is_linear
+from dynarank.adapters.linears import keep_differentiable
 
 _REGEX_SIGNS = set(r"^$*+?|()[]{}\\")
 
@@ -106,6 +107,7 @@ def inject(
         layer = DoRALinear(base, r=r, alpha=alpha, dropout=dropout, start=start)
         layers[name] = layer.train(model.training)
         replace_module(model, name, layer)
+    keep_differentiable(model)
     return layers
 
 

@@ -27,6 +27,21 @@ def is_foreign_linear(module: nn.Module) -> bool:
     return all(isinstance(size, int) for size in sizes) and not any(True for _ in module.children())
 
 
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep bitsandbytes' 4-bit linear maps in the layout that gradients pass through.
+
+    At the first call in evaluation on a CPU with AVX512-BF16, bitsandbytes packs such a weight
+    anew for a kernel without a derivative, and leaves it so when training goes on. No gradient
+    passes such a layer from then on, and those of the adapters before it lack what came that way.
+    Packing also rounds the weight's scales to bfloat16.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.state_dict()  # unpacks a weight that was packed already
+            linear: Any = module
+            linear.support_avx512bf16_for_cpu = False
+
+
 def is_conv1d(module: nn.Module) -> bool:
     """Return whether `module` is transformers' `Conv1D`."""
     # By name and attribute, so that the library needs no transformers.

@@ -26,6 +26,7 @@ from peft.tuners.lora import ParamWrapper
 from torch import nn
 
 from dynarank.adapters import STARTS
+from dynarank.adapters.linears import keep_differentiable
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.integrations.finalizing import finalize
 from dynarank.integrations.gate import GatedLayer, add_gate, find_gate
@@ -165,6 +166,7 @@ def add_gates(
         _check_layer(key, layer, name, start)
     if settings is not None:
         _check_target(settings.target, [layer.r[name] for layer in members.values()])
+    keep_differentiable(model)
     for layer in members.values():
         _gate_layer(layer, name, start, settings)
     return {key: GatedLayer(layer, name) for key, layer in members.items()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dynarank.adapters.linears import keep_differentiable
 from dynarank.errors import UserError
 from dynarank.pretrained.agreement import disable_layerdrop
 from dynarank.pretrained.architectures import (
@@ -161,6 +162,7 @@ def load_pretrained(
     agree = PROCESSORS[task.processor].agree
     agree(f"model.path = {config.path}", tokenizer, model, task.auto_class)
     model.train()
+    keep_differentiable(model)
     disable_layerdrop(model)
     whole = head_is_trained or not task.has_head
     _check_shapes(config, model, info["mismatched_keys"], whole)
