@@ -335,3 +335,12 @@ def test_a_report_over_a_folder_is_one_message(copied: Path) -> None:
     (copied / "report" / "report.md").mkdir(parents=True)
     with pytest.raises(UserError, match="the report cannot be written here"):
         write_report([copied])
+
+
+def test_a_huge_number_in_a_configuration_leaves_its_run_out(copied: Path) -> None:
+    """YAML reads hexadecimal digits without the limit that Python has for decimal ones."""
+    with (copied / "run2" / ".hydra" / "config.yaml").open("a") as file:
+        file.write(f"huge: 0x{'f' * 5000}\n")
+    left_out, text = texts(copied)
+    assert [one.folder.name for one in left_out] == ["run2"]
+    assert "huge is a huge number" in text

@@ -87,7 +87,7 @@ def check_file(config: Any, name: str) -> list[str]:
             if setting.startswith(f"{key}.") and "${" in str(value):
                 raise UserError(
                     f"{name} sets {key} = {value}: a file may not take this from a reference, which "
-                    f"could set {setting}. Write its settings out"
+                    f"could set {setting}. Write it out"
                 )
         is_hydra = key == "hydra" or key.startswith("hydra.")
         if is_hydra and not any(fnmatchcase(key, allowed) for allowed in ALLOWED):
