@@ -131,6 +131,9 @@ def test_a_factory_of_pythons_logging_is_a_builder() -> None:
         "launcher: {address: 'ray://example.org'}",
         "launcher: {_target_: hydra_plugins.dynarank_launcher.RayLauncher}",
         "launcher: '${oc.env:X}'",
+        'launcher: {partition: "gpu\\ncurl x"}',
+        "launcher: {account: '${oc.env:X}'}",
+        "launcher: {partition: 'a b'}",
         "sweeper: {params: {hydra.job.env_set.X: y}}",
         "sweeper: {params: {+hydra.job.env_set.X: y}}",
         "sweeper: {params: {model@hydra.job.env_set: minilm}}",
@@ -166,6 +169,16 @@ def test_a_file_does_not_let_a_models_code_run(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"Type it: model\.trust_remote_code=true"):
         composed(f"hydra.searchpath=[file://{CONF}]", conf=tmp_path, name="mine")
+
+
+def test_a_file_does_not_let_a_models_code_run_by_a_reference(tmp_path: Path) -> None:
+    """A whole group taken from a text, or from elsewhere in the file, would hide the setting."""
+    for reference in ("${oc.create:'{trust_remote_code: true}'}", "${mine}"):
+        (tmp_path / "mine.yaml").write_text(
+            f'defaults: [train, _self_]\nmodel: "{reference}"\nmine: {{path: a/b}}\n'
+        )
+        with pytest.raises(UserError, match=r"could set model\.trust_remote_code"):
+            composed(f"hydra.searchpath=[file://{CONF}]", conf=tmp_path, name="mine")
 
 
 def test_a_file_may_set_what_a_sweep_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

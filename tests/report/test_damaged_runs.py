@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from run_folders import write_history, write_run
 
+from dynarank.errors import UserError
 from dynarank.report.latex import latex
 from dynarank.report.markdown import report_text
 from dynarank.report.page import Report, page
@@ -306,3 +307,40 @@ def test_settings_are_read_as_hydra_reads_them(tmp_path: Path) -> None:
         expected = "(none)" if expected is None else expected
         expected = str(expected) if isinstance(expected, list) else expected
         assert repr(value) == repr(expected), name
+
+
+def test_half_a_surrogate_pair_is_written_escaped(copied: Path) -> None:
+    """JSON and names of files can hold one; UTF-8 cannot."""
+    results = json.loads((copied / "run2" / "metrics.json").read_text())
+    results |= {"task": "odd\ud800", "collapsed": "\udfff"}
+    results["metrics"]["\udbc4"] = 0.5
+    (copied / "run2" / "metrics.json").write_text(json.dumps(results))
+    (copied / "run1").rename(copied / "run\udcff1")
+    text, folder = write_report([copied])
+    assert "odd\\ud800" in text
+    for name in ("report.md", "report.html", "table.csv", "table.tex"):
+        assert "odd" in (folder / name).read_text(encoding="utf-8")
+
+
+def test_a_long_name_of_a_task_names_files_all_the_same(copied: Path) -> None:
+    for run, last in (("run1", "a"), ("run2", "b")):
+        results = json.loads((copied / run / "metrics.json").read_text())
+        results["task"] = "\N{CJK UNIFIED IDEOGRAPH-4F60}" * 199 + last
+        (copied / run / "metrics.json").write_text(json.dumps(results))
+    _, folder = write_report([copied])
+    assert len(list(folder.glob("curves_*.png"))) == 3
+
+
+def test_a_report_over_a_folder_is_one_message(copied: Path) -> None:
+    (copied / "report" / "report.md").mkdir(parents=True)
+    with pytest.raises(UserError, match="the report cannot be written here"):
+        write_report([copied])
+
+
+def test_a_huge_number_in_a_configuration_leaves_its_run_out(copied: Path) -> None:
+    """YAML reads hexadecimal digits without the limit that Python has for decimal ones."""
+    with (copied / "run2" / ".hydra" / "config.yaml").open("a") as file:
+        file.write(f"huge: 0x{'f' * 5000}\n")
+    left_out, text = texts(copied)
+    assert [one.folder.name for one in left_out] == ["run2"]
+    assert "huge is a huge number" in text

@@ -28,6 +28,8 @@ MOST_SETTINGS = 10_000
 """A configuration of more settings than this is damaged; YAML's aliases can make any number."""
 DEEPEST = 50
 """A configuration that is nested deeper than this is damaged."""
+LARGEST_SETTING = 10**300
+"""Python turns no whole number of thousands of digits into text."""
 LARGEST_SCORE = 1e12
 LARGEST_COUNT = 10**15
 LARGEST_RANK = 10**6
@@ -109,6 +111,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     try:
         for name, value in _flatten(content, ""):
+            if isinstance(value, int) and abs(value) > LARGEST_SETTING:
+                raise UnreadableFile(path, f"is damaged ({name[:60]} is a huge number)")
             settings[name] = value
             if len(settings) > MOST_SETTINGS:
                 raise UnreadableFile(path, f"is damaged (more than {MOST_SETTINGS:,} settings)")
