@@ -86,7 +86,7 @@ def check_file(config: Any, name: str) -> list[str]:
                 raise UserError(f"{name} sets {key}, which lets code run. Type it: {key}=true")
             if setting.startswith(f"{key}.") and "${" in str(value):
                 raise UserError(
-                    f"{name} sets {key} = {value}: a file may not take this from a reference, which "
+                    f"{name} sets {key} = {value}: a file may not take this from a reference, that "
                     f"could set {setting}. Write it out"
                 )
         is_hydra = key == "hydra" or key.startswith("hydra.")
