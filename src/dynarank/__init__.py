@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynarank.adapters.compress import compress
     from dynarank.adapters.cutting import cut_optimizer, cut_tensors, cut_to_kept
     from dynarank.adapters.folding import fold, merge
     from dynarank.adapters.inject import adapter_layers, find_linears, inject, mark_trainable
@@ -27,6 +28,7 @@ __version__ = "0.2.0"
 _MODULES = {
     "DoRALinear": "adapters.layer",
     "adapter_layers": "adapters.inject",
+    "compress": "adapters.compress",
     "cut_optimizer": "adapters.cutting",
     "cut_tensors": "adapters.cutting",
     "cut_to_kept": "adapters.cutting",
@@ -52,6 +54,7 @@ __all__ = [
     "adapter_layers",
     "add_dem_gradient",
     "budget_schedule",
+    "compress",
     "cut_optimizer",
     "cut_tensors",
     "cut_to_kept",

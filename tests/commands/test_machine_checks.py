@@ -133,3 +133,13 @@ def test_a_system_that_training_was_not_tested_on_is_named(
     findings = list(machine_checks.system())
     assert len(findings) == notes
     assert all("single process" in check.found for check in findings)
+
+
+def test_free_memory_is_named_with_what_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kilobytes, status in ((8 * 2**20, OK), (2**20, NOTE)):
+        table = f"MemTotal: {16 * 2**20} kB\nMemAvailable: {kilobytes} kB\n"
+        monkeypatch.setattr(machine_checks.Path, "is_file", lambda path: True)
+        monkeypatch.setattr(machine_checks.Path, "read_text", lambda path, shown=table: shown)
+        (check,) = machine_checks.memory()
+        assert check.status == status
+        assert f"{kilobytes / 2**20:.1f} of 16.0 GiB free; dynarank budget --memory" in check.found

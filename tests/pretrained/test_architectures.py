@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 import torch
+from architecture_configs import CASES, CONFIGS, auto_class, head_modules, of_family
 from tiny import CONF
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from dynarank.adapters.inject import find_linears, inject
@@ -18,66 +18,22 @@ from dynarank.pretrained.architectures import (
     models_of_kind,
     position_tables,
 )
+from dynarank.pretrained.internals import model_loader
 from dynarank.pretrained.models import positions
 
-BERT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-BART = {
-    "d_model": 8,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-}
-BART |= {
-    "encoder_ffn_dim": 16,
-    "decoder_ffn_dim": 16,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-BART |= {"decoder_start_token_id": 2, "forced_eos_token_id": 2}
-T5 = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
-LLAMA = BERT | {"num_key_value_heads": 1, "head_dim": 4}
-RELATIVE = BERT | {
-    "relative_attention": True,
-    "pos_att_type": ["c2p", "p2c"],
-    "max_relative_positions": 8,
-}
-
-CONFIGS: dict[str, list[dict[str, Any]]] = {
-    "bert": [BERT],
-    "roberta": [BERT],
-    "xlm-roberta": [BERT],
-    "electra": [BERT | {"embedding_size": 4}],
-    "mpnet": [BERT],
-    "deberta": [BERT, RELATIVE],
-    "deberta-v2": [BERT, RELATIVE | {"share_att_key": True}, RELATIVE | {"share_att_key": False}],
-    "distilbert": [{"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 16}],
-    "bart": [BART],
-    "mbart": [BART],
-    "marian": [BART],
-    "t5": [T5, T5 | {"feed_forward_proj": "gated-gelu"}],
-    "mt5": [T5 | {"feed_forward_proj": "gated-gelu"}],
-    "gpt2": [{"n_embd": 8, "n_layer": 2, "n_head": 2}],
-    "llama": [LLAMA],
-    "mistral": [LLAMA],
-    "qwen2": [LLAMA],
-    "qwen3": [LLAMA],
-}
-CASES = [(kind, index) for kind, configs in CONFIGS.items() for index in range(len(configs))]
-NOT_ATTENTION_OR_FFN = re.compile(r"(^|\.)(pooler|embeddings|embeddings_project)(\.|$)")
+NOT_ATTENTION_OR_FFN = re.compile(
+    r"(^|\.)(pooler|embeddings|embeddings_project|embedding_hidden_mapping_in|downsample|"
+    r"continuous_position_bias_mlp|vision_model\.head)(\.|$)"
+)
 
 
 def tiny(kind: str, index: int) -> nn.Module:
     """A two-layer model of the architecture, without memory for its weights."""
-    config = AutoConfig.for_model(kind, vocab_size=12, **CONFIGS[kind][index])
-    family = AutoModelForSeq2SeqLM if kind == "marian" else AutoModelForSequenceClassification
+    family = auto_class(kind)
+    config = AutoConfig.for_model(kind, **of_family(family), **CONFIGS[kind][index])
+    loader = model_loader(family, config)
     with torch.device("meta"):
-        return family.from_config(config)
-
-
-def head_modules(model: nn.Module) -> list[str]:
-    return [name for name, child in model.named_children() if child is not model.base_model]
+        return getattr(loader, "from_config", loader)(config)
 
 
 def test_every_known_architecture_has_a_case() -> None:
@@ -88,11 +44,12 @@ def test_every_known_architecture_has_a_case() -> None:
 def test_all_of_attention_and_feed_forward_and_none_of_the_head(kind: str, index: int) -> None:
     model = tiny(kind, index)
     body = [
-        f"{model.base_model_prefix}.{name}"
-        for name, module in model.base_model.named_modules()
+        name
+        for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and not NOT_ATTENTION_OR_FFN.search(name)
     ]
     head = head_modules(model)
+    body = [name for name in body if name.partition(".")[0] not in head]
     assert head, "the model has no head to leave alone"
     assert find_linears(model, ARCHITECTURES[kind].targets, exclude=head) == body
     assert len(body) >= 8

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dynarank.config.command_line import program_to_print
 from dynarank.runs import results
 from dynarank.runs.results import Results, read_results, write_results
+from dynarank.runs.summary import collapse_warning, next_steps, summary_rows
 
 
 def finished(folder: Path) -> Results:
@@ -67,3 +71,39 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert found.metrics == {"matthews": None}  # JSON has no NaN
     found.metrics = wanted.metrics
     assert found == wanted
+
+
+def test_baseline_and_test_stand_beside_the_scores(tmp_path: Path) -> None:
+    given = replace(
+        finished(tmp_path),
+        metrics={"matthews": 0.5},
+        baseline={"name": "majority class", "metrics": {"matthews": 0.0}},
+        test_metrics={"matthews": 0.25},
+        test_rows=1234,
+    )
+    rows = summary_rows(given)
+    assert rows["matthews"] == "0.5000 (best, epoch 1, at budget); majority class 0.0000"
+    assert rows["test matthews"] == "0.2500 (1,234 rows, once)"
+
+
+def test_a_run_that_learned_nothing_says_so(tmp_path: Path) -> None:
+    assert collapse_warning(finished(tmp_path)) == []
+    collapsed = replace(finished(tmp_path), collapsed="all 9 rows 'good'")
+    assert "predicts one thing for all 9 rows 'good'" in collapse_warning(collapsed)[0]
+
+
+def test_the_next_commands_are_as_they_are_typed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain name where a shell finds this environment's; else the program's place."""
+    scripts = tmp_path / ".venv" / "bin"
+    scripts.mkdir(parents=True)
+    (scripts / "dynarank").write_text("#!/bin/sh\n")
+    (scripts / "dynarank").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(scripts / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    given = finished(tmp_path / "out" / "a run")
+    assert next_steps(given)[0] == "Next: .venv/bin/dynarank report 'out/a run'"
+    monkeypatch.setenv("PATH", str(scripts))
+    assert program_to_print() == "dynarank"

@@ -12,6 +12,7 @@ from dynarank.tasks import build_task
 from dynarank.tasks.baselines import LabelScores, baseline_record, one_text
 from dynarank.tasks.config import QuestionAnsweringConfig, TextClassificationConfig
 from dynarank.tasks.row_scores import RowScores
+from dynarank.tasks.token_config import TokenClassificationConfig
 
 
 def classification(**settings: object) -> TextClassificationConfig:
@@ -58,6 +59,17 @@ def test_no_answer_is_right_where_there_is_none() -> None:
         )
         baseline = build_task(config).baseline(rows)
         assert (baseline.metrics if baseline else None) == scores
+
+
+def test_the_most_frequent_tag_finds_no_entity() -> None:
+    config = TokenClassificationConfig(name="own", family="token_classification", select="f1")
+    rows = datasets.Dataset.from_dict({"ner_tags": [["O", "B-X"], ["O"], ["B-X", "I-X", "O", "O"]]})
+    config.columns.tags = "ner_tags"
+    baseline = build_task(config).baseline(rows)
+    assert baseline is not None
+    assert baseline.name == "O everywhere"
+    assert baseline.metrics["accuracy"] == pytest.approx(4 / 7)
+    assert baseline.metrics["f1"] == 0
 
 
 def test_several_splits_carry_their_names() -> None:

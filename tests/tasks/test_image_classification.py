@@ -29,14 +29,20 @@ PROCESSOR = {"size": {"height": SIZE, "width": SIZE}, "image_mean": [0.5], "imag
 
 def write_vit(folder: Path, channels: int = 1, processor: dict[str, Any] | None = None) -> Path:
     """A ViT of random weights, and its image processor."""
-    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+    from transformers import ViTConfig, ViTModel
 
     sizes = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128)
     config = ViTConfig(image_size=SIZE, patch_size=4, num_channels=channels, **sizes)
     torch.manual_seed(0)
     ViTModel(config).save_pretrained(folder)
-    ViTImageProcessorPil(**(processor or PROCESSOR)).save_pretrained(folder)
+    write_processor(folder, processor or PROCESSOR)
     return folder
+
+
+def write_processor(folder: Path, settings: dict[str, Any]) -> None:
+    from transformers import ViTImageProcessorPil
+
+    ViTImageProcessorPil(**settings).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +140,28 @@ def test_peft_and_transformers_alone_predict_the_same(
         np.testing.assert_allclose(logits.softmax(-1), ours, atol=1e-5)
 
 
-def load(folder: Path) -> tuple[ImageClassification, Any, Any]:
+def test_a_narrow_base_reads_images(tmp_path: Path) -> None:
+    from transformers import SwinConfig, SwinModel
+
+    sizes = dict(embed_dim=8, depths=[1], num_heads=[1], window_size=2)
+    SwinModel(SwinConfig(image_size=SIZE, patch_size=2, **sizes)).save_pretrained(tmp_path)
+    write_processor(tmp_path, {"size": {"height": SIZE, "width": SIZE}})
+    task, processor, model = load(tmp_path, dtype="bfloat16")
+    rows = task.check(Dataset.from_dict({"image": pictures([(8, 8)])}), "rows", labelled=False)
+    features = task.features(rows, processor, model, labelled=False)
+    with torch.inference_mode():
+        (row,) = task.predict(model, task.collator(processor)([features[0]]))
+    assert row.sum() == pytest.approx(1)
+
+
+def load(folder: Path, **settings: Any) -> tuple[ImageClassification, Any, Any]:
     given = ["output_dir=x", "task=image_classification", "task.labels=[a,b]"]
     task = build_task(to_config(compose(given)).task)
     assert isinstance(task, ImageClassification)
-    config, source = ModelConfig(name="tiny", path=str(folder)), Source(str(folder), "tiny")
+    config, source = (
+        ModelConfig(name="tiny", path=str(folder), **settings),
+        Source(str(folder), "tiny"),
+    )
     processor = PROCESSORS[task.processor].load(config, source)
     return task, processor, load_pretrained(config, source, task, processor).model.eval()
 

@@ -187,6 +187,14 @@ def test_kinds_that_training_did_not_show_are_refused() -> None:
         task.check(rows, "file", labelled=True)
 
 
+def test_the_baseline_is_the_commonest_tag() -> None:
+    task = configured()
+    rows = Dataset.from_dict({"tokens": [["a", "b", "c", "d"]], "tags": [["O", "B-X", "O", "O"]]})
+    baseline = task.baseline(task.check(rows, "rows", labelled=True))
+    assert baseline.name == "O everywhere"
+    assert baseline.metrics == {"f1": 0, "precision": 0, "recall": 0, "accuracy": 0.75}
+
+
 def test_scores_of_entities_are_refused_for_plain_tags() -> None:
     with pytest.raises(UserError, match=r"f1 is of entities, and task\.scheme = plain"):
         configured("task.scheme=plain")

@@ -33,6 +33,8 @@ class Setting:
             world_size=1,
             optimizers=[self.optimizer],
             loggers=[],
+            callbacks=[],
+            strategy=None,
             state=SimpleNamespace(fn="fit"),
             _logger_connector=self.logging,
         )
@@ -88,6 +90,7 @@ def test_a_step_is_acted_on_before_the_next_and_logged() -> None:
         setting.batch_ends()
     allocator = setting.callback.allocator
     assert allocator.frozen
+    assert setting.model[0].lora_A.shape == (1, 4)
     assert int(setting.logged["budget/nonzero"]) == 1 == sum(allocator.ranks().values())
     assert setting.logged["budget/scheduled"] == 1
     assert {"score/q05", "score/q50", "score/q95"} <= set(setting.logged)

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from tiny import configure, newest_checkpoint, tiny_roberta, write_model
 
 from dynarank import training
+from dynarank.adapters.cutting import cut_to_kept
 from dynarank.checkpoints.callback import Checkpoints
 from dynarank.checkpoints.content import trained_state
 from dynarank.checkpoints.signals import Signals
@@ -20,7 +21,7 @@ from dynarank.errors import UserError
 from dynarank.runs import trainer
 from dynarank.runs.prepare import Prepared, prepare
 from dynarank.runs.run import run
-from dynarank.training import data, distributed, optimizer_steps, pruning
+from dynarank.training import cut, data, distributed, optimizer_steps
 from dynarank.training.averaging import WeightAverage
 from dynarank.training.module import FineTuning
 from dynarank.training.nonfinite import FiniteCheck, NonFiniteError
@@ -29,7 +30,7 @@ from dynarank.training.rank_allocation import RankAllocation
 PLAIN = ["method.dropout=0", "dem=off", "optimizer.lr=0.01", "trainer.batch_size=8"]
 """Forty rows: five batches an epoch."""
 TRAINER = pl.Trainer
-MODULES = (data, distributed, optimizer_steps, pruning)
+MODULES = (cut, data, distributed, optimizer_steps)
 KINDS = {kind.__name__: kind for kind in (FineTuning, FiniteCheck, RankAllocation, WeightAverage)}
 TOLD = re.compile(r"`(" + "|".join(KINDS) + r")\.(\w+)`")
 """A method that the package's docstring names."""
@@ -66,6 +67,7 @@ def by_hand(
             scheduler.step()  # 5
             module.allocation.allocator.step()  # 6: score, prune, freeze
             optimizer.zero_grad()
+    cut_to_kept(module)
     return trained_state(module)
 
 

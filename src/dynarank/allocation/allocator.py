@@ -24,11 +24,10 @@ from dynarank.allocation.allocator_checks import (
 )
 from dynarank.allocation.attaching import Attachment
 from dynarank.allocation.components import Components, Layers, as_list, component_parameters
-from dynarank.allocation.config import SCORES
-from dynarank.allocation.importance import layer_importance, layer_norms, smooth
+from dynarank.allocation.config import FIXED
 from dynarank.allocation.schedule import BudgetSchedule, round_half_up
+from dynarank.allocation.scoring import Scorer
 from dynarank.allocation.selection import top_components, top_parameters, with_ceiling, with_floors
-from dynarank.allocation.sensitivity import Sensitivity
 
 
 class RankAllocator:
@@ -45,12 +44,16 @@ class RankAllocator:
         beta: smoothing of the scores (Eq. 8).
         regrow: whether a pruned component may return by its gradient before the freeze.
         score: `relative` (Eq. 7); `absolute`, the plain norm of s c_i b_i a_i^T; `sensitivity`,
-            AdaLoRA's, which has its own smoothing and needs the gradients at `step()`.
+            AdaLoRA's, which has its own smoothing and needs the gradients at `step()`; `fisher`,
+            (c_i dL/dc_i)^2, which needs `observe()` before each optimizer step; or the control
+            `random`.
         cost_aware: whether to count parameters instead of components. Then at most b(t) times what
             one component of every layer takes is spent, on the highest scores for each parameter.
         min_rank: components that every layer keeps at least.
         max_rank: components that a layer keeps at most in the end (vLLM's max_lora_rank, say); None
             for no ceiling. Before the end the ceiling is the scheduled mean, where that is higher.
+        seed: of the score `random`.
+        fixed_scores: scores in place of any, (n) in layer order; they stay as they are.
 
     Raises:
         ValueError: no layers, beta outside [0, 1), an unknown score, min_rank above the schedule's
@@ -70,22 +73,23 @@ class RankAllocator:
         cost_aware: bool = False,
         min_rank: int = 0,
         max_rank: int | None = None,
+        seed: int = 0,
+        fixed_scores: Tensor | None = None,
     ) -> None:
         self.layers: list[Components] = as_list(layers)
         if not 0 <= beta < 1:
             raise ValueError(f"beta = {beta}: must lie in [0, 1)")
-        if score not in SCORES:
-            raise ValueError(f"score = {score!r}: must be one of {', '.join(SCORES)}")
         check_bounds(min_rank=min_rank, max_rank=max_rank, target=schedule.target)
         self.names = layer_names(layers)
         self.schedule = schedule
         self.beta = beta
         self.regrow = regrow
-        self.score = score
+        self.score = score if fixed_scores is None else FIXED
+        self.seed = seed
         self.cost_aware = cost_aware
         self.min_rank = min_rank
         self.max_rank = max_rank
-        self.sensitivity = Sensitivity(self.layers) if score == "sensitivity" else None
+        self.scorer = Scorer(self.layers, score, cost_aware, seed, fixed_scores)
         self.sizes = [layer.r for layer in self.layers]
         self.progress = AllocationProgress(freeze_step=schedule.freeze_step)
         for layer in self.layers:
@@ -145,32 +149,29 @@ class RankAllocator:
         return due
 
     def allowance(self, t: int) -> int:
-        """Return what may be kept after step t: K(t) components or, where costs count, parameters.
-
-        Halves round up.
-        """
+        """Return what may be kept after step t: components or, where costs count, parameters."""
         if not self.cost_aware:
             return self.schedule.keep(t, len(self.layers))
         one_of_each = sum(component_parameters(layer) for layer in self.layers)
         return round_half_up(self.schedule.budget(t) * one_of_each)
 
-    def _scores(self) -> list[Tensor]:
-        if self.sensitivity is not None:
-            return self.sensitivity()
-        if self.score == "relative":
-            return layer_importance(self.layers)
-        return layer_norms(self.layers)
+    def observe(self, grad_scale: Tensor | None = None) -> None:
+        """Take in the gradients of the coming optimizer step, where the score needs them.
+
+        `attach` calls it. `grad_scale` is a loss scaler's factor that is still in the gradients.
+        """
+        if not self.frozen:
+            self.scorer.observe(grad_scale)
 
     def update(self) -> None:
         """Smooth the components' present scores into e (Eqs. 7 and 8)."""
-        scores = self._cat(self._scores())  # (n)
+        scores, ema = self.scorer.smoothed(self.ema, self.beta)
         nonfinite = ~torch.isfinite(scores)
         if self.check_every_step:
             self._raise_nonfinite(nonfinite)
         else:
             self._nonfinite |= nonfinite
-        # Sensitivity smooths its scores itself.
-        self.ema = smooth(self.ema, scores, self.beta) if self.sensitivity is None else scores
+        self.ema = ema
 
     def check_finite(self) -> None:
         """Raise `FloatingPointError` if a score has not been finite; wait for the device.
@@ -267,9 +268,7 @@ class RankAllocator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs beside the model's own parameters and masks."""
-        sensitivity = None
-        if self.sensitivity is not None and not self.frozen:
-            sensitivity = self.sensitivity.state_dict()
+        sensitivity = self.scorer.sensitivity
         return {
             "t": self.t,
             "frozen": self.frozen,
@@ -283,8 +282,9 @@ class RankAllocator:
                 "max_rank": self.max_rank,
                 "beta": self.beta,
                 "regrow": self.regrow,
+                "seed": self.seed,
             },
-            "sensitivity": sensitivity,
+            "sensitivity": None if sensitivity is None or self.frozen else sensitivity.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -306,5 +306,5 @@ class RankAllocator:
         self.t = int(state["t"])
         self.frozen = bool(state["frozen"])
         self.ema = state["ema"].to(self.ema.device, torch.float32)
-        if self.sensitivity is not None and state["sensitivity"] is not None:
-            self.sensitivity.load_state_dict(state["sensitivity"])
+        if self.scorer.sensitivity is not None and state["sensitivity"] is not None:
+            self.scorer.sensitivity.load_state_dict(state["sensitivity"])

@@ -23,6 +23,27 @@ def check_start(schedule: BudgetSchedule, sizes: Sequence[int]) -> None:
         )
 
 
+def cannot_allocate(score: str, init: float, target: float, cost_aware: bool) -> str | None:
+    """Return why a score cannot tell layers apart under a budget, in words; None where it can.
+
+    The squares of a layer's relative scores (Eq. 7) sum to about one, whatever the layer learns.
+    """
+    if score != "relative":
+        return None
+    if cost_aware:
+        return (
+            "shares of a layer are alike in all layers, so that the price alone decides, and wide "
+            "matrices keep nothing. Take absolute, sensitivity or fisher where parameters count"
+        )
+    if init == 2 and target == 1:
+        return (
+            "from 2 components a layer to 1 it keeps exactly one in each layer, whatever the data: "
+            "the larger of two shares is above any layer's smaller one. Take another score, or "
+            "another init"
+        )
+    return None
+
+
 def warn_beyond_total(schedule: BudgetSchedule) -> None:
     """Warn that the optimizer goes on after the schedule's last step."""
     warnings.warn(

@@ -23,9 +23,10 @@ class Attachment:
         self.eta = eta
         self.penalty: Tensor | None = None
         """R of Eq. 10 at the last optimizer step, where eta is above 0."""
-        self._handles = [optimizer.register_step_post_hook(self._after_step)]
-        if eta > 0:
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
 
     def remove(self) -> None:
         """Take the hooks away. The allocator keeps its state."""
@@ -38,6 +39,9 @@ class Attachment:
             return
         # A loss scaler leaves the unscaling to fused optimizers, and tells them its factor.
         scale = getattr(optimizer, "grad_scale", None)
+        self.allocator.observe(scale)  # before DEM's gradient is among them
+        if self.eta == 0:
+            return
         self.penalty = add_dem_gradient(self.allocator.layers, self.eta, grad_scale=scale)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -13,7 +13,10 @@ from dynarank.allocation.schedule import SHAPES
 from dynarank.settings import Ge, Gt, Lt, OneOf, check_settings
 
 UNITS = ("components", "parameters")
-SCORES = ("relative", "absolute", "sensitivity")
+SCORES = ("relative", "absolute", "sensitivity", "fisher", "random")
+"""What components may be judged by."""
+FIXED = "fixed"
+"""The score of an allocator that is given its scores, in place of one of `SCORES`."""
 
 
 @dataclass

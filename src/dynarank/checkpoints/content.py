@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from dynarank.checkpoints.pruned_parts import leave_out_pruned, put_back_pruned
 from dynarank.checkpoints.storage import read_checkpoint
 from dynarank.errors import UserError
+from dynarank.training.cut import cut_as_saved
 from dynarank.training.history_file import HistoryFile
 from dynarank.training.module import FineTuning
 from dynarank.training.nonfinite import NonFiniteError
@@ -34,6 +34,12 @@ PARTS = (
 """What a checkpoint must hold for a run to go on from it."""
 
 
+ALSO_SAVED = (".mask", ".lora_c")
+"""Endings of what pruning changes, though it may not be trained."""
+_FORMER_CUT = "optimizer_names"
+"""An entry of earlier versions, which cut their files and not the model."""
+
+
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """Return the trained parameters and the masks by name.
 
@@ -41,7 +47,7 @@ def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     state = module.state_dict()
-    return {name: state[name] for name in state if name in trained or name.endswith(".mask")}
+    return {name: state[name] for name in state if name in trained or name.endswith(ALSO_SAVED)}
 
 
 def difference(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
@@ -67,7 +73,8 @@ def difference(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
 class RunContent:
     """What a run's checkpoints hold beside what Lightning gathers.
 
-    The base model is left out, and after the freeze the pruned components are, too.
+    The base model is left out. After the freeze the model holds the kept components alone, and so
+    do its checkpoints.
     """
 
     def __init__(self, module: FineTuning) -> None:
@@ -79,17 +86,6 @@ class RunContent:
         checkpoint["total_steps"] = self.module.total_steps
         checkpoint["history"] = self.module.history
         checkpoint[ROWS] = _pack(_history_file(self.module.trainer))
-        if self.module.at_budget:
-            leave_out_pruned(checkpoint, self._optimized_names())
-
-    def _optimized_names(self) -> list[str]:
-        """Return the names of the optimizer's parameters, by the index that its state has."""
-        names = {parameter: name for name, parameter in self.module.named_parameters()}
-        optimized = []
-        for group in self.module.trainer.optimizers[0].param_groups:
-            for parameter in group["params"]:
-                optimized.append(names[parameter])
-        return optimized
 
     def take_back(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Change what is stored into what Lightning restores.
@@ -108,7 +104,12 @@ class RunContent:
                 f"{path}: lacks {missing[0]}, so the run cannot go on from it. Take another "
                 "checkpoint"
             )
-        put_back_pruned(checkpoint)
+        if _FORMER_CUT in checkpoint:
+            raise UserError(
+                f"{path}: an earlier version saved it after the ranks were final, and this one "
+                "does not read it. Go on with that version, or from a checkpoint before the freeze"
+            )
+        self._cut_as(checkpoint)
         other = difference(self.module, checkpoint["state_dict"])
         if other is not None:
             raise UserError(f"{path}: is of another model: {other}")
@@ -117,10 +118,19 @@ class RunContent:
         if history_file is not None:
             history_file.restore(_unpack(checkpoint[ROWS]))
 
+    def _cut_as(self, checkpoint: dict[str, Any]) -> None:
+        """Cut the model where the checkpoint was saved after the cut, and the model is whole."""
+        allocation = self.module.allocation
+        if allocation is None:
+            return
+        saved = checkpoint["callbacks"][allocation.state_key]["allocator"]
+        if saved.get("frozen", False):
+            cut_as_saved(self.module, checkpoint["state_dict"])
+
     def load_weights(self, path: Path) -> None:
         """Put a checkpoint's weights into the model, or their average where it holds one."""
         checkpoint = read_checkpoint(path)
-        put_back_pruned(checkpoint)
+        self._cut_as(checkpoint)
         assert difference(self.module, checkpoint["state_dict"]) is None
         weights = {**checkpoint["state_dict"], **checkpoint.get("average", {})}
         self.module.load_state_dict(weights, strict=False)

@@ -1,7 +1,10 @@
 """What every method takes on a model under a budget, without loading the model's weights.
 
 dynarank budget model=roberta_base budget=r2
+dynarank budget --memory model=roberta_base trainer.batch_size=32 task.max_length=256
 
+With --memory, also what a training step of the configured method takes on batches of the longest
+rows, in the configured precision.
 Every setting of a run may be given, as for dynarank train.
 """
 
@@ -33,6 +36,7 @@ COLUMNS = (
     "MB",
 )
 TEXT_COLUMNS = ("method", "size")
+MEMORY = "--memory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +107,8 @@ def _method_config(config: TrainConfig, name: str) -> Any:
 def _empty_model(config: TrainConfig) -> tuple[Any, list[str]]:
     """Return the model without weights, and the names of its task head's modules."""
     import torch
-    import transformers
 
+    from dynarank.pretrained.internals import model_loader
     from dynarank.pretrained.models import check_fit, head_modules, load_settings
     from dynarank.runs.preflight import find_model
     from dynarank.tasks import build_task
@@ -113,9 +117,13 @@ def _empty_model(config: TrainConfig) -> tuple[Any, list[str]]:
     task = build_task(config.task)
     check_fit(config.model, source, task)
     settings = load_settings(config.model, source)
-    auto_class = getattr(transformers, task.auto_class)
+    loader = model_loader(task.auto_class, settings)
     with torch.device("meta"):
-        model = auto_class.from_config(settings, trust_remote_code=config.model.trust_remote_code)
+        if hasattr(loader, "from_config"):
+            trusted = config.model.trust_remote_code
+            model = loader.from_config(settings, trust_remote_code=trusted)
+        else:
+            model = loader._from_config(settings)
     return model, head_modules(model, set()) if task.has_head else []
 
 
@@ -152,14 +160,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from dynarank.commands.user_errors import user_errors
 
     overrides = list(sys.argv[1:] if arguments is None else arguments)
+    with_memory = MEMORY in overrides
+    overrides = [override for override in overrides if override != MEMORY]
     if "-h" in overrides or "--help" in overrides:
         print(__doc__)
         sys.exit(0)
     with user_errors(conf_folder()):
-        print_costs(overrides)
+        print_costs(overrides, with_memory)
 
 
-def print_costs(overrides: list[str]) -> None:
+def print_costs(overrides: list[str], with_memory: bool = False) -> None:
     """Compose the configuration of the overrides, and print the table and its notes."""
     import hydra
     from rich.console import Console
@@ -177,3 +187,38 @@ def print_costs(overrides: list[str]) -> None:
     for cost in of_methods:
         if cost.size.note:
             console.print(f"{cost.method}: {cost.size.note}", soft_wrap=True, highlight=False)
+    if with_memory:
+        for line in memory_lines(config):
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+def memory_lines(config: TrainConfig) -> list[str]:
+    """Return what a training step takes of memory, a line for each part. Raises `UserError`."""
+    from dynarank.methods import build_method
+    from dynarank.pretrained.models import resolve_targets
+    from dynarank.runs.memory import estimate_memory
+    from dynarank.tasks import build_task
+
+    model, head = _empty_model(config)
+    targets = resolve_targets(config.model, model.config.model_type)
+    method = build_method(config.method, config.budget, config.dem)
+    with torch_device("meta"):
+        adapted = method.adapt(model, targets, head)
+    memory = estimate_memory(config, model, adapted, build_task(config.task))
+    parts = {
+        "frozen weights": memory.base,
+        "adapter and head": memory.trained,
+        "their gradients": memory.gradients,
+        "AdamW": memory.optimizer,
+        f"a batch of {config.batch_size} of the longest rows": memory.activations,
+        "all tensors": memory.total,
+    }
+    first = f"training memory, method={config.method.name}, {config.trainer.precision}:"
+    return [first, *(f"  {size / 1e6:10,.1f} MB  {name}" for name, size in parts.items())]
+
+
+def torch_device(name: str) -> Any:
+    """Return a context in which tensors are made on a device."""
+    import torch
+
+    return torch.device(name)

@@ -9,7 +9,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
+from dynarank.commands.command_line import (
+    CommandParser,
+    add_hub_root,
+    exit_on_user_error,
+    user_path,
+)
 from dynarank.errors import UserError
 from dynarank.run_folder import ADAPTER
 
@@ -17,6 +22,8 @@ EXAMPLES = """examples:
   dynarank compress ADAPTER SMALLER --target r4          four components a layer on average
   dynarank compress ADAPTER SMALLER --parameters 100000  the best that fit into so many parameters
   dynarank compress ADAPTER SMALLER --energy 0.95        keep 95 % of the squared update
+  dynarank compress RUN_DIR SMALLER --target r2 --calibrate rows.csv
+                                                         judge by the layers' outputs on these rows
 """
 
 
@@ -40,7 +47,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--per-layer", action="store_true", help="give every layer the same, not the best of all"
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="rows of the run's task: what counts is then the error of the layers' outputs on "
+        "them, and not that of the weights; needs a run's adapter, and its base model",
+    )
+    parser.add_argument(
+        "--base", metavar="MODEL", help="the base model's hub id or folder, where it has moved"
+    )
+    add_hub_root(parser)
+    options = parser.parse_args(arguments)
+    if options.base is not None and options.calibrate is None:
+        parser.error("--base goes with --calibrate: nothing else needs the base model")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,6 +74,7 @@ def compress_folder(options: argparse.Namespace) -> None:
     """Compress the folder that the options name, write the result, and print what was lost."""
     from dynarank.adapters.compress import compress
     from dynarank.adapters.lora_files import read_lora, write_lora
+    from dynarank.adapters.reader_forms import without_zeros
 
     source = options.adapter
     if (source / ADAPTER).is_dir():
@@ -61,24 +82,34 @@ def compress_folder(options: argparse.Namespace) -> None:
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out}: is there already. Name a new folder")
     adapter = read_lora(source)
+    factors = {name: pair for name, pair in without_zeros(adapter.factors).items() if len(pair[0])}
+    moments = None
+    if options.calibrate is not None:
+        from dynarank.commands.calibration import measure_moments
+        from dynarank.pretrained.hub import HubConfig
+
+        hub = HubConfig(options.hub_root)
+        moments = measure_moments(source, factors, options.calibrate, hub, options.base)
     try:
         smaller = compress(
-            adapter.factors,
+            factors,
             target=_components(options.target),
             parameters=options.parameters,
             energy=options.energy,
             per_layer=options.per_layer,
+            moments=moments,
         )
     except ValueError as error:
         raise UserError(str(error)) from None
     write_lora(adapter, smaller.factors, options.out)
-    before = sum(A.numel() + B.numel() for A, B in adapter.factors.values())
+    before = sum(A.numel() + B.numel() for A, B in factors.values())
+    what = "update" if moments is None else "output on the sample"
     print(f"{'layer':<60} rank  of  lost %")
     for name, layer in smaller.layers.items():
         print(f"{name:<60} {layer.rank_after:>4} {layer.rank_before:>3} {100 * layer.lost:>7.2f}")
     print(
         f"{before:,} parameters became {smaller.parameters:,}; "
-        f"{100 * smaller.lost:.2f} % of the squared update is lost. Written: {options.out}/"
+        f"{100 * smaller.lost:.2f} % of the squared {what} is lost. Written: {options.out}/"
     )
 
 

@@ -30,6 +30,7 @@ CHECKS: tuple[CheckFunction, ...] = (
     machine_checks.system,
     source_checks.packages,
     machine_checks.devices,
+    machine_checks.memory,
     machine_checks.precisions,
     source_checks.sources,
     source_checks.tracker,

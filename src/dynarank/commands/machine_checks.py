@@ -18,6 +18,8 @@ LEAST_DISK = 1.0
 """GiB below which a run will fail."""
 ENOUGH_DISK = 10.0
 """GiB below which a large model's run may fail."""
+LEAST_MEMORY = 2.0
+"""GiB of free memory below which even a small model may not train."""
 LEAST_SHARED_MEMORY = 0.25
 """GiB of shared memory that data workers want; containers often have 0.06."""
 GIT_SECONDS = 15.0
@@ -70,6 +72,21 @@ def devices() -> Iterator[Check]:
             f"there is an NVIDIA driver, but {reason}",
             "install torch for your CUDA version",
         )
+
+
+def memory() -> Iterator[Check]:
+    """Say how much memory is free, where the system tells, and what says how much a run takes."""
+    table = Path("/proc/meminfo")
+    if not table.is_file():
+        return
+    sizes = dict(line.split(":", 1) for line in table.read_text().splitlines() if ":" in line)
+    kilobytes = [int(sizes[name].split()[0]) for name in ("MemAvailable", "MemTotal")]
+    free, total = (size * 1024 / GIB for size in kilobytes)
+    found = f"{free:.1f} of {total:.1f} GiB free; dynarank budget --memory says what a run takes"
+    if free >= LEAST_MEMORY:
+        yield Check("memory", OK, found)
+    else:
+        yield Check("memory", NOTE, found, "close other programs, or train on a larger machine")
 
 
 def precisions() -> Iterator[Check]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "write a run as a plain PEFT adapter, or merged into its model",
     "compress": "make any PEFT LoRA adapter smaller, without training",
     "budget": "show what every method takes under a budget, without loading weights",
+    "bench": "compare methods, each tuned alike, over tasks, budgets and seeds",
     "report": "compare runs: tables, statistics, pictures and a page",
     "doctor": "check whether this machine can train, and what",
 }

@@ -62,7 +62,7 @@ def local_hub() -> Check:
     if not root:
         found = "DYNARANK_HUB is not set, so models and data come from the hub and its cache"
         return Check("local hub", NOTE, found)
-    folders = [Path(root).expanduser() / kind for kind in ("models", "datasets")]
+    folders = [Path(expand_user(root)) / kind for kind in ("models", "datasets")]
     if not any(folder.is_dir() for folder in folders):
         found = f"DYNARANK_HUB={root}: holds neither models/ nor datasets/"
         return Check("local hub", FAIL, found, "correct it, or unset it")
@@ -90,6 +90,7 @@ def packaged_model() -> Check:
 
     from dynarank.config.folders import conf_folder
     from dynarank.errors import UserError
+from dynarank.settings import expand_user
     from dynarank.pretrained.hub import ModelConfig, check_sha256, locate
 
     stated: Any = OmegaConf.load(conf_folder() / "model" / "minilm.yaml")

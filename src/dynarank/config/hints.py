@@ -41,6 +41,8 @@ SAME_IN_OTHER_WORDS = {
     "model_name_or_path": "model.path",
     "train_file": "task.train_file",
     "validation_file": "task.validation_file",
+    "test_file": "task.test_file",
+    "test_split": "task.test_split",
     "metrics": "task.metrics",
 }
 """Our names of what PEFT and transformers call otherwise."""

@@ -15,13 +15,20 @@ from dynarank.config.folders import folder_name
 from dynarank.errors import UserError, first_line, nearest
 from dynarank.methods.config import (
     AdaLoRAConfig,
+    DiffPruningConfig,
     DoRAConfig,
+    DynaRankConfig,
+    EvaConfig,
+    GlobalSvdConfig,
+    GoraConfig,
     LoRAConfig,
     MethodConfig,
     PromptConfig,
+    SoraConfig,
 )
 from dynarank.pretrained.hub import HubConfig, ModelConfig
 from dynarank.settings import Form, Ge, Gt, Lt, OneOf, UserPath, check_settings
+from dynarank.tasks.causal_config import CausalLMConfig, InstructConfig
 from dynarank.tasks.config import QuestionAnsweringConfig, TaskConfig, TextClassificationConfig
 from dynarank.tasks.image_config import ImageClassificationConfig
 from dynarank.tasks.seq2seq_config import Seq2SeqConfig
@@ -37,6 +44,9 @@ class OptimizerConfig:
 
     lr: Annotated[float | None, Gt(0)] = None
     """The peak learning rate; null: task.lr x model.lr_scale."""
+    head_lr: Annotated[float | None, Gt(0)] = None
+    """The peak learning rate of the task head, which starts untrained; null: optimizer.lr. The two
+    want different rates, and one rate for both confounds comparisons of methods."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
     """The decay of matrices; c, biases and norms never decay."""
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.06
@@ -213,12 +223,20 @@ SCHEMAS = {
     "task/text_classification": TextClassificationConfig,
     "task/question_answering": QuestionAnsweringConfig,
     "task/seq2seq": Seq2SeqConfig,
+    "task/causal_lm": CausalLMConfig,
+    "task/instruct": InstructConfig,
     "task/token_classification": TokenClassificationConfig,
     "task/image_classification": ImageClassificationConfig,
     "method/dora": DoRAConfig,
+    "method/dynarank": DynaRankConfig,
     "method/lora": LoRAConfig,
     "method/adalora": AdaLoRAConfig,
+    "method/global_svd": GlobalSvdConfig,
+    "method/eva": EvaConfig,
+    "method/gora": GoraConfig,
     "method/prompt": PromptConfig,
+    "method/sora": SoraConfig,
+    "method/diff_pruning": DiffPruningConfig,
     "method/plain": MethodConfig,
 }
 """Schemas that a group's files choose from, for `defaults: [/schema/...@_here_]`."""

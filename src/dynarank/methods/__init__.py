@@ -25,8 +25,16 @@ class Registered:
 
 METHODS = {
     "dora": Registered(path="dynarank.methods.dora:DoRA", title="DoRA"),
+    "dynarank": Registered(path="dynarank.methods.dora:DynaRank", title="dynarank"),
     "lora": Registered(path="dynarank.methods.lora:LoRA", title="LoRA"),
     "adalora": Registered(path="dynarank.methods.adalora:AdaLoRA", title="AdaLoRA"),
+    "global_svd": Registered(path="dynarank.methods.global_svd:GlobalSvd", title="Global SVD"),
+    "eva": Registered(path="dynarank.methods.eva:Eva", title="EVA"),
+    "gora": Registered(path="dynarank.methods.gora:Gora", title="GoRA"),
+    "sora": Registered(path="dynarank.methods.sora:Sora", title="SoRA"),
+    "diff_pruning": Registered(
+        path="dynarank.methods.diff_pruning:DiffPruning", title="Diff Pruning"
+    ),
     "houlsby": Registered(path="dynarank.methods.bottleneck:Houlsby", title="HAdapter"),
     "pfeiffer": Registered(path="dynarank.methods.bottleneck:Pfeiffer", title="PAdapter"),
     "bitfit": Registered(path="dynarank.methods.full:BitFit", title="BitFit"),

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 
 TRAINED = "trained.safetensors"
 """What methods without a PEFT format write: what was trained, by the adapted model's own names."""
+
+
+Inputs = Mapping[str, Tensor]
+"""A batch as the model is called with it, labels among them."""
 
 
 class Allocator(Protocol):
@@ -62,6 +66,34 @@ class Allocator(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Carry:
+    """How what is kept of a parameter follows it where its components were turned."""
+
+    value: Callable[[Tensor], Tensor]
+    """For an average of the parameter."""
+    first: Callable[[Tensor], Tensor]
+    """For Adam's first moment, a mean of gradients."""
+    second: Callable[[Tensor], Tensor]
+    """For Adam's second moment, a mean of squared gradients."""
+
+
+@runtime_checkable
+class MovesParameters(Protocol):
+    """An allocator that turned parameters when it pruned last."""
+
+    def carried(self) -> dict[Tensor, Carry]:
+        """Return, by the turned parameter, how its average and its moments follow."""
+
+
+@runtime_checkable
+class TakesRate(Protocol):
+    """An allocator whose steps need the learning rate of the optimizer's."""
+
+    lr: float
+    """Set before each `step`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodSize:
     """What a method takes on a model under a budget."""
 
@@ -79,7 +111,8 @@ class MethodSize:
 class Method(ABC, Generic[ConfigT]):
     """One way of fine-tuning.
 
-    Life: `adapt` once, then `allocator` and `penalty` in training, `export` at the end.
+    Life: `adapt` once, `prepare` once in a new run, then `allocator` and `penalty` in training,
+    `export` at the end.
     """
 
     takes_targets: ClassVar[bool] = True
@@ -128,6 +161,21 @@ class Method(ABC, Generic[ConfigT]):
         The rest is frozen already, except for the head.
         """
 
+    @property
+    def preparation_batches(self) -> int:
+        """The number of batches that `prepare` reads; 0 where it is not called."""
+        return 0
+
+    def prepare(self, inputs: Sequence[Inputs]) -> None:
+        """Read the first batches before training, once; a resumed run does not do it again.
+
+        What it decides lies in the adapters' parameters and masks, which checkpoints hold. All
+        processes call it with the same batches and the same random state.
+
+        Raises:
+            ValueError: the method cannot read this model.
+        """
+
     def allocator(self, total_steps: int) -> Allocator | None:
         """Return what distributes ranks over so many optimizer steps; None if nothing does."""
         return None
@@ -135,6 +183,30 @@ class Method(ABC, Generic[ConfigT]):
     def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
         """Return parameters whose learning rate is a multiple of the run's, and that multiple."""
         return []
+
+    def all_lr_ratios(
+        self, lr: float, head_lr: float | None
+    ) -> list[tuple[list[nn.Parameter], float]]:
+        """Return `lr_ratios`, and the head's where it has a rate of its own.
+
+        Args:
+            lr: the run's peak rate.
+            head_lr: the head's; None for the run's.
+        """
+        ratios = self.lr_ratios()
+        if head_lr is None:
+            return ratios
+        head = parameters_inside(self.model, self.head)
+        # In the model's order, which a set does not keep.
+        trained = [p for p in self.model.parameters() if p in head and p.requires_grad]
+        return [*ratios, (trained, head_lr / lr)]
+
+    def observe_gradients(self) -> None:
+        """Take in the gradients of the coming optimizer step, where an allocation needs them.
+
+        They are unscaled, averaged over all processes, not yet clipped, and without the gradient
+        of `add_penalty_gradient`. A loss scaler may skip the step.
+        """
 
     def penalty(self, frozen: bool) -> Tensor | None:
         """Return what the method adds to the task's loss, a scalar; None for nothing.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
 from dynarank.adapters import STARTS
 from dynarank.allocation.config import SCORES
 from dynarank.methods.placement import PLACEMENTS
-from dynarank.settings import Ge, Gt, Lt, OneOf, check_settings
+from dynarank.settings import Ge, Gt, Lt, OneOf, UserPath, check_settings
 
 
 @dataclass
@@ -27,20 +28,60 @@ class DoRAConfig(MethodConfig):
     """Dynamic rank distribution (Mao et al., ACL 2024)."""
 
     alpha: Annotated[float | None, Gt(0)] = 8.0
-    """The scale of the update is alpha / budget.init, and stays when components go. null:
+    """The scale of the update, over what alpha_over says; it stays when components go. null:
     8 (init / 12)^1.5, with which a component starts as large under any budget as in the published
     setting, r8."""
+    alpha_over: Annotated[str, OneOf(("init", "target", "sqrt"))] = "init"
+    """The scale of the update is alpha / budget.init, as in the paper; alpha / budget.target, so
+    that init does not change a component's size; or alpha / sqrt(target), as in rsLoRA. A target
+    below one counts as one."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """On the input of the adapters."""
     beta: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Smoothing of the importance scores (Eq. 8)."""
-    score: Annotated[str, OneOf(SCORES)] = "relative"
+    score: Annotated[str, OneOf((*SCORES, "shuffled"))] = "relative"
     """What a component is judged by: relative (the paper's share of the layer's update), absolute
-    (the plain norm), or sensitivity (AdaLoRA's)."""
+    (the plain norm), sensitivity (AdaLoRA's), fisher (the square of c_i dL/dc_i); or, as controls,
+    random, and shuffled (the ranks of rank_pattern_from in other places)."""
+    score_seed: Annotated[int, Ge(0)] = 0
+    """Decides what score=random and score=shuffled draw."""
+    rank_pattern_from: Annotated[str | None, UserPath()] = None
+    """For score=shuffled: the folder of a finished run whose ranks are permuted over the matrices
+    of each shape."""
     init: Annotated[str, OneOf(STARTS)] = "paper"
     """paper (c = 0, A and B random), or lora (c = 1, B = 0), which learns from the first step."""
     c_lr_ratio: Annotated[float, Gt(0)] = 1.0
     """Learning rate of c, as a multiple of the others'."""
+    b_lr_ratio: Annotated[float, Gt(0)] = 1.0
+    """Learning rate of B, as a multiple of A's (LoRA+, Hayou et al., 2024)."""
+    train_c: bool = True
+    """Whether c is trained; if not, it stays 1 where a component is kept, which needs init=lora."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.train_c and self.init == "paper":
+            raise ValueError(
+                "method.train_c = false: with method.init = paper, c stays 0 and nothing would "
+                "be learned. Set method.init=lora"
+            )
+        if not self.train_c and self.score == "sensitivity":
+            raise ValueError(
+                "method.train_c = false: method.score = sensitivity needs the gradient of c. Set "
+                "method.score=fisher"
+            )
+        if (self.score == "shuffled") != (self.rank_pattern_from is not None):
+            raise ValueError(
+                f"method.score = {self.score}: score=shuffled and rank_pattern_from=RUN go together"
+            )
+
+    def scale(self, init: int, target: float) -> float:
+        """Return the factor s of the update, for a budget's init and target."""
+        divisors = {
+            "init": float(init),
+            "target": max(1.0, target),
+            "sqrt": math.sqrt(max(1.0, target)),
+        }
+        return self.alpha_at(init) / divisors[self.alpha_over]
 
     def alpha_at(self, init: int) -> float:
         """Return alpha, resolved for the components that a layer starts with."""
@@ -48,11 +89,29 @@ class DoRAConfig(MethodConfig):
 
 
 @dataclass
+class DynaRankConfig(DoRAConfig):
+    """The recipe of this library: LoRA's start, c fixed, components judged by a Fisher score."""
+
+    alpha: Annotated[float | None, Gt(0)] = 8.0
+    alpha_over: Annotated[str, OneOf(("init", "target", "sqrt"))] = "target"
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    beta: Annotated[float, Ge(0), Lt(1)] = 0.9
+    score: Annotated[str, OneOf((*SCORES, "shuffled"))] = "fisher"
+    init: Annotated[str, OneOf(STARTS)] = "lora"
+    train_c: bool = False
+
+
+@dataclass
 class LoRAConfig(MethodConfig):
     """LoRA (Hu et al., ICLR 2022), PEFT's; its mean rank is budget.target."""
 
     alpha: Annotated[float, Gt(0)] = 16.0
-    """The scale of the update is alpha / rank; below one component a matrix, alpha."""
+    """The scale of the update, over what alpha_over says."""
+    alpha_over: Annotated[str, OneOf(("target", "sqrt"))] = "target"
+    """The scale is alpha / budget.target, or alpha / sqrt(target), as in rsLoRA. A target below
+    one counts as one."""
+    b_lr_ratio: Annotated[float, Gt(0)] = 1.0
+    """Learning rate of B, as a multiple of A's (LoRA+, Hayou et al., 2024)."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """On the input of the adapters."""
     placement: Annotated[str, OneOf(PLACEMENTS)] = "even"
@@ -78,6 +137,75 @@ class AdaLoRAConfig(MethodConfig):
     """Smoothing of sensitivity and of uncertainty."""
     orthogonality: Annotated[float, Ge(0)] = 0.5
     """Weight of the orthogonal regularization in the loss."""
+
+
+@dataclass
+class GlobalSvdConfig(MethodConfig):
+    """A LoRA of rank budget.init, cut to its best singular components at the freeze."""
+
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """The scale of the update is alpha / budget.init, and stays when components go."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """On the input of the adapters."""
+
+
+@dataclass
+class EvaConfig(MethodConfig):
+    """EVA (Paischer et al., 2024), PEFT's: A and ranks from the variance of the layers' inputs."""
+
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """The scale of the update is alpha / budget.target."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """On the input of the adapters."""
+    rho: Annotated[float, Ge(1)] = 2.0
+    """The most components a layer may get, as a multiple of budget.target; 1 redistributes none."""
+    tau: Annotated[float, Gt(0), Lt(1)] = 0.99
+    """The cosine similarity from one batch to the next with which a direction has held still."""
+    batches: Annotated[int, Gt(0)] = 16
+    """First batches that are read, again and again until the directions hold still."""
+
+
+@dataclass
+class GoraConfig(MethodConfig):
+    """GoRA (He et al., 2025): ranks and start from the gradient of the first batches."""
+
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """The scale of the update is alpha / budget.target."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """On the input of the adapters."""
+    max_ratio: Annotated[float, Ge(1)] = 4.0
+    """The most components a layer may get, as a multiple of budget.target."""
+    gamma: Annotated[float, Ge(0)] = 0.05
+    """The size of the start: gamma / target times the projected gradient; 0 starts at the base."""
+    directions: Annotated[str, OneOf(("random", "gradient"))] = "random"
+    """A's rows: random, or the gradient's first right singular vectors (LoRA-GA's)."""
+    batches: Annotated[int, Gt(0)] = 16
+    """First batches whose mean gradient is taken."""
+
+
+@dataclass
+class SoraConfig(MethodConfig):
+    """SoRA (Ding et al., EMNLP 2023): a gate on every component, driven to zero."""
+
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """The scale of the update is alpha / budget.init, and stays when components go."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """On the input of the adapters."""
+    sparsity: Annotated[float, Ge(0)] = 1.0
+    """lambda, the weight of the gates' absolute sum: after a step of rate lr, every gate comes
+    nearer to zero by lr x lambda."""
+
+
+@dataclass
+class DiffPruningConfig(MethodConfig):
+    """Diff Pruning (Guo et al., ACL 2021): a sparse difference of all weights."""
+
+    sparsity: Annotated[float, Ge(0)] = 40.0
+    """lambda, the weight of the mean probability that a gate is open."""
+    log_alpha: float = 5.0
+    """Where every gate starts; 5 is open."""
+    gate_lr_ratio: Annotated[float, Gt(0)] = 10.0
+    """Learning rate of the gates, as a multiple of the weights'."""
 
 
 @dataclass

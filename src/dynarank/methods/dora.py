@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +12,16 @@ from dynarank.adapters.inject import find_linears, inject
 from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
 from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.allocator_checks import cannot_allocate
 from dynarank.allocation.components import component_parameters
+from dynarank.allocation.controls import scores_for_ranks, shuffle_ranks
 from dynarank.allocation.dem import add_dem_gradient, dem_penalty
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import DoRAConfig
+from dynarank.methods.found_ranks import read_found_ranks
 from dynarank.methods.ranked import check_some_left, pruned_size, schedule_of
+
+log = logging.getLogger(__name__)
 
 
 class DoRA(Method[DoRAConfig]):
@@ -24,37 +30,84 @@ class DoRA(Method[DoRAConfig]):
     penalty_name = "dem"
     closed_form_penalty = True
     layers: dict[str, DoRALinear]
+    _allocator: RankAllocator | None = None
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        initial = self.budget.initial
         check_some_left(self.budget, len(find_linears(model, targets, self.head)))
         self.layers = inject(
             model,
             targets,
-            r=self.budget.initial,
-            alpha=self.config.alpha_at(self.budget.initial),
+            r=initial,
+            # The layer divides by the components that it starts with.
+            alpha=self.config.scale(initial, self.budget.target) * initial,
             dropout=self.config.dropout,
             exclude=self.head,
             start=self.config.init,
         )
+        if not self.config.train_c:
+            for layer in self.layers.values():
+                layer.lora_c.requires_grad_(False)
         return model
 
     def allocator(self, total_steps: int) -> RankAllocator:
-        return RankAllocator(
+        cost_aware = self.budget.unit == "parameters"
+        warning = cannot_allocate(
+            self.config.score, self.budget.initial, self.budget.target, cost_aware
+        )
+        if warning:
+            log.warning("method.score=%s: %s", self.config.score, warning)
+        shuffled = self.config.score == "shuffled"
+        self._allocator = RankAllocator(
             self.layers,
             schedule_of(self.budget, total_steps, self.budget.schedule),
             beta=self.config.beta,
             regrow=self.budget.regrow,
-            score=self.config.score,
-            cost_aware=self.budget.unit == "parameters",
+            score="random" if shuffled else self.config.score,
+            cost_aware=cost_aware,
             min_rank=self.budget.min_rank,
             max_rank=self.budget.max_rank,
+            seed=self.config.score_seed,
+            fixed_scores=self._shuffled_scores() if shuffled else None,
+        )
+        return self._allocator
+
+    def _shuffled_scores(self) -> Tensor:
+        """Return scores that keep another run's ranks, permuted over the matrices of a shape.
+
+        Raises:
+            ValueError: the run's ranks are of other matrices, or above what these start with.
+        """
+        assert self.config.rank_pattern_from is not None
+        ranks = read_found_ranks(self.config.rank_pattern_from)
+        if not ranks.keys() <= self.layers.keys():
+            raise ValueError(
+                f"method.rank_pattern_from = {self.config.rank_pattern_from}: its ranks are of "
+                "other matrices than those of this model"
+            )
+        shapes = {
+            name: (layer.in_features, layer.out_features) for name, layer in self.layers.items()
+        }
+        everywhere = {name: ranks.get(name, 0) for name in self.layers}
+        shuffled = shuffle_ranks(everywhere, shapes, self.config.score_seed)
+        return scores_for_ranks(
+            ranks=[shuffled[name] for name in self.layers],
+            sizes=[layer.r for layer in self.layers.values()],
+            seed=self.config.score_seed,
         )
 
+    def observe_gradients(self) -> None:
+        if self._allocator is not None:
+            self._allocator.observe()
+
     def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
-        ratio = self.config.c_lr_ratio
-        if ratio == 1:
-            return []
-        return [([layer.lora_c for layer in self.layers.values()], ratio)]
+        ratios = []
+        layers = self.layers.values()
+        if self.config.c_lr_ratio != 1 and self.config.train_c:
+            ratios.append(([layer.lora_c for layer in layers], self.config.c_lr_ratio))
+        if self.config.b_lr_ratio != 1:
+            ratios.append(([layer.lora_B for layer in layers], self.config.b_lr_ratio))
+        return ratios
 
     def penalty(self, frozen: bool) -> Tensor | None:
         if frozen or not self.dem.eta:
@@ -80,3 +133,18 @@ class DoRA(Method[DoRAConfig]):
     def export(self, folder: Path, base: str, task_type: str | None) -> None:
         # The run itself decides what is done with a model that is over its budget.
         write_peft_adapter(self.model, folder, base, task_type, self.head, over_budget=True)
+
+
+class DynaRank(DoRA):
+    """This library's recipe: the same machinery under settings of its own, and never DEM.
+
+    DEM evens out the variances of A and B, which a start with B = 0 and fixed c does not need.
+    """
+
+    penalty_name = "penalty"
+
+    def penalty(self, frozen: bool) -> Tensor | None:
+        return None
+
+    def add_penalty_gradient(self, frozen: bool) -> Tensor | None:
+        return None

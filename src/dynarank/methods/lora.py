@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,8 @@ class LoRA(Method[LoRAConfig]):
             )
         adapted = {name: rank for name, rank in self.fixed_ranks.items() if rank}
         names = list(adapted)
-        scale = self.config.alpha / max(1, self.budget.target)
+        per = max(1.0, self.budget.target)
+        scale = self.config.alpha / (math.sqrt(per) if self.config.alpha_over == "sqrt" else per)
         # PEFT reads the keys of both patterns as regular expressions.
         ranks = {"^" + re.escape(name): rank for name, rank in adapted.items()}
         config = peft.LoraConfig(
@@ -58,6 +60,12 @@ class LoRA(Method[LoRAConfig]):
         for name in self.head:  # PEFT froze it
             model.get_submodule(name).requires_grad_(True)
         return model
+
+    def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
+        ratio = self.config.b_lr_ratio
+        if ratio == 1:
+            return []
+        return [([layer.lora_B[ADAPTER].weight for layer in self.layers.values()], ratio)]
 
     def choose_ranks(self, model: nn.Module, names: Sequence[str]) -> dict[str, int]:
         """Return the rank of each named matrix, as the budget and the placement have it.

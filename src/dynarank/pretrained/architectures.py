@@ -23,6 +23,7 @@ _BERT_TARGETS = (
 )
 _BERT_FEEDFORWARD = r".*\d\.output\.dense"
 _BART_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+_NEOX_TARGETS = ("query_key_value", "dense_h_to_4h")
 _LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -78,6 +79,29 @@ def _like_llama(title: str) -> Architecture:
     )
 
 
+def _decoder(
+    title: str,
+    inner: tuple[str, ...],
+    attention_output: str,
+    feedforward_output: str,
+    position_table: str | None = None,
+) -> Architecture:
+    """Return a decoder's entry.
+
+    Args:
+        inner: the layers to adapt beside the last ones of attention and feed-forward.
+    """
+    return Architecture(
+        title=title,
+        kind="decoder",
+        targets=(*inner, attention_output, feedforward_output),
+        attention_outputs=(attention_output,),
+        feedforward_outputs=(feedforward_output,),
+        position_table=position_table,
+        takes_prompt=False,
+    )
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "roberta": _like_bert("RoBERTa", model_groups=("roberta_base", "roberta_large")),
     "bert": _like_bert("BERT", model_groups=("bert_base", "minilm")),
@@ -114,6 +138,21 @@ ARCHITECTURES: dict[str, Architecture] = {
         feedforward_outputs=("lin2",),
         position_table="position_embeddings",
     ),
+    "albert": Architecture(
+        title="ALBERT",
+        kind="encoder",
+        targets=("query", "key", "value", "attention.dense", "ffn", "ffn_output"),
+        attention_outputs=("attention.dense",),
+        feedforward_outputs=("ffn_output",),
+        position_table="position_embeddings",
+    ),
+    "modernbert": Architecture(
+        title="ModernBERT",
+        kind="encoder",
+        targets=("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"),
+        attention_outputs=("attn.Wo",),
+        feedforward_outputs=("mlp.Wo",),
+    ),
     "bart": _like_bart("BART", model_groups=("bart_base", "bart_large"), takes_prompt=True),
     "t5": _like_t5("T5", model_groups=("t5_base",)),
     "mt5": _like_t5("mT5"),
@@ -133,6 +172,25 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": _like_llama("Mistral"),
     "qwen2": _like_llama("Qwen2"),
     "qwen3": _like_llama("Qwen3"),
+    "gemma": _like_llama("Gemma"),
+    "gemma2": _like_llama("Gemma 2"),
+    "gemma3_text": _like_llama("Gemma 3"),
+    "smollm3": _like_llama("SmolLM3"),
+    "stablelm": _like_llama("StableLM"),
+    "phi": _decoder("Phi", ("q_proj", "k_proj", "v_proj", "fc1"), "self_attn.dense", "fc2"),
+    "phi3": _decoder("Phi-3", ("qkv_proj", "gate_up_proj"), "o_proj", "down_proj"),
+    "starcoder2": _decoder(
+        "StarCoder2", ("q_proj", "k_proj", "v_proj", "c_fc"), "o_proj", "mlp.c_proj"
+    ),
+    "opt": _decoder(
+        "OPT", ("q_proj", "k_proj", "v_proj", "fc1"), "out_proj", "fc2", "embed_positions"
+    ),
+    "gpt_neo": _decoder(
+        "GPT-Neo", ("q_proj", "k_proj", "v_proj", "c_fc"), "out_proj", "mlp.c_proj", "wpe"
+    ),
+    "gpt_neox": _decoder("GPT-NeoX", _NEOX_TARGETS, "attention.dense", "dense_4h_to_h"),
+    "bloom": _decoder("BLOOM", _NEOX_TARGETS, "self_attention.dense", "dense_4h_to_h"),
+    "falcon": _decoder("Falcon", _NEOX_TARGETS, "self_attention.dense", "dense_4h_to_h"),
     **IMAGE_ARCHITECTURES,
 }
 """What is known, by the `model_type` of a model's config.json."""

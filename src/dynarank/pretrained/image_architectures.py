@@ -7,8 +7,8 @@ from dynarank.pretrained.architecture import Architecture
 # transformers has given most of these models new names of layers; both are known.
 _ATTENTION = (r".*\.(q_proj|query)", r".*\.(k_proj|key)", r".*\.(v_proj|value)")
 _ATTENTION_OUTPUT = r".*\.(attention\.o_proj|attention\.output\.dense)"
-_FEEDFORWARD = r".*\.(fc1|intermediate\.dense|weights_in)"
-_FEEDFORWARD_OUTPUT = r".*\.\d+\.(mlp\.fc2|output\.dense|mlp\.weights_out)"
+_FEEDFORWARD = r".*\.(fc1|intermediate\.dense|weights_in|gate_proj|up_proj)"
+_FEEDFORWARD_OUTPUT = r".*\.\d+\.(mlp\.fc2|output\.dense|mlp\.weights_out|mlp\.down_proj)"
 _TOWER_ATTENTION = r".*\.layers\.\d+\.self_attn\.(q|k|v)_proj"
 _TOWER_ATTENTION_OUTPUT = r".*\.layers\.\d+\.self_attn\.out_proj"
 _TOWER_FEEDFORWARD_OUTPUT = r".*\.layers\.\d+\.mlp\.fc2"

@@ -31,13 +31,13 @@ def report_text(
         f"Scores {which}: mean ± standard deviation over seeds.\n\n{scores_table(table)}",
     ]
     for task in table.tasks:
-        lines = (
+        remarks = (
             without_mean(table, task),
             baseline_line(table, task),
             collapsed_line(table, task),
             _test_line(table, task),
         )
-        for line in lines:
+        for line in remarks:
             if line:
                 parts.append(f"{escaped(task)}: {escaped(line)}\n")
     if table.implied:

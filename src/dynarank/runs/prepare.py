@@ -34,6 +34,7 @@ from dynarank.pretrained.models import (
     resolve_targets,
 )
 from dynarank.pretrained.processors import PROCESSORS
+from dynarank.runs.placing import prepare_method
 from dynarank.runs.preflight import check_compiler, check_machine, locate_model
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
@@ -175,6 +176,8 @@ def build_training(config: TrainConfig, loaded: ModelLoaded) -> Prepared:
     )
     check_shares(task, world)
     check_lengths(model, data, task)
+    if located.resumption is None and method.preparation_batches:
+        prepare_method(config, method, task, data)
     total_steps = resolve_total_steps(
         data.batches_per_epoch, config.epochs, config.trainer.accumulate, config.trainer.max_steps
     )

@@ -48,7 +48,8 @@ def build_trainer(
 ) -> pl.Trainer:
     """Return Lightning's trainer for a run."""
     callbacks: list[Callback] = [checkpoints, *build_callbacks(config.trainer.callbacks)]
-    if _on_terminal():
+    on_terminal = _on_terminal()
+    if on_terminal:
         callbacks.append(OneLineBar())
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
@@ -71,7 +72,7 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        enable_progress_bar=any(isinstance(callback, OneLineBar) for callback in callbacks),
+        enable_progress_bar=on_terminal,
         logger=build_loggers(config, folder, resumed=prepared.resumption is not None),
         callbacks=callbacks,
         plugins=[DurableIO(RunContent(prepared.module)), *_no_requeueing()],

@@ -14,6 +14,8 @@ FAMILIES = {
     "text_classification": "dynarank.tasks.text_classification:TextClassification",
     "question_answering": "dynarank.tasks.question_answering:QuestionAnswering",
     "seq2seq": "dynarank.tasks.seq2seq:Seq2Seq",
+    "causal_lm": "dynarank.tasks.causal_lm:CausalLM",
+    "instruct": "dynarank.tasks.instruct:Instruct",
     "token_classification": "dynarank.tasks.token_classification:TokenClassification",
     "image_classification": "dynarank.tasks.image_classification:ImageClassification",
 }

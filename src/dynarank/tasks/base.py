@@ -112,15 +112,11 @@ class Task(ABC, Generic[ConfigT]):
 
     def scored_rows(self, split: str) -> Dataset:
         """Return the rows of a split that is validated, or tested."""
-        return self.test[split] if split in self.test else self.validation[split]
+        return {**self.validation, **self.test}[split]
 
     def scored_features(self, split: str) -> Dataset:
         """Return the features of a split that is validated, or tested."""
-        return (
-            self.test_features[split]
-            if split in self.test_features
-            else self.validation_features[split]
-        )
+        return {**self.validation_features, **self.test_features}[split]
 
     def baseline(self, rows: Dataset) -> Baseline | None:
         """Return what the best answer that does not look at the input scores on labelled rows.

@@ -131,12 +131,17 @@ class LabelScores(nn.Module):
         self.collapsed = None
 
 
-def one_text(texts: Sequence[Any]) -> str | None:
-    """Return in words the one text that all rows share; None where they differ or are no texts."""
+def one_text(texts: Sequence[Any], of: str = "rows") -> str | None:
+    """Return in words the one text that all rows share; None where they differ or are no texts.
+
+    Args:
+        texts: one for each of what `of` names.
+        of: what they are predictions of.
+    """
     if not texts or not isinstance(texts[0], str) or any(text != texts[0] for text in texts):
         return None
     shown = repr(texts[0][:60]) if texts[0] else "empty"
-    return f"all {len(texts):,} rows {shown}"
+    return f"all {len(texts):,} {of} {shown}"
 
 
 def collapsed(scores: Any) -> str | None:

@@ -5,6 +5,7 @@ It is CoNLL-2003's measure, which seqeval gives too (its default mode, micro ave
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -66,3 +67,15 @@ def count_entities(
         by_kind[kind] = EntityCounts(given[kind], predicted[kind], right[kind])
     whole = EntityCounts(given.total(), predicted.total(), right.total())
     return whole, by_kind
+
+
+def share_alike(given: Sequence[Sequence[str]], guessed: Sequence[Sequence[str]]) -> float:
+    """Return the share of words whose tag is the one given."""
+    pairs = list(
+        zip(
+            itertools.chain.from_iterable(given),
+            itertools.chain.from_iterable(guessed),
+            strict=True,
+        )
+    )
+    return sum(true == tag for true, tag in pairs) / len(pairs) if pairs else 0.0

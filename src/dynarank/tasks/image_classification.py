@@ -11,6 +11,7 @@ import torch
 
 from dynarank.errors import UserError, first_line
 from dynarank.pretrained.processors import image_mode
+from dynarank.settings import expand_user
 from dynarank.tasks.base import Batch, Collator
 from dynarank.tasks.classification import Classification
 from dynarank.tasks.files import read_file
@@ -37,9 +38,10 @@ class ImageClassification(Classification[ImageClassificationConfig]):
         super().__init__(config)
         self.mode = "RGB"
         """The mode, as pillow names it, of the images that the model reads."""
+        self.pixel_dtype = torch.float32
 
     def read_file(self, field: str, name: str, used: Collection[str] | None = None) -> Dataset:
-        path, columns = Path(name).expanduser(), self.config.columns
+        path, columns = Path(expand_user(name)), self.config.columns
         if path.is_dir():
             return read_folder(field, path, columns.image, columns.label)
         return absolute_paths(read_file(field, name, used), columns.image, path.parent)
@@ -60,7 +62,7 @@ class ImageClassification(Classification[ImageClassificationConfig]):
         self, dataset: Dataset, tokenizer: Any, model: PreTrainedModel, labelled: bool = True
     ) -> Dataset:
         columns = self.config.columns
-        self.mode = image_mode(model)
+        self.mode, self.pixel_dtype = image_mode(model), model.dtype
         names = {columns.image: "image"} | ({columns.label: "labels"} if labelled else {})
         features = dataset.select_columns(list(names)).rename_columns(names)
         return features.add_column(
@@ -74,9 +76,9 @@ class ImageClassification(Classification[ImageClassificationConfig]):
     def collator(self, tokenizer: Any) -> Collator:
         def collate(features: list[dict[str, Any]]) -> Batch:
             images = [_converted(feature, self.mode) for feature in features]
-            batch: Batch = {
-                "pixel_values": tokenizer(images=images, return_tensors="pt")["pixel_values"]
-            }
+            pixels = tokenizer(images=images, return_tensors="pt")["pixel_values"]
+            # Not every model narrows its input to the type of its own weights.
+            batch: Batch = {"pixel_values": pixels.to(self.pixel_dtype)}
             if "labels" in features[0]:
                 batch["labels"] = torch.tensor([feature["labels"] for feature in features])
             return batch

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from dynarank.errors import UserError
+from dynarank.settings import expand_user
 from dynarank.tasks.base import Batch, Collator, Task
+from dynarank.tasks.baselines import Baseline, one_text
 from dynarank.tasks.conll import ENDINGS, read_conll
-from dynarank.tasks.entity_scores import count_entities
+from dynarank.tasks.entity_scores import count_entities, share_alike
 from dynarank.tasks.features import cached_map
 from dynarank.tasks.files import read_file
 from dynarank.tasks.row_scores import RowScores
@@ -72,7 +74,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
         return replace(self.config, labels=self.kinds or None)
 
     def read_file(self, field: str, name: str, used: Collection[str] | None = None) -> Dataset:
-        path = Path(name).expanduser()
+        path = Path(expand_user(name))
         if path.suffix.lower() not in ENDINGS:
             return read_file(field, name, used, more_endings=ENDINGS)
         columns = self.config.columns
@@ -169,7 +171,20 @@ class TokenClassification(Task[TokenClassificationConfig]):
         return (batch["labels"] != IGNORED).sum()
 
     def scores(self, split: str) -> RowScores:
-        return RowScores(lambda seen, guesses: self._evaluate(split, seen, guesses)[0])
+        def evaluate(seen: list[int], guesses: list[Guess]) -> dict[str, float]:
+            metrics, _, guessed = self._evaluate(split, seen, guesses)
+            collected.collapsed = one_text(list(itertools.chain.from_iterable(guessed)), of="words")
+            return metrics
+
+        collected = RowScores(evaluate)
+        return collected
+
+    def baseline(self, rows: Dataset) -> Baseline:
+        """Return the scores of the most frequent tag at every word: 'O', as a rule."""
+        given = rows[self.config.columns.tags][:]
+        ((tag, _),) = Counter(itertools.chain.from_iterable(given)).most_common(1)
+        metrics, _ = self._tag_scores(given, [[tag] * len(tags) for tags in given])
+        return Baseline(f"{tag} everywhere", metrics)
 
     def score(self, model: nn.Module, batch: Batch, scores: RowScores) -> Tensor:
         output = model(**self.inputs(batch))
@@ -209,17 +224,23 @@ class TokenClassification(Task[TokenClassificationConfig]):
 
     def _evaluate(
         self, split: str, seen: list[int], guesses: list[Guess]
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return the scores of the rows that the seen features belong to, and those by kind."""
-        features = self.validation_features[split].select(seen)
+    ) -> tuple[dict[str, float], dict[str, Any], list[list[str]]]:
+        """Return the scores of the rows that the seen features belong to, by kind, and the tags."""
+        features = self.scored_features(split).select(seen)
         rows = np.unique(self.rows_of(features))
         renumbered = np.searchsorted(rows, self.rows_of(features))
         features = features.remove_columns("row").add_column("row", renumbered)
-        dataset = self.validation[split].select(rows)
+        dataset = self.scored_rows(split).select(rows)
         given = dataset[self.config.columns.tags][:]
         records = self.answers(dataset, features, guesses)
         guessed = [record["predicted_tags"] for record in records]
-        scores = {"accuracy": _share_alike(given, guessed)}
+        return *self._tag_scores(given, guessed), guessed
+
+    def _tag_scores(
+        self, given: Sequence[Sequence[str]], guessed: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return the scores of rows of tags, and those by kind of entity."""
+        scores = {"accuracy": share_alike(given, guessed)}
         by_kind: dict[str, Any] = {}
         if self.config.scheme != "plain":
             spans = [
@@ -234,7 +255,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
     def artifacts(self, split: str, scores: RowScores) -> dict[str, Any]:
         """Return the scores by kind of entity; nothing for plain tags."""
         seen, guesses = scores.gathered()
-        _, by_kind = self._evaluate(split, seen, guesses)
+        _, by_kind, _ = self._evaluate(split, seen, guesses)
         prefix = self.config.split_label(split).replace("/", "_")
         return {f"{prefix}entities.json": by_kind} if by_kind else {}
 
@@ -276,15 +297,3 @@ def _entity_record(span: Span, words: Sequence[str], shares: np.ndarray) -> dict
         "stop": stop,
         "score": float(shares[start:stop].mean()),
     }
-
-
-def _share_alike(given: Sequence[Sequence[str]], guessed: Sequence[Sequence[str]]) -> float:
-    """Return the share of words whose tag is the one given."""
-    pairs = list(
-        zip(
-            itertools.chain.from_iterable(given),
-            itertools.chain.from_iterable(guessed),
-            strict=True,
-        )
-    )
-    return sum(true == tag for true, tag in pairs) / len(pairs) if pairs else 0.0

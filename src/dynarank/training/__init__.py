@@ -20,7 +20,7 @@ One optimizer step of a run, from the batches to the budget, in the order of the
 5.  `FineTuning.lr_scheduler_step` moves the learning rate on.
 6.  `RankAllocation.on_train_batch_end` (rank_allocation.py) calls the allocator's `step`: it scores
     the components, smooths the scores, and where the schedule says so prunes to the budget.
-    At the freeze it makes the kept set final, and `zero_pruned` (pruning.py) zeroes the rest.
+    At the freeze it makes the kept set final, and `cut_run` (cut.py) takes the rest away.
 7.  `WeightAverage.on_train_batch_end` (averaging.py) takes the pruned weights into the average.
 8.  `FineTuning.on_train_batch_end` logs, every `trainer.log_every` steps.
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from dynarank.adapters.cutting import Cuts, cut_tensors
 from dynarank.training.optimizer_steps import OptimizerSteps
 
 
@@ -51,6 +52,11 @@ class WeightAverage(Callback):
         self.updates += 1
         for name, weight in trained_parameters(pl_module).items():
             self.average[name].lerp_(weight, 1 - decay).masked_fill_(weight == 0, 0)
+
+    def cut(self, cuts: Cuts) -> None:
+        """Cut the average as its weights were cut; of a layer of rank 0 nothing is left."""
+        averages = cut_tensors(self.average, cuts)
+        self.average = {name: value for name, value in averages.items() if value.numel()}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in the weights' place for a validation within `fit`."""

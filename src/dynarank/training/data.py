@@ -7,6 +7,7 @@ rank takes its share of each global batch, so that any number of devices trains 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -180,6 +181,19 @@ class TaskData(LightningDataModule):
             batch_size=self.batch_size // self.world_size,
             sampler=sampler,
         )
+
+    def first_batches(self, count: int) -> list[Batch]:
+        """Return the run's first global batches, of one epoch at most, the same on all ranks."""
+        sampler = LengthGroupedSampler(self.train_lengths, self.batch_size, self.seed)
+        order = list(islice(sampler, count * self.batch_size))
+        features = self.task.train_features
+        unneeded = [name for name in self.task.host_columns if name in features.column_names]
+        features = features.remove_columns(unneeded)
+        batches = []
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batches.append(self.collate([features[int(row)] for row in rows]))
+        return batches
 
     @property
     def _rank(self) -> int:

@@ -195,6 +195,13 @@ def choose_as_rank_zero(keep: Tensor) -> Tensor:
     return chosen.bool()
 
 
+@torch.no_grad()
+def copy_rank_zero(tensors: Sequence[Tensor]) -> None:
+    """Put rank 0's values into every rank's tensors, in place."""
+    for tensor in tensors:
+        torch.distributed.broadcast(tensor, src=0)
+
+
 def check_alike(digest: int, what: str) -> None:
     """Check that all ranks hold the same.
 

@@ -123,7 +123,7 @@ class FineTuning(LightningModule):
             self.optimizer_config,
             self.lr,
             self.total_steps,
-            self.method.lr_ratios(),
+            self.method.all_lr_ratios(self.lr, self.optimizer_config.head_lr),
             fused=not has_loss_scaler(self),
         )
 
@@ -206,6 +206,7 @@ class FineTuning(LightningModule):
         Raises:
             NonFiniteError: a loss of the window or the gradient is not finite.
         """
+        self.method.observe_gradients()
         if self.method.closed_form_penalty:
             self._note_penalty(self.method.add_penalty_gradient(self.at_budget))
         norm = clip_gradient(optimizer, gradient_clip_val)

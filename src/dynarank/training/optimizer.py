@@ -20,8 +20,8 @@ def parameter_groups(
     """Return the trainable parameters in groups, as an optimizer takes them.
 
     The first group holds the matrices, which decay. The second holds the vectors (c, biases,
-    norms), which do not. Those named in `ratios` stand in groups of their own behind them,
-    undecayed, at a multiple of `lr`.
+    norms), which do not. Those named in `ratios` stand in groups of their own behind them, at a
+    multiple of `lr`.
     """
     apart: set[int] = set()
     for parameters, _ in ratios:
@@ -34,7 +34,14 @@ def parameter_groups(
         {"params": vectors, "weight_decay": 0.0},
     ]
     for parameters, ratio in ratios:
-        groups.append({"params": list(parameters), "weight_decay": 0.0, "lr": ratio * lr})
+        for decay, members in (
+            (weight_decay, [p for p in parameters if p.ndim > 1]),
+            (0.0, [p for p in parameters if p.ndim <= 1]),
+        ):
+            if members:
+                # Of a run that goes on after its cut, layers of rank 0 do not train.
+                trained = [parameter for parameter in members if parameter.requires_grad]
+                groups.append({"params": trained, "weight_decay": decay, "lr": ratio * lr})
     return groups
 
 

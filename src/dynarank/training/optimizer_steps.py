@@ -21,6 +21,8 @@ class OptimizerSteps:
     def __init__(self) -> None:
         self.taken = False
         """Whether the optimizer has taken a step since the batch began."""
+        self.lr = 0.0
+        """The learning rate of the last step that was taken: that of the first group."""
         self._hook: RemovableHandle | None = None
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
@@ -39,5 +41,7 @@ class OptimizerSteps:
         """Forget the step of the batch before."""
         self.taken = False
 
-    def _note_step(self, *_: Any) -> None:
+    def _note_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self.taken = True
+        # The scheduler moves the rate on before anyone else looks.
+        self.lr = float(optimizer.param_groups[0]["lr"])

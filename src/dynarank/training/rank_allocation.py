@@ -12,12 +12,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dynarank.errors import UserError
-from dynarank.methods.base import Allocator
-from dynarank.training.distributed import check_alike, choose_as_rank_zero
+from dynarank.methods.base import Allocator, MovesParameters, TakesRate
+from dynarank.training.carrying import carry_over
+from dynarank.training.cut import cut_run
+from dynarank.training.distributed import (
+    check_alike,
+    choose_as_rank_zero,
+    copy_rank_zero,
+)
 from dynarank.training.library_internals import is_log_step
 from dynarank.training.nonfinite import NonFiniteError
 from dynarank.training.optimizer_steps import OptimizerSteps
-from dynarank.training.pruning import zero_pruned
 from dynarank.training.rank_map import draw_rank_map, place
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -60,6 +65,8 @@ class RankAllocation(Callback):
 
     def _step_allocator(self) -> bool:
         """Let the allocator account for one step, and return whether it pruned."""
+        if isinstance(self.allocator, TakesRate):
+            self.allocator.lr = self.steps.lr
         try:
             return self.allocator.step()
         except FloatingPointError as error:
@@ -69,8 +76,20 @@ class RankAllocation(Callback):
         ranks = self.allocator.ranks()
         if trainer.world_size > 1:
             check_alike(hash(tuple(ranks.values())), f"ranks at step {self.allocator.t}")
+        if isinstance(self.allocator, MovesParameters):
+            average = getattr(pl_module, "average", None)
+            changed = carry_over(
+                pl_module,
+                trainer.optimizers,
+                {} if average is None else average.average,
+                self.allocator.carried(),
+            )
+            if trainer.world_size > 1:
+                copy_rank_zero(changed)  # the signs of singular vectors are nobody's choice
         if self.allocator.frozen:
-            zero_pruned(pl_module, trainer.optimizers)
+            cut_run(trainer, pl_module)
+        if not ranks:  # a method that cuts weights, not components
+            return
         self.history.append({"step": self.allocator.t, "ranks": ranks})
         self._draw(trainer, ranks)
 

@@ -1,0 +1,73 @@
+"""What an allocator judges its components by: one of `SCORES`, or scores that it was given."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynarank.allocation.components import Components, component_parameters
+from dynarank.allocation.config import SCORES
+from dynarank.allocation.controls import random_scores
+from dynarank.allocation.fisher import Fisher
+from dynarank.allocation.importance import layer_importance, layer_norms, smooth
+from dynarank.allocation.sensitivity import Sensitivity
+
+
+class Scorer:
+    """Scores the components of some layers, step by step.
+
+    Args:
+        layers: in model order.
+        score: one of `SCORES`.
+        cost_aware: whether the budget counts parameters, which `random` must know.
+        seed: of `random`.
+        fixed: scores in place of any, (n) in layer order; None for those that `score` names.
+
+    Raises:
+        ValueError: an unknown score.
+    """
+
+    def __init__(
+        self,
+        layers: list[Components],
+        score: str,
+        cost_aware: bool,
+        seed: int,
+        fixed: Tensor | None = None,
+    ) -> None:
+        if score not in SCORES:
+            raise ValueError(f"score = {score!r}: must be one of {', '.join(SCORES)}")
+        self.layers = layers
+        self.score = score
+        self.sensitivity = Sensitivity(layers) if score == "sensitivity" else None
+        self.fisher = Fisher(layers) if score == "fisher" else None
+        if score == "random":
+            costs = [component_parameters(layer) for layer in layers]
+            sizes = [layer.r for layer in layers]
+            fixed = random_scores(sizes, costs if cost_aware else None, seed)
+        self.fixed = None if fixed is None else fixed.to(layers[0].lora_c.device)
+
+    def observe(self, grad_scale: Tensor | None) -> None:
+        """Take in the gradients of the coming step, where the score needs them (`Fisher`)."""
+        if self.fisher is not None:
+            self.fisher.observe(grad_scale)
+
+    def smoothed(self, ema: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        """Return this step's scores and their moving average, both (n) on the average's device.
+
+        Scores that are fixed, or that smooth themselves, are returned in place of an average.
+        """
+        if self.fixed is not None:
+            return self.fixed, self.fixed
+        scores = torch.cat([part.to(ema.device) for part in self._of_layers()])
+        return scores, scores if self.sensitivity is not None else smooth(ema, scores, beta)
+
+    def _of_layers(self) -> list[Tensor]:
+        """Return the scores by layer, (r') each."""
+        if self.sensitivity is not None:
+            return self.sensitivity()
+        if self.fisher is not None:
+            return self.fisher()
+        if self.score == "relative":
+            return layer_importance(self.layers)
+        return layer_norms(self.layers)

@@ -1,0 +1,82 @@
+"""Diff Pruning's cut, in the form of an allocator (`dynarank.methods.base.Allocator`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.methods.hard_concrete import GatedDifference, open_probability
+
+
+class DiffAllocation:
+    """Cuts the differences once, at the freeze, to a number of weights of the whole model."""
+
+    agree: Callable[[Tensor], Tensor] = staticmethod(lambda keep: keep)
+
+    def __init__(
+        self, differences: Mapping[str, GatedDifference], schedule: BudgetSchedule, kept: int
+    ) -> None:
+        self.differences = list(differences.values())
+        self.schedule = schedule
+        self.kept = kept
+        self.sizes = [gated.mask.numel() for gated in self.differences]
+        self.t = 0
+        self.frozen = False
+
+    @property
+    def ema(self) -> Tensor:
+        """The mean probability of a tensor's gates to be open, one number a tensor."""
+        means = [open_probability(gated.log_alpha.detach()).mean() for gated in self.differences]
+        return torch.stack(means)
+
+    def step(self) -> bool:
+        self.t += 1
+        if self.frozen or self.t != self.schedule.freeze_step:
+            return False
+        self._cut()
+        return True
+
+    @torch.no_grad()
+    def _cut(self) -> None:
+        sizes = []
+        for gated in self.differences:
+            gated.eval()  # the gates without noise
+            sizes.append(gated.present().abs().flatten())
+            gated.train()
+        all_sizes = torch.cat(sizes)
+        keep = torch.zeros_like(all_sizes, dtype=torch.bool)
+        keep[torch.topk(all_sizes, min(self.kept, len(all_sizes)), sorted=False).indices] = True
+        for gated, part in zip(self.differences, self.agree(keep).split(self.sizes), strict=True):
+            gated.settle(part.view_as(gated.mask))
+        self.frozen = True
+
+    def budget(self) -> float:
+        """Return the schedule's mean number of components, the unit of all budgets."""
+        return self.schedule.budget(self.t)
+
+    def active_count(self) -> Tensor:
+        """Return the expected number of open gates; from the freeze on, of kept weights."""
+        if self.frozen:
+            return torch.stack([gated.mask.sum() for gated in self.differences]).sum()
+        counts = [open_probability(gated.log_alpha.detach()).sum() for gated in self.differences]
+        return torch.stack(counts).sum().round().long()
+
+    def ranks(self) -> dict[str, int]:
+        return {}
+
+    def allowance(self, t: int) -> int:
+        return self.kept if t >= self.schedule.freeze_step else sum(self.sizes)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"t": self.t, "frozen": self.frozen, "kept": self.kept, "sizes": self.sizes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["kept"] != self.kept or state["sizes"] != self.sizes:
+            raise ValueError("it is of another budget or of other weights")
+        self.t, self.frozen = state["t"], state["frozen"]
+        for gated in self.differences:
+            gated.final = self.frozen  # masks and differences come with the model's own state

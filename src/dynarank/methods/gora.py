@@ -1,0 +1,132 @@
+"""GoRA, gradient-driven ranks and start (He et al., arXiv 2502.12171); LoRA-GA's directions.
+
+G is the mean gradient of a frozen weight W over the first batches. Legend: W, G (d_out, d_in), L
+layers, f = d_in + d_out, target the mean rank.
+
+    I = mean |W * G|, elementwise                             importance of a layer
+    rho_l = (I_l / sum I) (sum_m sqrt(f_m)) target / sqrt(f_l)  rank, before rounding
+    B = -(gamma / alpha) G A^T (A A^T)^-1                     start, with A random (Kaiming)
+
+so that the start s B A is the gradient, projected onto A's rows, as a step downhill. The paper
+rounds each rho_l, and meets its budget about; here the components are taken in the order of
+rho_l - j, j = 0, 1, ..., which is rounding with a threshold that meets the budget exactly.
+
+`method.directions=gradient` takes A's rows from the first right singular vectors of G, as LoRA-GA
+(Wang et al., arXiv 2407.05000) does. s B A is then the best step of that rank, -gamma' G_k of the
+truncated decomposition. LoRA-GA's subtraction of the start from W is left out: the export would no
+longer be an adapter of the base model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dynarank.adapters.layer import stores_transposed
+from dynarank.allocation.components import component_parameters
+from dynarank.allocation.schedule import round_half_up
+from dynarank.allocation.selection import top_components, top_parameters
+from dynarank.methods.base import Inputs
+from dynarank.methods.config import GoraConfig
+from dynarank.methods.prepared import PlacedMethod
+
+
+class Gora(PlacedMethod[GoraConfig]):
+    """LoRA whose ranks and start come from the gradient of the first batches."""
+
+    def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        pool = math.ceil(self.config.max_ratio * self.budget.target)
+        self.put_room(
+            model, targets, pool=pool, alpha=self.config.alpha, dropout=self.config.dropout
+        )
+        return model
+
+    @property
+    def preparation_batches(self) -> int:
+        return self.config.batches
+
+    def prepare(self, inputs: Sequence[Inputs]) -> None:
+        with self.bare() as maps:
+            gradients = mean_gradients(self.model, maps, inputs)
+            importance = []
+            for name, gradient in gradients.items():
+                importance.append(float((weight_of(maps[name]) * gradient).abs().mean()))
+        costs = [component_parameters(layer) for layer in self.layers.values()]
+        ranks = self.choose(importance, costs)
+        starts = {}
+        for (name, gradient), rank in zip(gradients.items(), ranks, strict=True):
+            starts[name] = self.start(gradient, rank)
+        self.place(
+            A={name: A for name, (A, _) in starts.items()},
+            B={name: B for name, (_, B) in starts.items()},
+        )
+
+    def choose(self, importance: Sequence[float], costs: Sequence[int]) -> list[int]:
+        """Return the layers' ranks, which meet the budget exactly, at most `pool` each."""
+        roots = torch.tensor(costs, dtype=torch.float64).sqrt()
+        share = torch.tensor(importance, dtype=torch.float64) / max(sum(importance), 1e-300)
+        rho = share * roots.sum() * float(self.budget.target) / roots
+        scores = (rho[:, None] - torch.arange(self.pool)).flatten()
+        if self.budget.unit == "parameters":
+            each = torch.tensor(costs, dtype=torch.float64).repeat_interleave(self.pool)
+            positive = (scores - scores.min()) * each  # `top_parameters` divides by the costs
+            spent = round_half_up(self.budget.target * sum(costs))
+            keep = top_parameters(positive, each, spent)
+        else:
+            keep = top_components(scores, round_half_up(self.budget.target * len(costs)))
+        ranks: list[int] = keep.view(-1, self.pool).sum(dim=1).tolist()
+        return ranks
+
+    def start(self, gradient: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """Return A (rank, d_in) and B (d_out, rank) for a mean gradient."""
+        if self.config.directions == "gradient":
+            A = torch.linalg.svd(gradient, full_matrices=False).Vh[:rank]
+            missing = rank - len(A)
+            A = nn.functional.pad(A, (0, 0, 0, missing))
+        else:
+            A = torch.empty(rank, gradient.shape[1])
+            if rank:
+                nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        B = -(self.config.gamma / self.config.alpha) * gradient @ torch.linalg.pinv(A)
+        return A, B
+
+
+def weight_of(base: nn.Module) -> Tensor:
+    """Return a base map's weight as (d_out, d_in), float32, on the CPU."""
+    weight = base.weight
+    assert isinstance(weight, Tensor)
+    weight = weight.detach().float().cpu()
+    return weight.T if stores_transposed(base) else weight
+
+
+def mean_gradients(
+    model: nn.Module, maps: Mapping[str, nn.Module], inputs: Sequence[Inputs]
+) -> dict[str, Tensor]:
+    """Return the mean over batches of the loss's gradient by each map's weight, (d_out, d_in).
+
+    Raises:
+        ValueError: a weight is quantized and has no gradient.
+    """
+    weights = {}
+    for name, base in maps.items():
+        weight = base.weight
+        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+            raise ValueError(f"{name} is quantized and has no gradient: load it unquantized")
+        weights[name] = weight
+    sums = {name: torch.zeros(tuple(weight.shape)) for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    try:
+        for batch in inputs:
+            loss = model(**batch).loss
+            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for name, gradient in zip(sums, found, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient.float().cpu() / len(inputs)
+    finally:
+        for weight in weights.values():
+            weight.requires_grad_(False)
+    return {name: s.T if stores_transposed(maps[name]) else s for name, s in sums.items()}

@@ -1,0 +1,67 @@
+"""Gates between 0 and 1 that are exactly 0 or 1 with positive probability (Louizos et al., 2018).
+
+Legend: a = log alpha, beta the temperature, (l, r) the stretch, u uniform in (0, 1).
+
+    s = sigmoid((log u - log(1 - u) + a) / beta)         z = min(1, max(0, s (r - l) + l))
+    P(z > 0) = sigmoid(a - beta log(-l / r))             the expected L0 norm, closed form
+    without noise: z = min(1, max(0, sigmoid(a) (r - l) + l))
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+BETA, LEFT, RIGHT = 2 / 3, -0.1, 1.1
+
+
+def sample_gates(log_alpha: Tensor) -> Tensor:
+    """Return one draw of every gate, differentiable by log alpha."""
+    u = torch.rand_like(log_alpha).clamp(1e-6, 1 - 1e-6)
+    s = torch.sigmoid((u.log() - (1 - u).log() + log_alpha) / BETA)
+    return (s * (RIGHT - LEFT) + LEFT).clamp(0, 1)
+
+
+def sure_gates(log_alpha: Tensor) -> Tensor:
+    """Return the gates without noise."""
+    return (torch.sigmoid(log_alpha) * (RIGHT - LEFT) + LEFT).clamp(0, 1)
+
+
+def open_probability(log_alpha: Tensor) -> Tensor:
+    """Return the probability of every gate that it is not zero."""
+    return torch.sigmoid(log_alpha - BETA * math.log(-LEFT / RIGHT))
+
+
+class GatedDifference(nn.Module):
+    """A weight plus a gated difference; a parametrization of torch's.
+
+    After `settle` it is the weight plus the difference where the mask has it.
+    """
+
+    mask: Tensor
+
+    def __init__(self, weight: Tensor, log_alpha: float) -> None:
+        super().__init__()
+        self.difference = nn.Parameter(torch.zeros_like(weight))
+        self.log_alpha = nn.Parameter(torch.full_like(weight, log_alpha))
+        self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
+        self.final = False
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.present()
+
+    def present(self) -> Tensor:
+        """Return the difference as it is now, in the weight's shape."""
+        if self.final:
+            return torch.where(self.mask, self.difference, 0.0)
+        gates = sample_gates if self.training else sure_gates
+        return gates(self.log_alpha) * self.difference
+
+    @torch.no_grad()
+    def settle(self, keep: Tensor) -> None:
+        """Keep the differences, each times its sure gate, where `keep` has them."""
+        self.difference.mul_(sure_gates(self.log_alpha)).mul_(keep)
+        self.mask.copy_(keep)
+        self.final = True

@@ -1,0 +1,74 @@
+"""Methods that read the first batches before training: they place their components once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dynarank.adapters.inject import replace_module
+from dynarank.methods.base import ConfigT, MethodSize
+from dynarank.methods.components import ComponentMethod
+from dynarank.methods.ranked import pruned_size
+
+
+class PlacedMethod(ComponentMethod[ConfigT]):
+    """A method whose layers hold room for `pool` components, of which `prepare` keeps some.
+
+    What is kept is in the layers' masks, which every checkpoint holds: so a run that is resumed
+    needs no batches again. c stays at one.
+    """
+
+    pool: int
+
+    def put_room(
+        self, model: nn.Module, targets: Sequence[str], pool: int, alpha: float, dropout: float
+    ) -> None:
+        """Wrap the targets with `pool` components whose scale is alpha / target, as LoRA's is."""
+        self.pool = pool
+        scale = alpha / max(1, self.budget.target)
+        self.wrap(model, targets, r=pool, alpha=scale * pool, dropout=dropout)
+        self.fix_coefficients()
+
+    @torch.no_grad()
+    def place(self, A: Mapping[str, Tensor], B: Mapping[str, Tensor] | None = None) -> None:
+        """Give every layer its components, A (k, d_in) and B (d_out, k); B is zero where None.
+
+        The room that is left is masked out, and zero.
+        """
+        for name, layer in self.layers.items():
+            k = len(A[name])
+            for factor in (layer.lora_A, layer.lora_B, layer.lora_c, layer.mask):
+                factor.zero_()
+            layer.lora_A[:k] = A[name]
+            if B is not None:
+                layer.lora_B[:, :k] = B[name]
+            layer.lora_c[:k] = 1
+            layer.mask[:k] = True
+
+    @contextmanager
+    def bare(self) -> Iterator[dict[str, nn.Module]]:
+        """Have the model without its adapters for a while: the base maps by name, in its order."""
+        model = self.model
+        training = model.training
+        for name, layer in self.layers.items():
+            replace_module(model, name, layer.base)
+        model.eval()
+        try:
+            yield {name: layer.base for name, layer in self.layers.items()}
+        finally:
+            for name, layer in self.layers.items():
+                replace_module(model, name, layer)
+            model.train(training)
+
+    def adapted_size(self, nominal: int) -> MethodSize:
+        size = pruned_size(self.budget, len(self.layers), nominal)
+        return MethodSize(
+            label=f"rank {self.budget.target} on average, {self.pool} at most",
+            matrices=size.matrices,
+            components=size.components,
+            parameters=nominal,
+            note=size.note,
+        )

@@ -1,0 +1,109 @@
+"""SoRA, sparse low-rank adaptation (Ding et al., EMNLP 2023): a gate that is driven to zero.
+
+    y = W0 x + s B (g * (A x))                               g (r') the gate, our c
+    g := T(g - lr dL/dg, xi),  xi = lr lambda                 after each optimizer step
+    T(v, xi) = sign(v) max(|v| - xi, 0)                       the proximal step of lambda sum |g|
+
+The optimizer's step is AdamW's, as in the authors' code, and T follows it. (That code takes xi as a
+constant, without the rate. Here it is the paper's lr lambda.) A gate at zero may return by its
+gradient until the freeze, as there.
+
+The paper's lambda decides how many gates survive, and nothing meets a number. Here the number is
+the budget's. T never takes the last K(t) gates that the schedule still allows: xi is at most the
+size of the largest gate beyond them. So lambda sets how soon the gates part. At the freeze exactly
+the K largest gates stay (where parameters count, those largest for each parameter). They are not
+shrunk for that, and train on without T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.components import Layers
+from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.allocation.selection import top_components
+from dynarank.methods.components import ComponentMethod
+from dynarank.methods.config import SoraConfig
+from dynarank.methods.ranked import schedule_of
+
+
+def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
+    """Return the proximal map of threshold x sum |values|: each nearer to zero, or zero."""
+    return values.sign() * (values.abs() - threshold).clamp(min=0)
+
+
+class SoraAllocator(RankAllocator):
+    """Thresholds the gates after every step, and keeps the budget's number at the freeze."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        schedule: BudgetSchedule,
+        sparsity: float,
+        cost_aware: bool = False,
+        min_rank: int = 0,
+    ) -> None:
+        super().__init__(
+            layers,
+            schedule,
+            beta=0.0,
+            score="absolute",
+            cost_aware=cost_aware,
+            min_rank=min_rank,
+        )
+        self.sparsity = sparsity
+        self.lr = 0.0
+
+    def step(self) -> bool:
+        self.t += 1
+        if self.frozen:
+            return False
+        self.threshold(self.lr * self.sparsity)
+        self.update()
+        if self.t != self.schedule.freeze_step:
+            return False
+        self.freeze(self.prune(self.allowance(self.t)))
+        return True
+
+    @torch.no_grad()
+    def threshold(self, xi: float) -> None:
+        """Bring every gate nearer to zero by xi, or by as much as leaves the schedule's K(t)."""
+        gates = self._cat([layer.lora_c.detach() for layer in self.layers])
+        count = self.schedule.keep(self.t, len(self.layers))
+        sizes = gates.abs()
+        beyond = sizes[~top_components(sizes, count)]
+        # No waiting for a device: the bound is a tensor, zero where nothing lies beyond.
+        bound = torch.cat([beyond, beyond.new_zeros(1)]).max().clamp(max=xi)
+        for layer in self.layers:
+            layer.lora_c.copy_(soft_threshold(layer.lora_c, bound.to(layer.lora_c.device)))
+
+    def _scores(self) -> list[Tensor]:
+        return [layer.lora_c.detach().abs() for layer in self.layers]
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        state["choice"]["sparsity"] = self.sparsity
+        return state
+
+
+class Sora(ComponentMethod[SoraConfig]):
+    """Gated components, from `budget.init` a layer to `budget.target` on average."""
+
+    def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        r = self.budget.initial
+        self.wrap(model, targets, r=r, alpha=self.config.alpha, dropout=self.config.dropout)
+        return model
+
+    def allocator(self, total_steps: int) -> SoraAllocator:
+        return SoraAllocator(
+            self.layers,
+            schedule_of(self.budget, total_steps, self.budget.schedule),
+            sparsity=self.config.sparsity,
+            cost_aware=self.budget.unit == "parameters",
+            min_rank=self.budget.min_rank,
+        )

@@ -1,0 +1,217 @@
+"""A bench of methods: a plan of cells, each a run, and a file that holds what is done.
+
+A cell is one run of an arm (a method and its settings) on a task, under a budget, with a seed and
+a rate. Every arm is tuned alike on a seed that no comparison uses: on a grid of rates, each twice
+the last, that is carried on for as long as the best stands at its edge. Then the arms run on the
+same seeds, each at its own best rate. What is in the file is not run again, so that the bench may
+be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+TUNING_SEED = 100
+SEEDS = (1, 2, 3, 4, 5)
+TASKS = ("sst2", "tweets", "mrpc", "cola", "rte", "stsb")
+BUDGETS = (0.25, 0.5, 1.0, 8.0)
+MOST_EXTENSIONS = 4
+"""Rates that a grid is carried on by, on either side."""
+BASELINE = "lora_even"
+FIRST_ARMS = ("lora_even", "lora_feed_forward", "dynarank", "random", "adalora")
+COMMON = (
+    "model=minilm",
+    "logger=none",
+    "trainer.accelerator=cpu",
+    "trainer.epochs=1",
+    "task.max_train_rows=2000",
+    "task.max_validation_rows=1000",
+    "budget.interval=5",
+    "optimizer.head_lr=5e-3",
+    "method.dropout=0",
+)
+"""What all cells share: small, so that one core takes half a minute for each."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with its settings, and the rates that its tuning begins with."""
+
+    overrides: tuple[str, ...]
+    lowest_rate: float
+    rates: int = 5
+
+    def grid(self) -> list[float]:
+        """Return the rates, each twice the last."""
+        return [self.lowest_rate * 2**step for step in range(self.rates)]
+
+
+_LORA = ("method=lora", "method.alpha=8")
+_DYNARANK = ("method=dynarank", "method.alpha=8")
+ARMS = {
+    "lora_even": Arm(_LORA, 1e-3),
+    "lora_feed_forward": Arm((*_LORA, "method.placement=feed_forward"), 1e-3),
+    "lora_query_value": Arm((*_LORA, "method.placement=query_value"), 1e-3),
+    "lora_last_layers": Arm((*_LORA, "method.placement=last_layers"), 1e-3),
+    "lora_first_layers": Arm((*_LORA, "method.placement=first_layers"), 1e-3),
+    "lora_random": Arm((*_LORA, "method.placement=random", "method.placement_seed={seed}"), 1e-3),
+    "dynarank": Arm(_DYNARANK, 1e-3),
+    "random": Arm((*_DYNARANK, "method.score=random", "method.score_seed={seed}"), 1e-3),
+    "adalora": Arm(("method=adalora", "budget.unit=parameters"), 2.5e-3),
+    "paper": Arm(("method=dora", "method.alpha=null"), 6.25e-3),
+}
+"""The arms by name. The paper's own method wants a rate about ten times LoRA's."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the bench, and what it found; the figures are NaN and zero where it failed."""
+
+    arm: str
+    task: str
+    budget: float
+    seed: int
+    lr: float
+    metric: str = ""
+    score: float = math.nan
+    loss: float = math.nan
+    """The mean loss of the validation rows."""
+    parameters: int = 0
+    components: int = 0
+    ranks: str = ""
+    """Ranks by matrix, in model order, with spaces."""
+    seconds: float = 0.0
+    """Of work, by the clock, on a machine that may do other work beside it."""
+    commit: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, float, int, float]:
+        """What tells a cell from the others."""
+        return (self.arm, self.task, self.budget, self.seed, self.lr)
+
+    def overrides(self) -> list[str]:
+        """Return the run's overrides."""
+        own = [part.format(seed=self.seed) for part in ARMS[self.arm].overrides]
+        return [
+            *COMMON[:1],
+            f"task={self.task}",
+            *own[:1],
+            *COMMON[1:],
+            *own[1:],
+            f"budget.target={self.budget:g}",
+            f"optimizer.lr={self.lr:.6g}",
+            f"seed={self.seed}",
+        ]
+
+
+COLUMNS = [field.name for field in fields(Cell)]
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """Return the cells of a file; none where there is no file."""
+    if not path.is_file():
+        return []
+    cells = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            cells.append(_cell(row))
+    return cells
+
+
+def _cell(row: Mapping[str, str]) -> Cell:
+    return Cell(
+        arm=row["arm"],
+        task=row["task"],
+        budget=float(row["budget"]),
+        seed=int(row["seed"]),
+        lr=float(row["lr"]),
+        metric=row["metric"],
+        score=float(row["score"]),
+        loss=float(row["loss"]),
+        parameters=int(row["parameters"]),
+        components=int(row["components"]),
+        ranks=row["ranks"],
+        seconds=float(row["seconds"]),
+        commit=row["commit"],
+    )
+
+
+def append_cell(path: Path, cell: Cell) -> None:
+    """Write a cell durably behind the others."""
+    is_new = not path.is_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if is_new:
+            writer.writerow(COLUMNS)
+        writer.writerow([getattr(cell, name) for name in COLUMNS])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> float | None:
+    """Return the tuned rate with the lowest loss; None where none was tried or all failed."""
+    tuned = [cell for cell in _tuned(cells, arm, task, budget) if not math.isnan(cell.loss)]
+    return min(tuned, key=lambda cell: (cell.loss, cell.lr)).lr if tuned else None
+
+
+def _tuned(cells: Sequence[Cell], arm: str, task: str, budget: float) -> list[Cell]:
+    wanted = (arm, task, budget, TUNING_SEED)
+    return [cell for cell in cells if (cell.arm, cell.task, cell.budget, cell.seed) == wanted]
+
+
+def next_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> float | None:
+    """Return the next rate to try in tuning an arm; None once its best stands inside the grid."""
+    grid = ARMS[arm].grid()
+    tried = {cell.lr for cell in _tuned(cells, arm, task, budget)}
+    for rate in grid:
+        if rate not in tried:
+            return rate
+    best = best_rate(cells, arm, task, budget)
+    if best == max(tried) and best < grid[-1] * 2**MOST_EXTENSIONS:
+        return 2 * best
+    if best == min(tried) and best > grid[0] / 2**MOST_EXTENSIONS:
+        return best / 2
+    return None
+
+
+def pending(
+    cells: Sequence[Cell],
+    tasks: Sequence[str] = TASKS,
+    budgets: Sequence[float] = BUDGETS,
+    arms: Sequence[str] = FIRST_ARMS,
+) -> Iterator[Cell]:
+    """Yield the cells that can be run now, in order: a task's tuning, then its comparisons.
+
+    A rate of a grid's continuation is known once the former one is done; so ask again after each.
+    """
+    done = {cell.key for cell in cells}
+    for budget in budgets:
+        for task in tasks:
+            rates = {arm: next_rate(cells, arm, task, budget) for arm in arms}
+            for arm, rate in rates.items():
+                if rate is not None:
+                    yield Cell(arm, task, budget, TUNING_SEED, rate)
+            yield from _comparisons(cells, done, task, budget, arms)
+
+
+def _comparisons(
+    cells: Sequence[Cell],
+    done: set[tuple[str, str, float, int, float]],
+    task: str,
+    budget: float,
+    arms: Sequence[str],
+) -> Iterator[Cell]:
+    """Yield the comparison's cells that are missing, all arms of a seed before the next seed."""
+    for seed in SEEDS:
+        for arm in arms:
+            rate = best_rate(cells, arm, task, budget)
+            if rate is not None:
+                cell = Cell(arm, task, budget, seed, rate)
+                if cell.key not in done:
+                    yield cell

@@ -1,0 +1,288 @@
+"""Questions and answers, or conversations, for a language model: only the answers are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dynarank.errors import UserError
+from dynarank.tasks.base import Batch, Collator
+from dynarank.tasks.causal_config import CHOSEN, GENERATED, InstructConfig
+from dynarank.tasks.chat_text import (
+    Span,
+    end_tokens,
+    labels_in_spans,
+    render,
+    render_with_answers,
+    set_template,
+    use_training_template,
+)
+from dynarank.tasks.choices import (
+    CHOICE_BYTES,
+    CHOICE_IDS,
+    choice_batch,
+    choice_features,
+    choice_scores,
+    score_choices,
+)
+from dynarank.tasks.conversations import MESSAGES, find_columns, read_conversations
+from dynarank.tasks.features import cached_map
+from dynarank.tasks.language_model import HOST, LanguageModel
+from dynarank.tasks.row_scores import RowScores
+from dynarank.tasks.text_scores import text_scores
+from dynarank.tasks.token_loss import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CHOICES = "choices"
+CHOICE_COLUMNS = (CHOICE_IDS, CHOICE_BYTES)
+
+
+class Instruct(LanguageModel[InstructConfig]):
+    """Answers: their likelihood, what the model writes, and which of given ones it chooses."""
+
+    labels_in = ("completion",)
+
+    def __init__(self, config: InstructConfig) -> None:
+        super().__init__(config)
+        self.ends: list[int] = []
+        """Tokens that end an answer."""
+
+    def check(self, dataset: Dataset, where: str, labelled: bool) -> Dataset:
+        """Return the rows as messages, with their id and their choices if they have some."""
+        from datasets import Dataset as Rows
+
+        if len(dataset) == 0:
+            raise UserError(f"{where} is empty")
+        columns = find_columns(self.config.columns, dataset.column_names, where, labelled)
+        messages = read_conversations(dataset, columns, where, labelled, self.config.system)
+        rows: dict[str, list[Any]] = {MESSAGES: messages}
+        if columns.choices is not None:
+            rows[CHOICES] = dataset[columns.choices][:]
+        if columns.id is not None and columns.id in dataset.column_names:
+            rows[columns.id] = dataset[columns.id][:]
+        return self.check_rows(Rows.from_dict(rows), where, labelled)
+
+    def check_rows(self, dataset: Dataset, where: str, labelled: bool) -> Dataset:
+        if not (labelled and set(self.config.metrics) & set(CHOSEN)):
+            return dataset
+        for number, row in enumerate(dataset):
+            answer, choices = row[MESSAGES][-1]["content"], self._choices(row)
+            if answer not in choices:
+                raise UserError(
+                    f"{where}, row {number}: the answer {answer!r} is none of its choices: "
+                    f"{', '.join(map(repr, choices))}"
+                )
+        return dataset
+
+    def _choices(self, row: dict[str, Any]) -> list[str]:
+        return list(row[CHOICES]) if CHOICES in row else list(self.config.choices or ())
+
+    def recorded_config(self) -> InstructConfig:
+        return replace(self.config)
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+        self.prepare(tokenizer, model)
+        super().encode(tokenizer, model)
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+        """Settle the chat template, and which tokens end an answer."""
+        self.tokenizer = tokenizer
+        set_template(tokenizer)
+        use_training_template(tokenizer)
+        self.ends = end_tokens(tokenizer, model)
+
+    def features(
+        self,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        labelled: bool = True,
+    ) -> Dataset:
+        self.prepare(tokenizer, model)
+        template = tokenizer.chat_template
+        key = (self.config.max_length, labelled, template, self.config.choices)
+
+        def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
+            return self.encode_rows(batch, rows, labelled)
+
+        features = cached_map(dataset, encoded, key, tokenizer)
+        if labelled:
+            self.require_labels(features, "the conversations")
+        return features
+
+    def encode_rows(
+        self, batch: dict[str, list[Any]], rows: list[int], labelled: bool
+    ) -> dict[str, Any]:
+        inputs, labels, prompts = [], [], []
+        for messages in batch[MESSAGES]:
+            asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+            prompts.append(render(self.tokenizer, asked, ask=True))
+            text: str = prompts[-1]
+            spans: list[Span] = []
+            if labelled:
+                text, spans = render_with_answers(self.tokenizer, messages)
+            tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ids = tokens["input_ids"][: self.config.max_length]
+            offsets = tokens["offset_mapping"][: self.config.max_length]
+            inputs.append(ids)
+            labels.append(labels_in_spans(offsets, ids, spans, IGNORED))
+        features = {"input_ids": inputs, "labels": labels, HOST: rows}
+        if self._has_choices:
+            columns = [
+                choice_features(self.tokenizer, prompt, choices)
+                for prompt, choices in zip(prompts, self._batch_choices(batch), strict=True)
+            ]
+            for name in (CHOICE_IDS, CHOICE_BYTES):
+                features[name] = [column[name] for column in columns]
+        return features
+
+    @property
+    def _has_choices(self) -> bool:
+        return self.config.choices is not None or self.config.columns.choices is not None
+
+    def _batch_choices(self, batch: dict[str, list[Any]]) -> list[list[str]]:
+        if CHOICES in batch:
+            return batch[CHOICES]
+        return [list(self.config.choices or ())] * len(batch[MESSAGES])
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        collate_texts = super().collator(tokenizer)
+
+        def collate(features: list[dict[str, Any]]) -> Batch:
+            batch = collate_texts(features)
+            if CHOICE_IDS in features[0]:
+                batch |= choice_batch(features)
+            return batch
+
+        return collate
+
+    def inputs(self, batch: Batch) -> Batch:
+        kept = super().inputs(batch)
+        return {name: value for name, value in kept.items() if name not in CHOICE_COLUMNS}
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Return of each row its terms, and the text and the choice where these are asked for."""
+        rows = batch[HOST].tolist()
+        outputs: list[dict[str, Any]] = [{} for _ in rows]
+        labelled = bool((batch["labels"] != IGNORED).any())
+        if labelled:
+            for output, terms in zip(outputs, self.row_terms(model, batch), strict=True):
+                output["terms"] = terms
+        writes = not labelled or bool(set(self.config.metrics) & set(GENERATED))
+        prompts = self._prompts(batch)
+        if CHOICE_IDS in batch:
+            pad_token = self.tokenizer.pad_token_id
+            chosen = score_choices(model, prompts, batch, pad_token)
+            for output, choice in zip(outputs, chosen, strict=True):
+                output["chosen"] = choice
+        if writes:
+            for output, text in zip(outputs, self.write(model, prompts), strict=True):
+                output["text"] = text
+        return outputs
+
+    def _prompts(self, batch: Batch) -> list[list[int]]:
+        """Return the tokens of each row up to its last answer."""
+        prompts = []
+        for ids, mask, labels in zip(
+            batch["input_ids"].tolist(),
+            batch["attention_mask"].tolist(),
+            batch["labels"].tolist(),
+            strict=True,
+        ):
+            length = sum(mask)
+            answered = [place for place in range(length) if labels[place] != IGNORED]
+            end = length
+            if answered:
+                end = answered[-1]
+                while end > 0 and labels[end - 1] != IGNORED:
+                    end -= 1
+            prompts.append(ids[:end])
+        return prompts
+
+    def write(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Return what the model writes behind each prompt, greedily.
+
+        Prompts are padded on the left, so that each text goes on from its own last token.
+        """
+        longest = max(len(prompt) for prompt in prompts)
+        pad = self.tokenizer.pad_token_id
+        device = next(model.parameters()).device
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        tokens = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=self.config.max_answer,
+            do_sample=False,
+            eos_token_id=self.ends,
+            pad_token_id=pad,
+        )
+        texts = self.tokenizer.batch_decode(tokens[:, longest:].cpu(), skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def evaluate(self, split: str, rows: Sequence[int], outputs: Sequence[Any]) -> dict[str, float]:
+        scores = super().evaluate(split, rows, outputs)
+        chosen_rows = self.scored_rows(split).select(rows)
+        wanted = [messages[-1]["content"] for messages in chosen_rows[MESSAGES][:]]
+        names = self.config.metrics
+        if set(names) & set(CHOSEN):
+            right = [
+                self._choices(row).index(answer)
+                for row, answer in zip(chosen_rows, wanted, strict=True)
+            ]
+            scores |= choice_scores(names, [output["chosen"] for output in outputs], right)
+        if set(names) & set(GENERATED):
+            scores |= written_scores(names, [output["text"] for output in outputs], wanted)
+        return scores
+
+    def answers(
+        self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]
+    ) -> list[dict[str, Any]]:
+        records = []
+        for row, output in zip(dataset, predicted, strict=True):
+            record: dict[str, Any] = {}
+            if "text" in output:
+                record["text"] = output["text"]
+            if "chosen" in output:
+                choices = self._choices(row)
+                record["choice"], record["choice_norm"] = (
+                    choices[place] for place in output["chosen"]
+                )
+            if "terms" in output and output["terms"][1]:
+                record["log_likelihood"] = output["terms"][0] / output["terms"][1]
+            records.append(record)
+        return records
+
+    def artifacts(self, split: str, scores: RowScores) -> dict[str, Any]:
+        """Return what was written and chosen beside the given answers."""
+        rows, outputs = scores.gathered()
+        if not any("text" in output or "chosen" in output for output in outputs):
+            return {}
+        dataset = self.scored_rows(split).select(rows)
+        records = self.answers(dataset, dataset, outputs)
+        lines = []
+        for number, row, record in zip(rows, dataset, records, strict=True):
+            lines.append({"row": int(number), **record, "answer": row[MESSAGES][-1]["content"]})
+        prefix = self.config.split_label(split).replace("/", "_")
+        return {f"{prefix}predictions.jsonl": lines}
+
+
+def written_scores(
+    names: Sequence[str], texts: Sequence[str], references: Sequence[str]
+) -> dict[str, float]:
+    """Return how near the written texts are to the given ones, from 0 to 1."""
+    asked = [name for name in names if name in GENERATED and name != "exact_match"]
+    scores = {name: value / 100 for name, value in text_scores(asked, texts, references).items()}
+    if "exact_match" in names:
+        pairs = zip(texts, references, strict=True)
+        scores["exact_match"] = sum(text == reference.strip() for text, reference in pairs) / len(
+            texts
+        )
+    return scores

@@ -1,0 +1,113 @@
+"""The loss of a language model without the scores of a whole vocabulary for every token.
+
+Legend: n tokens that are predicted, d the size of the hidden states, V words of the vocabulary.
+The scores of all tokens, (n, V), are the largest tensor of a step: 2,048 tokens of a vocabulary of
+128,000 take 1 GB in float32, and as much for their gradient. Here they are made for a part of the
+tokens at a time, and made again in the backward pass. Loss and gradient are those of the whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+IGNORED = -100
+"""The label of positions that the loss leaves out."""
+CHUNK = 1024
+"""Tokens whose scores are made at a time."""
+HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "mup_width_multiplier")
+"""Settings of models that change the scores behind the output layer."""
+
+
+class TokenTerms(NamedTuple):
+    """What is known of each predicted token."""
+
+    rows: Tensor
+    """The row of the batch that it belongs to, (n)."""
+    log_likelihood: Tensor
+    """In nats, (n) float32."""
+    correct: Tensor
+    """Whether it is the likeliest, (n) bool."""
+
+
+def has_plain_head(model: Any) -> bool:
+    """Return whether a model's scores are its hidden states times its output layer, and no more."""
+    head = model.get_output_embeddings()
+    changed = any(getattr(model.config, name, None) not in (None, 1.0) for name in HEAD_SETTINGS)
+    return isinstance(head, nn.Linear) and model.base_model is not model and not changed
+
+
+def predicted_positions(labels: Tensor) -> Tensor:
+    """Return at which positions the next token is predicted, (batch, tokens - 1) bool."""
+    return labels[:, 1:] != IGNORED
+
+
+def chunked_sum(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum of the cross-entropies of tokens, a scalar.
+
+    Args:
+        head: the output layer.
+        hidden: hidden states, (n, d).
+        labels: the tokens, (n).
+    """
+
+    def part(states: Tensor, tokens: Tensor) -> Tensor:
+        return functional.cross_entropy(head(states).float(), tokens, reduction="sum")
+
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for states, tokens in zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True):
+        total = total + checkpoint(part, states, tokens, use_reentrant=False)
+    return total
+
+
+def lighten_loss(model: Any) -> None:
+    """Have a model compute its loss in parts where it is given labels, and all else as before.
+
+    A model whose scores are more than hidden states times the output layer is left as it is.
+    """
+    if not has_plain_head(model):
+        return
+    plain_forward = model.forward
+
+    def forward(*arguments: Any, labels: Tensor | None = None, **inputs: Any) -> Any:
+        from transformers.modeling_outputs import CausalLMOutput
+
+        if labels is None or arguments:
+            return plain_forward(*arguments, labels=labels, **inputs)
+        hidden = model.base_model(**inputs)[0]  # (batch, tokens, d)
+        chosen = predicted_positions(labels)
+        tokens = labels[:, 1:][chosen]
+        total = chunked_sum(model.get_output_embeddings(), hidden[:, :-1][chosen], tokens)
+        return CausalLMOutput(loss=total / chosen.sum().clamp(min=1))
+
+    model.forward = forward
+
+
+@torch.no_grad()
+def token_terms(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> TokenTerms:
+    """Return how likely each labelled token of a batch is, given those before it.
+
+    Args:
+        model: transformers' model, or PEFT's around it.
+        inputs: what the model takes, without labels.
+        labels: the tokens, (batch, tokens), `IGNORED` where none is predicted.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    chosen = predicted_positions(labels)
+    tokens = labels[:, 1:][chosen]
+    if has_plain_head(inner):
+        hidden = inner.base_model(**inputs)[0][:, :-1][chosen]  # (n, d)
+        head = inner.get_output_embeddings()
+        scores = (head(part).float() for part in hidden.split(CHUNK))
+    else:
+        scores = iter(model(**inputs).logits[:, :-1][chosen].float().split(CHUNK))
+    likelihoods, correct = [], []
+    for part, part_tokens in zip(scores, tokens.split(CHUNK), strict=True):
+        likelihoods.append(-functional.cross_entropy(part, part_tokens, reduction="none"))
+        correct.append(part.argmax(-1) == part_tokens)
+    rows = chosen.nonzero()[:, 0]
+    return TokenTerms(rows=rows, log_likelihood=torch.cat(likelihoods), correct=torch.cat(correct))

@@ -1,0 +1,74 @@
+"""At the freeze, a run is cut to what it keeps: model, optimizer, average, and with them its files.
+
+A layer of rank k holds k components from then on, and a layer of rank 0 runs its base map alone.
+`dynarank.adapters.cutting` tells what is done to a layer.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor, nn
+
+from dynarank.adapters.cutting import Cuts, cut_optimizer, cut_to_kept
+from dynarank.adapters.inject import adapter_layers
+from dynarank.training.averaging import WeightAverage
+
+
+def cut_run(trainer: Trainer, module: LightningModule) -> Cuts:
+    """Cut a run to its kept components, in place, between two batches; return what was cut.
+
+    All processes of a run call it at the same step, with the same masks.
+    """
+    cuts = cut_to_kept(module)
+    if not cuts:
+        return cuts
+    for optimizer in trainer.optimizers:
+        cut_optimizer(optimizer, cuts)
+        _leave_out_untrained(optimizer)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAverage):
+            callback.cut(cuts)
+    _wrap_again(trainer.strategy)
+    return cuts
+
+
+def cut_as_saved(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Cut a new model to the sizes of a run that was saved after its cut, in place.
+
+    The values are loaded afterwards. It is done before the optimizer is made.
+
+    Args:
+        saved: the weights and masks that were saved, by name.
+    """
+    kept = {}
+    for name, layer in adapter_layers(model).items():
+        rank = len(saved.get(f"{name}.mask", layer.mask))
+        kept[name] = torch.arange(layer.r) < rank
+    cut_to_kept(model, kept)
+
+
+def _leave_out_untrained(optimizer: torch.optim.Optimizer) -> None:
+    """Take the parameters of rank-0 layers out, as an optimizer made after the cut has none.
+
+    A saved state knows its parameters by their positions alone.
+    """
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+
+
+def _wrap_again(strategy: Strategy) -> None:
+    """Have DDP exchange the gradients of the new parameters.
+
+    DDP lays out its exchange when it wraps a model. The old wrapper takes its hooks off the old
+    parameters when it goes. The model of a single device, and what FSDP2 leaves whole, are read
+    anew in each step.
+    """
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = strategy.lightning_module
+        gc.collect()  # the old wrapper stands in reference cycles
+        strategy.configure_ddp()

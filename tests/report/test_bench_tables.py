@@ -1,0 +1,81 @@
+"""The bench's tables against arithmetic by hand, and the documentation against its file."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from tiny import REPOSITORY
+
+from dynarank.errors import UserError
+from dynarank.report.bench_tables import BEGIN, END, answer, differences, tables, update_page
+from dynarank.sweeps.bench import Cell, read_cells
+
+FILE = REPOSITORY / "benchmarks" / "does_it_pay" / "cells.csv"
+PAGE = REPOSITORY / "docs" / "science.md"
+
+
+def cells(gains: dict[str, float], tasks: tuple[str, ...] = ("sst2", "cola")) -> list[Cell]:
+    """Return cells whose scores differ from the baseline's by a gain, give or take 0.01."""
+    result = []
+    for arm, gain in {"lora_even": 0.0, **gains}.items():
+        draw = random.Random(3)
+        sign = 0 if arm == "lora_even" else 1
+        for task in tasks:
+            for seed in (100, 1, 2, 3, 4, 5):
+                sign = -sign
+                score = 0.8 + draw.gauss(0, 0.02) + gain + 0.01 * sign
+                result.append(Cell(arm, task, 0.25, seed, 1e-3, "accuracy", score, 1 - score, 9))
+    return result
+
+
+def test_differences_are_paired_and_corrected_over_the_family() -> None:
+    played = cells({"dynarank": 0.03, "random": 0.0})
+    by_arm = {difference.arm: difference for difference in differences(played)}
+    p_values = {}
+    for arm in ("dynarank", "random"):
+        pairs = []
+        for task in ("sst2", "cola"):
+            for seed in (1, 2, 3, 4, 5):
+                both = {c.arm: c.score for c in played if (c.task, c.seed) == (task, seed)}
+                pairs.append((both[arm], both["lora_even"]))
+        ours, theirs = zip(*pairs, strict=True)
+        p_values[arm] = float(stats.ttest_rel(ours, theirs).pvalue)
+        mean = sum(ours) / 10 - sum(theirs) / 10
+        assert by_arm[arm].scores.n == 10
+        assert by_arm[arm].scores.difference == pytest.approx(mean)
+        assert by_arm[arm].losses.difference == pytest.approx(-mean)
+    assert p_values["dynarank"] < p_values["random"]
+    assert by_arm["dynarank"].adjusted == pytest.approx(2 * p_values["dynarank"])
+    assert by_arm["random"].adjusted == pytest.approx(p_values["random"])
+
+
+def test_the_first_sentence_is_the_answer() -> None:
+    assert "dynarank better than evenly placed LoRA" in answer(cells({"dynarank": 0.03}))
+    assert "none better than" in answer(cells({"random": 0.0}))
+    assert "none better, random worse than" in answer(cells({"random": -0.03}))
+    assert answer(cells({"dynarank": 0.03}, tasks=("sst2",))).startswith("Not yet answered")
+    assert answer([]).startswith("Not yet answered")
+
+
+def test_a_page_takes_the_tables_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    update_page(page, cells({"dynarank": 0.0}))
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    page.write_text("no marks")
+    with pytest.raises(UserError, match="has no lines"):
+        update_page(page, [])
+
+
+def test_the_documentation_shows_the_committed_cells() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    shown = text.partition(BEGIN)[2].partition(END)[0].strip()
+    assert shown == tables(read_cells(FILE)), (
+        "run `dynarank bench benchmarks/does_it_pay/cells.csv --report docs/science.md`"
+    )

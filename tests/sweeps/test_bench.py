@@ -1,0 +1,99 @@
+"""The bench's plan and file: every arm tuned alike, nothing run twice, no rate left at an edge."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dynarank.sweeps.bench import (
+    ARMS,
+    SEEDS,
+    TUNING_SEED,
+    Cell,
+    append_cell,
+    best_rate,
+    next_rate,
+    pending,
+    read_cells,
+)
+
+ARM_NAMES = ("lora_even", "dynarank")
+
+
+def play(best: dict[str, float]) -> list[Cell]:
+    """Play the plan to its end; the loss of an arm grows with the distance from its best rate."""
+    cells: list[Cell] = []
+    while cell := next(pending(cells, ["sst2"], [0.25], ARM_NAMES), None):
+        loss = abs(math.log2(cell.lr / best[cell.arm]))
+        cells.append(replace(cell, score=-loss, loss=loss))
+        assert len(cells) < 100
+    return cells
+
+
+def test_tuning_goes_on_until_no_best_rate_stands_at_an_edge() -> None:
+    grid = ARMS["lora_even"].grid()
+    best = {"lora_even": grid[2], "dynarank": 4 * grid[-1]}
+    cells = play(best)
+    tuned = {arm: [c.lr for c in cells if c.arm == arm and c.seed == TUNING_SEED] for arm in best}
+    assert tuned["lora_even"] == grid
+    assert tuned["dynarank"] == [*grid, 2 * grid[-1], 4 * grid[-1], 8 * grid[-1]]
+    for arm, rate in best.items():
+        assert best_rate(cells, arm, "sst2", 0.25) == rate
+        assert next_rate(cells, arm, "sst2", 0.25) is None
+        compared = [c for c in cells if c.arm == arm and c.seed != TUNING_SEED]
+        assert [(c.seed, c.lr) for c in compared] == [(seed, rate) for seed in SEEDS]
+
+
+def test_a_best_rate_at_the_lower_edge_extends_the_grid_downwards() -> None:
+    lowest = ARMS["dynarank"].lowest_rate
+    cells = play({"lora_even": lowest, "dynarank": lowest / 2})
+    assert min(c.lr for c in cells if c.arm == "lora_even") == lowest / 2
+    assert min(c.lr for c in cells if c.arm == "dynarank") == lowest / 4
+
+
+def test_the_plan_ends_where_every_run_fails() -> None:
+    cells: list[Cell] = []
+    while cell := next(pending(cells, ["sst2"], [0.25], ARM_NAMES), None):
+        cells.append(cell)  # its loss is NaN
+    assert len(cells) == 10  # the two grids
+    assert best_rate(cells, "dynarank", "sst2", 0.25) is None
+
+
+def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "bench" / "cells.csv"
+    assert read_cells(path) == []
+    cells = [
+        Cell(
+            "dynarank", "cola", 0.25, 1, 0.004, "matthews", 0.1 + 0.2, 1 / 3, 7, 2, "0 2", 1.5, "a"
+        ),
+        Cell("random", "cola", 8.0, 2, 1e-3 / 3),
+    ]
+    for cell in cells:
+        append_cell(path, cell)
+    read = read_cells(path)
+    assert read[0] == cells[0]
+    assert read[1].key == cells[1].key
+    assert math.isnan(read[1].score)
+
+
+@pytest.mark.parametrize("name", list(ARMS))
+def test_every_arm_composes_and_takes_as_many_rates(name: str) -> None:
+    import hydra
+
+    from dynarank.config.folders import conf_folder
+    from dynarank.config.schema import register_schemas, to_config
+
+    cell = Cell(name, "mrpc", 0.25, 3, 0.002)
+    register_schemas()
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        overrides = ["output_dir=unused", *cell.overrides()]
+        config = to_config(hydra.compose("train", overrides=overrides))
+    assert (config.seed, config.lr, config.budget.target) == (3, 0.002, 0.25)
+    assert config.optimizer.head_lr == 5e-3
+    assert config.budget.unit == (
+        "parameters" if name in ("dynarank", "random", "adalora") else "components"
+    )
+    assert len(ARMS[name].grid()) == 5
