@@ -334,3 +334,12 @@ def test_a_tilde_in_an_option_is_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     options = parse(["~/run", "--input=x.csv", "--output=~/out/x.csv"])
     assert (options.source, options.output) == (tmp_path / "run", tmp_path / "out" / "x.csv")
+
+
+def test_the_home_of_an_unknown_user_is_a_missing_file(
+    cola: Path, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        predict(cola, "~nobody-of-this-name/rows.csv", tmp_path / "o.csv", hub_root)
+    assert end.value.code == 2
+    assert "there is no such file" in capsys.readouterr().err

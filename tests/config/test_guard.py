@@ -134,6 +134,7 @@ def test_a_factory_of_pythons_logging_is_a_builder() -> None:
         'launcher: {partition: "gpu\\ncurl x"}',
         "launcher: {account: '${oc.env:X}'}",
         "launcher: {partition: 'a b'}",
+        "launcher: {devices: [0, '1 2']}",
         "sweeper: {params: {hydra.job.env_set.X: y}}",
         "sweeper: {params: {+hydra.job.env_set.X: y}}",
         "sweeper: {params: {model@hydra.job.env_set: minilm}}",
@@ -193,6 +194,14 @@ def test_a_file_may_set_what_a_sweep_needs(tmp_path: Path, monkeypatch: pytest.M
     whole = composed(f"hydra.searchpath=[file://{CONF}]", conf=tmp_path, name="mine")
     assert (whole.seed, whole.hydra.launcher.partition) == (7, "gpu")
     assert whole.hydra.run.dir == "runs/mine"
+
+
+def test_a_file_may_name_devices(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [train, _self_]\nhydra: {launcher: {n_jobs: 2, devices: [0, 1]}}\n"
+    )
+    whole = composed(f"hydra.searchpath=[file://{CONF}]", conf=tmp_path, name="mine")
+    assert list(whole.hydra.launcher.devices) in ([0, 1], ["0", "1"])
 
 
 def test_what_is_typed_may_choose_any_folder(

@@ -9,6 +9,7 @@ from typing import Any
 
 from dynarank.commands.checks import FAIL, NOTE, OK, Check, install_command
 from dynarank.commands.versions import requirements
+from dynarank.settings import expand_user
 
 NAMED = ("torch", "lightning", "transformers", "peft")
 """Packages whose versions are shown where all is well."""
@@ -62,7 +63,7 @@ def local_hub() -> Check:
     if not root:
         found = "DYNARANK_HUB is not set, so models and data come from the hub and its cache"
         return Check("local hub", NOTE, found)
-    folders = [Path(root).expanduser() / kind for kind in ("models", "datasets")]
+    folders = [Path(expand_user(root)) / kind for kind in ("models", "datasets")]
     if not any(folder.is_dir() for folder in folders):
         found = f"DYNARANK_HUB={root}: holds neither models/ nor datasets/"
         return Check("local hub", FAIL, found, "correct it, or unset it")

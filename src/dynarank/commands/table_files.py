@@ -22,6 +22,7 @@ from dynarank.run_folder import (
     RANKS,
     read_json,
 )
+from dynarank.settings import expand_user
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,7 +46,7 @@ def check_input(path: str, form: str | None) -> None:
         raise UserError(
             f"--format {form}: is for --input - alone; the format of a file is its ending"
         )
-    elif not Path(path).expanduser().exists():  # a folder of images is an input too
+    elif not Path(expand_user(path)).exists():  # a folder of images is an input too
         raise UserError(f"--input {path}: there is no such file")
 
 
@@ -59,7 +60,7 @@ def check_output(path: Path, source: str, overwrite: bool, endings: Sequence[str
     if path.suffix not in endings:
         raise UserError(f"--output {path}: the ending must be one of {', '.join(endings)}")
     make_folder("--output", path.parent)
-    inputs = () if source == STANDARD else (Path(source).expanduser(),)
+    inputs = () if source == STANDARD else (Path(expand_user(source)),)
     refuse_existing("--output", path, overwrite, inputs)
     _refuse_run_file(path)
 

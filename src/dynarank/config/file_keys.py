@@ -86,8 +86,8 @@ def check_file(config: Any, name: str) -> list[str]:
                 raise UserError(f"{name} sets {key}, which lets code run. Type it: {key}=true")
             if setting.startswith(f"{key}.") and "${" in str(value):
                 raise UserError(
-                    f"{name} sets {key} = {value}: a file may not take this from a reference, that "
-                    f"could set {setting}. Write it out"
+                    f"{name} sets {key} = {value}: a file may not take this from a reference, "
+                    f"which could set {setting}. Write it out"
                 )
         is_hydra = key == "hydra" or key.startswith("hydra.")
         if is_hydra and not any(fnmatchcase(key, allowed) for allowed in ALLOWED):
@@ -95,17 +95,24 @@ def check_file(config: Any, name: str) -> list[str]:
                 f"{name} sets {key}: a file may not set this key of Hydra's, "
                 "for it can write files or run code. If you trust it, type it on the command line"
             )
-        if key.startswith("hydra.launcher.") and not PLAIN_VALUE.fullmatch(str(value)):
-            raise UserError(
-                f"{name} sets {key} to a text with blanks, line breaks or other signs, which a "
-                "file may not give to a launcher. Type it on the command line"
-            )
+        if key.startswith("hydra.launcher."):
+            _check_plain(value, key, name)
         parameter = key.removeprefix("hydra.sweeper.params.")
         if parameter != key:
             is_typed_only = any(parameter.startswith(setting) for setting in TYPED_ONLY)
             if is_typed_only or not PLAIN_PARAMETER.fullmatch(parameter):
                 raise UserError(f"{name} sweeps {parameter}: a file may not sweep this. Type it")
     return folders
+
+
+def _check_plain(value: Any, key: str, name: str) -> None:
+    """Raise `UserError` where a launcher's setting holds more than numbers and plain names."""
+    for part in value if isinstance(value, list) else [value]:
+        if not PLAIN_VALUE.fullmatch(str(part)):
+            raise UserError(
+                f"{name} sets {key} to a text with blanks, line breaks or other signs, which a "
+                "file may not give to a launcher. Type it on the command line"
+            )
 
 
 def _leaves(node: Any, path: Sequence[str]) -> Iterator[tuple[str, Any]]:
