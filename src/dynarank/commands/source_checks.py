@@ -9,6 +9,7 @@ from typing import Any
 
 from dynarank.commands.checks import FAIL, NOTE, OK, Check, install_command
 from dynarank.commands.versions import requirements
+from dynarank.settings import expand_user
 
 NAMED = ("torch", "lightning", "transformers", "peft")
 """Packages whose versions are shown where all is well."""
@@ -90,7 +91,6 @@ def packaged_model() -> Check:
 
     from dynarank.config.folders import conf_folder
     from dynarank.errors import UserError
-from dynarank.settings import expand_user
     from dynarank.pretrained.hub import ModelConfig, check_sha256, locate
 
     stated: Any = OmegaConf.load(conf_folder() / "model" / "minilm.yaml")
