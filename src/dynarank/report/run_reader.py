@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
         content = json.loads(text)
         if "\\ud" not in text.lower():
             return content
-        # An escape can stand for half a surrogate pair, which no file and no picture can show.
+        # An escape can stand for half a surrogate pair, which nothing can show.
         return json.loads(_shown_text(json.dumps(content, ensure_ascii=False)))
     except json.JSONDecodeError as error:
         reason = f"is damaged ({error.msg} at line {error.lineno})"
