@@ -18,7 +18,7 @@ from dynarank.report.page import Report, page
 from dynarank.report.run_reader import UnreadableFile, read_settings
 from dynarank.report.runs import LeftOut, read_runs
 from dynarank.report.tables import build_table
-from dynarank.report.write_report import write_report
+from dynarank.report.write_report import _write, write_report
 
 FILES = ["metrics.json", "metrics.csv", "ranks.json", "rank_history.json", ".hydra/config.yaml"]
 
@@ -309,26 +309,18 @@ def test_settings_are_read_as_hydra_reads_them(tmp_path: Path) -> None:
         assert repr(value) == repr(expected), name
 
 
-def test_half_a_surrogate_pair_is_written_escaped(copied: Path) -> None:
-    """JSON and names of files can hold one; UTF-8 cannot."""
+def test_half_a_surrogate_pair_ends_no_report(copied: Path) -> None:
+    """JSON and names of folders can hold one; UTF-8 and a picture cannot."""
     results = json.loads((copied / "run2" / "metrics.json").read_text())
-    results |= {"task": "odd\ud800", "collapsed": "\udfff"}
+    results |= {"task": "odd\ud800\U0001f600", "collapsed": "\udfff"}
     results["metrics"]["\udbc4"] = 0.5
     (copied / "run2" / "metrics.json").write_text(json.dumps(results))
     (copied / "run1").rename(copied / "run\udcff1")
-    text, folder = write_report([copied])
-    assert "odd\\ud800" in text
-    for name in ("report.md", "report.html", "table.csv", "table.tex"):
-        assert "odd" in (folder / name).read_text(encoding="utf-8")
-
-
-def test_a_long_name_of_a_task_names_files_all_the_same(copied: Path) -> None:
-    for run, last in (("run1", "a"), ("run2", "b")):
-        results = json.loads((copied / run / "metrics.json").read_text())
-        results["task"] = "\N{CJK UNIFIED IDEOGRAPH-4F60}" * 199 + last
-        (copied / run / "metrics.json").write_text(json.dumps(results))
-    _, folder = write_report([copied])
-    assert len(list(folder.glob("curves_*.png"))) == 3
+    runs, left_out = read_runs([copied])
+    assert left_out == []
+    assert {run.task for run in runs} == {"cola", "odd?\U0001f600"}
+    written = _write(copied / "page.html", texts(copied)[1])
+    assert (copied / "page.html").read_text(encoding="utf-8") == written
 
 
 def test_a_report_over_a_folder_is_one_message(copied: Path) -> None:

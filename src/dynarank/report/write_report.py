@@ -68,7 +68,7 @@ def write_report(
 def _write(path: Path, text: str) -> str:
     """Write a text as UTF-8, and return what was written.
 
-    Half a surrogate pair, which JSON and names of files can hold and UTF-8 cannot, is escaped.
+    Half a surrogate pair, which the name of a folder can hold and UTF-8 cannot, is escaped.
     """
     encoded = text.encode("utf-8", "backslashreplace")
     try:
