@@ -1,9 +1,9 @@
 """Small talk between two people, as conversations to learn from.
 
 Of chitchat-dataset's 7,168 conversations (Brigham Young University's Chit-Chat Challenge, 2018; MIT
-licence) those are taken in which two people speak in turn, each cut to its first messages. The
-one who answers is the assistant. No speaker stands on both sides: conversations between a speaker
-of the training rows and one of the validation rows are left out.
+licence) those are taken in which two people speak in turn, each cut to its first messages, none
+of them long. The one who answers is the assistant. No speaker stands on both sides: conversations
+between a speaker of the training rows and one of the validation rows are left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MEMBER = "chitchat_dataset/dataset.json"
 TURNS = 4
 """Messages of a conversation that are kept: two questions and two answers."""
+LONGEST = 200
+"""Characters of a message at most: some paste whole articles, behind which no answer would fit."""
 VALIDATION_SPEAKERS = 0.2
 """Share of the speakers that validation has to itself."""
 ROLES = ("user", "assistant")
@@ -36,7 +38,9 @@ def load_small_talk(archive: Path) -> dict[str, Dataset]:
     talks = read_talks(archive)
     splits = split_by_speakers(talks, VALIDATION_SPEAKERS, seed=0)
     return {
-        name: Dataset.from_dict({"messages": [as_messages(talk) for talk in chosen]})
+        name: Dataset.from_dict(
+            {"messages": [as_messages(talk) for talk in chosen if is_short(talk)]}
+        )
         for name, chosen in splits.items()
     }
 
@@ -63,6 +67,11 @@ def _talk(turns: list[list[dict[str, Any]]]) -> Talk | None:
     if len(set(speakers)) != 2 or len(texts) < TURNS or not all(texts):
         return None
     return (speakers[0], speakers[1]), texts
+
+
+def is_short(talk: Talk) -> bool:
+    """Return whether no message of a conversation is longer than `LONGEST`."""
+    return max(map(len, talk[1])) <= LONGEST
 
 
 def as_messages(talk: Talk) -> list[dict[str, str]]:
