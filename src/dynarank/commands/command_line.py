@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -59,6 +60,8 @@ def add_hub_root(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turn a `UserError` into one message without secrets, and exit code 2."""
+    # Where it is installed, PEFT imports it, and it tells of a kernel that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         yield
     except UserError as error:

@@ -105,9 +105,9 @@ def packaged_model() -> Check:
 
 def _quick_data() -> str:
     """Return where the data of the quick start comes from."""
-    from dynarank.tasks.packaged import ARCHIVE, cache_folder
+    from dynarank.tasks.packaged import TWEETS, cache_folder
 
-    if (cache_folder() / ARCHIVE).is_file():
+    if (cache_folder() / TWEETS.name).is_file():
         return "its data, too"
     return "its data is fetched by pip at the first run"
 

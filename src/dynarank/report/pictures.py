@@ -100,12 +100,25 @@ def _fix_layout(figure: Figure) -> None:
     """Lay a figure out once: to do so again for every format takes as long as to draw it."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    _escape_surrogates(figure)
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         with styled():
             engine.set(w_pad=0.08, h_pad=0.06)  # Formats differ a little in their text's size.
             figure.draw_without_rendering()
         figure.set_layout_engine("none")
+
+
+def _escape_surrogates(figure: Figure) -> None:
+    """Escape half surrogate pairs, which JSON can hold in a name, and no font can draw."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        shown = text.get_text()
+        drawable = shown.encode("utf-8", "backslashreplace").decode()
+        if drawable != shown:
+            text.set_text(drawable)
 
 
 def draw_pictures(
