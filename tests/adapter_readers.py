@@ -110,6 +110,12 @@ def convert_to_gguf(adapter: Path, base: Path, out: Path) -> None:
 
 def llama_cpp_reads(base: Path, adapter: Path | None = None) -> Tensor:
     """Return what llama.cpp says of the next token, log-probabilities (vocabulary)."""
+    values = llama_cpp_says(base, PROMPT, adapter)
+    return torch.tensor([values[index] for index in range(len(values))])
+
+
+def llama_cpp_says(base: Path, prompt: list[int], adapter: Path | None = None) -> dict[int, float]:
+    """Return llama.cpp's log-probabilities of the 64 likeliest next tokens."""
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
@@ -123,12 +129,11 @@ def llama_cpp_reads(base: Path, adapter: Path | None = None) -> Tensor:
         lora = xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)
         settings.lora_adapters = [lora]
     server = xllamacpp.Server(settings)
-    asked = {"prompt": PROMPT, "n_predict": 1, "n_probs": 64, "temperature": -1.0}
+    asked = {"prompt": prompt, "n_predict": 1, "n_probs": 64, "temperature": -1.0}
     answer = server.handle_completions({**asked, "cache_prompt": False})
     content = json.loads(answer) if isinstance(answer, str | bytes) else answer
     said = content["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    values = {entry["id"]: entry["logprob"] for entry in said}
-    return torch.tensor([values[index] for index in range(len(values))])
+    return {entry["id"]: entry["logprob"] for entry in said}
 
 
 def mlx_reads(base: Path, adapter: Path) -> Tensor:
