@@ -42,7 +42,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     own.pop("metrics.json")  # it holds times
     found["run_files.json"] = sorted(own.items())
     manifest = json.loads(max((folder / "checkpoints").glob("step-*.json")).read_text())
-    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    # What a killed first save left is kept under another name.
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     assert {"metrics.csv", "adapter/dynarank.json", "adapter/tokenizer.json"} <= found.keys()
     return {
         "record": record,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tiny import compose, configure
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dynarank.commands.chat import main as chat
 from dynarank.config.schema import to_config
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
@@ -294,6 +297,8 @@ def test_a_run_learns_sums_and_its_adapter_answers_in_peft_alone(
     assert results.at_budget
     assert results.metrics["perplexity"] < 250  # 261 words, and random weights that stay
     assert (tmp_path / "run/predictions.jsonl").is_file() == (not packing)
+    if not packing:
+        check_chat(tmp_path / "run")
     base = AutoModelForCausalLM.from_pretrained(model_folder)
     alone = peft.PeftModel.from_pretrained(base, str(tmp_path / "run/adapter")).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/adapter")
@@ -315,3 +320,17 @@ def test_a_run_learns_sums_and_its_adapter_answers_in_peft_alone(
         count = int((labels[:, 1:] != IGNORED).sum())
         total, tokens = total + float(loss) * count, tokens + count
     assert results.metrics["log_likelihood"] == pytest.approx(-total / tokens, rel=1e-4)
+
+
+def check_chat(folder: Path) -> None:
+    """A conversation by standard input: answers depend on what was said, until /reset."""
+    typed = "1+2\n\n2+2\n/reset\n1+2\n/quit\nnever read\n"
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", io.StringIO(typed))
+        with contextlib.redirect_stdout(out):
+            chat([str(folder), "--max-answer", "4"])
+    first, _, again = out.getvalue().splitlines()
+    assert first == again
+    with pytest.raises(SystemExit, match="2"):
+        chat([str(folder), "--max-answer", "0"])

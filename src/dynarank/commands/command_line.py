@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from typing import NoReturn
 from dynarank.config.redaction import redact
 from dynarank.durable_files import sync_folder
 from dynarank.errors import UserError
+from dynarank.settings import expand_user
 
 USER_ERROR = 2
 """The exit code of a command that its user called in a wrong way."""
@@ -37,6 +39,14 @@ class CommandParser(argparse.ArgumentParser):
         super().error(redact(message))
 
 
+def user_path(text: str) -> Path:
+    """Return the path that a user typed; a leading ~ is the home folder, as everywhere.
+
+    Shells leave it as it is in `--output=~/x.csv`.
+    """
+    return Path(expand_user(text))
+
+
 def add_hub_root(parser: argparse.ArgumentParser) -> None:
     """Add the option that names a local copy of the hub."""
     parser.add_argument(
@@ -50,6 +60,8 @@ def add_hub_root(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turn a `UserError` into one message without secrets, and exit code 2."""
+    # Where it is installed, PEFT imports it, and it tells of a kernel that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         yield
     except UserError as error:

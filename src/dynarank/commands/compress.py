@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from dynarank.commands.command_line import CommandParser, add_hub_root, exit_on_user_error
+from dynarank.commands.command_line import (
+    CommandParser,
+    add_hub_root,
+    exit_on_user_error,
+    user_path,
+)
 from dynarank.errors import UserError
 from dynarank.run_folder import ADAPTER
 
@@ -27,9 +31,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command's options."""
     parser = CommandParser("compress", description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
-        "adapter", type=Path, metavar="ADAPTER", help="a PEFT LoRA adapter's folder"
+        "adapter", type=user_path, metavar="ADAPTER", help="a PEFT LoRA adapter's folder"
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument("out", type=user_path, metavar="OUT", help="a new folder")
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument(
         "--target", metavar="rN", help="components a layer keeps on average: r4, r0.5"

@@ -71,7 +71,7 @@ def _is_in(name: str, modules: Sequence[str]) -> bool:
 
 
 def _sampled_digest(model: nn.Module, head: Sequence[str]) -> str:
-    """Return the digest that versions before 0.3 recorded, of some elements of every parameter."""
+    """Return the digest that earlier versions recorded, of some elements of every parameter."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if _is_in(name, head):

@@ -17,6 +17,7 @@ from typing import Annotated
 from dynarank.durable_files import file_sha256
 from dynarank.errors import UserError, check_name
 from dynarank.pretrained.connection import ask_hub, fetch_file, is_cached
+from dynarank.pretrained.gguf_files import ENDING, unpacked
 from dynarank.settings import Gt, OneOf, UserPath, check_settings
 
 log = logging.getLogger(__name__)
@@ -130,8 +131,10 @@ def locate(
         UserError: there is no such thing, or the hub does not answer; the message says what to do.
     """
     if path.startswith(PACKAGE):
-        folder = _folder_in_package(field, path)
-        return Source(path=str(folder), recorded=str(folder))
+        inside_package = _place_in_package(field, path)
+        if inside_package.suffix == ENDING:
+            inside_package = unpacked(field, inside_package)
+        return Source(path=str(inside_package), recorded=str(inside_package))
     if root is not None:
         root_folder = expand_home("hub.root", root)
         if not root_folder.is_dir():
@@ -145,6 +148,9 @@ def locate(
     local = expand_home(field, path)
     if local.is_dir():
         return Source(path=str(local.resolve()), recorded=str(local.resolve()))
+    if local.suffix == ENDING and local.is_file():
+        folder = unpacked(field, local.resolve())
+        return Source(path=str(folder), recorded=str(folder))
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{field} = {path}: no such folder")
     failure = ask_hub(kind, field, path, revision)
@@ -179,8 +185,8 @@ def warn_of_remote_code(config: ModelConfig, source: Source) -> None:
     )
 
 
-def _folder_in_package(field: str, path: str) -> Path:
-    """Return the folder that package:MODULE/FOLDER names, without importing the package."""
+def _place_in_package(field: str, path: str) -> Path:
+    """Return the folder or GGUF file that package:MODULE/PLACE names, without importing it."""
     module, _, inside = path.removeprefix(PACKAGE).partition("/")
     # The parent of a dotted name would be imported.
     if not module.isidentifier() or ".." in Path(inside).parts:
@@ -195,10 +201,10 @@ def _folder_in_package(field: str, path: str) -> Path:
             f"{field} = {path}: that package is not installed. Install it: "
             f"pip install --no-deps {name}"
         )
-    folder = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not folder.is_dir():
+    place = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not (place.is_dir() or (place.suffix == ENDING and place.is_file())):
         raise UserError(f"{field} = {path}: the package is installed, but has no folder {inside!r}")
-    return folder
+    return place
 
 
 def check_sha256(config: ModelConfig, source: Source) -> None:

@@ -41,6 +41,8 @@ def quiet_libraries() -> None:
     # fontTools tells of every table of a font that goes into a PDF.
     for name in ("lightning.pytorch", "lightning.fabric", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Where it is installed, PEFT imports it, and it tells of a kernel that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def build_trainer(

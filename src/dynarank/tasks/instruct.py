@@ -29,7 +29,7 @@ from dynarank.tasks.choices import (
     choice_scores,
     score_choices,
 )
-from dynarank.tasks.conversations import MESSAGES, find_columns, read_conversations
+from dynarank.tasks.conversations import MESSAGES, Message, find_columns, read_conversations
 from dynarank.tasks.features import cached_map
 from dynarank.tasks.language_model import HOST, LanguageModel
 from dynarank.tasks.row_scores import RowScores
@@ -226,6 +226,12 @@ class Instruct(LanguageModel[InstructConfig]):
         )
         texts = self.tokenizer.batch_decode(tokens[:, longest:].cpu(), skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    def answer(self, model: Any, messages: Sequence[Message]) -> str:
+        """Return what the model answers to a conversation, whose last message is the user's."""
+        prompt = render(self.tokenizer, messages, ask=True)
+        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return self.write(model, [ids])[0]
 
     def evaluate(self, split: str, rows: Sequence[int], outputs: Sequence[Any]) -> dict[str, float]:
         scores = super().evaluate(split, rows, outputs)
