@@ -98,6 +98,8 @@ def _holds_scores(record: dict[str, Any]) -> bool:
     selected = record.get("selected")
     metric = selected.get("metric") if isinstance(selected, dict) else None
     for group in ("metrics", "last"):
+        if group == "last" and group not in record:
+            continue
         scores = record.get(group)
         if not isinstance(metric, str) or not isinstance(scores, dict) or metric not in scores:
             return False
