@@ -43,9 +43,8 @@ def rows() -> list[dict[str, Any]]:
 
 def test_accuracies_are_those_of_lm_evaluation_harness(tmp_path: Path) -> None:
     lm_eval = pytest.importorskip("lm_eval")
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.models.huggingface import HFLM
-
+    tasks = pytest.importorskip("lm_eval.api.task")
+    models = pytest.importorskip("lm_eval.models.huggingface")
     file = write_lines(tmp_path / "rows.jsonl", rows())
     # Such large weights that an untrained model prefers some answers to others.
     folder = write_language_model(tmp_path / "m", initializer_range=0.5)
@@ -69,7 +68,7 @@ def test_accuracies_are_those_of_lm_evaluation_harness(tmp_path: Path) -> None:
     scores.update(range(ROWS), outputs)
     ours = scores.compute()
 
-    theirs = ConfigurableTask(
+    theirs = tasks.ConfigurableTask(
         config={
             "task": "own",
             "dataset_path": "json",
@@ -83,7 +82,7 @@ def test_accuracies_are_those_of_lm_evaluation_harness(tmp_path: Path) -> None:
             "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
         }
     )
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, add_bos_token=False)
+    harness = models.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, add_bos_token=False)
     results = lm_eval.simple_evaluate(
         model=harness, tasks=[theirs], apply_chat_template=True, log_samples=True
     )

@@ -75,9 +75,9 @@ def train_by_trl(folder: Path, base: Path, start: dict[str, Any]) -> tuple[list[
     """Return the loss of each step, and the trained model, from the same A and B."""
     from datasets import Dataset
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
 
-    settings = SFTConfig(
+    trl = pytest.importorskip("trl")
+    settings = trl.SFTConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=ROWS,
         max_steps=STEPS,
@@ -102,7 +102,7 @@ def train_by_trl(folder: Path, base: Path, start: dict[str, Any]) -> tuple[list[
         target_modules=list(start),
         task_type="CAUSAL_LM",
     )
-    trainer = SFTTrainer(
+    trainer = trl.SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(base),
         args=settings,
         train_dataset=Dataset.from_list(conversations()),
