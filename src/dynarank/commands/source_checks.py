@@ -104,7 +104,8 @@ def packaged_model() -> Check:
 
 def _quick_data() -> str:
     """Return where the data of the quick start comes from."""
-    from dynarank.tasks.packaged import ARCHIVE, cache_folder
+    from dynarank.durable_files import cache_folder
+    from dynarank.tasks.packaged import ARCHIVE
 
     if (cache_folder() / ARCHIVE).is_file():
         return "its data, too"
