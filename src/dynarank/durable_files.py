@@ -14,11 +14,6 @@ TEMPORARY = ".tmp"
 """The end of the name of a file that is being written. A killed process may leave one."""
 
 
-def cache_folder() -> Path:
-    """Return where fetched and made files are kept: $DYNARANK_CACHE, else ~/.cache/dynarank."""
-    return Path(os.environ.get("DYNARANK_CACHE") or Path.home() / ".cache" / "dynarank")
-
-
 def write_durably(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that `path` holds its old content or the new one, whole, at any moment.
 

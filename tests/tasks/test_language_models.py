@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tiny import compose, configure
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dynarank.commands.chat import main as chat
 from dynarank.config.schema import to_config
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
@@ -204,6 +207,8 @@ def test_a_tokenizer_without_a_template_gets_the_stated_default(
     assert text.startswith("User: ")
     assert "\nAssistant: " in text
     assert text.endswith("</s>\n")
+    # The space is the answer's: many tokenizers have one token for it and the word behind it.
+    assert learned(task, plain)[0].startswith(f" {sums(1)[0]['completion']}</s>")
 
 
 @pytest.mark.parametrize(
@@ -251,13 +256,14 @@ def test_the_likeliest_choice_is_found_by_brute_force(
         sums_of = []
         for choice in choices:
             ids = torch.tensor([tokenizer(prompt + choice, add_special_tokens=False)["input_ids"]])
-            before = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            # The line break at the prompt's end counts to the answer.
+            before = len(tokenizer(prompt.rstrip(), add_special_tokens=False)["input_ids"])
             with torch.no_grad():
                 scores = model(input_ids=ids).logits[0].log_softmax(-1)
             own = [float(scores[at - 1, ids[0, at]]) for at in range(before, ids.shape[1])]
             sums_of.append(sum(own))
-        by_byte = [value / len(choice) for value, choice in zip(sums_of, choices, strict=True)]
-        assert output["chosen"] == (sums_of.index(max(sums_of)), by_byte.index(max(by_byte)))
+        by_size = [value / len(choice) for value, choice in zip(sums_of, choices, strict=True)]
+        assert output["chosen"] == (sums_of.index(max(sums_of)), by_size.index(max(by_size)))
 
 
 def test_terms_are_each_rows_own(model: Any) -> None:
@@ -294,6 +300,8 @@ def test_a_run_learns_sums_and_its_adapter_answers_in_peft_alone(
     assert results.at_budget
     assert results.metrics["perplexity"] < 250  # 261 words, and random weights that stay
     assert (tmp_path / "run/predictions.jsonl").is_file() == (not packing)
+    if not packing:
+        check_chat(tmp_path / "run")
     base = AutoModelForCausalLM.from_pretrained(model_folder)
     alone = peft.PeftModel.from_pretrained(base, str(tmp_path / "run/adapter")).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/adapter")
@@ -315,3 +323,17 @@ def test_a_run_learns_sums_and_its_adapter_answers_in_peft_alone(
         count = int((labels[:, 1:] != IGNORED).sum())
         total, tokens = total + float(loss) * count, tokens + count
     assert results.metrics["log_likelihood"] == pytest.approx(-total / tokens, rel=1e-4)
+
+
+def check_chat(folder: Path) -> None:
+    """A conversation by standard input: answers depend on what was said, until /reset."""
+    typed = "1+2\n\n2+2\n/reset\n1+2\n/quit\nnever read\n"
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", io.StringIO(typed))
+        with contextlib.redirect_stdout(out):
+            chat([str(folder), "--max-answer", "4"])
+    first, _, again = out.getvalue().splitlines()
+    assert first == again
+    with pytest.raises(SystemExit, match="2"):
+        chat([str(folder), "--max-answer", "0"])

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "fine-tune a model, or with -m a sweep of them",
     "predict": "predict new rows with a finished run",
     "evaluate": "score a labelled file with a finished run",
+    "chat": "talk with a language model that was trained here",
     "export": "write a run as a plain PEFT adapter, or merged into its model",
     "compress": "make any PEFT LoRA adapter smaller, without training",
     "budget": "show what every method takes under a budget, without loading weights",

