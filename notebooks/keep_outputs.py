@@ -21,6 +21,7 @@ SECONDS = 600
 """For a cell, on a machine that does other things too."""
 STABLE = (
     (r"[\w./~-]*/site-packages/", "SITE/"),
+    (r"[\w./~-]*/bin/dynarank\b", "dynarank"),
     (r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?", "DATE_TIME"),
     (r"\bin \d+ s\b", "in N s"),
     (r", about [\d.]+ (s|min|h) left", ""),

@@ -67,7 +67,7 @@ def write_base_gguf(model: Any, path: Path) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     words = [f"▁t{index}" for index in range(config.vocab_size - 3)]
     writer.add_tokenizer_model("llama")
@@ -116,6 +116,14 @@ def llama_cpp_reads(
     vocabulary: int = 64,
 ) -> Tensor:
     """Return what llama.cpp says of the next token, log-probabilities (vocabulary)."""
+    values = llama_cpp_says(base, list(prompt), adapter, count=vocabulary)
+    return torch.tensor([values[index] for index in range(len(values))])
+
+
+def llama_cpp_says(
+    base: Path, prompt: list[int], adapter: Path | None = None, count: int = 64
+) -> dict[int, float]:
+    """Return llama.cpp's log-probabilities of the likeliest next tokens, so many."""
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
@@ -129,12 +137,11 @@ def llama_cpp_reads(
         lora = xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)
         settings.lora_adapters = [lora]
     server = xllamacpp.Server(settings)
-    asked = {"prompt": list(prompt), "n_predict": 1, "n_probs": vocabulary, "temperature": -1.0}
+    asked = {"prompt": prompt, "n_predict": 1, "n_probs": count, "temperature": -1.0}
     answer = server.handle_completions({**asked, "cache_prompt": False})
     content = json.loads(answer) if isinstance(answer, str | bytes) else answer
     said = content["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    values = {entry["id"]: entry["logprob"] for entry in said}
-    return torch.tensor([values[index] for index in range(len(values))])
+    return {entry["id"]: entry["logprob"] for entry in said}
 
 
 def mlx_reads(base: Path, adapter: Path) -> Tensor:

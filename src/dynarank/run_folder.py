@@ -52,6 +52,8 @@ TRACKER = "wandb"
 TENSORBOARD = "tensorboard"
 TRACKER_RUN = f"{TRACKER}/run_id"
 
+LARGEST_INTEGER = 2**53
+"""Of a score in metrics.json; a larger one is damage, and may not fit a float."""
 ERROR_LINES = 40
 """The last lines of a failed run's output that error.txt keeps."""
 
@@ -86,9 +88,27 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / METRICS
     record = read_json(path)
-    if not isinstance(record, dict) or not isinstance(record.get("selected"), dict):
+    if not isinstance(record, dict) or not _holds_scores(record):
         raise UserError(f"{path}: is damaged (it holds no results). Run it again, or move it away")
     return record
+
+
+def _holds_scores(record: dict[str, Any]) -> bool:
+    """Return whether a record names a metric, and holds a number or null for it."""
+    selected = record.get("selected")
+    metric = selected.get("metric") if isinstance(selected, dict) else None
+    for group in ("metrics", "last"):
+        if group == "last" and group not in record:
+            continue
+        scores = record.get(group)
+        if not isinstance(metric, str) or not isinstance(scores, dict) or metric not in scores:
+            return False
+        value = scores[metric]
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            return False
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            return False
+    return True
 
 
 def selected_score(record: Mapping[str, Any], last: bool = False) -> float:

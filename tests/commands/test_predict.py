@@ -16,7 +16,8 @@ from prediction_runs import predict, records, trained
 from tiny import sentences
 
 from dynarank.commands import table_files
-from dynarank.commands.predict import main
+from dynarank.commands.evaluate import main as evaluate_main
+from dynarank.commands.predict import main, parse
 
 
 @pytest.fixture(scope="module")
@@ -311,3 +312,34 @@ def test_a_secret_in_a_path_is_not_shown(
         with pytest.raises(SystemExit, match="2"):
             main(["run", *words])
         assert "canary" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "metrics.json", "adapter/dynarank.json"])
+def test_an_output_never_takes_the_place_of_a_runs_file(
+    name: str, cola: Path, rows: Path, hub_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (cola / name).read_bytes()
+    files = ["--input", str(rows), "--output", str(cola / name), "--overwrite"]
+    command = main if name.endswith(".csv") else evaluate_main
+    with pytest.raises(SystemExit) as end:
+        command([str(cola), *files, "--hub-root", str(hub_root)])
+    assert end.value.code == 2
+    assert "is a file of a run's" in capsys.readouterr().err
+    assert (cola / name).read_bytes() == before
+
+
+def test_a_tilde_in_an_option_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = parse(["~/run", "--input=x.csv", "--output=~/out/x.csv"])
+    assert (options.source, options.output) == (tmp_path / "run", tmp_path / "out" / "x.csv")
+
+
+def test_the_home_of_an_unknown_user_is_a_missing_file(
+    cola: Path, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        predict(cola, "~nobody-of-this-name/rows.csv", tmp_path / "o.csv", hub_root)
+    assert end.value.code == 2
+    assert "there is no such file" in capsys.readouterr().err

@@ -159,9 +159,14 @@ SINGLE = sorted(
     file.stem for file in (CONF / "experiment").glob("*.yaml") if "sweeper" not in file.read_text()
 )
 """Experiments of one run; the sweeps are in test_experiments.py."""
+LARGE = {"quickstart_llm"}
+"""Those whose model takes minutes to unpack and to train a step of."""
 
 
-@pytest.mark.parametrize("experiment", SINGLE)
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(name, marks=[pytest.mark.large] if name in LARGE else []) for name in SINGLE],
+)
 def test_every_single_experiment_runs_in_a_fast_mode(experiment: str, tmp_path: Path) -> None:
     fast = [
         "trainer.epochs=1",

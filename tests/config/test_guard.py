@@ -131,6 +131,10 @@ def test_a_factory_of_pythons_logging_is_a_builder() -> None:
         "launcher: {address: 'ray://example.org'}",
         "launcher: {_target_: hydra_plugins.dynarank_launcher.RayLauncher}",
         "launcher: '${oc.env:X}'",
+        'launcher: {partition: "gpu\\ncurl x"}',
+        "launcher: {account: '${oc.env:X}'}",
+        "launcher: {partition: 'a b'}",
+        "launcher: {devices: [0, '1 2']}",
         "sweeper: {params: {hydra.job.env_set.X: y}}",
         "sweeper: {params: {+hydra.job.env_set.X: y}}",
         "sweeper: {params: {model@hydra.job.env_set: minilm}}",
@@ -168,6 +172,16 @@ def test_a_file_does_not_let_a_models_code_run(tmp_path: Path) -> None:
         composed(f"hydra.searchpath=[file://{CONF}]", conf=tmp_path, name="mine")
 
 
+def test_a_file_does_not_let_a_models_code_run_by_a_reference(tmp_path: Path) -> None:
+    """A whole group taken from a text, or from elsewhere in the file, would hide the setting."""
+    for reference in ("${oc.create:'{trust_remote_code: true}'}", "${mine}"):
+        (tmp_path / "mine.yaml").write_text(
+            f'defaults: [train, _self_]\nmodel: "{reference}"\nmine: {{path: a/b}}\n'
+        )
+        with pytest.raises(UserError, match=r"could set model\.trust_remote_code"):
+            composed(f"hydra.searchpath=[file://{CONF}]", conf=tmp_path, name="mine")
+
+
 def test_a_file_may_set_what_a_sweep_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(
@@ -180,6 +194,14 @@ def test_a_file_may_set_what_a_sweep_needs(tmp_path: Path, monkeypatch: pytest.M
     whole = composed(f"hydra.searchpath=[file://{CONF}]", conf=tmp_path, name="mine")
     assert (whole.seed, whole.hydra.launcher.partition) == (7, "gpu")
     assert whole.hydra.run.dir == "runs/mine"
+
+
+def test_a_file_may_name_devices(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [train, _self_]\nhydra: {launcher: {n_jobs: 2, devices: [0, 1]}}\n"
+    )
+    whole = composed(f"hydra.searchpath=[file://{CONF}]", conf=tmp_path, name="mine")
+    assert list(whole.hydra.launcher.devices) in ([0, 1], ["0", "1"])
 
 
 def test_what_is_typed_may_choose_any_folder(

@@ -73,3 +73,38 @@ def test_the_value_of_a_secret_variable_is_redacted(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DATABASE_URL", "postgres://me:pw-of-db@host/db")
     assert redact("a canary-canary b") == "a *** b"
     assert "pw-of-db" not in redact("a postgres://me:pw-of-db@host/db b")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("GITHUB_TOKEN_2", "token3", "passwords", "HF_APIKEYS", "masterkey", "AUTH_HEADER"),
+        *("authorization", "otp", "db_pw", "clientSecrets"),
+    ],
+)
+def test_counted_and_plural_names_are_secret_too(name: str) -> None:
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("nvapi-" + "a1B2" * 12, "gsk_" + "a1B2" * 12, "r8_" + "a1B2" * 9, "whsec_" + "a1B2" * 8),
+        *("lsv2_pt_" + "a1b2" * 8, "AGE-SECRET-KEY-1" + "A1B2" * 14, "123456789:AAE" + "a1B2" * 8),
+        *("https://discord.com/api/webhooks/12/a1B2", "authorization: Basic dXNlcjpwYXNz"),
+        *("-----BEGIN PGP PRIVATE KEY BLOCK-----", "https://x?api-key=abc1", "--password hunter22"),
+    ],
+)
+def test_tokens_of_more_services_are_redacted(text: str) -> None:
+    assert "***" in redact(f"x {text} y")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("jina_embeddings_v2_base_en_model", "r8_roberta-base_cola_20261125", "pul-x", "fw_sgd"),
+        *("basic classification of 12345678 rows", "--token-file x"),
+    ],
+)
+def test_names_that_begin_as_tokens_do_stay(text: str) -> None:
+    assert redact(text) == text

@@ -57,6 +57,11 @@ def test_the_defaults_are_the_papers() -> None:
         "score": "relative",
         "init": "paper",
         "c_lr_ratio": 1.0,
+        "alpha_over": "init",
+        "b_lr_ratio": 1.0,
+        "rank_pattern_from": None,
+        "score_seed": 0,
+        "train_c": True,
     }
     assert (config.budget.schedule, config.budget.unit, config.budget.min_rank) == (
         "cubic",

@@ -66,7 +66,7 @@ def test_names_stay_in_their_folder(tmp_path: Path, hub_root: Path) -> None:
     assert (done.returncode, "leaves" in done.stderr) == (2, False)
     points = [path.name for path in (inside / "s").iterdir() if path.is_dir()]
     assert len(points) == 2
-    assert all("task.subset=.._" in name for name in points)  # no folders of its own for each slash
+    assert all("task.subset-" in name for name in points)  # no folders of its own for each slash
     done = command(
         "-m",
         "seed=1,2",

@@ -50,7 +50,9 @@ def _some_place(give: Any, record: Any) -> tuple[Any, Any]:
     node = record
     while isinstance(node, dict | list) and node and give.ConsumeProbability() < 0.8:
         holder = node
-        key = give.PickValueInList(sorted(node) if isinstance(node, dict) else range(len(node)))
+        key = give.PickValueInList(
+            sorted(node) if isinstance(node, dict) else list(range(len(node)))
+        )
         node = node[key]
     return holder, key
 

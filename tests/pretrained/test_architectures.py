@@ -124,4 +124,4 @@ def test_every_model_of_the_configuration_belongs_to_an_architecture() -> None:
 
 def test_examples_are_named_as_on_the_command_line() -> None:
     assert models_of_kind("encoder") == "model=roberta_base, roberta_large, bert_base or minilm"
-    assert models_of_kind("decoder").startswith("GPT-2, LLaMA")
+    assert models_of_kind("decoder").startswith("model=smollm2 or GPT-2, LLaMA")

@@ -8,9 +8,10 @@ import pytest
 from adapter_readers import needs_llama_cpp, tiny_llama, transformers_reads, write_base_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dynarank.durable_files import file_sha256
 from dynarank.errors import UserError
 from dynarank.pretrained import gguf_files
-from dynarank.pretrained.hub import locate
+from dynarank.pretrained.hub import ModelConfig, check_sha256, locate
 
 pytestmark = needs_llama_cpp
 
@@ -36,6 +37,15 @@ def test_a_file_is_a_model_and_is_unpacked_once(
 
     monkeypatch.setattr(gguf_files, "_unpack", refuse)
     assert locate("models", "model.path", str(file), None) == source
+    check_sha256(ModelConfig(path=str(file), sha256=file_sha256(file)), source)
+    with pytest.raises(UserError, match="not the expected weights"):
+        check_sha256(ModelConfig(path=str(file), sha256="0" * 64), source)
+    weights = Path(source.path) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # one bit of what is kept
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged\. Delete it"):
+        locate("models", "model.path", str(file), None)
     file.write_bytes(file.read_bytes() + b"x")  # another file has another place
     with pytest.raises(AssertionError):
         locate("models", "model.path", str(file), None)

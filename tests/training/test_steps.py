@@ -21,7 +21,7 @@ from dynarank.errors import UserError
 from dynarank.runs import trainer
 from dynarank.runs.prepare import Prepared, prepare
 from dynarank.runs.run import run
-from dynarank.training import cut, data, distributed, optimizer_steps
+from dynarank.training import cut, data, distributed, library_internals, optimizer_steps
 from dynarank.training.averaging import WeightAverage
 from dynarank.training.module import FineTuning
 from dynarank.training.nonfinite import FiniteCheck, NonFiniteError
@@ -30,7 +30,7 @@ from dynarank.training.rank_allocation import RankAllocation
 PLAIN = ["method.dropout=0", "dem=off", "optimizer.lr=0.01", "trainer.batch_size=8"]
 """Forty rows: five batches an epoch."""
 TRAINER = pl.Trainer
-MODULES = (cut, data, distributed, optimizer_steps)
+MODULES = (cut, data, distributed, library_internals, optimizer_steps)
 KINDS = {kind.__name__: kind for kind in (FineTuning, FiniteCheck, RankAllocation, WeightAverage)}
 TOLD = re.compile(r"`(" + "|".join(KINDS) + r")\.(\w+)`")
 """A method that the package's docstring names."""
@@ -98,7 +98,6 @@ def test_a_step_is_made_as_the_package_tells_it(
     told = TOLD.findall(text)
     assert [name for _, name in told] == [
         "training_step",
-        "_window_scale",
         "configure_gradient_clipping",
         "check",
         "lr_scheduler_step",
@@ -121,7 +120,7 @@ def test_a_step_is_made_as_the_package_tells_it(
         watch(owner, name)
     settings = ["trainer.accumulate=2", "trainer.ema=0.9", "trainer.epochs=1"]
     run(configure(tmp_path, hub_root, *PLAIN, *settings))
-    in_every_batch, behind_every_batch = told[:2], told[5:]
+    in_every_batch, behind_every_batch = told[:1], told[4:]
     one_step = [*in_every_batch, *behind_every_batch, *told]
     assert calls[: 2 * len(one_step)] == 2 * one_step
     assert calls.index(("FineTuning", "validation_step")) > 2 * len(one_step)

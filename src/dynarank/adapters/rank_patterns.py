@@ -37,12 +37,11 @@ LoraConfig(
     alpha_pattern={pattern},
 )
 
-# axolotl (YAML)
+# axolotl (YAML); a layer of rank k then has the scale lora_alpha / k
 lora_r: {largest}
 lora_alpha: {largest}
 lora_target_modules: {names}
 lora_rank_pattern: {pattern}
-lora_alpha_pattern: {pattern}
 
 # LLaMA-Factory (YAML); it has no rank pattern of its own: only the modules can be named
 lora_rank: {round(sum(ranks.values()) / len(ranks))}

@@ -17,13 +17,19 @@ from torch import Tensor
 from dynarank.adapters.progress import AllocationProgress
 from dynarank.allocation.allocator_checks import (
     check_bounds,
-    check_equal,
+    check_saved,
     check_start,
     layer_names,
     warn_beyond_total,
 )
 from dynarank.allocation.attaching import Attachment
-from dynarank.allocation.components import Components, Layers, as_list, component_parameters
+from dynarank.allocation.components import (
+    Components,
+    Layers,
+    as_list,
+    component_costs,
+    component_parameters,
+)
 from dynarank.allocation.config import FIXED
 from dynarank.allocation.schedule import BudgetSchedule, round_half_up
 from dynarank.allocation.scoring import Scorer
@@ -205,7 +211,7 @@ class RankAllocator:
         scores = with_ceiling(scores, self.sizes, self._ceiling())
         scores = with_floors(scores, self.sizes, self.min_rank)
         if self.cost_aware:
-            keep = top_parameters(scores, self._costs(), count)
+            keep = top_parameters(scores, component_costs(self.layers, scores.device), count)
         else:
             keep = top_components(scores, count) & (scores >= 0)
         keep = self.agree(keep)
@@ -242,12 +248,6 @@ class RankAllocator:
         """Return which components of the model are not zero, (n) bool."""
         c = self._cat([layer.lora_c.detach() for layer in self.layers])
         return self._cat([layer.mask for layer in self.layers]) & (c != 0)
-
-    def _costs(self) -> Tensor:
-        """Return what each component costs in parameters, (n)."""
-        costs = [float(component_parameters(layer)) for layer in self.layers]
-        sizes = torch.tensor(self.sizes, device=self.ema.device)
-        return torch.tensor(costs, device=self.ema.device).repeat_interleave(sizes)
 
     def budget(self) -> float:
         """Return b(t), the scheduled mean number of components a layer, now."""
@@ -294,15 +294,7 @@ class RankAllocator:
             ValueError: the state lacks a part, or is of other layers, another schedule or other
                 settings. Nothing is changed then.
         """
-        present = self.state_dict()
-        missing = present.keys() - state.keys()
-        if missing:
-            raise ValueError(f"the allocator's saved state lacks {min(missing)}")
-        for part in ("layers", "schedule", "choice"):
-            check_equal(part, saved=state[part], present=present[part])
-        if state["ema"].shape != self.ema.shape:
-            saved, present_shape = list(state["ema"].shape), list(self.ema.shape)
-            raise ValueError(f"the allocator's saved scores are {saved}, not {present_shape}")
+        check_saved(state, self.state_dict())
         self.t = int(state["t"])
         self.frozen = bool(state["frozen"])
         self.ema = state["ema"].to(self.ema.device, torch.float32)

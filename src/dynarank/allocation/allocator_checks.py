@@ -85,3 +85,20 @@ def check_bounds(min_rank: int, max_rank: int | None, target: float) -> None:
             f"max_rank = {max_rank}: must be at least 1, and at least target, which is {target:g}: "
             "the mean cannot be above the most"
         )
+
+
+def check_saved(state: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless a saved state is one of this very allocation.
+
+    Args:
+        state: what was saved.
+        present: what the allocator would save now.
+    """
+    missing = present.keys() - state.keys()
+    if missing:
+        raise ValueError(f"the allocator's saved state lacks {min(missing)}")
+    for part in ("layers", "schedule", "choice"):
+        check_equal(part, saved=state[part], present=present[part])
+    if state["ema"].shape != present["ema"].shape:
+        saved_shape, shape = list(state["ema"].shape), list(present["ema"].shape)
+        raise ValueError(f"the allocator's saved scores are {saved_shape}, not {shape}")

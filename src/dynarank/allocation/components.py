@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dynarank.adapters.progress import AllocationProgress
@@ -83,3 +84,11 @@ def coefficients(layer: Components) -> Tensor:
 def component_parameters(layer: Components) -> int:
     """Return what one component of a layer takes once folded: a row of A and a column of B."""
     return layer.in_features + layer.out_features
+
+
+def component_costs(layers: Sequence[Components], device: torch.device) -> Tensor:
+    """Return what each component of some layers costs in parameters, (n) in layer order."""
+    costs = []
+    for layer in layers:
+        costs.extend([float(component_parameters(layer))] * layer.r)
+    return torch.tensor(costs, device=device)

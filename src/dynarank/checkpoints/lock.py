@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -52,10 +52,13 @@ def locked(folder: Path) -> Iterator[None]:
             error.strerror,
         )
     try:
-        _write_owner(folder)
+        # The name is only a help to others: where it cannot be written, the lock still holds.
+        with suppress(OSError):
+            _write_owner(folder)
         yield
     finally:
-        (folder / LOCK_OWNER).unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder / LOCK_OWNER).unlink(missing_ok=True)
         lock.release()
 
 
@@ -69,5 +72,5 @@ def _owner(folder: Path) -> str:
     try:
         owner = json.loads((folder / LOCK_OWNER).read_text())
         return f"process {owner['process']} on {owner['host']}"
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return "a process that left no name"

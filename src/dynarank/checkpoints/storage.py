@@ -22,8 +22,10 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from dynarank.durable_files import TEMPORARY, file_sha256, write_durably
 from dynarank.errors import UserError, first_line
 
-WEIGHTS, MANIFESTS = "step-*.ckpt", "step-*.json"
-"""Patterns of the names of checkpoints and of their manifests."""
+_STEP = "step-" + 8 * "[0-9]"
+WEIGHTS, MANIFESTS, UNFINISHED = f"{_STEP}.ckpt", f"{_STEP}.json", f"{_STEP}.*{TEMPORARY}"
+"""Patterns of the names of checkpoints, of their manifests, and of what killed writers leave. They
+are narrow, so that no `step-100.ckpt` of another program is taken for one."""
 FORMAT = 1
 """Of manifests. A version of dynarank reads the one that it writes."""
 NEWER_FORMAT = "this version reads"
@@ -190,7 +192,7 @@ def _read_manifest(path: Path) -> Manifest:
         content = json.loads(record.read_text())
         stated_format = content["format"]
         manifest = Manifest(**content) if stated_format == FORMAT else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise DamagedCheckpoint(f"{path.name}: its manifest {record.name} cannot be read") from None
     if manifest is None:
         raise DamagedCheckpoint(f"{path.name}: has format {stated_format}, {NEWER_FORMAT} {FORMAT}")
@@ -223,7 +225,7 @@ def remove_all_but(folder: Path, steps: set[int]) -> None:
     Manifests go first, because a checkpoint without one is invalid.
     """
     kept = {checkpoint_path(folder, step).stem for step in steps}
-    for pattern in (MANIFESTS, WEIGHTS, f"step-*{TEMPORARY}"):
+    for pattern in (MANIFESTS, WEIGHTS, UNFINISHED):
         for path in folder.glob(pattern):
             stem = path.name.partition(".")[0]
             if stem not in kept or path.suffix == TEMPORARY:

@@ -15,6 +15,7 @@ from typing import NoReturn
 from dynarank.config.redaction import redact
 from dynarank.durable_files import sync_folder
 from dynarank.errors import UserError
+from dynarank.settings import expand_user
 
 USER_ERROR = 2
 """The exit code of a command that its user called in a wrong way."""
@@ -36,6 +37,14 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with 2."""
         super().error(redact(message))
+
+
+def user_path(text: str) -> Path:
+    """Return the path that a user typed; a leading ~ is the home folder, as everywhere.
+
+    Shells leave it as it is in `--output=~/x.csv`.
+    """
+    return Path(expand_user(text))
 
 
 def add_hub_root(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynarank.commands.command_line import CommandParser, add_hub_root, exit_on_user_error
+from dynarank.commands.command_line import (
+    CommandParser,
+    add_hub_root,
+    exit_on_user_error,
+    user_path,
+)
 from dynarank.errors import UserError
 from dynarank.run_folder import ADAPTER
 
@@ -27,9 +32,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command's options."""
     parser = CommandParser("compress", description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
-        "adapter", type=Path, metavar="ADAPTER", help="a PEFT LoRA adapter's folder"
+        "adapter", type=user_path, metavar="ADAPTER", help="a PEFT LoRA adapter's folder"
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument("out", type=user_path, metavar="OUT", help="a new folder")
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument(
         "--target", metavar="rN", help="components a layer keeps on average: r4, r0.5"
@@ -100,13 +105,25 @@ def compress_folder(options: argparse.Namespace) -> None:
     write_lora(adapter, smaller.factors, options.out)
     before = sum(A.numel() + B.numel() for A, B in factors.values())
     what = "update" if moments is None else "output on the sample"
+    summary = (
+        f"{before:,} parameters became {smaller.parameters:,}; "
+        f"{100 * smaller.lost:.2f} % of the squared {what} is lost."
+    )
+    _note_in_card(options.out, summary)
     print(f"{'layer':<60} rank  of  lost %")
     for name, layer in smaller.layers.items():
         print(f"{name:<60} {layer.rank_after:>4} {layer.rank_before:>3} {100 * layer.lost:>7.2f}")
-    print(
-        f"{before:,} parameters became {smaller.parameters:,}; "
-        f"{100 * smaller.lost:.2f} % of the squared {what} is lost. Written: {options.out}/"
-    )
+    print(f"{summary} Written: {options.out}/")
+
+
+def _note_in_card(folder: Path, summary: str) -> None:
+    """Say in a copied model card that the adapter is a smaller one than the card describes."""
+    from dynarank.runs.model_card import CARD, compressed_card
+
+    path = folder / CARD
+    if path.is_file():
+        note = f"Made smaller by `dynarank compress`: {summary}"
+        path.write_text(compressed_card(path.read_text("utf-8"), note), encoding="utf-8")
 
 
 def _components(text: str | None) -> float | None:

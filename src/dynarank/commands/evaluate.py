@@ -12,10 +12,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from dynarank.commands.command_line import CommandParser, exit_on_user_error
+from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
 from dynarank.commands.run_options import add_run_options, load_named_run, score_lines
 from dynarank.commands.table_files import check_input, check_output, read_rows
 from dynarank.durable_files import json_text, write_json
@@ -41,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_run_options(parser)
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="write the scores, too: a .json file"
+        "--output", metavar="FILE", type=user_path, help="write the scores, too: a .json file"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace output that is there")
     options = parser.parse_args(arguments)

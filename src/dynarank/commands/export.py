@@ -16,7 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynarank.adapters import FORMS
-from dynarank.commands.command_line import CommandParser, add_hub_root, exit_on_user_error
+from dynarank.commands.command_line import (
+    CommandParser,
+    add_hub_root,
+    exit_on_user_error,
+    user_path,
+)
 from dynarank.commands.merged import DTYPES, sync_files, write_merged
 from dynarank.errors import UserError
 
@@ -69,9 +74,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command's options."""
     parser = CommandParser("export", __doc__)
     parser.add_argument(
-        "run", type=Path, metavar="RUN_DIR", help="a run's folder, or its adapter folder"
+        "run", type=user_path, metavar="RUN_DIR", help="a run's folder, or its adapter folder"
     )
-    parser.add_argument("out", type=Path, nargs="?", metavar="OUT_DIR", help="a new folder")
+    parser.add_argument("out", type=user_path, nargs="?", metavar="OUT_DIR", help="a new folder")
     parser.add_argument(
         "--format",
         choices=[*FORMS, MERGED],

@@ -16,10 +16,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynarank.commands.command_line import CommandParser, exit_on_user_error, make_folder
+from dynarank.commands.command_line import CommandParser, exit_on_user_error, make_folder, user_path
 from dynarank.commands.run_options import add_run_options, load_named_run, score_lines
 from dynarank.commands.table_files import (
     FORMATS,
@@ -61,7 +60,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser("predict", __doc__)
     add_run_options(parser)
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="predictions: .csv, .tsv, .jsonl or .parquet"
+        "--output",
+        metavar="FILE",
+        type=user_path,
+        help="predictions: .csv, .tsv, .jsonl or .parquet",
     )
     parser.add_argument(
         "--keep",
@@ -77,7 +79,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--glue-submission",
         metavar="DIR",
-        type=Path,
+        type=user_path,
         help="write the GLUE site's files for the test set of the run's task",
     )
     options = parser.parse_args(arguments)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynarank.commands.command_line import CommandParser, exit_on_user_error
+from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
 from dynarank.report.runs import Progress
 from dynarank.report.tracker import log_report
 from dynarank.report.write_report import write_report
@@ -44,7 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     parser = CommandParser("report", description=__doc__)
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or one above several"
+        "folders",
+        nargs="+",
+        type=user_path,
+        metavar="DIR",
+        help="a run's folder, or one above several",
     )
     parser.add_argument(
         "--against",
@@ -65,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="name the best setting with at most N adapter parameters",
     )
-    parser.add_argument("--output", type=Path, help="where to write (default: DIR/report)")
+    parser.add_argument("--output", type=user_path, help="where to write (default: DIR/report)")
     parser.add_argument(
         "--wandb",
         action="store_true",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynarank.commands.command_line import add_hub_root
+from dynarank.commands.command_line import add_hub_root, user_path
 from dynarank.commands.table_files import FORMATS
 from dynarank.errors import UserError, nearest
 
@@ -22,7 +21,7 @@ UNDEFINED = "not defined on these rows"
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a run and its rows, which predict and evaluate share."""
-    parser.add_argument("source", type=Path, metavar="RUN_OR_ADAPTER_DIR")
+    parser.add_argument("source", type=user_path, metavar="RUN_OR_ADAPTER_DIR")
     parser.add_argument(
         "--input",
         metavar="FILE",

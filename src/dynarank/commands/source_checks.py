@@ -9,6 +9,7 @@ from typing import Any
 
 from dynarank.commands.checks import FAIL, NOTE, OK, Check, install_command
 from dynarank.commands.versions import requirements
+from dynarank.settings import expand_user
 
 NAMED = ("torch", "lightning", "transformers", "peft")
 """Packages whose versions are shown where all is well."""
@@ -62,7 +63,7 @@ def local_hub() -> Check:
     if not root:
         found = "DYNARANK_HUB is not set, so models and data come from the hub and its cache"
         return Check("local hub", NOTE, found)
-    folders = [Path(root).expanduser() / kind for kind in ("models", "datasets")]
+    folders = [Path(expand_user(root)) / kind for kind in ("models", "datasets")]
     if not any(folder.is_dir() for folder in folders):
         found = f"DYNARANK_HUB={root}: holds neither models/ nor datasets/"
         return Check("local hub", FAIL, found, "correct it, or unset it")
@@ -104,9 +105,9 @@ def packaged_model() -> Check:
 
 def _quick_data() -> str:
     """Return where the data of the quick start comes from."""
-    from dynarank.tasks.packaged import ARCHIVE, cache_folder
+    from dynarank.tasks.packaged import TWEETS, cache_folder
 
-    if (cache_folder() / ARCHIVE).is_file():
+    if (cache_folder() / TWEETS.name).is_file():
         return "its data, too"
     return "its data is fetched by pip at the first run"
 

@@ -11,6 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from dynarank.commands.command_line import make_folder, refuse_existing, replaced_file
 from dynarank.errors import UserError
+from dynarank.run_folder import (
+    CONFIG,
+    FILES,
+    HISTORY,
+    LOCK_OWNER,
+    METRICS,
+    ORIGIN,
+    RANK_HISTORY,
+    RANKS,
+    read_json,
+)
+from dynarank.settings import expand_user
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,6 +30,8 @@ if TYPE_CHECKING:
 STANDARD = "-"
 """Stands for standard input, and for standard output."""
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
+NEEDED = (METRICS, HISTORY, RANKS, RANK_HISTORY, FILES, LOCK_OWNER)
+"""Files of a run's that no output may replace, or stand in for before the run has ended."""
 
 
 def check_input(path: str, form: str | None) -> None:
@@ -32,7 +46,7 @@ def check_input(path: str, form: str | None) -> None:
         raise UserError(
             f"--format {form}: is for --input - alone; the format of a file is its ending"
         )
-    elif not Path(path).expanduser().exists():  # a folder of images is an input too
+    elif not Path(expand_user(path)).exists():  # a folder of images is an input too
         raise UserError(f"--input {path}: there is no such file")
 
 
@@ -46,8 +60,31 @@ def check_output(path: Path, source: str, overwrite: bool, endings: Sequence[str
     if path.suffix not in endings:
         raise UserError(f"--output {path}: the ending must be one of {', '.join(endings)}")
     make_folder("--output", path.parent)
-    inputs = () if source == STANDARD else (Path(source).expanduser(),)
+    inputs = () if source == STANDARD else (Path(expand_user(source)),)
     refuse_existing("--output", path, overwrite, inputs)
+    _refuse_run_file(path)
+
+
+def _refuse_run_file(path: Path) -> None:
+    """Raise `UserError` where an output has the name of a file that a run or an adapter needs.
+
+    `--overwrite` does not help: a run with scores in place of its results would be read as a run.
+    """
+    folder = path.resolve().parent
+    is_run = (folder / FILES).is_file() or (folder / CONFIG).is_file()
+    is_in_adapter = path.exists() and (folder / ORIGIN).is_file()
+    if is_in_adapter or (is_run and path.name in (*NEEDED, *_recorded_names(folder))):
+        raise UserError(f"--output {path}: is a file of a run's. Name another file")
+
+
+def _recorded_names(folder: Path) -> list[str]:
+    """Return the files that a run has recorded as its own; none where the record is damaged."""
+    if not (folder / FILES).is_file():
+        return []
+    try:
+        return list(read_json(folder / FILES)["files"])
+    except (UserError, TypeError, KeyError):
+        return []
 
 
 def read_rows(path: str, form: str | None, read: Callable[[str, str], Dataset]) -> Dataset:

@@ -51,6 +51,9 @@ FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "output_dir")
 """Keys by which a file may choose a folder, inside the one in which the command runs."""
 TYPED_ONLY = ("model.trust_remote_code",)
 """Settings that let code run, which no file may turn on."""
+PLAIN_VALUE = re.compile(r"[\w.,:@/=+-]*")
+"""What a file may give to a launcher. Its texts become lines of a job's shell script, in which a
+line break or a blank would begin a command."""
 OWN_SOURCES = ("pkg://hydra.conf", "pkg://dynarank.conf", "structured://")
 PLAIN_PARAMETER = re.compile(r"(?!hydra\b)[A-Za-z][\w./]*")
 """What a file may sweep: a setting or a group, never Hydra's keys or a group's place."""
@@ -78,20 +81,38 @@ def check_file(config: Any, name: str) -> list[str]:
     for key, value in _leaves(config, ()):
         if key in FOLDERS:
             folders.append(key)
-        if key in TYPED_ONLY and value is not False:
-            raise UserError(f"{name} sets {key}, which lets code run. Type it: {key}=true")
+        for setting in TYPED_ONLY:
+            if key == setting and value is not False:
+                raise UserError(f"{name} sets {key}, which lets code run. Type it: {key}=true")
+            if setting.startswith(f"{key}.") and "${" in str(value):
+                raise UserError(
+                    f"{name} sets {key} = {value}: a file may not take this from a reference, "
+                    f"which could set {setting}. Write it out"
+                )
         is_hydra = key == "hydra" or key.startswith("hydra.")
         if is_hydra and not any(fnmatchcase(key, allowed) for allowed in ALLOWED):
             raise UserError(
                 f"{name} sets {key}: a file may not set this key of Hydra's, "
                 "for it can write files or run code. If you trust it, type it on the command line"
             )
+        if key.startswith("hydra.launcher."):
+            _check_plain(value, key, name)
         parameter = key.removeprefix("hydra.sweeper.params.")
         if parameter != key:
             is_typed_only = any(parameter.startswith(setting) for setting in TYPED_ONLY)
             if is_typed_only or not PLAIN_PARAMETER.fullmatch(parameter):
                 raise UserError(f"{name} sweeps {parameter}: a file may not sweep this. Type it")
     return folders
+
+
+def _check_plain(value: Any, key: str, name: str) -> None:
+    """Raise `UserError` where a launcher's setting holds more than numbers and plain names."""
+    for part in value if isinstance(value, list) else [value]:
+        if not PLAIN_VALUE.fullmatch(str(part)):
+            raise UserError(
+                f"{name} sets {key} to a text with blanks, line breaks or other signs, which a "
+                "file may not give to a launcher. Type it on the command line"
+            )
 
 
 def _leaves(node: Any, path: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -6,10 +6,14 @@ import os
 import re
 from itertools import pairwise
 
-SECRET_ENDINGS = {"token", "key", "pass", "pwd", "pat", "auth", "jwt", "dsn", "cookie"}
+SECRET_ENDINGS = {
+    *("token", "key", "pass", "passcode", "pwd", "pw", "pat", "auth", "jwt", "dsn", "cookie"),
+    *("authorization", "bearer", "otp", "sas"),
+}
 """Words that make a name secret where they end it: `GITHUB_PAT`, `accessToken`."""
 SECRET_WORD = re.compile(
-    r"password|passwd|passphrase|secret|credentials?|apikey|(access|auth|private|api)(key|token)"
+    r"passwords?|passwd|passphrase|secrets?|credentials?|authheader"
+    r"|(access|auth|private|api|master|secret|session|refresh|bot|gh|hf)(key|token)s?"
 )
 """What makes a name secret wherever a word of it ends so: `PGPASSWORD`, `client_secret_v2`."""
 NO_SECRET = {"PWD", "OLDPWD", "pad_token", "eos_token", "bos_token", "unk_token", "mask_token"}
@@ -24,13 +28,28 @@ SECRET_FORMS = (
         r"|\bAIza[\w-]{35}|\bdapi[0-9a-f]{32}"
     ),
     re.compile(r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}(\.[\w-]*)?"),
-    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----|hooks\.slack\.com/services/[\w/]+"),
+    re.compile(
+        r"\b(nvapi-|gsk_|pplx-|lsv2_[a-z]{2}_|whsec_|shp[a-z]{2}_|lin_api_|sq0[a-z]{3}-|pul-|PMAK-"
+        r"|NRAK-|AGE-SECRET-KEY-1|ntn_|sbp_|AT[AC]TT3|figd_|sntry[su]_|dp\.[a-z]{2,4}\.|fm2_|xai-"
+        r"|CCIPAT_|tvly-|tgp_v1_|jina_|pcsk_|KGAT_|vcp_|fw_|r8_)"
+        r"(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}"  # without a break, so that no file's name is meant
+    ),
+    re.compile(
+        r"\bSK[0-9a-f]{32}\b|\b[0-9a-f]{32}-us\d{1,2}\b|\.atlasv1\.[\w-]{30,}"
+        r"|\b\d{8,10}:AA[\w-]{30,}"
+    ),
+    re.compile(
+        r"-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----|hooks\.slack\.com/services/[\w/]+"
+        r"|discord(app)?\.com/api/webhooks/\d+/[\w-]+"
+    ),
+    re.compile(r"\bauthorization\W{1,4}basic\s+[\w+/-]{8,}=*", re.IGNORECASE),
+    re.compile(r"--(password|passwd|token|secret|api-?key)[ =]+[^\s-]\S*", re.IGNORECASE),
     re.compile(r"\bbearer\s+[\w.~+/=-]{16,}", re.IGNORECASE),
     re.compile(
         r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)|(?<=https://)[^/\s@]+(?=@)|(?<=http://)[^/\s@]+(?=@)"
     ),
     re.compile(
-        r"(?<=[?&;#])([\w-]*(signature|credential|token|passw(or)?d|passphrase|secret|api_?key)"
+        r"(?<=[?&;#])([\w-]*(signature|credential|token|passw(or)?d|passphrase|secret|api[_-]?key)"
         r"|key|sig|pwd|pass|pat|auth|access_?key)=[^&;\s]+",
         re.IGNORECASE,
     ),
@@ -50,6 +69,7 @@ def is_secret_name(name: str) -> bool:
     if name in NO_SECRET:
         return False
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    spaced = re.sub(r"[\W_\d]+$", "", spaced)  # a number at the end counts secrets: GITHUB_TOKEN_2
     words = [word for word in re.split(r"[^a-z0-9]+", spaced) if word]
     if not words:
         return False

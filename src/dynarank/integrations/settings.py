@@ -38,7 +38,7 @@ class AllocationSettings:
     regrow: bool = True
     """Whether a pruned component may return before the freeze."""
     score: str = "relative"
-    """What components are ranked by: relative (Eq. 7), absolute or sensitivity."""
+    """What components are ranked by: relative (Eq. 7), absolute, sensitivity, fisher or random."""
     beta: float = 0.9
     """Smoothing of the scores (Eq. 8)."""
     cost_aware: bool = False

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.rotation import Rotation, rotation
-from dynarank.methods.base import Carry
 from dynarank.methods.components import ComponentMethod
 from dynarank.methods.config import GlobalSvdConfig
+from dynarank.methods.protocols import Carry
 from dynarank.methods.ranked import schedule_of
 
 

@@ -68,10 +68,11 @@ def _like_t5(title: str, model_groups: tuple[str, ...] = ()) -> Architecture:
     )
 
 
-def _like_llama(title: str) -> Architecture:
+def _like_llama(title: str, model_groups: tuple[str, ...] = ()) -> Architecture:
     return Architecture(
         title=title,
         kind="decoder",
+        model_groups=model_groups,
         targets=_LLAMA_TARGETS,
         attention_outputs=("o_proj",),
         feedforward_outputs=("down_proj",),
@@ -168,7 +169,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         position_table="wpe",
         takes_prompt=False,
     ),
-    "llama": _like_llama("LLaMA"),
+    "llama": _like_llama("LLaMA", model_groups=("smollm2",)),
     "mistral": _like_llama("Mistral"),
     "qwen2": _like_llama("Qwen2"),
     "qwen3": _like_llama("Qwen3"),
@@ -247,6 +248,7 @@ def models_of_kind(kind: str) -> str:
     """Return examples of models of one kind, as they are named on the command line."""
     entries = [entry for entry in ARCHITECTURES.values() if entry.kind == kind]
     groups = [group for entry in entries for group in entry.model_groups]
-    if not groups:
-        return f"{', '.join(entry.title for entry in entries)} by model.path="
+    by_path = f"{', '.join(entry.title for entry in entries)} by model.path="
+    if len(groups) < 2:
+        return " or ".join([*(f"model={group}" for group in groups), by_path])
     return f"model={', '.join(groups[:-1])} or {groups[-1]}"

@@ -19,8 +19,10 @@ from dynarank.errors import UserError, kind_and_first_line
 log = logging.getLogger(__name__)
 
 ENDING = ".gguf"
+WEIGHTS = "model.safetensors"
 DONE = "unpacked_from"
-"""A file of the kept folder, written last: it names the file that was unpacked."""
+"""A file of the kept folder, written last: the file that was unpacked, its hash, and the hash of
+the weights that came out."""
 
 
 def cache_folder() -> Path:
@@ -36,22 +38,39 @@ def unpacked(field: str, file: Path) -> Path:
         field: the setting that named the file, for errors.
 
     Raises:
-        UserError: the package gguf is missing, the file is damaged, or no kind that is known.
+        UserError: the package gguf is missing, the file is damaged, or no kind that is known; or
+            what is kept is not what was written.
     """
     digest = file_sha256(file)
-    folder = cache_folder() / f"{file.stem}-{digest[:16]}"
-    if (folder / DONE).is_file():
+    folder = cache_folder() / f"{file.stem}-{digest[:16]}-float32"
+    if file_hash(folder) is not None:
         return folder
     log.info("%s: unpacked into %s, once; this takes a while", file.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         _unpack(field, file, staging)
-        (staging / DONE).write_text(f"{file.name} {digest}\n", encoding="utf-8")
+        record = f"{file.name}\n{digest}\n{file_sha256(staging / WEIGHTS)}\n"
+        (staging / DONE).write_text(record, encoding="utf-8")
         _move(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def file_hash(folder: Path) -> str | None:
+    """Return the hash of the GGUF file that a folder was unpacked from; None for other folders.
+
+    Raises:
+        UserError: the weights in it are not those that were written.
+    """
+    if not (folder / DONE).is_file():
+        return None
+    recorded = (folder / DONE).read_text(encoding="utf-8").splitlines()
+    weights = folder / WEIGHTS
+    if len(recorded) != 3 or not weights.is_file() or file_sha256(weights) != recorded[2]:
+        raise UserError(f"{folder} is damaged. Delete it: it is unpacked again at the next run")
+    return recorded[1]
 
 
 def _unpack(field: str, file: Path, folder: Path) -> None:
@@ -69,7 +88,7 @@ def _unpack(field: str, file: Path, folder: Path) -> None:
             quantization_config=transformers.GgufConfig(dequantize=True),
         )
         model.config.quantization_config = None
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size="1TB")  # one file, for its hash
         tokenizer.save_pretrained(folder)
     except ImportError:
         raise UserError(

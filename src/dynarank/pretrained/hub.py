@@ -17,7 +17,7 @@ from typing import Annotated
 from dynarank.durable_files import file_sha256
 from dynarank.errors import UserError, check_name
 from dynarank.pretrained.connection import ask_hub, fetch_file, is_cached
-from dynarank.pretrained.gguf_files import ENDING, unpacked
+from dynarank.pretrained.gguf_files import ENDING, WEIGHTS, file_hash, unpacked
 from dynarank.settings import Gt, OneOf, UserPath, check_settings
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 PACKAGE = "package:"
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("nf4", "int8")
-WEIGHTS = "model.safetensors"
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -56,7 +55,7 @@ class ModelConfig:
     """Run Python code that comes with the model. Read it first, and pin it by
     model.revision=COMMIT."""
     sha256: str | None = None
-    """If set, what model.safetensors must hash to."""
+    """If set, what model.safetensors (or the GGUF file) must hash to."""
     targets: list[str] | None = None
     """Linear layers to adapt: name suffixes or regular expressions; null: those known for the
     architecture."""
@@ -221,7 +220,7 @@ def check_sha256(config: ModelConfig, source: Source) -> None:
             f"model.sha256 = {config.sha256}: there is no {WEIGHTS} in {source.path} to check. "
             "Set it to null"
         )
-    digest = file_sha256(weights)
+    digest = file_hash(folder) or file_sha256(weights)
     if digest != config.sha256:
         raise UserError(
             f"model.sha256 = {config.sha256}: {weights} hashes to {digest}, so these are not the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ FOR_PAPERS = ("rank_budgets", "rank_maps")
 WIDTHS = {"rank_budgets": "broad", "rank_agreement": "narrow"}
 """Pictures that take another part of the page's width than half."""
 PNG_DPI = 150
+LONGEST_NAME = 80
+"""Bytes of a task's name in the name of a picture."""
 MOST_PICTURED_TASKS = 40
 """Tasks beyond this number have no pictures."""
 
@@ -97,12 +100,25 @@ def _fix_layout(figure: Figure) -> None:
     """Lay a figure out once: to do so again for every format takes as long as to draw it."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    _escape_surrogates(figure)
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         with styled():
             engine.set(w_pad=0.08, h_pad=0.06)  # Formats differ a little in their text's size.
             figure.draw_without_rendering()
         figure.set_layout_engine("none")
+
+
+def _escape_surrogates(figure: Figure) -> None:
+    """Escape half surrogate pairs, which JSON can hold in a name, and no font can draw."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        shown = text.get_text()
+        drawable = shown.encode("utf-8", "backslashreplace").decode()
+        if drawable != shown:
+            text.set_text(drawable)
 
 
 def draw_pictures(
@@ -179,8 +195,16 @@ def _several_runs(table: Table, task: str) -> Iterator[tuple[str, Figure | None,
 
 
 def file_name(task: str) -> str:
-    """Return a task's name as part of a file's name, which never leaves the folder."""
-    return re.sub(r"[^\w.-]", "_", task)[:80]
+    """Return a task's name as part of a file's name, which never leaves the folder.
+
+    A name that had to be changed ends in a digest, so that `a/b` and `a_b` stay apart.
+    """
+    plain = re.sub(r"[^\w.-]", "_", task)
+    short = plain.encode()[:LONGEST_NAME].decode("utf-8", "ignore")
+    if short == task:
+        return task
+    digest = hashlib.sha256(task.encode("utf-8", "backslashreplace")).hexdigest()
+    return f"{short}-{digest[:6]}"
 
 
 def inline_svg(picture_svg: str) -> str:

@@ -28,6 +28,8 @@ MOST_SETTINGS = 10_000
 """A configuration of more settings than this is damaged; YAML's aliases can make any number."""
 DEEPEST = 50
 """A configuration that is nested deeper than this is damaged."""
+LARGEST_SETTING = 10**300
+"""Python turns no whole number of thousands of digits into text."""
 LARGEST_SCORE = 1e12
 LARGEST_COUNT = 10**15
 LARGEST_RANK = 10**6
@@ -89,12 +91,21 @@ def read_json(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        return json.loads(text)
+        content = json.loads(text)
+        if "\\ud" not in text.lower():
+            return content
+        # An escape can stand for half a surrogate pair, which nothing can show.
+        return json.loads(_shown_text(json.dumps(content, ensure_ascii=False)))
     except json.JSONDecodeError as error:
         reason = f"is damaged ({error.msg} at line {error.lineno})"
         raise UnreadableFile(path, reason) from None
     except (ValueError, RecursionError) as error:
         raise UnreadableFile(path, f"is damaged ({first_line(error)})") from None
+
+
+def _shown_text(text: str) -> str:
+    """Return a text with a question mark for each half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -109,6 +120,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     try:
         for name, value in _flatten(content, ""):
+            if isinstance(value, int) and abs(value) > LARGEST_SETTING:
+                raise UnreadableFile(path, f"is damaged ({name[:60]} is a huge number)")
             settings[name] = value
             if len(settings) > MOST_SETTINGS:
                 raise UnreadableFile(path, f"is damaged (more than {MOST_SETTINGS:,} settings)")
@@ -123,7 +136,9 @@ def read_overrides(path: Path) -> list[str] | None:
         content = _read_yaml(path)
     except UnreadableFile:
         return None
-    return [str(override) for override in content] if isinstance(content, list) else None
+    return (
+        [_shown_text(str(override)) for override in content] if isinstance(content, list) else None
+    )
 
 
 def _read_yaml(path: Path) -> Any:
@@ -147,10 +162,13 @@ def _flatten(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """Yield each setting's dotted name and its value; a list is one value, as text."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            name = _shown_text(str(key))
+            yield from _flatten(value, f"{prefix}.{name}" if prefix else name)
     elif node is None:
         yield prefix, OPEN
-    elif isinstance(node, bool | int | float | str):
+    elif isinstance(node, str):
+        yield prefix, _shown_text(node)
+    elif isinstance(node, bool | int | float):
         yield prefix, node
     else:
         yield prefix, str(node)

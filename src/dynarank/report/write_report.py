@@ -42,10 +42,9 @@ def write_report(
     reference = find_setting(table, against)
     output = output or folders[0] / "report"
     _make_folder(output)
-    text = report_text(table, reference, left_out, under)
-    (output / "report.md").write_text(text, encoding="utf-8")
-    (output / "table.csv").write_text(as_csv(table), encoding="utf-8")
-    (output / "table.tex").write_text(latex(table), encoding="utf-8")
+    text = _write(output / "report.md", report_text(table, reference, left_out, under))
+    _write(output / "table.csv", as_csv(table))
+    _write(output / "table.tex", latex(table))
     pictures = []
     for picture in draw_pictures(table, runs, announce("drawing, task by task")):
         picture.save(output)
@@ -61,9 +60,25 @@ def write_report(
         under=under,
     )
     done = announce("writing the page")
-    (output / "report.html").write_text(page(content), encoding="utf-8")
+    _write(output / "report.html", page(content))
     done(1, 1)
     return text, output
+
+
+def _write(path: Path, text: str) -> str:
+    """Write a text as UTF-8, and return what was written.
+
+    Half a surrogate pair, which the name of a folder can hold and UTF-8 cannot, is escaped.
+    """
+    encoded = text.encode("utf-8", "backslashreplace")
+    try:
+        path.write_bytes(encoded)
+    except OSError as error:
+        raise UserError(
+            f"{path}: the report cannot be written here ({error.strerror}). "
+            "Name another folder: --output DIR"
+        ) from None
+    return encoded.decode("utf-8")
 
 
 def _announce_nothing(step: str) -> Progress:

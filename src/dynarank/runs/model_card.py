@@ -5,6 +5,7 @@ It holds no time and no folder, so that two runs of one command write the same b
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ PIPELINES = {
 """The hub's name of a task, by PEFT's."""
 PASSING = ("hydra.", "hub.", "logger", "resume", "output_dir", "trainer.accelerator")
 """How overrides begin that say where a run works, and not what it is."""
+MODEL_INDEX = re.compile(r"^model-index:.*\n(?:[ -].*\n)*", re.MULTILINE)
+"""The part of a card's metadata that holds scores: its line, and the list below it."""
 LICENCE = (
     "The adapter's licence is its author's to state. Using it also takes the base model's licence, "
     "and that of the data."
@@ -62,6 +65,23 @@ def model_card(
         f"\n## Licence\n\n{LICENCE}\n",
     ]
     return "\n".join(parts)
+
+
+def compressed_card(card: str, note: str) -> str:
+    """Return the card of an adapter that was made smaller: its scores are no longer its own.
+
+    The hub's metadata loses the scores, which the hub would show as this adapter's; the text keeps
+    them, under a note that says whose they are.
+
+    Args:
+        card: the card of the adapter before, ours or another's.
+        note: what was done to it.
+    """
+    header, text = "", card
+    if card.startswith("---\n") and "\n---\n" in card:
+        inner, text = card.removeprefix("---\n").split("\n---\n", maxsplit=1)
+        header = f"---\n{MODEL_INDEX.sub('', inner + chr(10))}---\n"
+    return f"{header}\n> {note} Scores, sizes and ranks below are those before.\n\n{text.lstrip()}"
 
 
 def _metadata(results: Results, base: str | None, peft_task_type: str | None, is_peft: bool) -> str:

@@ -8,12 +8,13 @@ and names every file that the run leaves, with its digest. Files that others kee
 from __future__ import annotations
 
 import fnmatch
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from dynarank.checkpoints.storage import MANIFESTS, WEIGHTS, newest_valid
+from dynarank.checkpoints.storage import MANIFESTS, UNFINISHED, WEIGHTS, newest_valid
 from dynarank.config.schema import TrainConfig
 from dynarank.durable_files import TEMPORARY, file_sha256, write_json, write_text
 from dynarank.errors import UserError
@@ -58,7 +59,8 @@ RESULTS = (METRICS, HISTORY, RANKS, RANK_HISTORY, *RANK_MAP_FILES)
 """A run's files at the top of its folder, whatever its task."""
 STAGING = (f"{ADAPTER}{TEMPORARY}", f"{OVER_BUDGET}{TEMPORARY}")
 """Folders in which an adapter is written before its files are moved."""
-CHECKPOINT_FILES = (WEIGHTS, MANIFESTS, f"step-*{TEMPORARY}")
+CHECKPOINT_FILES = (WEIGHTS, MANIFESTS, UNFINISHED)
+SURROGATE = re.compile("[\\ud800-\\udfff]")
 LISTED = 3
 """Names that an error lists."""
 
@@ -79,9 +81,16 @@ def read_own_files(folder: Path) -> OwnFiles | None:
         return None
     try:
         content = read_json(folder / FILES)
-        return OwnFiles(files=dict(content["files"]), settings=dict(content["settings"]))
+        own = OwnFiles(files=dict(content["files"]), settings=dict(content["settings"]))
     except (UserError, KeyError, TypeError, ValueError):
         return None
+    texts = [*own.files, *own.files.values(), *own.settings, *own.settings.values()]
+    return own if all(_is_name_or_text(text) for text in texts) else None
+
+
+def _is_name_or_text(value: object) -> bool:
+    """Return whether a value can name a file or fill one: no NUL, no half of a surrogate pair."""
+    return isinstance(value, str) and "\0" not in value and not SURROGATE.search(value)
 
 
 def _write_own_files(folder: Path, own: OwnFiles) -> None:
@@ -94,6 +103,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     Files that others keep beside a run's are allowed by `resume.shared_folder`. Files that a run
     would overwrite, and that no run wrote, are always refused.
     """
+    _check_kinds(folder)
     if read_own_files(folder) is not None or newest_valid(folder / CHECKPOINTS)[0] is not None:
         return
     taken = [name for name in _taken_names(folder) if (folder / name).exists()]
@@ -110,6 +120,22 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
             "another: hydra.run.dir=DIR, or train among them with resume.shared_folder=true, which "
             "removes none of them"
         )
+
+
+def _check_kinds(folder: Path) -> None:
+    """Raise `UserError` where a folder has the name of a file of a run's, or a file a folder's."""
+    for name in (*RESULTS, FILES):
+        if (folder / name).is_dir():
+            raise UserError(
+                f"output_dir = {folder}: {name} is a folder there, and a run writes a file of that "
+                "name. Move it away, or choose another: hydra.run.dir=DIR"
+            )
+    for name in (ADAPTER, CHECKPOINTS, *STAGING):
+        if (folder / name).is_file():
+            raise UserError(
+                f"output_dir = {folder}: holds {name}, a file where a run makes a folder. Move it "
+                "away, or choose another: hydra.run.dir=DIR"
+            )
 
 
 def _taken_names(folder: Path) -> list[str]:
@@ -169,7 +195,8 @@ def restore_settings(folder: Path) -> None:
     own = read_own_files(folder)
     for name, text in own.settings.items() if own is not None else ():
         path = folder / name
-        if path.parent.name == HYDRA and path.parent.is_dir():
+        # A damaged record must not name another run's settings.
+        if path.parent == folder / HYDRA and path.suffix == ".yaml" and path.parent.is_dir():
             write_text(path, text)
 
 

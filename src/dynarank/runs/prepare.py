@@ -35,6 +35,7 @@ from dynarank.pretrained.models import (
 )
 from dynarank.pretrained.processors import PROCESSORS
 from dynarank.runs.placing import prepare_method
+from dynarank.runs.plan import log_plan
 from dynarank.runs.preflight import check_compiler, check_machine, locate_model
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
@@ -271,36 +272,3 @@ def adapt(pretrained: Pretrained, method: Method[Any], config: TrainConfig) -> n
         ", ".join(pretrained.head) or "none",
     )
     return model
-
-
-def log_plan(config: TrainConfig, module: FineTuning, task: Task[Any]) -> None:
-    """Print T and the schedule before step 0."""
-    splits = {**task.validation, **task.test}
-    rows = ", ".join(f"{len(data):,} {split}" for split, data in splits.items())
-    log.info(
-        "%s: %s rows to train, %s; T = %d steps (%d epochs, batch %d, accumulation %d), lr %.3g",
-        config.task.name,
-        f"{len(task.train):,}",
-        rows,
-        module.total_steps,
-        config.epochs,
-        config.batch_size,
-        config.trainer.accumulate,
-        config.lr,
-    )
-    if module.allocation is None:
-        return
-    allocator = module.allocation.allocator
-    schedule = allocator.schedule
-    log.info(
-        "budget: %g components a layer until step %d, then down every %d steps to %g at step %d, "
-        "where ranks freeze (%s %s; %d components now)",
-        schedule.init,
-        schedule.start_step,
-        schedule.interval,
-        schedule.target,
-        schedule.freeze_step,
-        f"{allocator.allowance(schedule.total):,}",
-        config.budget.unit,
-        sum(allocator.sizes),
-    )

@@ -30,8 +30,8 @@ def is_alive(record: Path) -> bool:
         # The number may have been given to another process since.
         same_process = facts.started == known.get("started", facts.started)
         return same_process and not facts.zombie
-    except (OSError, ValueError, KeyError):
-        return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return False  # a damaged record names no process
 
 
 class ProcessFacts(NamedTuple):

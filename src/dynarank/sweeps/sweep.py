@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dynarank.config.command_line import command_to_start, program_to_print, quote
-from dynarank.errors import UserError
+from dynarank.errors import UserError, kind_and_first_line
 from dynarank.sweeps.executors import Executor
 from dynarank.sweeps.naming import tracker_environment, varying, without
 from dynarank.sweeps.point import POINT, START_OVER, Job, Point, sigterm_forwarded
@@ -42,8 +42,14 @@ def read_sweep(folder: Path) -> list[Point]:
     if not record.is_file():
         raise UserError(f"{folder}: is no sweep's folder (no sweep.json)")
     points = []
-    for entry in json.loads(record.read_text()):
-        points.append(Point(entry["number"], folder / entry["folder"], entry["overrides"]))
+    try:
+        for entry in json.loads(record.read_text()):
+            points.append(Point(entry["number"], folder / entry["folder"], entry["overrides"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{record}: is damaged ({kind_and_first_line(error)}). Move it away: the runs' own "
+            "folders tell what is finished"
+        ) from None
     return points
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -27,20 +27,6 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 Collator = Callable[[list[dict[str, Any]]], Batch]
 ConfigT = TypeVar("ConfigT", bound=TaskConfig)
-
-
-class Scores(Protocol):
-    """An object that collects a split's predictions and scores them.
-
-    torchmetrics' collections and our `RowScores` are such objects. One that has an attribute
-    `collapsed` says with it, once computed, which one prediction all rows share, if they do.
-    """
-
-    def compute(self) -> Mapping[str, Any]:
-        """Return the scores by name."""
-
-    def reset(self) -> None:
-        """Forget the predictions."""
 
 
 class Task(ABC, Generic[ConfigT]):

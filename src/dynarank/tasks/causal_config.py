@@ -13,7 +13,7 @@ LIKELIHOODS = ("log_likelihood", "perplexity", "token_accuracy")
 GENERATED = ("exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
 """Scores of the texts that the model writes."""
 CHOSEN = ("choice_accuracy", "choice_accuracy_norm")
-"""Scores of the likeliest of given answers; `_norm` divides by an answer's bytes."""
+"""Scores of the likeliest of given answers; `_norm` divides by an answer's characters."""
 LOWER_IS_BETTER = ("perplexity",)
 
 

@@ -16,9 +16,12 @@ DEFAULT_TEMPLATE = (
     "{{ message['role'] | capitalize }}: {{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""For tokenizers that bring no template: 'User: ...' and 'Assistant: ...' on lines of their own."""
+"""For tokenizers that bring no template: 'User: ...' and 'Assistant: ...' on lines of their own.
+
+A prompt ends before the space: tokenizers join it to the word behind it, which is the answer's.
+"""
 Span = tuple[int, int]
 """First character, and the one behind the last."""
 
@@ -105,15 +108,24 @@ def labels_in_spans(
     return labels
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any) -> list[int]:
-    """Return the tokens that end an answer: the tokenizer's, the model's, and the template's."""
+def around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what the template puts between a prompt and an answer, and behind the answer."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text, spans = render_with_answers(tokenizer, messages)
+    between, _, behind = text[spans[-1][0] : spans[-1][1]].partition("b")
+    return between, behind
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any, behind: str) -> list[int]:
+    """Return the tokens that end an answer: the tokenizer's, the model's, and the template's.
+
+    Args:
+        behind: what the template puts behind an answer.
+    """
     found = {tokenizer.eos_token_id}
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found |= set(configured) if isinstance(configured, list) else {configured}
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    text, spans = render_with_answers(tokenizer, messages)
-    tail = text[spans[-1][0] : spans[-1][1]].partition("b")[2]
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
     if ids and ids[0] in tokenizer.all_special_ids:
         found.add(ids[0])
     return sorted(token for token in found if token is not None)

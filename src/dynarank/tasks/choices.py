@@ -1,8 +1,10 @@
 """The likeliest of given answers, as lm-evaluation-harness scores multiple choice.
 
 The score of an answer is the sum of its tokens' log-likelihoods behind the prompt, its end token
-not among them; `_norm` divides it by the answer's bytes. An answer's tokens are those that the
-prompt and it have together, behind as many as the prompt has alone.
+not among them; `_norm` divides it by the answer's characters. White space at the end of a prompt
+(a template's line break) counts to the answer, so that a word keeps the token that it has behind a
+space. An answer's tokens are those that the prompt and it have together, behind as many as the
+prompt has alone.
 """
 
 from __future__ import annotations
@@ -18,80 +20,94 @@ from dynarank.tasks.token_loss import IGNORED, token_terms
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHOICE_IDS, CHOICE_BYTES = "choice_ids", "choice_bytes"
-"""Columns of features: the tokens of each choice, and the length of its text in bytes."""
+CHOICE_IDS, CHOICE_STARTS, CHOICE_SIZES = CHOICE_COLUMNS = (
+    "choice_ids",
+    "choice_starts",
+    "choice_sizes",
+)
+"""Columns of features: the tokens of the prompt with each choice, the place of the choice's first
+token, and the length of its text in characters."""
 
 
 def choice_features(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str], between: str, most: int
 ) -> dict[str, list[Any]]:
-    """Return the tokens and the bytes of each choice behind a prompt."""
-    before = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    ids = []
+    """Return the columns of one row.
+
+    Args:
+        prompt: all that stands before an answer.
+        choices: the answers.
+        between: what the template puts between the prompt and an answer.
+        most: tokens of a prompt with a choice; more are left out at the beginning.
+    """
+
+    def encoded(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    before = encoded(prompt.rstrip())
+    ids, starts = [], []
     for choice in choices:
-        ids.append(tokenizer(prompt + choice, add_special_tokens=False)["input_ids"][before:])
-    return {CHOICE_IDS: ids, CHOICE_BYTES: [len(choice.encode()) for choice in choices]}
+        own = encoded(prompt + between + choice)[len(before) :]
+        whole = [*before, *own][-most:]
+        ids.append(whole)
+        starts.append(max(1, len(whole) - len(own)))
+    sizes = [len(choice) for choice in choices]
+    return {CHOICE_IDS: ids, CHOICE_STARTS: starts, CHOICE_SIZES: sizes}
 
 
 def choice_batch(features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Return the choices of a batch: tokens (batch, choices, longest), `IGNORED` where none is.
 
-    A row with fewer choices than others has zero bytes for those that are missing.
+    Starts and sizes are (batch, choices). A row with fewer choices than others has the size zero
+    for those that are missing.
     """
     most = max(len(feature[CHOICE_IDS]) for feature in features)
     longest = max(len(ids) for feature in features for ids in feature[CHOICE_IDS])
     tokens = torch.full((len(features), most, longest), IGNORED)
-    lengths = torch.zeros(len(features), most, dtype=torch.long)
+    starts = torch.zeros(len(features), most, dtype=torch.long)
+    sizes = torch.zeros(len(features), most, dtype=torch.long)
     for row, feature in enumerate(features):
         for place, ids in enumerate(feature[CHOICE_IDS]):
             tokens[row, place, : len(ids)] = torch.tensor(ids)
-        lengths[row, : len(feature[CHOICE_BYTES])] = torch.tensor(feature[CHOICE_BYTES])
-    return {CHOICE_IDS: tokens, CHOICE_BYTES: lengths}
+        count = len(feature[CHOICE_IDS])
+        starts[row, :count] = torch.tensor(feature[CHOICE_STARTS])
+        sizes[row, :count] = torch.tensor(feature[CHOICE_SIZES])
+    return {CHOICE_IDS: tokens, CHOICE_STARTS: starts, CHOICE_SIZES: sizes}
 
 
-def score_choices(
-    model: Any, prompts: Sequence[Sequence[int]], batch: dict[str, Tensor], pad_token: int
-) -> list[tuple[int, int]]:
-    """Return which choice each row takes: by the sum, and by the sum for each byte.
+def score_choices(model: Any, batch: dict[str, Tensor], pad_token: int) -> list[tuple[int, int]]:
+    """Return which choice each row takes: by the sum, and by the sum for each character.
 
     Args:
-        prompts: the tokens before the choices, by row.
         batch: what `choice_batch` returned.
     """
-    tokens, lengths = batch[CHOICE_IDS].tolist(), batch[CHOICE_BYTES].tolist()
     chosen = []
-    for prompt, row_tokens, row_bytes in zip(prompts, tokens, lengths, strict=True):
-        answers = []
-        for ids, size in zip(row_tokens, row_bytes, strict=True):
-            if size:
-                answers.append([token for token in ids if token != IGNORED])
-        sums = _sums(model, prompt, answers, pad_token, batch[CHOICE_IDS].device)
-        sizes = torch.tensor(row_bytes[: len(answers)], dtype=torch.float64)
-        chosen.append((int(sums.argmax()), int((sums / sizes).argmax())))
+    for tokens, starts, sizes in zip(
+        batch[CHOICE_IDS], batch[CHOICE_STARTS], batch[CHOICE_SIZES], strict=True
+    ):
+        there = sizes > 0
+        sums = _sums(model, tokens[there], starts[there], pad_token)
+        by_character = sums / sizes[there].double().cpu()
+        chosen.append((int(sums.argmax()), int(by_character.argmax())))
     return chosen
 
 
-def _sums(
-    model: Any,
-    prompt: Sequence[int],
-    answers: Sequence[Sequence[int]],
-    pad_token: int,
-    device: torch.device,
-) -> Tensor:
-    """Return the log-likelihood of each answer behind a prompt, (answers) float64."""
-    longest = len(prompt) + max(len(answer) for answer in answers)
-    ids, mask, labels = [], [], []
-    for answer in answers:
-        missing = longest - len(prompt) - len(answer)
-        ids.append([*prompt, *answer, *[pad_token] * missing])
-        mask.append([1] * (longest - missing) + [0] * missing)
-        labels.append([*[IGNORED] * len(prompt), *answer, *[IGNORED] * missing])
+def _sums(model: Any, tokens: Tensor, starts: Tensor, pad_token: int) -> Tensor:
+    """Return the log-likelihood of each answer behind its prompt, (answers) float64.
+
+    Args:
+        tokens: prompts with answers, (answers, longest), `IGNORED` behind them.
+        starts: the place of each answer's first token, (answers).
+    """
+    given = tokens != IGNORED
     inputs = {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
+        "input_ids": tokens.masked_fill(~given, pad_token),
+        "attention_mask": given.long(),
     }
-    terms = token_terms(model, inputs, torch.tensor(labels, device=device))
-    sums = torch.zeros(len(answers), dtype=torch.float64)
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    labels = tokens.masked_fill(places < starts[:, None], IGNORED)
+    terms = token_terms(model, inputs, labels)
+    sums = torch.zeros(len(tokens), dtype=torch.float64)
     return sums.index_add(0, terms.rows.cpu(), terms.log_likelihood.double().cpu())
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynarank.errors import UserError, kind_and_first_line
+from dynarank.settings import expand_user
 from dynarank.tasks.delimited import read_csv, read_tsv, text_lines
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def read_file(
         UserError: There is no such file, its ending is none of the known ones or not what it is,
             or a row is broken.
     """
-    path = Path(name).expanduser()
+    path = Path(expand_user(name))
     reader = reader or READERS.get(path.suffix.lower())
     if reader is None:
         endings = ", ".join([*READERS, *more_endings])

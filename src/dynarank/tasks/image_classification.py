@@ -11,6 +11,7 @@ import torch
 
 from dynarank.errors import UserError, first_line
 from dynarank.pretrained.processors import image_mode
+from dynarank.settings import expand_user
 from dynarank.tasks.base import Batch, Collator
 from dynarank.tasks.classification import Classification
 from dynarank.tasks.files import read_file
@@ -40,7 +41,7 @@ class ImageClassification(Classification[ImageClassificationConfig]):
         self.pixel_dtype = torch.float32
 
     def read_file(self, field: str, name: str, used: Collection[str] | None = None) -> Dataset:
-        path, columns = Path(name).expanduser(), self.config.columns
+        path, columns = Path(expand_user(name)), self.config.columns
         if path.is_dir():
             return read_folder(field, path, columns.image, columns.label)
         return absolute_paths(read_file(field, name, used), columns.image, path.parent)

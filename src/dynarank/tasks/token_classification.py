@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dynarank.errors import UserError
+from dynarank.settings import expand_user
 from dynarank.tasks.base import Batch, Collator, Task
 from dynarank.tasks.baselines import Baseline, one_text
 from dynarank.tasks.conll import ENDINGS, read_conll
@@ -73,7 +74,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
         return replace(self.config, labels=self.kinds or None)
 
     def read_file(self, field: str, name: str, used: Collection[str] | None = None) -> Dataset:
-        path = Path(name).expanduser()
+        path = Path(expand_user(name))
         if path.suffix.lower() not in ENDINGS:
             return read_file(field, name, used, more_endings=ENDINGS)
         columns = self.config.columns

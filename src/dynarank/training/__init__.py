@@ -9,7 +9,8 @@ One optimizer step of a run, from the batches to the budget, in the order of the
     The loss is the task's, plus a method's penalty that has no gradient in closed form.
     Under several processes `weighted_mean` makes it the mean over all rows of the global batch.
     Lightning then differentiates it. Steps 1 and 2 are repeated for each batch of the window;
-    `FineTuning._window_scale` makes the sum of their gradients that of their losses' mean.
+    `window_scale` (library_internals.py) makes the sum of their gradients that of their losses'
+    mean.
 3.  `FineTuning.configure_gradient_clipping` adds the penalty's gradient until the freeze (for DoRA
     that of eta R, Eq. 10), once a step, and clips the gradient's norm at `trainer.clip`.
     `FiniteCheck.check` (nonfinite.py) stops the run here, before the update, where a loss or the

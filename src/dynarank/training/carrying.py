@@ -7,7 +7,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dynarank.methods.base import Carry
+from dynarank.methods.protocols import Carry
 
 
 @torch.no_grad()

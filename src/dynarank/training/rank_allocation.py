@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dynarank.errors import UserError
-from dynarank.methods.base import Allocator, MovesParameters, TakesRate
+from dynarank.methods.protocols import Allocator, MovesParameters, TakesRate
 from dynarank.training.carrying import carry_over
 from dynarank.training.cut import cut_run
 from dynarank.training.distributed import (

@@ -7,8 +7,9 @@ from typing import Any, cast
 
 from torch import nn
 
-from dynarank.tasks.base import Scores, Task
+from dynarank.tasks.base import Task
 from dynarank.tasks.baselines import collapsed
+from dynarank.tasks.scores_protocol import Scores
 
 SELECTION = "selection"
 """The logged score that picks the best epoch.
