@@ -71,7 +71,9 @@ def test_a_form_answers_as_the_run_did_and_its_readers_are_named(
     )
 
 
-def test_any_peft_adapter_is_written_in_another_form(finished: Path, tmp_path: Path) -> None:
+def test_any_peft_adapter_is_written_in_another_form(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     foreign = tmp_path / "foreign"
     shutil.copytree(finished / "adapter", foreign)
     (foreign / "dynarank.json").unlink()
@@ -82,6 +84,7 @@ def test_any_peft_adapter_is_written_in_another_form(finished: Path, tmp_path: P
         assert again == first
     with pytest.raises(SystemExit, match="2"):
         main([str(foreign), str(tmp_path / "merged"), "--merged"])  # its base is not known
+    assert "Give --format, one of peft, gguf, padded, mlx" in capsys.readouterr().err
 
 
 def json_or_bytes(path: Path) -> object:

@@ -144,6 +144,11 @@ def adapter_folder(options: argparse.Namespace) -> Path:
     is_foreign = (folder / CONFIG).is_file() and not (folder / ORIGIN).is_file()
     if is_foreign and (options.rank_pattern or options.format in FORMS):
         return folder
+    if is_foreign:
+        raise UserError(
+            f"{folder}: is a PEFT adapter that holds no {ORIGIN}, the record of a run. Give "
+            f"--format, one of {', '.join(FORMS)}; only PEFT's merge_and_unload merges it"
+        )
     return find_adapter(folder, options.over_budget)
 
 
