@@ -7,6 +7,7 @@ compares what they show with what is kept, by `comparable`.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -19,6 +20,7 @@ from nbclient import NotebookClient
 HERE = Path(__file__).resolve().parent
 SECONDS = 600
 """For a cell, on a machine that does other things too."""
+COLUMNS = "120"
 STABLE = (
     (r"[\w./~-]*/site-packages/", "SITE/"),
     (r"[\w./~-]*/bin/dynarank\b", "dynarank"),
@@ -46,6 +48,7 @@ def execute(name: str, folder: Path) -> nbformat.NotebookNode:
     shutil.copy(HERE.parent / "train.py", folder)
     notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
     place = {"metadata": {"path": str(folder / "notebooks")}}
+    os.environ["COLUMNS"] = COLUMNS  # commands draw their tables so wide, whatever the terminal
     NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=place).execute()
     return notebook
 
