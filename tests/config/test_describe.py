@@ -33,10 +33,15 @@ def test_what_all_variants_have_alike_stands_once() -> None:
     settings = describe_settings()
     assert [setting.variant for setting in settings if setting.name == "task.lr"] == [""]
     alphas = [setting for setting in settings if setting.name == "method.alpha"]
-    assert {(setting.variant, setting.default) for setting in alphas} >= {
+    assert {(setting.variant, setting.default) for setting in alphas} == {
         ("dora", "8.0"),
+        ("dynarank", "8.0"),
         ("lora", "16.0"),
         ("adalora", "32.0"),
+        ("global_svd", "16.0"),
+        ("eva", "16.0"),
+        ("gora", "16.0"),
+        ("sora", "16.0"),
     }
 
 
