@@ -98,3 +98,8 @@ def make_readable(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~mask)
+
+
+def cache_folder() -> Path:
+    """Return where what was fetched or unpacked is kept: $DYNARANK_CACHE, or ~/.cache/dynarank."""
+    return Path(os.environ.get("DYNARANK_CACHE") or Path.home() / ".cache" / "dynarank")

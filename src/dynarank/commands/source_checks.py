@@ -105,7 +105,8 @@ def packaged_model() -> Check:
 
 def _quick_data() -> str:
     """Return where the data of the quick start comes from."""
-    from dynarank.tasks.packaged import TWEETS, cache_folder
+    from dynarank.durable_files import cache_folder
+    from dynarank.tasks.packaged import TWEETS
 
     if (cache_folder() / TWEETS.name).is_file():
         return "its data, too"

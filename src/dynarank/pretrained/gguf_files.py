@@ -8,12 +8,11 @@ in the usual layout, under the file's hash.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from dynarank.durable_files import file_sha256
+from dynarank.durable_files import cache_folder, file_sha256
 from dynarank.errors import UserError, kind_and_first_line
 
 log = logging.getLogger(__name__)
@@ -23,12 +22,6 @@ WEIGHTS = "model.safetensors"
 DONE = "unpacked_from"
 """A file of the kept folder, written last: the file that was unpacked, its hash, and the hash of
 the weights that came out."""
-
-
-def cache_folder() -> Path:
-    """Return where unpacked models are kept: in $DYNARANK_CACHE, else in ~/.cache/dynarank."""
-    home = os.environ.get("DYNARANK_CACHE") or Path.home() / ".cache" / "dynarank"
-    return Path(home) / "gguf"
 
 
 def unpacked(field: str, file: Path) -> Path:
@@ -42,7 +35,7 @@ def unpacked(field: str, file: Path) -> Path:
             what is kept is not what was written.
     """
     digest = file_sha256(file)
-    folder = cache_folder() / f"{file.stem}-{digest[:16]}-float32"
+    folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}-float32"
     if file_hash(folder) is not None:
         return folder
     log.info("%s: unpacked into %s, once; this takes a while", file.name, folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -53,11 +53,18 @@ def differences(cells: Sequence[Cell]) -> list[Difference]:
     for (budget, arm), of_arm in sorted(pairs.items()):
         scores = compare([a.score for a, _ in of_arm], [b.score for _, b in of_arm])
         losses = compare([a.loss for a, _ in of_arm], [b.loss for _, b in of_arm])
-        tasks = tuple(dict.fromkeys(cell.task for cell, _ in of_arm))
-        effect = _effect([a.score - b.score for a, b in of_arm])
-        found.append((arm, budget, tasks, scores, losses, effect))
-    adjusted = holm([scores.p_t for _, _, _, scores, _, _ in found])
-    return [Difference(*parts, p) for parts, p in zip(found, adjusted, strict=True)]
+        difference = Difference(
+            arm=arm,
+            budget=budget,
+            tasks=tuple(dict.fromkeys(cell.task for cell, _ in of_arm)),
+            scores=scores,
+            losses=losses,
+            effect=_effect([a.score - b.score for a, b in of_arm]),
+            adjusted=math.nan,
+        )
+        found.append(difference)
+    adjusted = holm([difference.scores.p_t for difference in found])
+    return [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
 
 
 def _effect(values: Sequence[float]) -> float:

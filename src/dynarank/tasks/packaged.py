@@ -12,7 +12,6 @@ ratings within 0.5 of zero, and split so that near-duplicates never stand on bot
 from __future__ import annotations
 
 import io
-import os
 import re
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dynarank.durable_files import file_sha256
+from dynarank.durable_files import cache_folder, file_sha256
 from dynarank.errors import UserError, nearest
 from dynarank.tasks.small_talk import load_small_talk
 
@@ -60,11 +59,6 @@ NEUTRAL = 0.5
 SAME = 0.5
 """Share of common words (Jaccard) from which two tweets count as near-duplicates."""
 VALIDATION_SHARE = 0.15
-
-
-def cache_folder() -> Path:
-    """Return where fetched archives are kept: $DYNARANK_CACHE, else ~/.cache/dynarank."""
-    return Path(os.environ.get("DYNARANK_CACHE") or Path.home() / ".cache" / "dynarank")
 
 
 def load_packaged(name: str) -> dict[str, Dataset]:
