@@ -7,6 +7,7 @@ import pytest
 from tiny import compose
 
 from dynarank.config.schema import to_config
+from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks import build_task
 from dynarank.training.data import LengthGroupedSampler, TaskData
@@ -86,3 +87,16 @@ def test_a_seeded_sample_of_whole_rows_is_scored_until_all_are_wanted(
     assert scored(0, None) == list(range(len(features)))
     assert TaskData(task, tokenizer, 4, 0).sample == 5
     assert name == "cola" or len(features) > 18
+
+
+def test_a_sample_without_a_score_is_refused_before_training(
+    hub_root: Path, tmp_path: Path
+) -> None:
+    """One row alone is no correlation; which rows are drawn is the seed's matter."""
+    overrides = ["output_dir=x", "task=stsb", "task.validation_sample=1"]
+    task = build_task(to_config(compose(overrides)).task)
+    tokenizer = AutoTokenizer.from_pretrained(hub_root / "models/FacebookAI/roberta-base")
+    task.read(HubConfig(str(hub_root)))
+    task.encode(tokenizer, None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"task\.validation_sample = 1: label is .* Take more rows"):
+        TaskData(task, tokenizer, batch_size=4, seed=0)
