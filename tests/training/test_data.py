@@ -93,6 +93,8 @@ def test_a_sample_without_a_score_is_refused_before_training(
     hub_root: Path, tmp_path: Path
 ) -> None:
     """One row alone is no correlation; which rows are drawn is the seed's matter."""
+    from transformers import AutoTokenizer
+
     overrides = ["output_dir=x", "task=stsb", "task.validation_sample=1"]
     task = build_task(to_config(compose(overrides)).task)
     tokenizer = AutoTokenizer.from_pretrained(hub_root / "models/FacebookAI/roberta-base")
