@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,9 +84,6 @@ class Instruct(LanguageModel[InstructConfig]):
 
     def _choices(self, row: dict[str, Any]) -> list[str]:
         return list(row[CHOICES]) if CHOICES in row else list(self.config.choices or ())
-
-    def recorded_config(self) -> InstructConfig:
-        return replace(self.config)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
         self.prepare(tokenizer, model)
