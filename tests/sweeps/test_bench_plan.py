@@ -96,4 +96,20 @@ def test_every_arm_composes_and_takes_as_many_rates(name: str) -> None:
     assert config.budget.unit == (
         "parameters" if name in ("dynarank", "random", "adalora") else "components"
     )
+    assert (config.model.name, config.task.name, config.epochs) == ("minilm", "mrpc", 1)
+    assert config.task.max_train_rows == 2000
     assert len(ARMS[name].grid()) == 5
+
+
+def test_a_cell_of_the_whole_scale_takes_all_rows() -> None:
+    import hydra
+
+    from dynarank.config.folders import conf_folder
+    from dynarank.config.schema import register_schemas, to_config
+
+    register_schemas()
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        overrides = ["output_dir=unused", *Cell("dynarank", "cola:whole", 1, 3, 2e-3).overrides()]
+        config = to_config(hydra.compose("train", overrides=overrides))
+    assert (config.task.name, config.task.max_train_rows, config.epochs) == ("cola", None, 15)
+    assert config.budget.interval == 100

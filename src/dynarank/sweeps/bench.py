@@ -24,18 +24,19 @@ MOST_EXTENSIONS = 4
 """Rates that a grid is carried on by, on either side."""
 BASELINE = "lora_even"
 FIRST_ARMS = ("lora_even", "lora_feed_forward", "dynarank", "random", "adalora")
-COMMON = (
-    "model=minilm",
-    "logger=none",
-    "trainer.accelerator=cpu",
-    "trainer.epochs=1",
-    "task.max_train_rows=2000",
-    "task.max_validation_rows=1000",
-    "budget.interval=5",
-    "optimizer.head_lr=5e-3",
-    "method.dropout=0",
-)
-"""What all cells share: small, so that one core takes half a minute for each."""
+COMMON = "experiment=does_it_pay"
+"""What all cells share stands in that experiment, so that a cell can be run by hand."""
+SCALES = {
+    "small": (),
+    "whole": (
+        "task.max_train_rows=null",
+        "task.max_validation_rows=null",
+        "trainer.epochs=null",
+        "budget.interval=100",
+    ),
+}
+"""What a scale changes. Tasks of another scale than the small one are named so, as `cola:whole`,
+and are tuned and paired among themselves."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,12 @@ class Cell:
     def overrides(self) -> list[str]:
         """Return the run's overrides."""
         own = [part.format(seed=self.seed) for part in ARMS[self.arm].overrides]
+        task, _, scale = self.task.partition(":")
         return [
-            *COMMON[:1],
-            f"task={self.task}",
-            *own[:1],
-            *COMMON[1:],
-            *own[1:],
+            COMMON,
+            f"task={task}",
+            *SCALES[scale or "small"],
+            *own,
             f"budget.target={self.budget:g}",
             f"optimizer.lr={self.lr:.6g}",
             f"seed={self.seed}",
