@@ -45,7 +45,7 @@ class Arm:
 
     overrides: tuple[str, ...]
     lowest_rate: float
-    rates: int = 5
+    rates: int = 3
 
     def grid(self) -> list[float]:
         """Return the rates, each twice the last."""
@@ -63,8 +63,8 @@ ARMS = {
     "lora_random": Arm((*_LORA, "method.placement=random", "method.placement_seed={seed}"), 1e-3),
     "dynarank": Arm(_DYNARANK, 1e-3),
     "random": Arm((*_DYNARANK, "method.score=random", "method.score_seed={seed}"), 1e-3),
-    "adalora": Arm(("method=adalora", "budget.unit=parameters"), 2.5e-3),
-    "paper": Arm(("method=dora", "method.alpha=null"), 6.25e-3),
+    "adalora": Arm(("method=adalora", "budget.unit=parameters"), 5e-3),
+    "paper": Arm(("method=dora", "method.alpha=null"), 1.25e-2),
 }
 """The arms by name. The paper's own method wants a rate about ten times LoRA's."""
 
@@ -190,15 +190,19 @@ def pending(
     """Yield the cells that can be run now, in order: a task's tuning, then its comparisons.
 
     A rate of a grid's continuation is known once the former one is done; so ask again after each.
+    A budget's tasks are all tuned before its first comparison, and a seed is compared on all tasks
+    before the next, so that a bench that is stopped compares all tasks with as many seeds.
     """
     done = {cell.key for cell in cells}
     for budget in budgets:
         for task in tasks:
-            rates = {arm: next_rate(cells, arm, task, budget) for arm in arms}
-            for arm, rate in rates.items():
+            for arm in arms:
+                rate = next_rate(cells, arm, task, budget)
                 if rate is not None:
                     yield Cell(arm, task, budget, TUNING_SEED, rate)
-            yield from _comparisons(cells, done, task, budget, arms)
+        for seed in SEEDS:
+            for task in tasks:
+                yield from _comparisons(cells, done, task, budget, arms, seed)
 
 
 def _comparisons(
@@ -207,12 +211,12 @@ def _comparisons(
     task: str,
     budget: float,
     arms: Sequence[str],
+    seed: int,
 ) -> Iterator[Cell]:
-    """Yield the comparison's cells that are missing, all arms of a seed before the next seed."""
-    for seed in SEEDS:
-        for arm in arms:
-            rate = best_rate(cells, arm, task, budget)
-            if rate is not None:
-                cell = Cell(arm, task, budget, seed, rate)
-                if cell.key not in done:
-                    yield cell
+    """Yield a seed's cells of a task that are missing, each arm at its tuned rate."""
+    for arm in arms:
+        rate = best_rate(cells, arm, task, budget)
+        if rate is not None:
+            cell = Cell(arm, task, budget, seed, rate)
+            if cell.key not in done:
+                yield cell
