@@ -10,7 +10,8 @@ from scipy import stats
 from tiny import REPOSITORY
 
 from dynarank.errors import UserError
-from dynarank.report.bench_tables import BEGIN, END, answer, differences, tables, update_page
+from dynarank.report.bench_pairs import differences
+from dynarank.report.bench_tables import BEGIN, END, answer, tables, update_page
 from dynarank.sweeps.bench import Cell, read_cells
 
 FILE = REPOSITORY / "benchmarks" / "does_it_pay" / "cells.csv"

@@ -2,48 +2,135 @@
 
 dynarank bench benchmarks/does_it_pay/cells.csv --budgets 0.25 --tasks sst2,tweets,mrpc,cola
 
-Runs what the file lacks, one cell after another, and appends each; stop it at any time. With
---report FILE it runs nothing, and writes the tables between two marks of a markdown file.
+Runs what the file lacks, and appends each cell; stop it at any time. Several may work on one file
+side by side, and --workers starts several. With --report FILE it runs nothing, and writes the
+tables between two marks of a markdown file, or a page where FILE ends in .html. With --repeat N it
+runs N of the file's cells again, and fails where one of them finds anything else.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
-from dynarank.errors import nearest
+from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
+from dynarank.errors import UserError, nearest
+from dynarank.sweeps.bench import ARMS, BUDGETS, FIRST_ARMS, SCALES, TASKS, read_cells
+
+NOT_EQUAL = 1
+"""The exit code where a repeated cell found something else."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. Exits with 2 and one message for a user's mistake."""
-    from dynarank.sweeps.bench import ARMS, BUDGETS, FIRST_ARMS, TASKS, read_cells
+    options = build_parser().parse_args(list(sys.argv[1:] if arguments is None else arguments))
+    with exit_on_user_error():
+        _run(options)
 
-    parser = argparse.ArgumentParser(
-        prog="dynarank bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, help="the csv of cells; made where there is none")
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's arguments."""
+    parser = CommandParser("bench", description=__doc__)
+    parser.add_argument("file", type=user_path, help="the csv of cells; made where there is none")
     parser.add_argument("--tasks", default=",".join(TASKS), help="in the order wanted")
     parser.add_argument("--budgets", default=",".join(f"{b:g}" for b in BUDGETS))
     parser.add_argument("--arms", default=",".join(FIRST_ARMS), help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--most", type=int, help="cells to run at most")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write the tables, run nothing")
-    options = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
-    arms = options.arms.split(",")
-    for arm in arms:
-        if arm not in ARMS:
-            parser.error(f"--arms: {arm} is no arm. {nearest(arm, ARMS)}")
-    if options.report is not None:
-        from dynarank.report.bench_tables import update_page
+    parser.add_argument(
+        "--scale",
+        default="small",
+        help="small, or whole: all rows, and as many epochs as the task says (default: small)",
+    )
+    parser.add_argument("--most", type=_count, metavar="N", help="cells to run at most")
+    parser.add_argument(
+        "--workers",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="cells to run side by side, each on one thread (default: 1)",
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--report", type=user_path, metavar="FILE", help="write the tables, run nothing"
+    )
+    instead.add_argument(
+        "--repeat", type=_count, metavar="N", help="run N cells of the file again, and compare"
+    )
+    return parser
 
-        update_page(options.report, read_cells(options.file))
+
+def _run(options: argparse.Namespace) -> None:
+    arms = _known("--arms", "arm", options.arms, ARMS)
+    scale = _known("--scale", "scale", options.scale, SCALES)[0]
+    tasks = _known("--tasks", "task", options.tasks, _task_names())
+    budgets = _budgets(options.budgets)
+    if options.report is not None:
+        _report(options)
         return
-    from dynarank.sweeps.bench_runs import run_bench
+    from dynarank.sweeps.bench_runs import repeat_cells, run_bench
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    budgets = [float(budget) for budget in options.budgets.split(",")]
-    run_bench(options.file, options.tasks.split(","), budgets, arms, options.most)
+    if options.repeat is not None:
+        found = repeat_cells(options.file, options.repeat)
+        equal = sum(repetition.equal for repetition in found)
+        print(f"{equal} of {len(found)} cells found the same again.")
+        if equal < len(found):
+            sys.exit(NOT_EQUAL)
+        return
+    if scale != "small":
+        tasks = [f"{task}:{scale}" for task in tasks]
+    run_bench(options.file, tasks, budgets, arms, options.most, options.workers)
+
+
+def _report(options: argparse.Namespace) -> None:
+    cells = read_cells(options.file)
+    if not cells:
+        raise UserError(f"{options.file}: holds no cells yet. Run the bench first")
+    if options.report.suffix == ".html":
+        from dynarank.report.bench_page import write_page
+
+        write_page(options.report, cells)
+    else:
+        from dynarank.report.bench_tables import update_page
+
+        update_page(options.report, cells)
+
+
+def _known(option: str, what: str, text: str, known: Iterable[str]) -> list[str]:
+    """Return the names of a list. Raises `UserError` for one that is not known."""
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(f"{option}: {name!r} is no {what}. {nearest(name, known)}")
+    return names
+
+
+def _task_names() -> list[str]:
+    """Return the names of the configuration's tasks."""
+    from dynarank.config.folders import conf_folder
+
+    return sorted(file.stem for file in (conf_folder() / "task").glob("*.yaml"))
+
+
+def _budgets(text: str) -> list[float]:
+    budgets = []
+    for word in text.split(","):
+        try:
+            budget = float(word)
+        except ValueError:
+            budget = math.nan
+        if not 0 < budget < math.inf:
+            raise UserError(
+                f"--budgets: {word!r} is no budget. Give mean components of a matrix, above 0, "
+                "with commas: --budgets 0.25,1"
+            )
+        budgets.append(budget)
+    return budgets
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)

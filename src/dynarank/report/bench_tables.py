@@ -8,77 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from dynarank.errors import UserError
-from dynarank.report.significance import Comparison, compare, holm
-from dynarank.sweeps.bench import BASELINE, TUNING_SEED, Cell, best_rate
+from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, differences
+from dynarank.report.bench_questions import history_section, paper_section, scores_section
+from dynarank.report.bench_ranks import ranks_section
+from dynarank.report.bench_sections import Grid, Section, difference_grid, listed
+from dynarank.report.bench_spread import spread_section
+from dynarank.sweeps.bench import TUNING_SEED, Cell, best_rate
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 """Between these lines of a page stand the tables, and nothing else."""
-LEAST_PAIRS = 6
-"""Fewer pairs are shown, and not judged."""
-ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Difference:
-    """An arm's scores less the baseline's under a budget."""
-
-    arm: str
-    budget: float
-    tasks: tuple[str, ...]
-    scores: Comparison
-    losses: Comparison
-    effect: float
-    """The mean difference over the differences' standard deviation; NaN for one pair."""
-    adjusted: float
-    """p of the paired t test on the scores, after Holm."""
-
-
-def differences(cells: Sequence[Cell]) -> list[Difference]:
-    """Return every arm's difference from the baseline, by budget, in the order of the file."""
-    compared = [cell for cell in cells if cell.seed != TUNING_SEED and not math.isnan(cell.score)]
-    baseline = {
-        (cell.task, cell.budget, cell.seed): cell for cell in compared if cell.arm == BASELINE
-    }
-    pairs: dict[tuple[float, str], list[tuple[Cell, Cell]]] = {}
-    for cell in compared:
-        other = baseline.get((cell.task, cell.budget, cell.seed))
-        if cell.arm != BASELINE and other is not None:
-            pairs.setdefault((cell.budget, cell.arm), []).append((cell, other))
-    found = []
-    for (budget, arm), of_arm in sorted(pairs.items()):
-        scores = compare([a.score for a, _ in of_arm], [b.score for _, b in of_arm])
-        losses = compare([a.loss for a, _ in of_arm], [b.loss for _, b in of_arm])
-        difference = Difference(
-            arm=arm,
-            budget=budget,
-            tasks=tuple(dict.fromkeys(cell.task for cell, _ in of_arm)),
-            scores=scores,
-            losses=losses,
-            effect=_effect([a.score - b.score for a, b in of_arm]),
-            adjusted=math.nan,
-        )
-        found.append(difference)
-    adjusted = holm([difference.scores.p_t for difference in found])
-    return [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
-
-
-def _effect(values: Sequence[float]) -> float:
-    """Return the mean over the sample standard deviation; NaN where there is none."""
-    if len(values) < 2:
-        return math.nan
-    mean = fmean(values)
-    sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return mean / sd if sd > 0 else math.nan
 
 
 def answer(cells: Sequence[Cell]) -> str:
     """Return the bench's answer in a sentence for each budget, or say that it is open."""
-    judged = [d for d in differences(cells) if d.scores.n >= LEAST_PAIRS]
+    judged = [d for d in differences(cells) if d.judged]
     if not judged:
         return (
             "Not yet answered: no method has been compared with evenly placed LoRA on as many as "
@@ -90,9 +37,9 @@ def answer(cells: Sequence[Cell]) -> str:
         better = [d.arm for d in of_budget if d.adjusted < ALPHA and d.scores.difference > 0]
         worse = [d.arm for d in of_budget if d.adjusted < ALPHA and d.scores.difference < 0]
         tasks = ", ".join(dict.fromkeys(task for d in of_budget for task in d.tasks))
-        what = [f"{' and '.join(better)} better" if better else "none better"]
+        what = [f"{listed(better)} better" if better else "none better"]
         if worse:
-            what.append(f"{' and '.join(worse)} worse")
+            what.append(f"{listed(worse)} worse")
         sentences.append(
             f"At {budget:g} components a matrix ({tasks}), of {len(of_budget)} methods, each tuned "
             f"alike, {', '.join(what)} than evenly placed LoRA (p < {ALPHA} after Holm)."
@@ -100,53 +47,65 @@ def answer(cells: Sequence[Cell]) -> str:
     return " ".join(sentences)
 
 
+def sections(cells: Sequence[Cell]) -> list[Section]:
+    """Return the questions and their answers, and last what was run."""
+    return [
+        Section("Against evenly placed LoRA", answer(cells), [difference_grid(differences(cells))]),
+        spread_section(cells),
+        scores_section(cells),
+        history_section(cells),
+        paper_section(cells),
+        ranks_section(cells),
+        Section("What was run", _cost(cells), [_means(cells)]),
+    ]
+
+
 def tables(cells: Sequence[Cell]) -> str:
-    """Return the answer, the differences, the means and the tuned rates, as markdown."""
-    parts = [answer(cells), "", *_difference_rows(cells), "", *_mean_rows(cells), "", _cost(cells)]
+    """Return the answer and all sections as markdown; the answer stands first, and once."""
+    first, *others = sections(cells)
+    parts = [first.answer]
+    for grid in first.grids:
+        if grid.rows:
+            parts += ["", *grid.markdown()]
+    for section in others:
+        parts += ["", *section.markdown()]
     return "\n".join(parts)
 
 
-def _difference_rows(cells: Sequence[Cell]) -> list[str]:
-    lines = [
-        "| budget | method less lora_even | pairs | score | 95 % interval | effect | "
-        "p, Holm | loss |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in differences(cells):
-        scores = row.scores
-        lines.append(
-            f"| {row.budget:g} | {row.arm} | {scores.n} | {scores.difference:+.4f} | "
-            f"{scores.low:+.4f} to {scores.high:+.4f} | {row.effect:+.2f} | {row.adjusted:.3f} | "
-            f"{row.losses.difference:+.4f} |"
-        )
-    return lines
-
-
-def _mean_rows(cells: Sequence[Cell]) -> list[str]:
-    lines = [
-        "| budget | task | method | tuned rate | seeds | mean score | mean loss | parameters |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def _means(cells: Sequence[Cell]) -> Grid:
+    headings = (
+        "budget",
+        "task",
+        "method",
+        "tuned rate",
+        "seeds",
+        "mean score",
+        "mean loss",
+        "parameters",
+    )
     groups: dict[tuple[float, str, str], list[Cell]] = {}
     for cell in cells:
         group = groups.setdefault((cell.budget, cell.task, cell.arm), [])
         if cell.seed != TUNING_SEED and not math.isnan(cell.score):
             group.append(cell)
+    rows = []
     for (budget, task, arm), group in groups.items():
         rate = best_rate(cells, arm, task, budget)
         shown = f"{rate:g}" if rate is not None else "none"
-        figures = ["", "", ""]
-        if group:
-            sizes = sorted({cell.parameters for cell in group})
-            size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-            figures = [
-                f"{fmean(cell.score for cell in group):.4f}",
-                f"{fmean(cell.loss for cell in group):.4f}",
-                size,
-            ]
-        cells_of_row = [f"{budget:g}", task, arm, shown, str(len(group)), *figures]
-        lines.append(f"| {' | '.join(cells_of_row)} |")
-    return lines
+        rows.append([f"{budget:g}", task, arm, shown, str(len(group)), *_figures(group)])
+    return Grid(headings, rows)
+
+
+def _figures(group: Sequence[Cell]) -> list[str]:
+    """Return the mean score, the mean loss and the parameters of runs; nothing of no runs."""
+    if not group:
+        return ["", "", ""]
+    sizes = sorted({cell.parameters for cell in group})
+    return [
+        f"{fmean(cell.score for cell in group):.4f}",
+        f"{fmean(cell.loss for cell in group):.4f}",
+        f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}",
+    ]
 
 
 def _cost(cells: Sequence[Cell]) -> str:

@@ -1,4 +1,4 @@
-"""Run a bench's cells, one after another, each in a fresh process, and write down what they found.
+"""Run a bench's cells, each in a fresh process, and write down what they found.
 
 The processes are forks of one that has made the imports, where this machine can have it.
 """
@@ -12,17 +12,24 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 from dynarank import __version__
 from dynarank.config.command_line import quote
 from dynarank.run_folder import HISTORY, is_finished, read_ranks, read_record, selected_score
-from dynarank.sweeps.bench import Cell, append_cell, pending, read_cells
-from dynarank.sweeps.preloaded import start_forked, start_server
+from dynarank.sweeps.bench import Cell, pending, read_cells
+from dynarank.sweeps.bench_claims import Claims
+from dynarank.sweeps.preloaded import Process, start_forked, start_server
 
 log = logging.getLogger(__name__)
+
+POLL_SECONDS = 5.0
+"""How often a worker asks again, where others run what its next cell waits for."""
 
 
 def run_bench(
@@ -31,8 +38,11 @@ def run_bench(
     budgets: Sequence[float],
     arms: Sequence[str],
     most: int | None = None,
+    workers: int = 1,
 ) -> int:
     """Run what the file lacks; return how many cells were run.
+
+    Other processes may do the same with the same file at the same time.
 
     Args:
         file: the csv of cells.
@@ -40,19 +50,118 @@ def run_bench(
         budgets: likewise.
         arms: likewise.
         most: how many cells to run at most; None for all.
+        workers: how many cells to run side by side, each on one thread.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = single_threaded()
     start_server(environment)
-    count = 0
-    while most is None or count < most:
-        cell = next(pending(read_cells(file), tasks, budgets, arms), None)
-        if cell is None:
-            break
-        result = run_cell(cell, environment)
-        append_cell(file, result)
-        count += 1
-        log.info("%s", describe(result))
-    return count
+    work = _Work(file, lambda cells: pending(cells, tasks, budgets, arms), most)
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(work.run, environment) for _ in range(workers)]
+        try:
+            return sum(future.result() for future in running)
+        except BaseException:
+            work.stop.set()  # Ctrl-C comes to this thread alone
+            raise
+
+
+def single_threaded() -> dict[str, str]:
+    """Return the variables that a cell's process sees."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class _Work:
+    """What the workers of one process share.
+
+    Args:
+        file: the csv of cells.
+        plan: returns the cells that can be run, in order, from those that are done.
+        most: how many to run at most, all workers together; None for all.
+    """
+
+    def __init__(
+        self, file: Path, plan: Callable[[list[Cell]], Iterator[Cell]], most: int | None
+    ) -> None:
+        self.stop = Event()
+        self._claims = Claims(file)
+        self._plan = plan
+        self._left = math.inf if most is None else most
+
+    def run(self, environment: dict[str, str]) -> int:
+        """Run cells until none is left; return how many."""
+        count = 0
+        while not self.stop.is_set():
+            cell, more = self._next()
+            if cell is None and not more:
+                break
+            if cell is None:  # others run what the next cells wait for
+                self.stop.wait(POLL_SECONDS)
+                continue
+            try:
+                result = run_cell(cell, environment, partial(self._tick, cell))
+                self._claims.finish(result)
+            except BaseException:
+                self.stop.set()  # the other workers would run on until the end
+                raise
+            finally:
+                self._claims.release(cell)
+            count += 1
+            log.info("%s", describe(result))
+        return count
+
+    def _next(self) -> tuple[Cell | None, bool]:
+        """Return a claimed cell, or None; and whether any is left, claimed by others maybe."""
+        with self._claims.locked() as cells:
+            wanted = list(self._plan(cells))
+            if self._left <= 0 or not wanted:
+                return None, False
+            cell = self._claims.take(wanted, cells)
+            if cell is not None:
+                self._left -= 1
+            return cell, True
+
+    def _tick(self, cell: Cell) -> bool:
+        """Keep a claim alive; return whether its run is to go on."""
+        self._claims.touch(cell)
+        return not self.stop.is_set()
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """A cell of the file, and what it found when it was run again."""
+
+    before: Cell
+    again: Cell
+
+    @property
+    def equal(self) -> bool:
+        """Whether scores, losses, parameters and ranks are the same to the last bit."""
+        return all(
+            getattr(self.before, name) == getattr(self.again, name)
+            for name in ("score", "loss", "parameters", "components", "ranks")
+        )
+
+
+def repeat_cells(file: Path, count: int) -> list[Repetition]:
+    """Run cells of the file again, and return both; the file stays as it is.
+
+    Args:
+        file: the csv of cells.
+        count: how many, spread over the file from its first to its last.
+    """
+    done = [cell for cell in read_cells(file) if not math.isnan(cell.score)]
+    count = min(count, len(done))
+    places = [round(i * (len(done) - 1) / max(1, count - 1)) for i in range(count)]
+    environment = single_threaded()
+    start_server(environment)
+    found = []
+    for place in places:
+        before = done[place]
+        plan = Cell(before.arm, before.task, before.budget, before.seed, before.lr)
+        repetition = Repetition(before, run_cell(plan, environment))
+        found.append(repetition)
+        verdict = "equal" if repetition.equal else "NOT equal"
+        log.info("%s: %s; then %s", verdict, describe(repetition.again), describe(before))
+    return found
 
 
 def describe(cell: Cell) -> str:
@@ -64,8 +173,19 @@ def describe(cell: Cell) -> str:
     )
 
 
-def run_cell(cell: Cell, environment: dict[str, str]) -> Cell:
-    """Run a cell in a folder that is removed, and return it with what it found."""
+def run_cell(
+    cell: Cell, environment: dict[str, str], goes_on: Callable[[], bool] = lambda: True
+) -> Cell:
+    """Run a cell in a folder that is removed, and return it with what it found.
+
+    Args:
+        cell: what to run.
+        environment: the variables that its process sees.
+        goes_on: asked every second; where it says no, the run is ended and nothing returned.
+
+    Raises:
+        InterruptedError: the run was to end.
+    """
     with tempfile.TemporaryDirectory(prefix="dynarank-bench-") as name:
         folder = Path(name) / "run"
         output = Path(name) / "output.txt"
@@ -85,15 +205,26 @@ def run_cell(cell: Cell, environment: dict[str, str]) -> Cell:
                     command, stdout=stream, stderr=stream, cwd=name, env=environment
                 )
         try:
-            process.wait()
+            _wait(process, goes_on)
         except BaseException:
             process.terminate()
+            process.wait()  # its folder is removed next
             raise
         if not is_finished(folder):
             last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             log.warning("failed: %s", last[-1] if last else "no output")
             return replace(cell, commit=revision())
         return _finished(cell, folder)
+
+
+def _wait(process: Process, goes_on: Callable[[], bool]) -> None:
+    while True:
+        try:
+            process.wait(timeout=1)
+            return
+        except subprocess.TimeoutExpired:
+            if not goes_on():
+                raise InterruptedError("the bench is stopped") from None
 
 
 def _finished(cell: Cell, folder: Path) -> Cell:

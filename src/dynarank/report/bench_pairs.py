@@ -1,0 +1,152 @@
+"""Differences between arms of a bench, paired by task and seed under each budget.
+
+The pairs of one task are not independent of each other: what is easy for a method in one seed is
+easy in the next. So beside the test over pairs stands one over the means of tasks, and beside the
+interval one of a bootstrap that draws whole tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import numpy as np
+
+from dynarank.report.significance import (
+    LEVEL,
+    RESAMPLES,
+    Comparison,
+    compare,
+    holm,
+    paired_t,
+)
+from dynarank.sweeps.bench import BASELINE, TUNING_SEED, Cell
+
+LEAST_PAIRS = 6
+"""Fewer pairs are shown, and not judged."""
+LEAST_TASKS = 3
+"""Fewer tasks have no interval of their own."""
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm's scores less another's under a budget."""
+
+    arm: str
+    against: str
+    budget: float
+    tasks: tuple[str, ...]
+    scores: Comparison
+    losses: Comparison
+    effect: float
+    """The mean difference over the differences' standard deviation; NaN for one pair."""
+    adjusted: float
+    """p of the paired t test on the scores, after Holm over the family it was asked with."""
+    task_low: float
+    """The lower end of the 95 % interval of a bootstrap over tasks; NaN below `LEAST_TASKS`."""
+    task_high: float
+    task_p: float
+    """p of the t test over the means of tasks; NaN for one task. It is not corrected."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are pairs enough."""
+        return self.scores.n >= LEAST_PAIRS
+
+    @property
+    def verdict(self) -> int:
+        """Return 1 where the arm is better, -1 where it is worse, 0 where nothing is shown."""
+        if not self.judged or not self.adjusted < ALPHA:
+            return 0
+        return 1 if self.scores.difference > 0 else -1
+
+
+def compared(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells that comparisons may use: not those of tuning, not those that failed."""
+    return [cell for cell in cells if cell.seed != TUNING_SEED and not math.isnan(cell.score)]
+
+
+def differences(cells: Sequence[Cell], against: str = BASELINE) -> list[Difference]:
+    """Return every arm's difference from one arm, by budget; Holm's family is all of them."""
+    arms = dict.fromkeys(cell.arm for cell in compared(cells))
+    return paired_differences(cells, [(arm, against) for arm in arms if arm != against])
+
+
+def paired_differences(
+    cells: Sequence[Cell], wanted: Iterable[tuple[str, str]]
+) -> list[Difference]:
+    """Return the differences of pairs of arms, by budget, with Holm's correction over all.
+
+    Args:
+        cells: of the bench.
+        wanted: an arm, and the arm that it is compared with. Pairs without a cell are left out.
+    """
+    by_key: dict[tuple[str, float], dict[tuple[str, int], Cell]] = {}
+    for cell in compared(cells):
+        by_key.setdefault((cell.arm, cell.budget), {})[cell.task, cell.seed] = cell
+    budgets = sorted({budget for _, budget in by_key})
+    found = []
+    pairs_of_arms = sorted(set(wanted))
+    for budget in budgets:
+        for arm, against in pairs_of_arms:
+            ours = by_key.get((arm, budget), {})
+            theirs = by_key.get((against, budget), {})
+            pairs = [(cell, theirs[key]) for key, cell in ours.items() if key in theirs]
+            if pairs:
+                found.append(_difference(arm, against, budget, pairs))
+    adjusted = holm([difference.scores.p_t for difference in found])
+    return [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
+
+
+def _difference(
+    arm: str, against: str, budget: float, pairs: Sequence[tuple[Cell, Cell]]
+) -> Difference:
+    by_task: dict[str, list[float]] = {}
+    for ours, theirs in pairs:
+        by_task.setdefault(ours.task, []).append(ours.score - theirs.score)
+    task_means = np.array([fmean(values) for values in by_task.values()])
+    low, high = cluster_interval(list(by_task.values()))
+    return Difference(
+        arm=arm,
+        against=against,
+        budget=budget,
+        tasks=tuple(by_task),
+        scores=compare([a.score for a, _ in pairs], [b.score for _, b in pairs]),
+        losses=compare([a.loss for a, _ in pairs], [b.loss for _, b in pairs]),
+        effect=effect_size([a.score - b.score for a, b in pairs]),
+        adjusted=math.nan,
+        task_low=low,
+        task_high=high,
+        task_p=float(paired_t(task_means)) if len(task_means) > 1 else math.nan,
+    )
+
+
+def effect_size(values: Sequence[float]) -> float:
+    """Return the mean over the sample standard deviation; NaN where there is none."""
+    if len(values) < 2:
+        return math.nan
+    mean = fmean(values)
+    sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return mean / sd if sd > 0 else math.nan
+
+
+def cluster_interval(clusters: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean, drawing whole clusters.
+
+    With few clusters it is too narrow, as every bootstrap; below `LEAST_TASKS` it is NaN.
+
+    Args:
+        clusters: the values of each cluster, here the differences of each task.
+        seed: of the draws.
+    """
+    if len(clusters) < LEAST_TASKS:
+        return math.nan, math.nan
+    sums = np.array([sum(values) for values in clusters])
+    sizes = np.array([len(values) for values in clusters])
+    draws = np.random.default_rng(seed).integers(len(clusters), size=(RESAMPLES, len(clusters)))
+    means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

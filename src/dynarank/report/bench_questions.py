@@ -1,0 +1,111 @@
+"""The questions of a bench that differences answer: which score, ranks or history, the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dynarank.report.bench_pairs import Difference, compared, paired_differences
+from dynarank.report.bench_sections import Grid, Section, difference_grid, listed
+from dynarank.sweeps.bench import BASELINE, Cell
+
+CONTROLS = (BASELINE, "random", "shuffled", "replayed")
+"""What a score or a start must beat: uniform ranks, random scores, the ranks that it found in
+other places, and those ranks from the first step on."""
+SECOND_QUESTION = (BASELINE, "random", "shuffled")
+THIRD_QUESTION = (
+    ("dynarank", "replayed"),
+    ("dynarank", "compressed"),
+    ("dynarank", "global_svd"),
+    ("global_svd", "compressed"),
+)
+"""Pruned in training against the ranks alone; pruning and cutting in training against cutting a
+larger LoRA after it."""
+FOURTH_QUESTION = (
+    ("paper", BASELINE),
+    ("adalora", BASELINE),
+    ("paper", "adalora"),
+    ("dynarank", "paper"),
+    ("dynarank", "adalora"),
+)
+KINDS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
+"""The adapted matrices of one layer of an encoder, in model order."""
+
+
+def scored_arms(cells: Sequence[Cell]) -> list[str]:
+    """Return the arms that place components by what they learn of the data."""
+    arms = dict.fromkeys(cell.arm for cell in compared(cells))
+    fixed = ("lora_", *CONTROLS)
+    return [arm for arm in arms if not arm.startswith(fixed)]
+
+
+def scores_section(cells: Sequence[Cell]) -> Section:
+    """Answer which score or start beats the controls."""
+    title = "2. Which score or start beats random, shuffled and uniform?"
+    wanted = [(arm, control) for arm in scored_arms(cells) for control in SECOND_QUESTION]
+    missing = [arm for arm in SECOND_QUESTION if arm not in {cell.arm for cell in compared(cells)}]
+    found = paired_differences(cells, wanted)
+    section = _section(title, found)
+    text = section.answer
+    if missing and found:
+        text += f" Not run: {listed(missing)}."
+    grids = [*section.grids, _places(cells)]
+    return Section(title, text, grids)
+
+
+def history_section(cells: Sequence[Cell]) -> Section:
+    """Answer whether the ranks or the history matter, and when to cut."""
+    title = "3. The ranks or the history? In training or after it?"
+    return _section(title, paired_differences(cells, THIRD_QUESTION))
+
+
+def paper_section(cells: Sequence[Cell]) -> Section:
+    """Answer how the published methods compare, at this scale."""
+    title = "4. The paper's method and AdaLoRA, each at its own rate"
+    return _section(title, paired_differences(cells, FOURTH_QUESTION))
+
+
+def _section(title: str, found: Sequence[Difference]) -> Section:
+    if not any(one.judged for one in found):
+        text = "The data carry no answer: no two of these methods share six pairs of task and seed."
+        return Section(title, text, [difference_grid(found)])
+    sentences = []
+    for budget in sorted({one.budget for one in found}):
+        sentences.append(_sentence(budget, [one for one in found if one.budget == budget]))
+    return Section(title, " ".join(sentences), [difference_grid(found)])
+
+
+def _sentence(budget: float, found: Sequence[Difference]) -> str:
+    """Say what the judged differences under a budget show, each once."""
+    parts = []
+    for verdict, words in ((1, "better than"), (-1, "worse than"), (0, "not shown to differ from")):
+        by_arm: dict[str, list[str]] = {}
+        for one in found:
+            if one.judged and one.verdict == verdict:
+                by_arm.setdefault(one.arm, []).append(one.against)
+        for arm, against in by_arm.items():
+            parts.append(f"`{arm}` is {words} {listed([f'`{other}`' for other in against])}")
+    few = sum(not one.judged for one in found)
+    if few:
+        parts.append(f"{few} {'pair has' if few == 1 else 'pairs have'} too few runs to judge")
+    return f"At {budget:g} components a matrix, {'; '.join(parts)}."
+
+
+def _places(cells: Sequence[Cell]) -> Grid:
+    """Return where the components went, by kind of matrix and by third of the layers."""
+    groups: dict[tuple[float, str], list[list[int]]] = {}
+    for cell in compared(cells):
+        ranks = [int(word) for word in cell.ranks.split()]
+        if ranks and len(ranks) % len(KINDS) == 0 and not cell.arm.startswith("lora_"):
+            groups.setdefault((cell.budget, cell.arm), []).append(ranks)
+    rows = []
+    for (budget, arm), found in sorted(groups.items()):
+        by_matrix = [sum(column) for column in zip(*found, strict=True)]
+        total = max(1, sum(by_matrix))
+        shares = [sum(by_matrix[kind :: len(KINDS)]) / total for kind in range(len(KINDS))]
+        layers = len(by_matrix) // len(KINDS)
+        half = (layers // 2) * len(KINDS)
+        shares.append(sum(by_matrix[half:]) / total)
+        shown = [f"{100 * share:.0f}" for share in shares]
+        rows.append([f"{budget:g}", arm, str(len(found)), *shown])
+    headings = ("budget", "method", "runs", *(f"{kind}, %" for kind in KINDS), "upper half, %")
+    return Grid(headings, rows)

@@ -1,0 +1,62 @@
+"""A forest plot of a bench: each arm less the baseline, with both intervals, a panel a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dynarank.report.bench_pairs import Difference
+from dynarank.report.plot_style import GREY, PHONE_WIDTH, WIDTH, plain_frame
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLACK, BLUE = "#000000", "#0072B2"
+"""Colours that a page exchanges for its own in the dark."""
+ROW_HEIGHT = 0.24
+CAPTION = (
+    "The mean difference of scores, with the 95 % bootstrap interval over pairs (thick) and over "
+    "tasks (thin). Filled: better or worse after Holm's correction; open: nothing shown."
+)
+
+
+def draw_forest(differences: Sequence[Difference], phone: bool = False) -> Figure | None:
+    """Draw the differences of every budget; None where there are none of two pairs or more."""
+    from matplotlib.figure import Figure
+
+    shown = [one for one in differences if one.scores.n > 1]
+    budgets = sorted({one.budget for one in shown})
+    if not budgets:
+        return None
+    panels = [[one for one in shown if one.budget == budget] for budget in budgets]
+    sizes = [len(panel) + 1.5 for panel in panels]
+    height = ROW_HEIGHT * sum(sizes) + 0.35 * len(panels) + 0.4
+    size = (PHONE_WIDTH if phone else 1.3 * WIDTH, height)
+    figure = Figure(figsize=size, layout="constrained")
+    column = figure.subplots(
+        len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": sizes}
+    )[:, 0]
+    for axes, budget, panel in zip(column, budgets, panels, strict=True):
+        _draw_panel(axes, budget, sorted(panel, key=lambda one: one.scores.difference))
+    column[-1].set_xlabel(f"score less that of {shown[0].against}")
+    return figure
+
+
+def _draw_panel(axes: Axes, budget: float, panel: Sequence[Difference]) -> None:
+    plain_frame(axes)
+    axes.axvline(0, color=BLACK, linewidth=0.8)
+    for row, one in enumerate(panel):
+        scores = one.scores
+        axes.plot([one.task_low, one.task_high], [row, row], color=BLUE, linewidth=1)
+        axes.plot([scores.low, scores.high], [row, row], color=BLUE, linewidth=3.5)
+        filled = BLUE if one.verdict else "#ffffff"
+        axes.plot([scores.difference], [row], "o", color=BLUE, markerfacecolor=filled, markersize=6)
+    axes.set_yticks(range(len(panel)), [one.arm for one in panel], fontsize=8)
+    axes.set_ylim(-0.7, len(panel) - 0.3)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
+    tasks = {task for one in panel for task in one.tasks}
+    pairs = max(one.scores.n for one in panel)
+    title = f"{budget:g} components a matrix ({len(tasks)} tasks, up to {pairs} pairs)"
+    axes.set_title(title, fontsize=9, loc="left")

@@ -1,0 +1,94 @@
+"""Who runs which cell of a bench, so that several processes may work on one file side by side.
+
+A claim is a small file in a folder beside the bench's, which names the process that runs the cell.
+It counts for as long as that process lives; what a killed one had claimed is free again. Claims are
+made, and cells appended, while a lock is held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from dynarank.sweeps.bench import TUNING_SEED, Cell, append_cell, next_rate, read_cells
+from dynarank.sweeps.liveness import is_alive, process_facts
+
+
+class Claims:
+    """The claims on the cells of one file.
+
+    Args:
+        file: the bench's csv.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._folder = file.with_name(f".{file.name}.claims")
+        self._lock = file.with_name(f".{file.name}.lock")
+
+    def take(self, wanted: Iterable[Cell], cells: Sequence[Cell]) -> Cell | None:
+        """Claim the first cell that can be run and that no living process runs.
+
+        To be called while the lock is held.
+
+        Args:
+            wanted: in order.
+            cells: what the file holds. A comparison waits for the end of its arm's tuning, which
+                another process may be at.
+        """
+        for cell in wanted:
+            record = self._record(cell)
+            if not _tuned(cell, cells) or is_alive(record):
+                continue
+            self._folder.mkdir(parents=True, exist_ok=True)
+            facts = process_facts(os.getpid())
+            owner = {"pid": os.getpid(), "host": socket.gethostname()}
+            if facts is not None:
+                owner["started"] = facts.started
+            record.write_text(json.dumps(owner))
+            return cell
+        return None
+
+    def touch(self, cell: Cell) -> None:
+        """Tell other machines that the process lives."""
+        self._record(cell).touch()
+
+    def finish(self, cell: Cell) -> None:
+        """Append a cell with what it found, and give its claim up."""
+        with self.locked():
+            append_cell(self._file, cell)
+            self._drop(cell)
+
+    def release(self, cell: Cell) -> None:
+        """Give a claim up, if it still stands."""
+        with self.locked():
+            self._drop(cell)
+
+    def _drop(self, cell: Cell) -> None:
+        self._record(cell).unlink(missing_ok=True)
+        with suppress(OSError):  # others are at work
+            self._folder.rmdir()
+
+    @contextmanager
+    def locked(self) -> Iterator[list[Cell]]:
+        """Hold the file, which no other process then reads or writes, and give its cells."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._lock):
+            yield read_cells(self._file)
+
+    def _record(self, cell: Cell) -> Path:
+        name = hashlib.sha256(repr(cell.key).encode()).hexdigest()[:16]
+        return self._folder / f"{name}.json"
+
+
+def _tuned(cell: Cell, cells: Sequence[Cell]) -> bool:
+    if cell.seed == TUNING_SEED:
+        return True
+    return next_rate(cells, cell.arm, cell.task, cell.budget) is None

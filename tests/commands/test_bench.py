@@ -1,0 +1,60 @@
+"""`dynarank bench`: its answers to mistakes, and what it hands on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dynarank.commands.bench import main
+from dynarank.sweeps import bench_runs
+from dynarank.sweeps.bench import Cell, append_cell
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "answer"),
+    [
+        ("--arms", "dynarnk", "--arms: 'dynarnk' is no arm. Did you mean 'dynarank'"),
+        ("--tasks", "sst2,colla", "--tasks: 'colla' is no task. Did you mean 'cola'"),
+        ("--scale", "smal", "--scale: 'smal' is no scale. Did you mean 'small'"),
+        ("--budgets", "0.25,r8", "--budgets: 'r8' is no budget. Give mean components"),
+        ("--budgets", "nan", "--budgets: 'nan' is no budget"),
+        ("--budgets", "0", "--budgets: '0' is no budget"),
+        ("--workers", "0", "must be a whole number from 1, not '0'"),
+        ("--report", "page.html", "holds no cells yet"),
+    ],
+)
+def test_a_mistake_is_answered_before_anything_runs(
+    option: str, value: str, answer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "cells.csv"), option, value])
+    assert ended.value.code == 2
+    assert answer in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(bench_runs, "run_bench", lambda *plan: asked.append(plan))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["--tasks", "cola,rte", "--budgets", "0.25,8", "--arms", "adalora"]
+    main(["~/cells.csv", *options, "--scale", "whole", "--workers", "2"])
+    tasks = ["cola:whole", "rte:whole"]
+    assert asked == [(tmp_path / "cells.csv", tasks, [0.25, 8.0], ["adalora"], None, 2)]
+
+
+def test_a_cell_that_differs_fails_the_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cells.csv"
+    cell = Cell("dynarank", "sst2", 0.25, 1, 4e-3, "accuracy", 0.5, 0.5)
+    append_cell(file, cell)
+    monkeypatch.setattr(bench_runs, "start_server", lambda _: False)
+    monkeypatch.setattr(bench_runs, "run_cell", lambda *_: cell)
+    main([str(file), "--repeat", "3"])
+    assert "1 of 1 cells found the same again." in capsys.readouterr().out
+    append_cell(file, Cell("dynarank", "sst2", 0.25, 2, 4e-3, "accuracy", 0.6, 0.4))
+    with pytest.raises(SystemExit) as ended:
+        main([str(file), "--repeat", "3"])
+    assert ended.value.code == 1

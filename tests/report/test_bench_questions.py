@@ -1,0 +1,172 @@
+"""The bench's five questions, on cells whose answers are known by construction."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dynarank.report import bench_ranks
+from dynarank.report.bench_pairs import cluster_interval, paired_differences
+from dynarank.report.bench_questions import history_section, paper_section, scores_section
+from dynarank.report.bench_ranks import mean_correlation, ranks_section, repeats
+from dynarank.report.bench_spread import (
+    chosen_on_other_seeds,
+    spread_section,
+    spreads,
+    variance_between,
+)
+from dynarank.report.bench_tables import tables
+from dynarank.sweeps.bench import Cell
+
+TASKS = ("sst2", "cola", "mrpc")
+SEEDS = (1, 2, 3, 4)
+
+
+def play(
+    gains: dict[str, float], noise: float = 0.004, ranks: Callable[[str], str] = lambda _: ""
+) -> list[Cell]:
+    """Return the cells of arms whose scores lie a gain above 0.8, give or take noise."""
+    draw = random.Random(5)
+    cells = []
+    for arm, task, seed in product(gains, TASKS, SEEDS):
+        score = 0.8 + gains[arm] + draw.gauss(0, noise)
+        size = 10_368 if arm != "adalora" else 12_000
+        cells.append(
+            Cell(arm, task, 0.25, seed, 1e-3, "accuracy", score, 1 - score, size, 9, ranks(arm))
+        )
+    return cells
+
+
+def test_a_bootstrap_over_tasks_is_that_of_all_its_draws() -> None:
+    clusters = [[0.1, 0.2], [0.0], [0.4, 0.5, 0.6]]
+    means = []
+    for drawn in product(clusters, repeat=3):  # all 27 draws are alike
+        values = [value for cluster in drawn for value in cluster]
+        means.append(sum(values) / len(values))
+    low, high = cluster_interval(clusters)
+    assert (low, high) == pytest.approx(np.quantile(means, [0.025, 0.975], method="inverted_cdf"))
+    assert math.isnan(cluster_interval(clusters[:2])[0])
+
+
+def test_the_test_over_tasks_takes_one_value_of_each() -> None:
+    cells = play({"dynarank": 0.01, "lora_even": 0.0})
+    (found,) = paired_differences(cells, [("dynarank", "lora_even"), ("dynarank", "absent")])
+    scores = {(c.arm, c.task, c.seed): c.score for c in cells}
+    means = []
+    for task in TASKS:
+        gaps = [scores["dynarank", task, s] - scores["lora_even", task, s] for s in SEEDS]
+        means.append(np.mean(gaps))
+    assert found.task_p == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
+    assert found.task_low <= found.scores.difference <= found.task_high
+    assert found.verdict == 1
+
+
+def test_placements_spread_as_a_model_of_two_ways_says() -> None:
+    draw = np.random.default_rng(0)
+    own, shared = np.array([0.0, 0.05, -0.05, 0.02]), draw.normal(0, 0.1, size=400)
+    scores = own[:, None] + shared + draw.normal(0, 0.01, size=(4, 400))
+    between, p = variance_between(scores)
+    assert between == pytest.approx(own.std(ddof=1), rel=0.03)
+    assert p < 1e-6
+    two = scores[:2, :9]  # with two rows F is the square of the paired t
+    assert variance_between(two)[1] == pytest.approx(stats.ttest_rel(*two).pvalue)
+    noise = draw.normal(size=(4, 400))
+    assert variance_between(noise)[0] < 0.1
+    assert variance_between(np.ones((2, 3))) == (0.0, 1.0)
+
+
+def test_a_placement_is_judged_on_seeds_that_did_not_choose_it() -> None:
+    scores = np.array([[0.0, 0.0, 0.0], [9.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
+    # Row 1 is best overall; without the first seed row 2 is, and with it row 1 is.
+    assert chosen_on_other_seeds(scores, base=0) == pytest.approx((1 - 1 - 1) / 3)
+
+
+def test_the_first_question_names_the_tasks_where_placement_matters() -> None:
+    gains = {"lora_even": 0.0, "lora_feed_forward": 0.04, "lora_first_layers": -0.04}
+    cells = play({**gains, "lora_random": 0.0})
+    assert [(one.task, one.best) for one in spreads(cells)] == [
+        (task, "lora_feed_forward") for task in TASKS
+    ]
+    text = spread_section(cells).answer
+    assert "more than chance on 3 of 3 tasks (sst2, cola and mrpc)" in text
+    assert (
+        "more than chance on 0 of 3 tasks, p"
+        in spread_section(play(dict.fromkeys(gains, 0))).answer
+    )
+    assert spread_section(play({"lora_even": 0})).answer.startswith("The data carry no answer")
+
+
+def test_a_score_is_held_against_its_controls() -> None:
+    gains = {"lora_even": 0.0, "random": -0.03, "dynarank": 0.03, "adalora": 0.0}
+    section = scores_section(play(gains))
+    assert "`dynarank` is better than `lora_even` and `random`" in section.answer
+    assert "`adalora` is better than `random`" in section.answer
+    assert "`adalora` is not shown to differ from `lora_even`" in section.answer
+    assert section.answer.endswith("Not run: shuffled.")
+    assert scores_section([]).answer.startswith("The data carry no answer")
+
+
+def test_history_and_the_paper_are_answered_from_their_pairs() -> None:
+    gains = {"lora_even": 0.0, "dynarank": 0.03, "replayed": 0.03, "global_svd": 0.03}
+    cells = play({**gains, "compressed": 0.0, "paper": -0.03, "adalora": 0.0})
+    history = history_section(cells).answer
+    assert "`dynarank` is better than `compressed`;" in history
+    assert "`global_svd` is better than `compressed`;" in history
+    assert "`dynarank` is not shown to differ from `global_svd` and `replayed`" in history
+    paper = paper_section(cells).answer
+    assert "`paper` is worse than `adalora` and `lora_even`" in paper
+    few = [cell for cell in cells if cell.task == "sst2"]
+    assert paper_section(few).answer.startswith("The data carry no answer")
+    assert paper_section(few).grids[0].rows  # shown, and not judged
+
+
+def test_rank_correlations_are_spearmans() -> None:
+    ranks = np.random.default_rng(1).integers(0, 4, size=(4, 36))
+    pairs = [(0, 1), (0, 2), (1, 3)]
+    expected = [stats.spearmanr(ranks[a], ranks[b]).statistic for a, b in pairs]
+    first, second = np.array(pairs).T
+    assert mean_correlation(ranks, first, second) == pytest.approx(np.mean(expected))
+    ranks[2] = 1  # a run without an order leaves its pair out
+    expected = [expected[0], expected[2]]
+    assert mean_correlation(ranks, first, second) == pytest.approx(np.mean(expected))
+
+
+def test_ranks_repeat_where_they_were_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_ranks, "DRAWS", 199)
+    draw = random.Random(2)
+
+    def drawn(arm: str) -> str:
+        places = [i % 6 < 2 for i in range(36)] if arm == "dynarank" else [True] * 36
+        return " ".join(str(draw.randint(0, 3) if place else 0) for place in places)
+
+    cells = play({"dynarank": 0, "random": 0}, ranks=drawn)
+    cells += play({"lora_even": 0}, ranks=lambda _: "1 0 0 0 " * 9)  # given, not found
+    found = {(one.over, one.arms): one for one in repeats(cells)}
+    assert set(found) == {
+        ("seeds", ("dynarank",)),
+        ("seeds", ("random",)),
+        ("tasks", ("dynarank",)),
+        ("tasks", ("random",)),
+        ("methods", ("dynarank", "random")),
+    }
+    of_dynarank, of_random = found["seeds", ("dynarank",)], found["seeds", ("random",)]
+    assert of_dynarank.pairs == 3 * 6
+    assert of_dynarank.low > 0.3 > of_dynarank.chance
+    assert of_dynarank.p == pytest.approx(1 / 200)
+    assert abs(of_random.mean) < 0.15
+    answer = ranks_section(cells).answer
+    assert "Over seeds, ranks agree more than chance for 1 of 2: `dynarank` at 0.25" in answer
+    assert ranks_section([]).answer.startswith("The data carry no answer")
+
+
+def test_every_method_shows_its_parameters() -> None:
+    text = tables(play({"lora_even": 0.0, "adalora": 0.0}))
+    assert "| adalora | none | 4 |" in text
+    assert text.count("12,000 |") == 3
+    assert text.count("10,368 |") == 3
