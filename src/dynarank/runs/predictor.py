@@ -67,19 +67,19 @@ class Predictor:
         Args:
             rows: labelled rows, as `Task.check` returns them.
         """
-        features = self._features(rows)
+        features = self._features(rows, labelled=self.task.scored_by_features)
         outputs = self._run(features, batch_size)
         records = self.task.answers(rows, features, outputs)
         return records, self._score(rows, features, outputs)
 
-    def _features(self, rows: Dataset) -> Dataset:
+    def _features(self, rows: Dataset, labelled: bool = False) -> Dataset:
         """Return what the model takes of the rows. Raises `UserError` for too long a text."""
         import datasets
 
         from dynarank.pretrained.models import check_length
 
         datasets.disable_progress_bars()
-        features = self.task.features(rows, self.tokenizer, self.model, labelled=False)
+        features = self.task.features(rows, self.tokenizer, self.model, labelled)
         if self.task.length_setting is not None:
             longest = int(self.task.feature_lengths(features).max())
             check_length(self.model, longest, self.task.length_setting)
