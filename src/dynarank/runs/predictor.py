@@ -168,6 +168,8 @@ class LoadedRun:
     model: Any
     """A peft.PeftModel, or a transformers model."""
     tokenizer: Any
+    dequantized: str | None = None
+    """The method that the base's weights were quantized by before they were widened."""
 
 
 def load_run(
@@ -207,11 +209,10 @@ def load_run(
     warn_of_remote_code(config, source)
     pretrained = load_pretrained(config, source, task, tokenizer)
     check_weights_digest(str(adapter), origin.digests, pretrained)
-    if widen:
-        widen_base(pretrained)
+    dequantized = widen_base(pretrained) if widen else None
     with _misfit_errors(adapter, source):
         model = _attach_adapter(pretrained, origin)
-    return LoadedRun(origin, task, model, tokenizer)
+    return LoadedRun(origin, task, model, tokenizer, dequantized)
 
 
 def _find_base(config: ModelConfig, origin: Origin, base: str | None, hub: HubConfig) -> Source:
