@@ -88,13 +88,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def make_readable(folder: Path) -> None:
+def make_readable(folder: Path, also_folder: bool = False) -> None:
     """Give a folder's files the rights that any new file gets: safetensors' own are private.
 
     Not for folders that another thread writes into: the process's mask is read by setting it.
+
+    Args:
+        also_folder: whether the folder itself gets those of a new folder: mkdtemp's is private.
     """
     mask = os.umask(0)
     os.umask(mask)
+    if also_folder:
+        folder.chmod(0o777 & ~mask)
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~mask)

@@ -19,6 +19,7 @@ from dynarank.errors import UserError
 
 if TYPE_CHECKING:
     from dynarank.tasks.conversations import Message
+    from dynarank.tasks.instruct import Instruct
 
 ASK = "> "
 RESET, QUIT = "/reset", "/quit"
@@ -81,19 +82,76 @@ def chat(options: argparse.Namespace) -> None:
     task.prepare(predictor.tokenizer, predictor.model)
     task.config.max_answer = options.max_answer
     system = options.system or task.config.system
-    messages = _begin(system)
+    room = _room(predictor.model, options.max_answer)
+    conversation = Conversation(task, system, room)
     for line in _lines():
         if line == RESET:
-            messages = _begin(system)
-            continue
-        messages.append({"role": "user", "content": line})
-        answer = task.answer(predictor.model, messages)
-        messages.append({"role": "assistant", "content": answer or " "})
-        print(answer, flush=True)
+            conversation.begin()
+        elif conversation.ask(line):
+            answer = task.answer(predictor.model, conversation.messages)
+            conversation.messages.append({"role": "assistant", "content": answer or " "})
+            print(answer, flush=True)
 
 
-def _begin(system: str | None) -> list[Message]:
-    return [] if system is None else [{"role": "system", "content": system}]
+class Conversation:
+    """What was said so far, as much of it as the model has positions for."""
+
+    def __init__(self, task: Instruct, system: str | None, room: int | None) -> None:
+        """Begin with nothing but the system message.
+
+        Args:
+            room: tokens that it may have before an answer; None: any number.
+        """
+        self.messages: list[Message]
+        self._task = task
+        self._system = system
+        self._room = room
+        self._has_told = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget all that was said."""
+        system = self._system
+        self.messages = [] if system is None else [{"role": "system", "content": system}]
+
+    def ask(self, question: str) -> bool:
+        """Add a question, and forget the oldest turns where there is no room for it.
+
+        Returns:
+            Whether it fits. One that does not even fit alone is said to be too long, and left out.
+        """
+        self.messages.append({"role": "user", "content": question})
+        first = 0 if self._system is None else 1
+        while self._is_full() and len(self.messages) > first + 1:
+            del self.messages[first : first + 2]  # a question and its answer
+            if not self._has_told:
+                self._has_told = True
+                print("the model's positions are full: oldest turns are forgotten", file=sys.stderr)
+        if self._is_full():
+            print(f"too long: there is room for {self._room} tokens", file=sys.stderr)
+            self.messages.pop()
+            return False
+        return True
+
+    def _is_full(self) -> bool:
+        return self._room is not None and len(self._task.prompt_ids(self.messages)) > self._room
+
+
+def _room(model: Any, max_answer: int) -> int | None:
+    """Return how many tokens a conversation may have before an answer; None for any number.
+
+    Raises:
+        UserError: an answer alone would take all the positions of the model.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return None
+    if max_answer >= positions:
+        raise UserError(
+            f"--max-answer {max_answer}: the model has {positions} positions, and the question "
+            "needs some of them. Give less"
+        )
+    return int(positions) - max_answer
 
 
 def _lines() -> Iterator[str]:

@@ -45,10 +45,11 @@ def write_merged(
             raise UserError(_not_mergeable(loaded.origin.method))
         config = loaded.origin.model_config()
         narrow = config.dtype != DTYPES[0]
-        if config.quantization is not None:
+        if loaded.dequantized is not None:
+            method = config.quantization or loaded.dequantized
             notes.append(
-                f"merged into the {config.quantization} weights that the run trained on, turned "
-                "back into plain ones: the model is not quantized any more"
+                f"merged into the {method} weights that the run trained on, turned back into "
+                "plain ones: the model is not quantized any more"
             )
         if dtype != DTYPES[0]:
             lost = rounded_away(model, getattr(torch, dtype))

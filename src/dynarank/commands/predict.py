@@ -114,6 +114,10 @@ def _predict_file(predictor: Predictor, options: argparse.Namespace) -> None:
         records = predictor(checked, options.batch_size)
     else:
         records, evaluation = predictor.predict_and_score(labelled, options.batch_size)
+        if predictor.task.scored_by_features:
+            # Given answers were scored; the model's own is written from the question alone.
+            written = predictor(checked, options.batch_size)
+            records = [known | own for known, own in zip(records, written, strict=True)]
         scores = asdict(evaluation)
     write_rows(options.output, _joined(predictor.task, rows, kept, records))
     print(f"{len(records):,} rows predicted: {options.output}")
@@ -147,9 +151,7 @@ def _columns_to_keep(rows: Dataset, options: argparse.Namespace, where: str) -> 
 
 def _labelled(task: Task[Any], rows: Dataset, where: str) -> Dataset | None:
     """Return the rows with their labels checked; None where there are none to be scored."""
-    columns = task.columns(labelled=True)
-    needed = {columns[role].partition(".")[0] for role in task.labels_in if role in columns}
-    if not needed <= set(rows.column_names):
+    if not task.can_be_scored(rows):
         return None
     try:
         return task.check(rows, where, labelled=True)

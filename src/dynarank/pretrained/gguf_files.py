@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dynarank.durable_files import cache_folder, file_sha256
+from dynarank.durable_files import cache_folder, file_sha256, make_readable
 from dynarank.errors import UserError, kind_and_first_line
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ def unpacked(field: str, file: Path) -> Path:
         _unpack(field, file, staging)
         record = f"{file.name}\n{digest}\n{file_sha256(staging / WEIGHTS)}\n"
         (staging / DONE).write_text(record, encoding="utf-8")
+        make_readable(staging, also_folder=True)
         _move(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -151,7 +151,8 @@ def locate(
         folder = unpacked(field, local.resolve())
         return Source(path=str(folder), recorded=str(folder))
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"{field} = {path}: no such folder")
+        kind_of_place = "file" if local.suffix == ENDING else "folder"
+        raise UserError(f"{field} = {path}: no such {kind_of_place}")
     failure = ask_hub(kind, field, path, revision)
     if failure is not None and not is_cached(kind, path, revision):
         raise HubSilent(kind=kind, field=field, path=path, root=root, reason=failure)

@@ -37,3 +37,15 @@ def was_adapter(model: Any) -> bool:
     Relies on `_hf_peft_config_loaded`, which transformers sets on the model then.
     """
     return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def forget_quantizer(model: Any) -> None:
+    """Have transformers save a model as a plain one, after its weights were turned back.
+
+    Relies on `hf_quantizer`, by which it was loaded, and on `_weight_conversions`, what was done to
+    its weights then and would be undone at saving.
+    """
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model._weight_conversions = None  # transformers finds those of the architecture anew

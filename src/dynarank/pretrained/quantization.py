@@ -16,10 +16,13 @@ from torch import nn
 from dynarank.adapters.linears import is_linear
 from dynarank.errors import UserError, kind_and_first_line
 from dynarank.pretrained.hub import ModelConfig
+from dynarank.pretrained.internals import forget_quantizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TORCHAO = "torchao"
+"""The package whose quantized weights are a kind of tensor each, in plain layers."""
 NUMBERED = re.compile(r"\.\d+\.")
 """In the name of a layer of one of the body's blocks."""
 
@@ -121,6 +124,8 @@ def dequantize(model: PreTrainedModel, where: str) -> None:
     Raises:
         UserError: the library that quantized it cannot take it back.
     """
+    if _turn_tensors_back(model):
+        return
     try:
         model.dequantize(dtype=torch.float32)
     except Exception as error:  # each library has its own kinds
@@ -129,6 +134,24 @@ def dequantize(model: PreTrainedModel, where: str) -> None:
             f"them ({kind_and_first_line(error)}). Name the unquantized model by --base, or use "
             "the adapter beside its base"
         ) from error
+
+
+def _turn_tensors_back(model: Any) -> bool:
+    """Make plain parameters of torchao's, which transformers has no call for.
+
+    Returns:
+        Whether the model held any.
+    """
+    found = False
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if type(parameter).__module__.split(".")[0] == TORCHAO:
+                plain = parameter.dequantize().detach().to(torch.float32)  # type: ignore[no-untyped-call]
+                setattr(module, name, nn.Parameter(plain, requires_grad=False))
+                found = True
+    if found:
+        forget_quantizer(model)
+    return found
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -10,13 +10,23 @@ if TYPE_CHECKING:
     from dynarank.pretrained.models import Pretrained
 
 
-def widen_base(pretrained: Pretrained) -> None:
-    """Turn a base into float32. Raises `UserError` where quantized weights cannot be."""
-    from dynarank.pretrained.quantization import dequantize, is_quantized
+def widen_base(pretrained: Pretrained) -> str | None:
+    """Turn a base into float32.
 
+    Returns:
+        The method that its weights were quantized by; None for plain ones.
+
+    Raises:
+        UserError: quantized weights cannot be turned back.
+    """
+    from dynarank.pretrained.quantization import dequantize, is_quantized, stored_quantization
+
+    method = None
     if is_quantized(pretrained.model):
+        method = stored_quantization(pretrained.model.config) or "quantized"
         dequantize(pretrained.model, pretrained.source.path)
     pretrained.model.float()
+    return method
 
 
 def moved(model: Any, place: Any) -> Any:

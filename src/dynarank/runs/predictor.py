@@ -67,19 +67,19 @@ class Predictor:
         Args:
             rows: labelled rows, as `Task.check` returns them.
         """
-        features = self._features(rows)
+        features = self._features(rows, labelled=self.task.scored_by_features)
         outputs = self._run(features, batch_size)
         records = self.task.answers(rows, features, outputs)
         return records, self._score(rows, features, outputs)
 
-    def _features(self, rows: Dataset) -> Dataset:
+    def _features(self, rows: Dataset, labelled: bool = False) -> Dataset:
         """Return what the model takes of the rows. Raises `UserError` for too long a text."""
         import datasets
 
         from dynarank.pretrained.models import check_length
 
         datasets.disable_progress_bars()
-        features = self.task.features(rows, self.tokenizer, self.model, labelled=False)
+        features = self.task.features(rows, self.tokenizer, self.model, labelled)
         if self.task.length_setting is not None:
             longest = int(self.task.feature_lengths(features).max())
             check_length(self.model, longest, self.task.length_setting)
@@ -168,6 +168,8 @@ class LoadedRun:
     model: Any
     """A peft.PeftModel, or a transformers model."""
     tokenizer: Any
+    dequantized: str | None = None
+    """The method that the base's weights were quantized by before they were widened."""
 
 
 def load_run(
@@ -207,11 +209,10 @@ def load_run(
     warn_of_remote_code(config, source)
     pretrained = load_pretrained(config, source, task, tokenizer)
     check_weights_digest(str(adapter), origin.digests, pretrained)
-    if widen:
-        widen_base(pretrained)
+    dequantized = widen_base(pretrained) if widen else None
     with _misfit_errors(adapter, source):
         model = _attach_adapter(pretrained, origin)
-    return LoadedRun(origin, task, model, tokenizer)
+    return LoadedRun(origin, task, model, tokenizer, dequantized)
 
 
 def _find_base(config: ModelConfig, origin: Origin, base: str | None, hub: HubConfig) -> Source:

@@ -51,6 +51,8 @@ class Task(ABC, Generic[ConfigT]):
     """Whether the auto class adds a task head of its own, which is trained in full."""
     labels_in: ClassVar[Sequence[str]]
     """The roles of the columns that are to be predicted."""
+    scored_by_features: ClassVar[bool] = False
+    """Whether what rows are scored by stands in their features, beside the rows themselves."""
     length_setting: ClassVar[str | None] = "task.max_length"
     """The setting that bounds the tokens of a feature. Errors name it. None: none has tokens."""
     host_columns: ClassVar[Sequence[str]] = ()
@@ -181,6 +183,12 @@ class Task(ABC, Generic[ConfigT]):
             for role, column in roles.items()
             if column is not None and role not in unneeded
         }
+
+    def can_be_scored(self, rows: Dataset) -> bool:
+        """Return whether rows to predict bring what predictions are scored by."""
+        columns = self.columns(labelled=True)
+        needed = {columns[role].partition(".")[0] for role in self.labels_in if role in columns}
+        return needed <= set(rows.column_names)
 
     def id_column(self, dataset: Dataset) -> str | None:
         """Return the name of the rows' id column, or None where the rows have none."""

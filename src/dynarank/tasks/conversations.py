@@ -6,6 +6,7 @@ ShareGPT's conversations of {from, value}, as prompt and completion, or in alpac
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from dynarank.tasks.causal_config import InstructColumns
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 Message = dict[str, str]
 ROLES = {
@@ -114,6 +117,24 @@ def check_answered(messages: Sequence[Message], where: str) -> None:
         raise UserError(f"{where}: has no message of the assistant. Mend or drop the row")
 
 
+def all_answered(dataset: Dataset, columns: InstructColumns) -> bool:
+    """Return whether every row ends with an answer, by which a written one can be scored."""
+    found = find_columns(columns, dataset.column_names, "the input", labelled=False)
+    answered = 0
+    for number, row in enumerate(dataset):
+        messages = as_messages(row, found, f"the input, row {number}")
+        answered += messages[-1]["role"] == "assistant"
+    if 0 < answered < len(dataset):
+        log.warning("not scored: only %d of %d rows end with an answer", answered, len(dataset))
+    return answered == len(dataset)
+
+
+def up_to_last_answer(messages: Sequence[Message]) -> list[Message]:
+    """Return a conversation without what stands behind its last answer: nothing answers that."""
+    answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    return list(messages[: answers[-1] + 1])
+
+
 def read_conversations(
     dataset: Dataset, columns: InstructColumns, where: str, labelled: bool, system: str | None
 ) -> list[list[Message]]:
@@ -130,6 +151,7 @@ def read_conversations(
         messages = as_messages(row, columns, f"{where}, row {number}")
         if labelled:
             check_answered(messages, f"{where}, row {number}")
+            messages = up_to_last_answer(messages)
         if system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]
         rows.append(messages)

@@ -29,11 +29,17 @@ from dynarank.tasks.choices import (
     choice_scores,
     score_choices,
 )
-from dynarank.tasks.conversations import MESSAGES, Message, find_columns, read_conversations
+from dynarank.tasks.conversations import (
+    MESSAGES,
+    Message,
+    all_answered,
+    find_columns,
+    read_conversations,
+)
 from dynarank.tasks.features import cached_map
 from dynarank.tasks.language_model import HOST, LanguageModel
 from dynarank.tasks.row_scores import RowScores
-from dynarank.tasks.text_scores import text_scores
+from dynarank.tasks.text_scores import written_scores
 from dynarank.tasks.token_loss import IGNORED
 
 if TYPE_CHECKING:
@@ -47,6 +53,7 @@ class Instruct(LanguageModel[InstructConfig]):
     """Answers: their likelihood, what the model writes, and which of given ones it chooses."""
 
     labels_in = ("completion",)
+    scored_by_features = True
 
     def __init__(self, config: InstructConfig) -> None:
         super().__init__(config)
@@ -81,6 +88,9 @@ class Instruct(LanguageModel[InstructConfig]):
                     f"{', '.join(map(repr, choices))}"
                 )
         return dataset
+
+    def can_be_scored(self, rows: Dataset) -> bool:
+        return all_answered(rows, self.config.columns)
 
     def _choices(self, row: dict[str, Any]) -> list[str]:
         return list(row[CHOICES]) if CHOICES in row else list(self.config.choices or ())
@@ -231,9 +241,13 @@ class Instruct(LanguageModel[InstructConfig]):
 
     def answer(self, model: Any, messages: Sequence[Message]) -> str:
         """Return what the model answers to a conversation, whose last message is the user's."""
+        return self.write(model, [self.prompt_ids(messages)])[0]
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens of a conversation, up to where an answer begins."""
         prompt = render(self.tokenizer, messages, ask=True)
-        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return self.write(model, [ids])[0]
+        ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return ids
 
     def evaluate(self, split: str, rows: Sequence[int], outputs: Sequence[Any]) -> dict[str, float]:
         scores = super().evaluate(split, rows, outputs)
@@ -280,17 +294,3 @@ class Instruct(LanguageModel[InstructConfig]):
             lines.append({"row": int(number), **record, "answer": row[MESSAGES][-1]["content"]})
         prefix = self.config.split_label(split).replace("/", "_")
         return {f"{prefix}predictions.jsonl": lines}
-
-
-def written_scores(
-    names: Sequence[str], texts: Sequence[str], references: Sequence[str]
-) -> dict[str, float]:
-    """Return how near the written texts are to the given ones, from 0 to 1."""
-    asked = [name for name in names if name in GENERATED and name != "exact_match"]
-    scores = {name: value / 100 for name, value in text_scores(asked, texts, references).items()}
-    if "exact_match" in names:
-        pairs = zip(texts, references, strict=True)
-        scores["exact_match"] = sum(text == reference.strip() for text, reference in pairs) / len(
-            texts
-        )
-    return scores

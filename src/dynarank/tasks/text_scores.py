@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dynarank.tasks.causal_config import GENERATED
+
 
 def text_scores(
     names: Sequence[str], texts: Sequence[str], references: Sequence[str]
@@ -54,3 +56,17 @@ def by_sentence(text: str) -> str:
     from nupunkt import sent_tokenize
 
     return "\n".join(str(sentence).strip() for sentence in sent_tokenize(text))
+
+
+def written_scores(
+    names: Sequence[str], texts: Sequence[str], references: Sequence[str]
+) -> dict[str, float]:
+    """Return how near the written texts are to the given ones, from 0 to 1."""
+    asked = [name for name in names if name in GENERATED and name != "exact_match"]
+    scores = {name: value / 100 for name, value in text_scores(asked, texts, references).items()}
+    if "exact_match" in names:
+        pairs = zip(texts, references, strict=True)
+        scores["exact_match"] = sum(text == reference.strip() for text, reference in pairs) / len(
+            texts
+        )
+    return scores
