@@ -117,6 +117,34 @@ def test_a_mistake_is_one_error_and_no_trace(
 HEAVY = ("torch", "lightning", "transformers", "hydra", "omegaconf")
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.lr=-1", "optimizer.lr = -1"),
+        ("task.train_file=rows.csv", "task.train_file = rows.csv: there is no such file"),
+        ("model.path=./nowhere", "model.path = ./nowhere: no such folder"),
+        ("model.path=./nowhere.gguf", "model.path = ./nowhere.gguf: no such file"),
+    ],
+)
+def test_a_mistake_in_settings_and_paths_is_answered_before_torch_is_imported(
+    override: str, said: str, tmp_path: Path
+) -> None:
+    task = "text_classification" if "file" in override else "tweets"
+    script = (
+        "import sys\n"
+        "from dynarank.commands.train import main\n"
+        "try:\n"
+        f"    main(['task={task}', {override!r}, {f'output_dir={tmp_path}/run'!r}])\n"
+        "finally:\n"
+        f"    print([name for name in {HEAVY[:3]!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert said in done.stderr
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--help", "settings"]])
 def test_help_answers_without_importing_anything_heavy(
     arguments: list[str], tmp_path: Path

@@ -50,12 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(composed: DictConfig) -> float:
     """Check the configuration, run it, and return the selected score, which sweepers read."""
+    from dynarank.config.named_places import check_named_places
     from dynarank.config.schema import to_config
     from dynarank.runs.refused_folder import remove_refused_folder
 
     folder = Path(str(composed.output_dir))
     try:
         config = to_config(composed)
+        check_named_places(config)
         # Torch and Lightning take seconds to import. A mistake in the configuration need not wait.
         from dynarank.runs.run import run
 

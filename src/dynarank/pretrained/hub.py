@@ -150,13 +150,21 @@ def locate(
     if local.suffix == ENDING and local.is_file():
         folder = unpacked(field, local.resolve())
         return Source(path=str(folder), recorded=str(folder))
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        kind_of_place = "file" if local.suffix == ENDING else "folder"
-        raise UserError(f"{field} = {path}: no such {kind_of_place}")
+    check_present(field, path)
     failure = ask_hub(kind, field, path, revision)
     if failure is not None and not is_cached(kind, path, revision):
         raise HubSilent(kind=kind, field=field, path=path, root=root, reason=failure)
     return Source(path=path, recorded=path)
+
+
+def check_present(field: str, path: str) -> None:
+    """Raise `UserError` for a path that no hub can have, and that is not on this machine."""
+    if not path.startswith((".", "/", "~")) and path.count("/") <= 1:
+        return
+    local = expand_home(field, path)
+    kind_of_place = "file" if local.suffix == ENDING else "folder"
+    if not (local.is_file() if kind_of_place == "file" else local.is_dir()):
+        raise UserError(f"{field} = {path}: no such {kind_of_place}")
 
 
 def expand_home(field: str, path: str) -> Path:

@@ -56,9 +56,7 @@ def read_file(
         endings = ", ".join([*READERS, *more_endings])
         raise UserError(f"{field} = {name}: the ending must be one of {endings}")
     if not path.is_file():
-        raise UserError(
-            f"{field} = {name}: there is no such file (looked in {path.absolute().parent})"
-        )
+        raise no_such_file(field, name)
     if path.stat().st_size == 0:
         raise UserError(f"{field} = {name}: the file is empty")
     try:
@@ -70,6 +68,12 @@ def read_file(
     if len(dataset) == 0:
         raise UserError(f"{field} = {name}: the file has no rows")
     return dataset
+
+
+def no_such_file(field: str, name: str) -> UserError:
+    """Return the error for a setting that names a file that is not there."""
+    folder = Path(expand_user(name)).absolute().parent
+    return UserError(f"{field} = {name}: there is no such file (looked in {folder})")
 
 
 def _as_dataset(columns: Columns, used: Collection[str] | None) -> Dataset:
