@@ -111,7 +111,7 @@ def test_the_command_lists_what_memory_goes_to(
     by_name = {name: float(size.replace(",", "")) for size, name in sizes}
     tensors, batch = by_name["all tensors"], by_name["a batch of 4 of the longest rows"]
     grown = by_name["by which a process on Linux grows on the CPU"]
-    assert grown == pytest.approx(tensors + (KEPT_BY_GLIBC - 1) * batch, rel=0.01)
+    assert grown == pytest.approx(tensors + (KEPT_BY_GLIBC - 1) * batch, abs=0.11)
 
 
 def test_a_family_whose_batches_are_not_known_is_refused(tmp_path: Path) -> None:

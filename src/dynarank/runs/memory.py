@@ -31,7 +31,7 @@ FLOAT_BYTES = 4
 ADAM_MOMENTS = 2
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in nf4: 4 bits, and a byte a block of 64, whose own scales are a float a 256."""
-KEPT_BY_GLIBC = 1.45
+KEPT_BY_GLIBC = 1.7
 """What the memory of a batch grows to in a process on Linux, measured: glibc gives freed tensors of
 some sizes not back to the system, and batches of other lengths do not fit into their places."""
 LENGTHS = ("max_length", "max_source")
