@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_is_a_model_and_is_unpacked_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     file = tmp_path / "tiny.gguf"
+    with pytest.raises(UserError, match=r"tiny\.gguf: no such file$"):
+        locate("models", "model.path", str(file), None)
+    mask = os.umask(0o022)
+    request.addfinalizer(lambda: os.umask(mask))
     write_base_gguf(tiny_llama(), file)
     source = locate("models", "model.path", str(file), None)
     model = AutoModelForCausalLM.from_pretrained(source.path).eval()
@@ -41,6 +47,8 @@ def test_a_file_is_a_model_and_is_unpacked_once(
     with pytest.raises(UserError, match="not the expected weights"):
         check_sha256(ModelConfig(path=str(file), sha256="0" * 64), source)
     weights = Path(source.path) / "model.safetensors"
+    assert stat.S_IMODE(Path(source.path).stat().st_mode) == 0o755  # a new folder's, not mkdtemp's
+    assert stat.S_IMODE(weights.stat().st_mode) == 0o644
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1  # one bit of what is kept
     weights.write_bytes(content)

@@ -8,7 +8,7 @@ import peft
 from tiny import tiny_bart, tiny_roberta, tiny_t5, write_model
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from dynarank.pretrained.internals import has_model_class, was_adapter
+from dynarank.pretrained.internals import forget_quantizer, has_model_class, was_adapter
 
 
 def test_an_auto_class_knows_its_configurations() -> None:
@@ -27,3 +27,16 @@ def test_transformers_tells_an_adapter_that_it_followed(tmp_path: Path) -> None:
     followed = AutoModelForSequenceClassification.from_pretrained(tmp_path / "adapter")
     assert was_adapter(followed)
     assert not was_adapter(AutoModel.from_config(tiny_roberta()))
+
+
+def test_transformers_keeps_what_was_done_to_weights_at_loading(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "base", tiny_roberta())
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert hasattr(model, "_weight_conversions")
+    model.config.quantization_config = {"quant_method": "torchao"}
+    forget_quantizer(model)
+    model.save_pretrained(tmp_path / "plain")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    assert getattr(again.config, "quantization_config", None) is None
+    for name, weight in model.state_dict().items():
+        assert weight.equal(again.state_dict()[name]), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dynarank.config.schema import TrainConfig
 from dynarank.errors import UserError
 from dynarank.methods import build_method
 from dynarank.pretrained.architectures import ARCHITECTURES
-from dynarank.runs.memory import LiveBytes, estimate_memory, example_batch
+from dynarank.runs.memory import KEPT_BY_GLIBC, LiveBytes, estimate_memory, example_batch
 from dynarank.tasks import build_task
 
 
@@ -106,6 +107,11 @@ def test_the_command_lists_what_memory_goes_to(
     shown = capsys.readouterr().out
     assert "training memory, method=dora, 32-true:" in shown
     assert "MB  a batch of 4 of the longest rows" in shown
+    sizes = re.findall(r"([\d,.]+) MB  (.*)", shown)
+    by_name = {name: float(size.replace(",", "")) for size, name in sizes}
+    tensors, batch = by_name["all tensors"], by_name["a batch of 4 of the longest rows"]
+    grown = by_name["by which a process on Linux grows on the CPU"]
+    assert grown == pytest.approx(tensors + (KEPT_BY_GLIBC - 1) * batch, abs=0.11)
 
 
 def test_a_family_whose_batches_are_not_known_is_refused(tmp_path: Path) -> None:

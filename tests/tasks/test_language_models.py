@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dynarank.commands.chat import main as chat
+from dynarank.commands.predict import main as predict
 from dynarank.config.schema import to_config
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
 from dynarank.runs.run import run
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
+from dynarank.tasks.instruct import Instruct
 from dynarank.tasks.token_loss import IGNORED, chunked_sum, lighten_loss, token_terms
 
 TEXTS = [{"text": text} for text in ("a cat sat", "on the mat it sat", "dog", "the film was good")]
@@ -278,7 +281,7 @@ def test_terms_are_each_rows_own(model: Any) -> None:
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_run_learns_sums_and_its_adapter_answers_in_peft_alone(
-    packing: bool, model_folder: Path, tmp_path: Path
+    packing: bool, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     import peft
 
@@ -302,6 +305,7 @@ def test_a_run_learns_sums_and_its_adapter_answers_in_peft_alone(
     assert (tmp_path / "run/predictions.jsonl").is_file() == (not packing)
     if not packing:
         check_chat(tmp_path / "run")
+        check_predict(tmp_path / "run", caplog)
     base = AutoModelForCausalLM.from_pretrained(model_folder)
     alone = peft.PeftModel.from_pretrained(base, str(tmp_path / "run/adapter")).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/adapter")
@@ -335,5 +339,60 @@ def check_chat(folder: Path) -> None:
             chat([str(folder), "--max-answer", "4"])
     first, _, again = out.getvalue().splitlines()
     assert first == again
+    check_full_chat(folder)
     with pytest.raises(SystemExit, match="2"):
         chat([str(folder), "--max-answer", "0"])
+
+
+def check_full_chat(folder: Path) -> None:
+    """Where positions are full, the oldest turns go, whole, and the system message stays."""
+    typed = "1+2\n2+2\n3+1\n" + "9" * 250 + "\n3+1\n"
+    out, err = io.StringIO(), io.StringIO()
+    asked: list[list[str]] = []
+
+    def record(self: Any, model: Any, messages: Any) -> str:
+        asked.append([message["content"] for message in messages if message["role"] != "assistant"])
+        return "x" * 80
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", io.StringIO(typed))
+        patch.setattr(Instruct, "answer", record)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            # 256 positions, a token a letter: an answer and two questions fit in 146 of them.
+            chat([str(folder), "--max-answer", "110", "--system", "Brief."])
+    assert asked[0] == ["Brief.", "1+2"]
+    assert asked[-1][0] == "Brief."
+    assert asked[1] == ["Brief.", "1+2", "2+2"]
+    assert asked[2] == ["Brief.", "2+2", "3+1"]
+    assert asked[3] == ["Brief.", "3+1"]
+    assert err.getvalue().count("oldest turns are forgotten") == 1
+    assert err.getvalue().count("too long: there is room for 146 tokens") == 1
+    with pytest.raises(SystemExit, match="2"):
+        chat([str(folder), "--max-answer", "256"])
+
+
+def check_predict(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Rows with answers are scored and answered; those without are answered, without a word."""
+    question = {"role": "user", "content": "1+2"}
+    given = {"role": "assistant", "content": "3"}
+    forms = {
+        "asked": [[question], [question, given, question]],
+        "answered": [[question, given], [question, given]],
+        "mixed": [[question], [question, given]],
+    }
+    texts = {}
+    for name, conversations in forms.items():
+        rows = [{"messages": messages} for messages in conversations]
+        file = write_lines(folder.parent / f"{name}.jsonl", rows)
+        caplog.clear()
+        out = folder.parent / f"{name}_out.jsonl"
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            predict([str(folder), "--input", str(file), "--output", str(out)])
+        records = [json.loads(line) for line in out.read_text().splitlines()]
+        assert all("text" in record for record in records)
+        assert all(("log_likelihood" in record) == (name == "answered") for record in records)
+        assert ("perplexity" in shown.getvalue()) == (name == "answered")
+        assert ("only 1 of 2 rows end with an answer" in caplog.text) == (name == "mixed")
+        assert ("not scored" in caplog.text) == (name == "mixed")
+        texts[name] = records[0]["text"]
+    assert len(set(texts.values())) == 1

@@ -212,6 +212,7 @@ def memory_lines(config: TrainConfig) -> list[str]:
         "AdamW": memory.optimizer,
         f"a batch of {config.batch_size} of the longest rows": memory.activations,
         "all tensors": memory.total,
+        "by which a process on Linux grows on the CPU": memory.of_process,
     }
     first = f"training memory, method={config.method.name}, {config.trainer.precision}:"
     return [first, *(f"  {size / 1e6:10,.1f} MB  {name}" for name, size in parts.items())]

@@ -31,6 +31,9 @@ FLOAT_BYTES = 4
 ADAM_MOMENTS = 2
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in nf4: 4 bits, and a byte a block of 64, whose own scales are a float a 256."""
+KEPT_BY_GLIBC = 1.7
+"""What the memory of a batch grows to in a process on Linux, measured: glibc gives freed tensors of
+some sizes not back to the system, and batches of other lengths do not fit into their places."""
 LENGTHS = ("max_length", "max_source")
 """Settings of a task that bound the tokens of its inputs."""
 
@@ -53,6 +56,11 @@ class Memory:
     def total(self) -> int:
         """All of it."""
         return self.base + self.trained + self.gradients + self.optimizer + self.activations
+
+    @property
+    def of_process(self) -> int:
+        """What a process on Linux grows to by a run on the CPU, with what its allocator keeps."""
+        return round(self.total + (KEPT_BY_GLIBC - 1) * self.activations)
 
 
 class LiveBytes(TorchDispatchMode):

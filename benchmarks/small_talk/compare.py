@@ -1,0 +1,84 @@
+"""Three methods on small talk with SmolLM2-135M, each at its own tuned rate.
+
+    python benchmarks/small_talk/compare.py RUNS_DIR benchmarks/small_talk/runs.csv
+
+Each method is tried at three rates, a factor of about three apart, with one seed. The best of them
+is then run with other seeds. Runs that RUNS_DIR holds already are not made again. The table of all
+runs is written, and the means are printed. A run takes about 80 s of one idle core that computes in
+bfloat16.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+RATES = {
+    "lora": ("1e-3", "3e-3", "1e-2"),
+    "dora": ("3e-3", "1e-2", "3e-2"),
+    "dynarank": ("1e-3", "3e-3", "1e-2"),
+}
+TUNING_SEED = 1
+SEEDS = (2,)
+SETTINGS = (
+    "experiment=quickstart_llm",
+    "logger=none",
+    "trainer.precision=bf16-mixed",
+    "task.max_train_rows=96",
+    "task.batch_size=4",
+)
+COLUMNS = ("part", "method", "rate", "seed", "perplexity", "token_accuracy", "parameters", "steps")
+
+
+def main() -> None:
+    """Make the runs that are missing, and write the table."""
+    runs, table = Path(sys.argv[1]), Path(sys.argv[2])
+    rows = []
+    for method, rates in RATES.items():
+        tried = [scored(runs, "tuning", method, rate, TUNING_SEED) for rate in rates]
+        best = min(tried, key=lambda row: row["perplexity"])["rate"]
+        if best in (rates[0], rates[-1]):
+            print(f"{method}: the best rate, {best}, is at the edge of those tried")
+        compared = [scored(runs, "comparison", method, best, seed) for seed in SEEDS]
+        rows += [*tried, *compared]
+        print(f"{method} at {best}: perplexity {mean(r['perplexity'] for r in compared):.2f}")
+    write(table, rows)
+
+
+def scored(runs: Path, part: str, method: str, rate: str, seed: int) -> dict[str, Any]:
+    """Return the row of a run, which is made if it is not there."""
+    folder = runs / f"{method}_{rate}_{seed}"
+    if not (folder / "metrics.json").is_file():
+        given = [f"method={method}", f"optimizer.lr={rate}", f"seed={seed}"]
+        command = [sys.executable, "-m", "dynarank", "train", *SETTINGS, *given]
+        subprocess.run([*command, f"hydra.run.dir={folder}"], check=True)
+    results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert results["at_budget"]
+    return {
+        "part": part,
+        "method": method,
+        "rate": rate,
+        "seed": seed,
+        "perplexity": round(results["metrics"]["perplexity"], 4),
+        "token_accuracy": round(results["metrics"]["token_accuracy"], 5),
+        "parameters": results["adapter_parameters"],
+        "steps": results["total_steps"],
+    }
+
+
+def write(table: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the runs, a line each."""
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
