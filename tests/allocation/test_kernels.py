@@ -39,7 +39,8 @@ class Kernels(TorchDispatchMode):
 class Chain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.linears = nn.ModuleList(nn.Linear(16, 16) for _ in range(LAYERS))
+        sizes = [(16, 16)] * 4 + [(16, 32), (32, 16)]  # as RoBERTa's: three shapes
+        self.linears = nn.ModuleList(nn.Linear(*size) for size in sizes * (LAYERS // len(sizes)))
 
     def forward(self, x: Tensor) -> Tensor:
         for linear in self.linears:
@@ -74,6 +75,7 @@ def dynarank_step(dropout: float, check: bool = True) -> Kernels:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_step_takes_few_more_kernels_than_lora(dropout: float) -> None:
     ours, lora = dynarank_step(dropout).count, lora_step(dropout).count
+    print("KERN", dropout, ours, lora, ours/lora)
     assert ours <= 1.05 * lora, (ours, lora)
 
 

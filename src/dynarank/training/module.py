@@ -103,11 +103,12 @@ class FineTuning(LightningModule):
     # --- set up, once ---
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the rank allocation and the average, in this order.
+        """Return the finite check, the rank allocation and the average, in this order.
 
         The average takes in the weights once they are pruned.
         """
-        return [callback for callback in (self.allocation, self.average) if callback is not None]
+        own = (self.finite_check, self.allocation, self.average)
+        return [callback for callback in own if callback is not None]
 
     def configure_model(self) -> None:
         """Shard the frozen parameters under FSDP2, once."""
@@ -158,7 +159,7 @@ class FineTuning(LightningModule):
         if self.trainer.world_size > 1:
             loss, mean = weighted_mean(loss, self.task.loss_terms(batch))
         size = self.task.batch_size(batch)
-        self.log("train/loss", mean, prog_bar=True, batch_size=size)
+        self.log("train/loss", mean, batch_size=size)
         self._figures = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
         penalty = None if self.method.closed_form_penalty else self._penalty()
         if penalty is not None:
@@ -211,10 +212,10 @@ class FineTuning(LightningModule):
             self._note_penalty(self.method.add_penalty_gradient(self.at_budget))
         norm = clip_gradient(optimizer, gradient_clip_val)
         step = self.trainer.global_step + 1
-        scaled = has_loss_scaler(self)
         with self.trainer.precision_plugin.forward_context():
             # A loss scaler looks at the gradients itself, and skips a step where they overflow.
-            self.finite_check.check(step, self.model, None if scaled else norm)
+            checked = None if has_loss_scaler(self) else norm
+            self.finite_check.check(step, self.model, checked, self.trainer.optimizers[0])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the learning rate's schedule, where the optimizer took a step.
@@ -275,7 +276,7 @@ class FineTuning(LightningModule):
         scores = self.scores.compute()
         selecting = self.task.config.select
         for name, value in scores.items():
-            self.log(f"val/{name}", value, prog_bar=name == selecting)
+            self.log(f"val/{name}", value)
         alike = self.scores.collapsed()
         self.log(COLLAPSED, float(alike is not None))
         self._log_place()

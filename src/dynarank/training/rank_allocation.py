@@ -58,18 +58,20 @@ class RankAllocation(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Account for the batch's optimizer step, if it took one, and log."""
-        if self.steps.taken and self._step_allocator():
+        if self.steps.taken and self._step_allocator(pl_module):
             self._after_pruning(trainer, pl_module)
         if is_log_step(trainer):  # also where a loss scaler skipped the step
             self._log(pl_module)
 
-    def _step_allocator(self) -> bool:
+    def _step_allocator(self, pl_module: LightningModule) -> bool:
         """Let the allocator account for one step, and return whether it pruned."""
         if isinstance(self.allocator, TakesRate):
             self.allocator.lr = self.steps.lr
         try:
             return self.allocator.step()
         except FloatingPointError as error:
+            if check := getattr(pl_module, "finite_check", None):
+                check.settle(pl_module.trainer)  # a loss or a gradient came first, and says more
             raise NonFiniteError(self.allocator.t, str(error)) from error
 
     def _after_pruning(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,8 +97,8 @@ class RankAllocation(Callback):
 
     def _log(self, pl_module: LightningModule) -> None:
         """Log the budget, the number of nonzero components and the scores' quantiles."""
-        pl_module.log("budget/scheduled", self.allocator.budget(), prog_bar=True)
-        pl_module.log("budget/nonzero", self.allocator.active_count().float(), prog_bar=True)
+        pl_module.log("budget/scheduled", self.allocator.budget())
+        pl_module.log("budget/nonzero", self.allocator.active_count().float())
         scores = self.allocator.ema
         if self._levels is None or self._levels.device != scores.device:
             self._levels = torch.tensor(QUANTILES, device=scores.device)
