@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
-from dynarank.report.runs import Progress
-from dynarank.report.tracker import log_report
-from dynarank.report.write_report import write_report
+
+if TYPE_CHECKING:
+    from dynarank.report.runs import Progress
 
 SECONDS_BETWEEN_LINES = 5.0
 """How often progress is told where the output is no terminal."""
@@ -25,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for folder in options.folders:
                 print("\n".join(status(folder)))
             return
+        # Pandas and scipy take two seconds to import, and --help and --status need neither.
+        from dynarank.report.tracker import log_report
+        from dynarank.report.write_report import write_report
+
         text, folder = write_report(
             options.folders,
             against=options.against,

@@ -62,7 +62,29 @@ def describe_settings() -> list[Setting]:
 
 def setting_names() -> list[str]:
     """Return every setting's dotted name, those of all variants included."""
-    return list(dict.fromkeys(setting.name for setting in describe_settings()))
+    # A typo is answered from these names. The meanings, read from source, would take half a second.
+    names: dict[str, None] = {}
+    for field in dataclasses.fields(TrainConfig):
+        variants = _variants(field.name)
+        for schema in variants.values():
+            names |= dict.fromkeys(_names_in(schema, f"{field.name}."))
+        if not variants:
+            names |= dict.fromkeys(_names_of(TrainConfig, field.name, ""))
+    return list(names)
+
+
+def _names_in(schema: Any, prefix: str) -> Iterator[str]:
+    for field in dataclasses.fields(schema):
+        yield from _names_of(schema, field.name, prefix)
+
+
+def _names_of(schema: type, name: str, prefix: str) -> Iterator[str]:
+    """Yield a field's name, or those in the dataclass that it holds."""
+    kind = setting_types(schema)[name]
+    if dataclasses.is_dataclass(kind):
+        yield from _names_in(kind, f"{prefix}{name}.")
+    else:
+        yield f"{prefix}{name}"
 
 
 def as_markdown() -> str:
