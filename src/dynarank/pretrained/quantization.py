@@ -146,7 +146,7 @@ def _turn_tensors_back(model: Any) -> bool:
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if type(parameter).__module__.split(".")[0] == TORCHAO:
-                plain = parameter.dequantize().detach().to(torch.float32)  # type: ignore[no-untyped-call]
+                plain = parameter.dequantize().detach().to(torch.float32)
                 setattr(module, name, nn.Parameter(plain, requires_grad=False))
                 found = True
     if found:
