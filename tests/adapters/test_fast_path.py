@@ -100,6 +100,31 @@ def test_equals_the_plain_form(
         assert made.lora_c.grad[1] == 0
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+def test_torchs_own_dropout_gives_the_plain_form_too(
+    masked: bool, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerators take it: the dropped input comes scaled, beside its mask."""
+    made = layer("linear", 0.4, masked).double()
+    x = torch.randn(2, 7, D_IN, dtype=torch.float64)
+    monkeypatch.setattr(fast_path, "draws_cheap_bits", lambda x: False)
+    drawn: list[torch.Tensor] = []
+    one_kernel = fast_path.drop_in_one_kernel
+
+    def draw(x: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor]:
+        dropped, keep = one_kernel(x, p)
+        drawn.append(keep)
+        return dropped, keep
+
+    monkeypatch.setattr(fast_path, "drop_in_one_kernel", draw)
+    results = gradients(made, x, made)
+    assert taken
+    twin = plain_twin(made, drawn[0], 0.6)
+    expected = gradients(twin, x, twin.plain_forward)
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
 def test_every_dtype_is_as_near_as_its_rounding(

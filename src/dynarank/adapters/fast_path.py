@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LEVELS = 2**16
 """Dropout on CPUs compares 16 random bits with a threshold."""
+_NO_GRADIENT = (None,) * 6
+"""Of the arguments of `AdaptedLinear` behind A, B and c."""
 _INT64_MIN = -(2**63)
 _INT16_MIN = -(2**15)
 
@@ -111,9 +113,13 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
         weight = weight.T
 
     flat = x.reshape(-1, x.shape[-1])  # (N, d_in)
-    keep, keep_share = None, 1.0
+    dropped, keep, keep_share = None, None, 1.0
     if layer.dropout.training and layer.dropout.p > 0:
-        keep, keep_share = draw_keep_mask(flat, layer.dropout.p)
+        if draws_cheap_bits(x):
+            keep, keep_share = draw_keep_mask(flat, layer.dropout.p)
+        else:
+            dropped, keep = drop_in_one_kernel(flat, layer.dropout.p)
+            keep_share = 1 - layer.dropout.p
     y = AdaptedLinear.apply(
         flat,
         weight,
@@ -122,29 +128,40 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
         layer.lora_B,
         layer.lora_c,
         mask,
+        dropped,
         keep,
         layer.scaling / keep_share,
+        layer.scaling if dropped is not None else layer.scaling / keep_share,
         adapter_dtype,
     )
     assert isinstance(y, Tensor)
     return y.view(*x.shape[:-1], layer.out_features)
 
 
+def draws_cheap_bits(x: Tensor) -> bool:
+    """Return whether the mask is drawn here: on CPUs, where torch's own takes longest."""
+    return x.device.type == "cpu"
+
+
 def draw_keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     """Draw which elements of x dropout keeps; return one byte an element, and the share kept.
 
-    The mask is a function of torch's generator alone. On CPUs, four elements share one 64-bit draw,
-    so that p is rounded to a multiple of 2^-16; the share returned is the one that is drawn.
+    It is for CPUs. The mask is a function of torch's generator alone. Four elements share one
+    64-bit draw, so that p is rounded to a multiple of 2^-16; the share returned is the one drawn.
     """
-    if x.device.type != "cpu":
-        keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)
-        return keep.view(torch.uint8), 1 - p
     dropped = min(round(p * _LEVELS), _LEVELS - 1)
     count = x.numel()
     words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(_INT64_MIN, None)
     bits = words.view(torch.int16)[:count].view(x.shape)
     keep = bits >= _INT16_MIN + dropped
     return keep.view(torch.uint8), 1 - dropped / _LEVELS
+
+
+@torch.no_grad()
+def drop_in_one_kernel(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """Return torch's own dropout of x, which is scaled by 1 / (1 - p), and one byte an element."""
+    dropped, keep = torch.native_dropout(x, p, True)
+    return dropped, keep.view(torch.uint8)
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -160,18 +177,23 @@ class AdaptedLinear(torch.autograd.Function):
         lora_B: Tensor,
         lora_c: Tensor,
         mask: Tensor | None,
+        dropped: Tensor | None,
         keep: Tensor | None,
         scale: float,
+        h_scale: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Return y (N, d_out) in the weight's dtype; the adapter's part is computed in `dtype`."""
+        """Return y (N, d_out) in the weight's dtype; the adapter's part is computed in `dtype`.
+
+        Where the dropped input is given it is scaled already, and `h_scale` is s in place of f.
+        """
         y = F.linear(x, weight, bias)
-        dropped = _drop(x.to(dtype), keep)
+        dropped = _drop(x.to(dtype), keep) if dropped is None else dropped.to(dtype)
         h_t = lora_A.to(dtype) @ dropped.T  # (r, N)
         scaled_B = (lora_B * _masked(lora_c, mask)).to(dtype)
-        total = y.to(dtype).addmm_(h_t.T, scaled_B.T, alpha=scale)
+        total = y.to(dtype).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
         ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
-        ctx.scale = scale
+        ctx.scale, ctx.h_scale = scale, h_scale
         ctx.dtype = dtype
         return total.to(y.dtype)  # the sum is rounded once
 
@@ -182,7 +204,7 @@ class AdaptedLinear(torch.autograd.Function):
         needed = [ctx.needs_input_grad[index] for index in (0, 3, 4, 5)]
         if torch.is_grad_enabled():  # somebody will differentiate these gradients
             dx, dA, dB, dc = _differentiable_gradients(ctx, dy, needed)
-            return dx, None, None, dA, dB, dc, None, None, None, None
+            return dx, None, None, dA, dB, dc, *_NO_GRADIENT
 
         scale, dtype = ctx.scale, ctx.dtype
         c = _masked(lora_c, mask)
@@ -197,12 +219,14 @@ class AdaptedLinear(torch.autograd.Function):
             dA = (t_t @ _drop(x.to(dtype), keep)).to(lora_A.dtype)
         if needed[2] or needed[3]:
             B_t = lora_B.to(dtype).T
-            G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=scale).to(lora_B.dtype)  # (r, d_out)
+            G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=ctx.h_scale).to(
+                lora_B.dtype
+            )  # (r, d_out)
             # In B's own layout, since autograd would copy a gradient of another one.
             dB = torch.mul(G_t.T, c, out=torch.empty_like(lora_B))
             dc = torch.bmm(G_t.unsqueeze(1), lora_B.T.unsqueeze(2)).flatten()
             dc = _masked(dc, mask).to(lora_c.dtype)
-        return dx, None, None, dA, dB, dc, None, None, None, None
+        return dx, None, None, dA, dB, dc, *_NO_GRADIENT
 
 
 def _masked(c: Tensor, mask: Tensor | None) -> Tensor:

@@ -101,7 +101,7 @@ class DoRALinear(nn.Module):
         if self.r == 0:
             return cast(Tensor, self.base(x))
         if fast_path.fits(self, x):
-            return fast_path.forward(self, x, self.mask if self._has_pruned() else None)
+            return fast_path.forward(self, x, self.mask if self.has_pruned() else None)
         return self.plain_forward(x)
 
     def plain_forward(self, x: Tensor) -> Tensor:
@@ -111,11 +111,8 @@ class DoRALinear(nn.Module):
         update = F.linear(h * (self.scaling * self.coefficients()), self.lora_B)
         return (y + update).to(y.dtype)  # the sum is rounded once
 
-    def _has_pruned(self) -> bool:
-        """Return whether the mask excludes a component.
-
-        The mask is read only when it has changed: on an accelerator, each reading waits for it.
-        """
+    def has_pruned(self) -> bool:
+        """Return whether the mask excludes a component; it is read only when it has changed."""
         mask = self.mask
         if mask.is_inference() or mask.is_meta:
             return True

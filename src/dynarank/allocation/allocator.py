@@ -108,7 +108,6 @@ class RankAllocator:
         self.ema = torch.zeros(sum(self.sizes), device=device)  # e, (n) float32
         self.check_every_step = device.type == "cpu"
         """Whether scores that are not finite are asked for at every step, or at prunings alone."""
-        self._nonfinite = torch.zeros(sum(self.sizes), dtype=torch.bool, device=device)
 
     def attach(self, optimizer: torch.optim.Optimizer, eta: float = 0.0) -> Attachment:
         """Let each real step of an optimizer call `step()`; steps that a scaler skips do not count.
@@ -172,21 +171,19 @@ class RankAllocator:
     def update(self) -> None:
         """Smooth the components' present scores into e (Eqs. 7 and 8)."""
         scores, ema = self.scorer.smoothed(self.ema, self.beta)
-        nonfinite = ~torch.isfinite(scores)
         if self.check_every_step:
-            self._raise_nonfinite(nonfinite)
-        else:
-            self._nonfinite |= nonfinite
-        self.ema = ema
+            self._raise_nonfinite(scores)
+        self.ema = ema  # an average that was once not finite stays so
 
     def check_finite(self) -> None:
         """Raise `FloatingPointError` if a score has not been finite; wait for the device.
 
         Prunings do this by themselves.
         """
-        self._raise_nonfinite(self._nonfinite)
+        self._raise_nonfinite(self.ema)
 
-    def _raise_nonfinite(self, nonfinite: Tensor) -> None:
+    def _raise_nonfinite(self, scores: Tensor) -> None:
+        nonfinite = ~torch.isfinite(scores)
         if not bool(nonfinite.any()):
             return
         by_layer = zip(self.names, nonfinite.split(self.sizes), strict=True)

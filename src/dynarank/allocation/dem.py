@@ -6,6 +6,8 @@ these vectors, d its length.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,8 @@ def add_dem_gradient(layers: Layers, eta: float, grad_scale: Tensor | None = Non
     count = sum(layer.r for layer in members)
     factors = _factors(members)
     device = members[0].lora_A.device
-    variances = [torch.zeros((), device=device)]
+    norms: list[Tensor] = []
+    divisors: list[float] = []
     keys = [(factor.shape, axis, factor.device) for factor, axis in factors]
     for group in group_indices(keys):
         example, axis = factors[group[0]]
@@ -75,13 +78,16 @@ def add_dem_gradient(layers: Layers, eta: float, grad_scale: Tensor | None = Non
             parameters = [factors[index][0] for index in indices]
             centred = torch.stack(parameters)  # (L, ...)
             centred -= centred.mean(dim=axis + 1, keepdim=True)
-            flat = centred.view(-1)
-            variances.append((torch.dot(flat, flat) / (length - 1)).to(device))
+            norms.append(centred.norm().to(device))
+            divisors.append(math.sqrt(count * (length - 1)))
             if grad_scale is not None:
                 centred *= grad_scale.to(centred.device)
             weight = 2 * eta / (count * (length - 1))
             torch._foreach_add_(_gradients(parameters), list(centred.unbind()), alpha=weight)
-    return (torch.stack(variances).sum() / count).float()
+    if not norms:
+        return torch.zeros((), device=device)
+    shares = torch.stack(torch._foreach_div(norms, divisors))
+    return torch.dot(shares, shares).float()
 
 
 def _factors(members: list[Components]) -> list[tuple[Tensor, int]]:
