@@ -68,6 +68,7 @@ CASES = {
     "regression": ["task=stsb"],
     "accumulation": ["task=stsb", "trainer.accumulate=2"],
     "sensitivity": ["task=stsb", "method.score=sensitivity"],
+    "fisher": ["task=stsb", "trainer.accumulate=2", "method=dynarank"],
     "adalora": ["task=stsb", "method=adalora"],
     "summaries": SUMMARIES,
 }
