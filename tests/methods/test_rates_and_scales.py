@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_roberta
-from torch import nn
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.config.schema import SCHEMAS, OptimizerConfig
@@ -57,7 +56,7 @@ def test_b_and_b_alone_learns_at_its_ratio(name: str) -> None:
     method = adapted(name, b_lr_ratio=16.0)
     found = rates(method, head_lr=5e-3)
     trained = {n: p for n, p in method.model.named_parameters() if p.requires_grad}
-    expected = {}
+    expected: dict[str, Any] = {}
     for parameter_name in trained:
         if "lora_B" in parameter_name:
             expected[parameter_name] = [pytest.approx(16 * LR)]
@@ -99,7 +98,7 @@ def update_of_one_component(method: Any) -> float:
         return float((layer(x) - before).norm() / layer.in_features)
 
 
-def factors(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A and B of our layer, whose c becomes 1, or of PEFT's."""
     if hasattr(layer, "lora_c"):
         layer.lora_c.data.fill_(1.0)
@@ -128,12 +127,12 @@ def test_a_component_is_as_large_as_alpha_over_says(
 
 def test_scales_are_alpha_over_the_target_or_over_its_root() -> None:
     for name in ("dora", "lora"):
-        sizes = {}
+        sizes: dict[tuple[str, float], float] = {}
         for over in ("target", "sqrt"):
             for target in (0.5, 1, 4):
                 method = adapted(name, target, alpha=8.0, alpha_over=over)
                 width = next(iter(method.layers.values())).out_features
                 sizes[over, target] = update_of_one_component(method) / math.sqrt(width)
-        expected = {("target", 4): 2.0, ("sqrt", 4): 4.0}
+        expected: dict[tuple[str, float], float] = {("target", 4): 2.0, ("sqrt", 4): 4.0}
         for key, size in sizes.items():
             assert size == pytest.approx(expected.get(key, 8.0), rel=1e-4), (name, key)
