@@ -68,6 +68,7 @@ CASES = {
     "regression": ["task=stsb"],
     "accumulation": ["task=stsb", "trainer.accumulate=2"],
     "sensitivity": ["task=stsb", "method.score=sensitivity"],
+    "fisher": ["task=stsb", "trainer.accumulate=2", "method=dynarank"],
     "adalora": ["task=stsb", "method=adalora"],
     "summaries": SUMMARIES,
 }
@@ -90,7 +91,7 @@ def alone(calm_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize(
     ("strategy", "case"),
     [("ddp", case) for case in CASES]
-    + [("fsdp", case) for case in ("regression", "accumulation", "adalora", "summaries")],
+    + [("fsdp", case) for case in ("regression", "fisher", "adalora", "summaries")],
 )
 def test_two_processes_train_as_one(
     strategy: str, case: str, alone: Any, calm_hub: Path, tmp_path: Path

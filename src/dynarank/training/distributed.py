@@ -127,11 +127,12 @@ def shard_frozen(model: nn.Module, blocks: Sequence[str], mesh: Any) -> None:
     from torch.distributed.fsdp import fully_shard
 
     # What has fewer elements than there are ranks is no weight: PEFT's AdaLoRA keeps its ranks in
-    # parameters of one element, and reads them at export.
+    # parameters of one element, and reads them at export. Our c may be fixed, and still says which
+    # components are left.
     whole = {
         parameter
-        for parameter in model.parameters()
-        if parameter.requires_grad or parameter.numel() < mesh.size()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or parameter.numel() < mesh.size() or name.endswith(".lora_c")
     }
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
