@@ -15,6 +15,7 @@ from dynarank.checkpoints.content import RunContent
 from dynarank.checkpoints.storage import DurableIO
 from dynarank.config.schema import TrainConfig
 from dynarank.errors import Interrupted
+from dynarank.runs.freed_memory import keep_freed_memory
 from dynarank.runs.library_internals import end_other_ranks
 from dynarank.runs.prepare import Prepared
 from dynarank.training.distributed import build_strategy
@@ -116,6 +117,8 @@ def _on_terminal() -> bool:
 def fit(trainer: pl.Trainer, prepared: Prepared) -> None:
     """Train, from the checkpoint on where there is one. Raises `Interrupted` at a signal."""
     path = str(prepared.resumption.path) if prepared.resumption else None
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     try:
         trainer.fit(prepared.module, prepared.data, ckpt_path=path, weights_only=True)
     except Interrupted:
