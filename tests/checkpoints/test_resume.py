@@ -157,6 +157,17 @@ def test_a_killed_run_ends_like_an_unbroken_one(
     check(strategy, kind, deaths, unbroken, hub_root, tmp_path)
 
 
+def test_kills_around_the_freeze_end_like_an_unbroken_run(
+    unbroken: Any, hub_root: Path, tmp_path: Path
+) -> None:
+    """Ranks are final after step 20: killed there before the cut, then in the two steps behind."""
+    deaths = [("the cut", 1), ("a step", 3), ("a step", 2)]
+    check("one", "plain", deaths, unbroken, hub_root, tmp_path)
+    # It went on before the freeze, exactly at it, and behind it.
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["resumed_at"] == [18, 20, 21]
+
+
 @pytest.mark.large
 @pytest.mark.parametrize("death", MOMENTS, ids=lambda value: str(value))
 @pytest.mark.parametrize("kind", SETTINGS)

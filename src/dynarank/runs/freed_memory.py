@@ -2,7 +2,7 @@
 
 The C library of most Linux systems (glibc) gives large freed blocks back to the system, and gets
 them again, page by page, a moment later: each layer of each step frees and takes megabytes. Where
-that was measured it took a sixth of a step (docs/performance.md).
+that was measured it took up to a sixth of a step's time, and sometimes none.
 """
 
 from __future__ import annotations
