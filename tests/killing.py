@@ -94,7 +94,7 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
     from dynarank.runs import export, results
     from dynarank.tasks import sources
     from dynarank.tasks.text_classification import TextClassification
-    from dynarank.training import history_file, rank_allocation
+    from dynarank.training import cut, history_file, rank_allocation
 
     def receive() -> None:
         for one in signals:
@@ -106,6 +106,7 @@ def arm(moment: str, number: int, *signals: signal.Signals) -> None:
         "reading data": (sources, "_load_dataset"),
         "a step": (torch.optim.AdamW, "step"),
         "the cut": (rank_allocation, "cut_run"),
+        "the cut of the optimizer": (cut, "cut_optimizer"),
         "validation": (TextClassification, "score"),
         "before a manifest": (storage, "file_sha256"),
         "the history": (history_file, "write_text"),

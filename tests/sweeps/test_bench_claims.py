@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from dynarank.sweeps import bench_runs
-from dynarank.sweeps.bench import TUNING_SEED, Cell, append_cell, next_rate, pending, read_cells
+from dynarank.sweeps.bench import Cell, append_cell, read_cells
 from dynarank.sweeps.bench_claims import Claims
+from dynarank.sweeps.bench_tuning import is_tuning, next_tuning, pending
 
 ARMS = ("lora_even", "dynarank")
 
@@ -26,7 +27,7 @@ def plan(cells: list[Cell]) -> list[Cell]:
 
 def take(claims: Claims) -> Cell | None:
     with claims.locked() as cells:
-        return claims.take(plan(cells), cells)
+        return claims.take(plan(cells))
 
 
 def finished(cell: Cell, _: object = None, __: object = None) -> Cell:
@@ -52,16 +53,14 @@ def test_a_claimed_cell_goes_to_nobody_else(claims: Claims, tmp_path: Path) -> N
     assert (third.arm, third.lr) == (first.arm, 2 * first.lr)
 
 
-def test_a_comparison_waits_for_the_tuning_that_another_is_at(claims: Claims) -> None:
+def test_a_comparison_waits_for_the_tuning_that_another_is_at() -> None:
     cells: list[Cell] = []
-    while any(next_rate(cells, arm, "sst2", 0.25) for arm in ARMS):
+    while any(next_tuning(cells, arm, "sst2", 0.25) for arm in ARMS):
         cells.append(finished(plan(cells)[0]))
     last = cells.pop()  # another process is at the last rate of its arm
-    assert last.seed == TUNING_SEED
+    assert is_tuning(last)
     wanted = [cell for cell in plan(cells) if cell.key != last.key]
-    assert {cell.arm for cell in wanted} == set(ARMS)
-    taken = [claims.take([cell], cells) for cell in wanted]
-    assert {cell.arm for cell in taken if cell} == set(ARMS) - {last.arm}
+    assert {cell.arm for cell in wanted} == set(ARMS) - {last.arm}
 
 
 def test_the_claim_of_a_process_that_is_gone_is_free(claims: Claims, tmp_path: Path) -> None:
@@ -102,7 +101,8 @@ def test_workers_run_every_cell_once_and_as_many_as_were_asked_for(
     together.reset()
     bench_runs.run_bench(file, ["sst2"], [0.25], ARMS, workers=2)
     keys = [cell.key for cell in read_cells(file)]
-    assert len(keys) == len(set(keys)) == 2 * (5 + 5)
+    tuning = 4 + 2 * 2  # the grid, and two rates on two more seeds
+    assert len(keys) == len(set(keys)) == 2 * (tuning + 5)
     assert plan(read_cells(file)) == []
 
 

@@ -11,14 +11,12 @@ import pytest
 from dynarank.sweeps.bench import (
     ARMS,
     SEEDS,
-    TUNING_SEED,
+    TUNING_SEEDS,
     Cell,
     append_cell,
-    best_rate,
-    next_rate,
-    pending,
     read_cells,
 )
+from dynarank.sweeps.bench_tuning import best_rate, is_tuning, next_tuning, pending
 
 ARM_NAMES = ("lora_even", "dynarank")
 
@@ -37,14 +35,29 @@ def test_tuning_goes_on_until_no_best_rate_stands_at_an_edge() -> None:
     grid = ARMS["lora_even"].grid()
     best = {"lora_even": grid[1], "dynarank": 4 * grid[-1]}
     cells = play(best)
-    tuned = {arm: [c.lr for c in cells if c.arm == arm and c.seed == TUNING_SEED] for arm in best}
+    tuned = {arm: [c.lr for c in cells if c.arm == arm and c.seed == 100] for arm in best}
     assert tuned["lora_even"] == grid
     assert tuned["dynarank"] == [*grid, 2 * grid[-1], 4 * grid[-1], 8 * grid[-1]]
+    later = {(c.seed, c.lr) for c in cells if c.arm == "lora_even" and c.seed in (101, 102)}
+    assert later == {(seed, grid[index]) for seed in (101, 102) for index in (0, 1)}
     for arm, rate in best.items():
         assert best_rate(cells, arm, "sst2", 0.25) == rate
-        assert next_rate(cells, arm, "sst2", 0.25) is None
-        compared = [c for c in cells if c.arm == arm and c.seed != TUNING_SEED]
+        assert next_tuning(cells, arm, "sst2", 0.25) is None
+        compared = [c for c in cells if c.arm == arm and not is_tuning(c)]
         assert [(c.seed, c.lr) for c in compared] == [(seed, rate) for seed in SEEDS]
+
+
+def test_a_rate_at_which_another_tuning_seed_collapses_is_not_taken() -> None:
+    """The loss falls with the rate, and jumps at the best one on the second seed alone."""
+    grid = ARMS["lora_even"].grid()
+    losses = {grid[0]: 0.5, grid[1]: 0.4, grid[2]: 0.3, 2 * grid[2]: 0.9}
+    cells: list[Cell] = []
+    while wanted := next_tuning(cells, "lora_even", "sst2", 0.25):
+        assert best_rate(cells, "lora_even", "sst2", 0.25) is None
+        seed, rate = wanted
+        loss = 0.9 if (seed, rate) == (TUNING_SEEDS[1], grid[2]) else losses[rate]
+        cells.append(Cell("lora_even", "sst2", 0.25, seed, rate, score=0.5, loss=loss))
+    assert best_rate(cells, "lora_even", "sst2", 0.25) == grid[1]
 
 
 def test_a_best_rate_at_the_lower_edge_extends_the_grid_downwards() -> None:

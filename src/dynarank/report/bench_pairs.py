@@ -22,7 +22,8 @@ from dynarank.report.significance import (
     holm,
     paired_t,
 )
-from dynarank.sweeps.bench import BASELINE, TUNING_SEED, Cell
+from dynarank.sweeps.bench import BASELINE, Cell
+from dynarank.sweeps.bench_tuning import best_rate, is_tuning
 
 LEAST_PAIRS = 6
 """Fewer pairs are shown, and not judged."""
@@ -65,8 +66,22 @@ class Difference:
 
 
 def compared(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells that comparisons may use: not those of tuning, not those that failed."""
-    return [cell for cell in cells if cell.seed != TUNING_SEED and not math.isnan(cell.score)]
+    """Return the cells that comparisons may use.
+
+    They are not those of tuning, nor those that failed, nor those at a rate that was the best
+    before the tuning went on.
+    """
+    rates: dict[tuple[str, str, float], float | None] = {}
+    chosen = []
+    for cell in cells:
+        if is_tuning(cell) or math.isnan(cell.score):
+            continue
+        key = (cell.arm, cell.task, cell.budget)
+        if key not in rates:
+            rates[key] = best_rate(cells, *key)
+        if rates[key] in (None, cell.lr):
+            chosen.append(cell)
+    return chosen
 
 
 def differences(cells: Sequence[Cell], against: str = BASELINE) -> list[Difference]:

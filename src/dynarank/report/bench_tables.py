@@ -17,7 +17,8 @@ from dynarank.report.bench_questions import history_section, paper_section, scor
 from dynarank.report.bench_ranks import ranks_section
 from dynarank.report.bench_sections import Grid, Section, difference_grid, listed
 from dynarank.report.bench_spread import spread_section
-from dynarank.sweeps.bench import TUNING_SEED, Cell, best_rate
+from dynarank.sweeps.bench import Cell
+from dynarank.sweeps.bench_tuning import best_rate, is_tuning
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 """Between these lines of a page stand the tables, and nothing else."""
@@ -86,7 +87,7 @@ def _means(cells: Sequence[Cell]) -> Grid:
     groups: dict[tuple[float, str, str], list[Cell]] = {}
     for cell in cells:
         group = groups.setdefault((cell.budget, cell.task, cell.arm), [])
-        if cell.seed != TUNING_SEED and not math.isnan(cell.score):
+        if not is_tuning(cell) and not math.isnan(cell.score):
             group.append(cell)
     rows = []
     for (budget, task, arm), group in groups.items():

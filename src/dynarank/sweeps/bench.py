@@ -1,10 +1,9 @@
 """A bench of methods: a plan of cells, each a run, and a file that holds what is done.
 
 A cell is one run of an arm (a method and its settings) on a task, under a budget, with a seed and
-a rate. Every arm is tuned alike on a seed that no comparison uses: on a grid of rates, each twice
-the last, that is carried on for as long as the best stands at its edge. Then the arms run on the
-same seeds, each at its own best rate. What is in the file is not run again, so that the bench may
-be stopped at any time.
+a rate. Every arm is tuned alike on seeds that no comparison uses (`bench_tuning`). Then the arms
+run on the same seeds, each at its own best rate. What is in the file is not run again, so that the
+bench may be stopped at any time.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-TUNING_SEED = 100
+TUNING_SEEDS = (100, 101, 102)
+"""Seeds that choose the rates, and that no comparison uses: the grid runs on the first."""
 SEEDS = (1, 2, 3, 4, 5)
 TASKS = ("sst2", "tweets", "mrpc", "cola", "rte", "stsb")
 BUDGETS = (0.25, 0.5, 1.0, 8.0)
@@ -153,70 +153,3 @@ def append_cell(path: Path, cell: Cell) -> None:
         writer.writerow([getattr(cell, name) for name in COLUMNS])
         file.flush()
         os.fsync(file.fileno())
-
-
-def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> float | None:
-    """Return the tuned rate with the lowest loss; None where none was tried or all failed."""
-    tuned = [cell for cell in _tuned(cells, arm, task, budget) if not math.isnan(cell.loss)]
-    return min(tuned, key=lambda cell: (cell.loss, cell.lr)).lr if tuned else None
-
-
-def _tuned(cells: Sequence[Cell], arm: str, task: str, budget: float) -> list[Cell]:
-    wanted = (arm, task, budget, TUNING_SEED)
-    return [cell for cell in cells if (cell.arm, cell.task, cell.budget, cell.seed) == wanted]
-
-
-def next_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> float | None:
-    """Return the next rate to try in tuning an arm; None once its best stands inside the grid."""
-    grid = ARMS[arm].grid()
-    tried = {cell.lr for cell in _tuned(cells, arm, task, budget)}
-    for rate in grid:
-        if rate not in tried:
-            return rate
-    best = best_rate(cells, arm, task, budget)
-    if best == max(tried) and best < grid[-1] * 2**MOST_EXTENSIONS:
-        return 2 * best
-    if best == min(tried) and best > grid[0] / 2**MOST_EXTENSIONS:
-        return best / 2
-    return None
-
-
-def pending(
-    cells: Sequence[Cell],
-    tasks: Sequence[str] = TASKS,
-    budgets: Sequence[float] = BUDGETS,
-    arms: Sequence[str] = FIRST_ARMS,
-) -> Iterator[Cell]:
-    """Yield the cells that can be run now, in order: a task's tuning, then its comparisons.
-
-    A rate of a grid's continuation is known once the former one is done; so ask again after each.
-    A budget's tasks are all tuned before its first comparison, and a seed is compared on all tasks
-    before the next, so that a bench that is stopped compares all tasks with as many seeds.
-    """
-    done = {cell.key for cell in cells}
-    for budget in budgets:
-        for task in tasks:
-            for arm in arms:
-                rate = next_rate(cells, arm, task, budget)
-                if rate is not None:
-                    yield Cell(arm, task, budget, TUNING_SEED, rate)
-        for seed in SEEDS:
-            for task in tasks:
-                yield from _comparisons(cells, done, task, budget, arms, seed)
-
-
-def _comparisons(
-    cells: Sequence[Cell],
-    done: set[tuple[str, str, float, int, float]],
-    task: str,
-    budget: float,
-    arms: Sequence[str],
-    seed: int,
-) -> Iterator[Cell]:
-    """Yield a seed's cells of a task that are missing, each arm at its tuned rate."""
-    for arm in arms:
-        rate = best_rate(cells, arm, task, budget)
-        if rate is not None:
-            cell = Cell(arm, task, budget, seed, rate)
-            if cell.key not in done:
-                yield cell

@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
 
-from dynarank.sweeps.bench import TUNING_SEED, Cell, append_cell, next_rate, read_cells
+from dynarank.sweeps.bench import Cell, append_cell, read_cells
 from dynarank.sweeps.liveness import is_alive, process_facts
 
 
@@ -33,19 +33,17 @@ class Claims:
         self._folder = file.with_name(f".{file.name}.claims")
         self._lock = file.with_name(f".{file.name}.lock")
 
-    def take(self, wanted: Iterable[Cell], cells: Sequence[Cell]) -> Cell | None:
+    def take(self, wanted: Iterable[Cell]) -> Cell | None:
         """Claim the first cell that can be run and that no living process runs.
 
         To be called while the lock is held.
 
         Args:
             wanted: in order.
-            cells: what the file holds. A comparison waits for the end of its arm's tuning, which
-                another process may be at.
         """
         for cell in wanted:
             record = self._record(cell)
-            if not _tuned(cell, cells) or is_alive(record):
+            if is_alive(record):
                 continue
             self._folder.mkdir(parents=True, exist_ok=True)
             facts = process_facts(os.getpid())
@@ -86,9 +84,3 @@ class Claims:
     def _record(self, cell: Cell) -> Path:
         name = hashlib.sha256(repr(cell.key).encode()).hexdigest()[:16]
         return self._folder / f"{name}.json"
-
-
-def _tuned(cell: Cell, cells: Sequence[Cell]) -> bool:
-    if cell.seed == TUNING_SEED:
-        return True
-    return next_rate(cells, cell.arm, cell.task, cell.budget) is None

@@ -22,8 +22,9 @@ from threading import Event
 from dynarank import __version__
 from dynarank.config.command_line import quote
 from dynarank.run_folder import HISTORY, is_finished, read_ranks, read_record, selected_score
-from dynarank.sweeps.bench import Cell, pending, read_cells
+from dynarank.sweeps.bench import Cell, read_cells
 from dynarank.sweeps.bench_claims import Claims
+from dynarank.sweeps.bench_tuning import pending
 from dynarank.sweeps.preloaded import Process, start_forked, start_server
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class _Work:
             wanted = list(self._plan(cells))
             if self._left <= 0 or not wanted:
                 return None, False
-            cell = self._claims.take(wanted, cells)
+            cell = self._claims.take(wanted)
             if cell is not None:
                 self._left -= 1
             return cell, True

@@ -1,0 +1,140 @@
+"""Which rate an arm of the bench is compared at, and which cell is to be run next.
+
+The grid of rates runs on one seed, and is carried on for as long as the best stands at its edge.
+The best rate and the one below it then run on two seeds more, and the lower mean loss decides. One
+seed alone often chooses a rate at which other seeds collapse: the losses fall with the rate until
+they jump.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+
+from dynarank.sweeps.bench import (
+    ARMS,
+    BUDGETS,
+    FIRST_ARMS,
+    MOST_EXTENSIONS,
+    SEEDS,
+    TASKS,
+    TUNING_SEEDS,
+    Cell,
+)
+
+
+def is_tuning(cell: Cell) -> bool:
+    """Return whether a cell chooses a rate, and is in no comparison."""
+    return cell.seed in TUNING_SEEDS
+
+
+def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> float | None:
+    """Return the tuned rate; None while the tuning is not over, or where nothing was tuned."""
+    if arm not in ARMS or next_tuning(cells, arm, task, budget) is not None:
+        return None
+    losses = _losses(cells, arm, task, budget)
+    means = {}
+    for rate in _finalists(losses):
+        means[rate] = fmean(losses[seed, rate] for seed in TUNING_SEEDS)
+    finite = [rate for rate, mean in means.items() if mean < math.inf]
+    return min(finite, key=lambda rate: (means[rate], rate)) if finite else None
+
+
+def next_tuning(
+    cells: Sequence[Cell], arm: str, task: str, budget: float
+) -> tuple[int, float] | None:
+    """Return the seed and the rate that tuning an arm wants next; None once it is over."""
+    losses = _losses(cells, arm, task, budget)
+    rate = _next_of_grid(losses, ARMS[arm].grid())
+    if rate is not None:
+        return TUNING_SEEDS[0], rate
+    for rate in _finalists(losses):
+        for seed in TUNING_SEEDS:
+            if (seed, rate) not in losses:
+                return seed, rate
+    return None
+
+
+def _losses(
+    cells: Sequence[Cell], arm: str, task: str, budget: float
+) -> dict[tuple[int, float], float]:
+    """Return the losses of tuning by seed and rate; infinite where a run failed."""
+    losses = {}
+    for cell in cells:
+        if is_tuning(cell) and (cell.arm, cell.task, cell.budget) == (arm, task, budget):
+            losses[cell.seed, cell.lr] = math.inf if math.isnan(cell.loss) else cell.loss
+    return losses
+
+
+def _on_grid(losses: dict[tuple[int, float], float]) -> dict[float, float]:
+    return {rate: loss for (seed, rate), loss in losses.items() if seed == TUNING_SEEDS[0]}
+
+
+def _best_on_grid(losses: dict[tuple[int, float], float]) -> float | None:
+    """Return the rate with the lowest finite loss on the first seed."""
+    finite = {rate: loss for rate, loss in _on_grid(losses).items() if loss < math.inf}
+    return min(finite, key=lambda rate: (finite[rate], rate)) if finite else None
+
+
+def _next_of_grid(losses: dict[tuple[int, float], float], grid: list[float]) -> float | None:
+    """Return the next rate of the grid; None once its best stands inside it."""
+    tried = _on_grid(losses)
+    for rate in grid:
+        if rate not in tried:
+            return rate
+    best = _best_on_grid(losses)
+    if best is None:
+        return None
+    if best == max(tried) and best < grid[-1] * 2**MOST_EXTENSIONS:
+        return 2 * best
+    if best == min(tried) and best > grid[0] / 2**MOST_EXTENSIONS:
+        return best / 2
+    return None
+
+
+def _finalists(losses: dict[tuple[int, float], float]) -> list[float]:
+    """Return the best rate on the first seed, and the one below it."""
+    best = _best_on_grid(losses)
+    return [] if best is None else [best, best / 2]
+
+
+def pending(
+    cells: Sequence[Cell],
+    tasks: Sequence[str] = TASKS,
+    budgets: Sequence[float] = BUDGETS,
+    arms: Sequence[str] = FIRST_ARMS,
+) -> Iterator[Cell]:
+    """Yield the cells that can be run now, in order: a task's tuning, then its comparisons.
+
+    A rate of a grid's continuation is known once the former one is done; so ask again after each.
+    A budget's tasks are all tuned before its first comparison, and a seed is compared on all tasks
+    before the next, so that a bench that is stopped compares all tasks with as many seeds.
+    """
+    done = {cell.key for cell in cells}
+    for budget in budgets:
+        for task in tasks:
+            for arm in arms:
+                wanted = next_tuning(cells, arm, task, budget)
+                if wanted is not None:
+                    yield Cell(arm, task, budget, *wanted)
+        for seed in SEEDS:
+            for task in tasks:
+                yield from _comparisons(cells, done, task, budget, arms, seed)
+
+
+def _comparisons(
+    cells: Sequence[Cell],
+    done: set[tuple[str, str, float, int, float]],
+    task: str,
+    budget: float,
+    arms: Sequence[str],
+    seed: int,
+) -> Iterator[Cell]:
+    """Yield a seed's cells of a task that are missing, each arm at its tuned rate."""
+    for arm in arms:
+        rate = best_rate(cells, arm, task, budget)
+        if rate is not None:
+            cell = Cell(arm, task, budget, seed, rate)
+            if cell.key not in done:
+                yield cell
