@@ -111,6 +111,7 @@ def draw(results: dict[str, list[Contender]], path: Path) -> None:
         ratios = [value / medians["PEFT LoRA"] for value in medians.values()]
         bars = axis.barh(list(medians), ratios, color="#4477aa")
         axis.bar_label(bars, fmt="%.2f", padding=3)
+        axis.margins(x=0.12)  # room for the last label
         axis.invert_yaxis()
         axis.set_title(title, fontsize="medium", loc="left")
         axis.axvline(1, color="black", linewidth=0.8)
