@@ -24,10 +24,9 @@ SEEDS = ("1", "2")
 def _seconds(*arguments: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        command = [sys.executable, "-m", "dynarank", "train", *COMMON, *arguments]
-        done = subprocess.run(
-            [*command, f"output_dir={folder}"], cwd=folder, capture_output=True, text=True
-        )
+        command = [sys.executable, "-m", "dynarank", "train", *arguments, *COMMON]
+        # Runs go to the folder that they are started in.
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode != 0:
             raise SystemExit(done.stderr[-2000:])
         return time.perf_counter() - start
