@@ -117,7 +117,8 @@ def pending(
             for arm in arms:
                 wanted = next_tuning(cells, arm, task, budget)
                 if wanted is not None:
-                    yield Cell(arm, task, budget, *wanted)
+                    seed, rate = wanted
+                    yield Cell(arm=arm, task=task, budget=budget, seed=seed, lr=rate)
         for seed in SEEDS:
             for task in tasks:
                 yield from _comparisons(cells, done, task, budget, arms, seed)
@@ -135,6 +136,6 @@ def _comparisons(
     for arm in arms:
         rate = best_rate(cells, arm, task, budget)
         if rate is not None:
-            cell = Cell(arm, task, budget, seed, rate)
+            cell = Cell(arm=arm, task=task, budget=budget, seed=seed, lr=rate)
             if cell.key not in done:
                 yield cell
