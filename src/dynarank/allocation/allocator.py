@@ -33,7 +33,13 @@ from dynarank.allocation.components import (
 from dynarank.allocation.config import FIXED
 from dynarank.allocation.schedule import BudgetSchedule, round_half_up
 from dynarank.allocation.scoring import Scorer
-from dynarank.allocation.selection import top_components, top_parameters, with_ceiling, with_floors
+from dynarank.allocation.selection import (
+    keeping_fit,
+    top_components,
+    top_parameters,
+    with_ceiling,
+    with_floors,
+)
 
 
 class RankAllocator:
@@ -208,7 +214,10 @@ class RankAllocator:
         scores = with_ceiling(scores, self.sizes, self._ceiling())
         scores = with_floors(scores, self.sizes, self.min_rank)
         if self.cost_aware:
-            keep = top_parameters(scores, component_costs(self.layers, scores.device), count)
+            costs = component_costs(self.layers, scores.device)
+            if not self.regrow:
+                scores = keeping_fit(scores, costs, min(count, self.allowance(self.schedule.total)))
+            keep = top_parameters(scores, costs, count)
         else:
             keep = top_components(scores, count) & (scores >= 0)
         keep = self.agree(keep)

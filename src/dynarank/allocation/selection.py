@@ -48,6 +48,21 @@ def top_parameters(scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
     return keep
 
 
+def keeping_fit(scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
+    """Return the scores with infinity for the components that a later budget would take, (n).
+
+    Where pruning is for good, the narrow components that fill a later budget's last parameters
+    may be gone by then: wide ones with higher scores would be left, of which none fits.
+
+    Args:
+        scores: (n), as in `top_parameters`.
+        costs: likewise.
+        parameters: the later budget.
+    """
+    later = top_parameters(scores, costs, parameters)
+    return torch.where(later, torch.full_like(scores, torch.inf), scores)
+
+
 def with_ceiling(scores: Tensor, sizes: Sequence[int], ceiling: int | None) -> Tensor:
     """Return the scores with -1 for all but the `ceiling` best components of every layer, (n).
 
