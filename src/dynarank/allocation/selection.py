@@ -11,6 +11,32 @@ import torch
 from torch import Tensor
 
 
+def best_components(
+    scores: Tensor,
+    sizes: Sequence[int],
+    count: int,
+    floor: int = 0,
+    costs: Tensor | None = None,
+    later: int | None = None,
+) -> Tensor:
+    """Return what the model keeps, (n) bool.
+
+    Args:
+        scores: (n); negative for components that may not be kept.
+        sizes: components of each layer.
+        count: how many may be kept or, where costs are given, how many parameters of them.
+        floor: components that every layer keeps at least.
+        costs: the parameters of each component, (n); None to count components.
+        later: the last budget, where pruning is for good; None where pruned ones may return.
+    """
+    scores = with_floors(scores, sizes, floor)
+    if costs is None:
+        return top_components(scores, count) & (scores >= 0)
+    if later is not None:
+        scores = keeping_fit(scores, costs, min(count, later))
+    return top_parameters(scores, costs, count)
+
+
 def top_components(scores: Tensor, count: int) -> Tensor:
     """Return the `count` highest of (n) scores as an (n) bool mask.
 
