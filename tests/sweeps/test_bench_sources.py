@@ -14,14 +14,15 @@ from dynarank.sweeps.bench import SEEDS, Cell, append_cell
 from dynarank.sweeps.bench_sources import NAMES, given_ranks, write_names
 from dynarank.sweeps.bench_tuning import best_rate, is_tuning, pending, source_of
 
-ARMS = ("replayed", "dynarank")
+ARMS = ("replayed", "lora_even", "dynarank")
 
 
 def played() -> list[Cell]:
     """Play the plan to its end; the ranks of a cell tell its seed and its rate."""
     cells: list[Cell] = []
     while cell := next(pending(cells, ["sst2"], [0.25], ARMS), None):
-        loss = abs(cell.lr - 2e-3)
+        best = 4e-3 if cell.arm == "lora_even" else 2e-3
+        loss = abs(cell.lr - best)
         ranks = f"{cell.seed} {cell.lr * 1e6:.0f}"
         cells.append(replace(cell, score=-loss, loss=loss, ranks=ranks))
     return cells
@@ -31,6 +32,7 @@ def test_a_cell_waits_for_the_one_whose_ranks_it_is_given() -> None:
     cells = played()
     first = next(place for place, cell in enumerate(cells) if cell.arm == "replayed")
     assert best_rate(cells[:first], "dynarank", "sst2", 0.25) == 2e-3
+    assert {cell.lr for cell in cells if cell.arm == "replayed"} == {4e-3}  # its own best is 2e-3
     compared = [cell for cell in cells if not is_tuning(cell)]
     assert sorted((cell.arm, cell.seed) for cell in compared) == sorted(
         (arm, seed) for arm in ARMS for seed in SEEDS

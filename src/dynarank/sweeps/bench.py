@@ -47,6 +47,8 @@ class Arm:
     overrides: tuple[str, ...]
     lowest_rate: float
     rates: int = 3
+    rate_of: str | None = None
+    """The arm whose tuned rate it takes, so that the two differ in nothing but their ranks."""
     ranks_of: str | None = None
     """The arm whose ranks it is given, as found on the same task, budget and seed at that arm's
     tuned rate; `{ranks}` in the overrides is then a folder that holds them."""
@@ -59,13 +61,21 @@ class Arm:
 _LORA = ("method=lora", "method.alpha=8")
 _DYNARANK = ("method=dynarank", "method.alpha=8")
 _GLOBAL_SVD = ("method=global_svd", "method.alpha=8", "budget.unit=parameters")
+
+
+def _placed(placement: str, *others: str) -> Arm:
+    """Return LoRA on other matrices, at the rate of LoRA that is spread evenly."""
+    overrides = (*_LORA, f"method.placement={placement}", *others)
+    return Arm(overrides, 1e-3, rate_of=BASELINE)
+
+
 ARMS = {
     "lora_even": Arm(_LORA, 1e-3),
-    "lora_feed_forward": Arm((*_LORA, "method.placement=feed_forward"), 1e-3),
-    "lora_query_value": Arm((*_LORA, "method.placement=query_value"), 1e-3),
-    "lora_last_layers": Arm((*_LORA, "method.placement=last_layers"), 1e-3),
-    "lora_first_layers": Arm((*_LORA, "method.placement=first_layers"), 1e-3),
-    "lora_random": Arm((*_LORA, "method.placement=random", "method.placement_seed={seed}"), 1e-3),
+    "lora_feed_forward": _placed("feed_forward"),
+    "lora_query_value": _placed("query_value"),
+    "lora_last_layers": _placed("last_layers"),
+    "lora_first_layers": _placed("first_layers"),
+    "lora_random": _placed("random", "method.placement_seed={seed}"),
     "dynarank": Arm(_DYNARANK, 1e-3),
     "random": Arm((*_DYNARANK, "method.score=random", "method.score_seed={seed}"), 1e-3),
     "shuffled": Arm(
@@ -76,9 +86,15 @@ ARMS = {
             "method.score_seed={seed}",
         ),
         1e-3,
+        rate_of="dynarank",
         ranks_of="dynarank",
     ),
-    "replayed": Arm((*_LORA, "method.rank_pattern_from={ranks}"), 1e-3, ranks_of="dynarank"),
+    "replayed": Arm(
+        (*_LORA, "method.rank_pattern_from={ranks}"),
+        1e-3,
+        rate_of="lora_even",
+        ranks_of="dynarank",
+    ),
     "absolute": Arm((*_DYNARANK, "method.score=absolute"), 1e-3),
     "global_svd": Arm(_GLOBAL_SVD, 1e-3),
     "compressed": Arm((*_GLOBAL_SVD, "budget.final=0"), 1e-3),

@@ -31,6 +31,8 @@ def is_tuning(cell: Cell) -> bool:
 
 def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> float | None:
     """Return the tuned rate; None while the tuning is not over, or where nothing was tuned."""
+    if arm in ARMS:
+        arm = ARMS[arm].rate_of or arm
     if arm not in ARMS or next_tuning(cells, arm, task, budget) is not None:
         return None
     losses = _losses(cells, arm, task, budget)
@@ -44,7 +46,12 @@ def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> floa
 def next_tuning(
     cells: Sequence[Cell], arm: str, task: str, budget: float
 ) -> tuple[int, float] | None:
-    """Return the seed and the rate that tuning an arm wants next; None once it is over."""
+    """Return the seed and the rate that tuning an arm wants next; None once it is over.
+
+    An arm that takes another's rate wants none.
+    """
+    if ARMS[arm].rate_of is not None:
+        return None
     losses = _losses(cells, arm, task, budget)
     rate = _next_of_grid(losses, ARMS[arm].grid())
     if rate is not None:
