@@ -18,7 +18,16 @@ from collections.abc import Iterable, Sequence
 
 from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
 from dynarank.errors import UserError, nearest
-from dynarank.sweeps.bench import ARMS, BUDGETS, FIRST_ARMS, SCALES, TASKS, read_cells
+from dynarank.sweeps.bench import (
+    ARMS,
+    BUDGETS,
+    FIRST_ARMS,
+    SCALES,
+    SEEDS,
+    TASKS,
+    TUNING_SEEDS,
+    read_cells,
+)
 
 NOT_EQUAL = 1
 """The exit code where a repeated cell found something else."""
@@ -48,6 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="small; longer: three epochs; or whole: all rows, and the task's epochs "
         "(default: small)",
     )
+    parser.add_argument(
+        "--seeds",
+        type=_count,
+        default=len(SEEDS),
+        metavar="N",
+        help=f"compare on the seeds 1 to N (default: {len(SEEDS)})",
+    )
     parser.add_argument("--most", type=_count, metavar="N", help="cells to run at most")
     parser.add_argument(
         "--workers",
@@ -74,6 +90,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.report is not None:
         _report(options)
         return
+    seeds = range(1, options.seeds + 1)
+    if shared := set(seeds) & set(TUNING_SEEDS):
+        raise UserError(f"--seeds {options.seeds}: seed {min(shared)} tunes, and compares nothing")
     from dynarank.sweeps.bench_runs import repeat_cells, run_bench
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -84,7 +103,7 @@ def _run(options: argparse.Namespace) -> None:
         if equal < len(found):
             sys.exit(NOT_EQUAL)
         return
-    run_bench(options.file, tasks, budgets, arms, options.most, options.workers)
+    run_bench(options.file, tasks, budgets, arms, options.most, options.workers, seeds)
 
 
 def _report(options: argparse.Namespace) -> None:

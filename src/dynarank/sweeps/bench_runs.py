@@ -22,7 +22,7 @@ from threading import Event
 from dynarank import __version__
 from dynarank.config.command_line import quote
 from dynarank.run_folder import HISTORY, is_finished, read_ranks, read_record, selected_score
-from dynarank.sweeps.bench import Cell, read_cells
+from dynarank.sweeps.bench import SEEDS, Cell, read_cells
 from dynarank.sweeps.bench_claims import Claims
 from dynarank.sweeps.bench_sources import given_ranks, write_names
 from dynarank.sweeps.bench_tuning import pending
@@ -41,6 +41,7 @@ def run_bench(
     arms: Sequence[str],
     most: int | None = None,
     workers: int = 1,
+    seeds: Sequence[int] = SEEDS,
 ) -> int:
     """Run what the file lacks; return how many cells were run.
 
@@ -53,10 +54,11 @@ def run_bench(
         arms: likewise.
         most: how many cells to run at most; None for all.
         workers: how many cells to run side by side, each on one thread.
+        seeds: those that arms are compared on.
     """
     environment = single_threaded()
     start_server(environment)
-    work = _Work(file, lambda cells: pending(cells, tasks, budgets, arms), most)
+    work = _Work(file, lambda cells: pending(cells, tasks, budgets, arms, seeds), most)
     with ThreadPoolExecutor(workers) as pool:
         running = [pool.submit(work.run, environment) for _ in range(workers)]
         try:

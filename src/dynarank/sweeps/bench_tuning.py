@@ -127,6 +127,7 @@ def pending(
     tasks: Sequence[str] = TASKS,
     budgets: Sequence[float] = BUDGETS,
     arms: Sequence[str] = FIRST_ARMS,
+    seeds: Sequence[int] = SEEDS,
 ) -> Iterator[Cell]:
     """Yield the cells that can be run now, in order: a task's tuning, then its comparisons.
 
@@ -145,7 +146,7 @@ def pending(
                     cell = Cell(arm=arm, task=task, budget=budget, seed=seed, lr=rate)
                     if _can_run(cells, cell):
                         yield cell
-        for seed in SEEDS:
+        for seed in seeds:
             for task in tasks:
                 yield from _comparisons(cells, done, task, budget, arms, seed)
 
