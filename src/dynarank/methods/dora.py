@@ -89,10 +89,12 @@ class DoRA(Method[DoRAConfig]):
             name: (layer.in_features, layer.out_features) for name, layer in self.layers.items()
         }
         everywhere = {name: ranks.get(name, 0) for name in self.layers}
+        costs = [component_parameters(layer) for layer in self.layers.values()]
         shuffled = shuffle_ranks(everywhere, shapes, self.config.score_seed)
         return scores_for_ranks(
             ranks=[shuffled[name] for name in self.layers],
             sizes=[layer.r for layer in self.layers.values()],
+            costs=costs if self.budget.unit == "parameters" else None,
             seed=self.config.score_seed,
         )
 
