@@ -28,6 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynarank.adapters.linears import is_conv1d, stores_transposed
+from dynarank.adapters.masked_products import (
+    add_input_gradient,
+    factor_gradient,
+    thin_product,
+)
 
 if TYPE_CHECKING:
     from dynarank.adapters.layer import DoRALinear
@@ -188,8 +193,8 @@ class AdaptedLinear(torch.autograd.Function):
         Where the dropped input is given it is scaled already, and `h_scale` is s in place of f.
         """
         y = F.linear(x, weight, bias)
-        dropped = _drop(x.to(dtype), keep) if dropped is None else dropped.to(dtype)
-        h_t = lora_A.to(dtype) @ dropped.T  # (r, N)
+        given, given_keep = (x, keep) if dropped is None else (dropped, None)
+        h_t = thin_product(lora_A.to(dtype), given, given_keep)  # (r, N)
         scaled_B = (lora_B * _masked(lora_c, mask)).to(dtype)
         total = y.to(dtype).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
         ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
@@ -213,10 +218,10 @@ class AdaptedLinear(torch.autograd.Function):
         t_t = torch.addmm(h_t, scaled_B.T, dy_wide.T, beta=0, alpha=scale)  # (r, N)
         dx = dA = dB = dc = None
         if needed[0]:
-            dx = dy @ weight
-            dx = _add_adapter_part(dx.to(dtype), t_t, lora_A.to(dtype), keep).to(x.dtype)
+            dx = (dy @ weight).to(dtype)
+            dx = add_input_gradient(dx, t_t, lora_A.to(dtype), keep).to(x.dtype)
         if needed[1]:
-            dA = (t_t @ _drop(x.to(dtype), keep)).to(lora_A.dtype)
+            dA = factor_gradient(t_t, x, keep).to(lora_A.dtype)
         if needed[2] or needed[3]:
             B_t = lora_B.to(dtype).T
             G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=ctx.h_scale).to(
@@ -233,24 +238,14 @@ def _masked(c: Tensor, mask: Tensor | None) -> Tensor:
     return c if mask is None else torch.where(mask, c, 0)
 
 
-def _drop(x: Tensor, keep: Tensor | None) -> Tensor:
-    return x if keep is None else x * keep
-
-
-def _add_adapter_part(dx: Tensor, t_t: Tensor, lora_A: Tensor, keep: Tensor | None) -> Tensor:
-    """Return dx + m * (t A). `dx` is overwritten."""
-    if keep is None:
-        return dx.addmm_(t_t.T, lora_A)
-    return dx.addcmul_(t_t.T @ lora_A, keep)
-
-
 def _differentiable_gradients(ctx: Any, dy: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
     """Return the gradients of x, A, B and c by autograd, so that they have gradients themselves."""
     x, weight, lora_A, lora_B, lora_c, mask, keep, _, _ = ctx.saved_tensors
     inputs = (x, lora_A, lora_B, lora_c)
     wide = ctx.dtype
     y = F.linear(x, weight)
-    h = F.linear(_drop(x.to(wide), keep), lora_A.to(wide))
+    dropped = x.to(wide) if keep is None else x.to(wide) * keep
+    h = F.linear(dropped, lora_A.to(wide))
     update = F.linear(h * (ctx.scale * _masked(lora_c, mask)), lora_B.to(wide))
     total = (y + update).to(y.dtype)
     wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
