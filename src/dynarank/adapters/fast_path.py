@@ -38,12 +38,11 @@ if TYPE_CHECKING:
     from dynarank.adapters.layer import DoRALinear
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_LEVELS = 2**16
-"""Dropout on CPUs compares 16 random bits with a threshold."""
+_COARSEST = 1 / 32
+"""Dropout on CPUs compares one random byte with a threshold where p and 1 - p are at least this."""
 _NO_GRADIENT = (None,) * 6
 """Of the arguments of `AdaptedLinear` behind A, B and c."""
 _INT64_MIN = -(2**63)
-_INT16_MIN = -(2**15)
 
 
 def fits(layer: DoRALinear, x: Tensor) -> bool:
@@ -117,16 +116,15 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
     if stores_transposed(layer.base):
         weight = weight.T
 
-    flat = x.reshape(-1, x.shape[-1])  # (N, d_in)
     dropped, keep, keep_share = None, None, 1.0
     if layer.dropout.training and layer.dropout.p > 0:
         if draws_cheap_bits(x):
-            keep, keep_share = draw_keep_mask(flat, layer.dropout.p)
+            keep, keep_share = draw_keep_mask(x, layer.dropout.p)
         else:
-            dropped, keep = drop_in_one_kernel(flat, layer.dropout.p)
+            dropped, keep = drop_in_one_kernel(x, layer.dropout.p)
             keep_share = 1 - layer.dropout.p
     y = AdaptedLinear.apply(
-        flat,
+        x,
         weight,
         bias,
         layer.lora_A,
@@ -140,7 +138,7 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
         adapter_dtype,
     )
     assert isinstance(y, Tensor)
-    return y.view(*x.shape[:-1], layer.out_features)
+    return y
 
 
 def draws_cheap_bits(x: Tensor) -> bool:
@@ -151,22 +149,40 @@ def draws_cheap_bits(x: Tensor) -> bool:
 def draw_keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     """Draw which elements of x dropout keeps; return one byte an element, and the share kept.
 
-    It is for CPUs. The mask is a function of torch's generator alone. Four elements share one
-    64-bit draw, so that p is rounded to a multiple of 2^-16; the share returned is the one drawn.
+    It is for CPUs. The mask, (N, d_in), is a function of torch's generator alone. Random bytes are
+    compared with a threshold, which is p in steps of 1/256, rounded up or down at random: an
+    element is dropped with probability p, and the share returned is the one that this threshold
+    keeps. Where a step would be much of p, two bytes an element are drawn.
     """
-    dropped = min(round(p * _LEVELS), _LEVELS - 1)
+    dtype = torch.int8 if _COARSEST <= p <= 1 - _COARSEST else torch.int16
+    levels = 256**dtype.itemsize
     count = x.numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(_INT64_MIN, None)
-    bits = words.view(torch.int16)[:count].view(x.shape)
-    keep = bits >= _INT16_MIN + dropped
-    return keep.view(torch.uint8), 1 - dropped / _LEVELS
+    # One word more, for the threshold.
+    words = torch.empty(count * dtype.itemsize // 8 + 2, dtype=torch.int64).random_(
+        _INT64_MIN, None
+    )
+    dropped = min(int(p * levels + _uniform(words[-1])), levels - 1)
+    width = x.shape[-1]
+    keep = words.view(dtype).as_strided((count // width, width), (width, 1))
+    # In place, since only a result of the same type is compared by vector instructions.
+    keep.ge_(dropped - levels // 2)
+    return keep.to(torch.int8), 1 - dropped / levels
+
+
+def _uniform(word: Tensor) -> float:
+    """Return a number from 0 to 1 of 64 random bits; the middle, where a tensor has no content."""
+    return int(word) / 2**64 + 0.5 if type(word) is Tensor else 0.5
 
 
 @torch.no_grad()
 def drop_in_one_kernel(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """Return torch's own dropout of x, which is scaled by 1 / (1 - p), and one byte an element."""
+    """Return torch's own dropout of x, scaled by 1 / (1 - p), and one byte an element.
+
+    Both are (N, d_in).
+    """
     dropped, keep = torch.native_dropout(x, p, True)
-    return dropped, keep.view(torch.uint8)
+    width = x.shape[-1]
+    return dropped.reshape(-1, width), keep.view(torch.int8).reshape(-1, width)
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -188,15 +204,19 @@ class AdaptedLinear(torch.autograd.Function):
         h_scale: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Return y (N, d_out) in the weight's dtype; the adapter's part is computed in `dtype`.
+        """Return y (..., d_out) in the weight's dtype; the adapter's part is computed in `dtype`.
 
-        Where the dropped input is given it is scaled already, and `h_scale` is s in place of f.
+        x is (..., d_in), the dropped input and the mask are (N, d_in). Where the dropped input is
+        given it is scaled already, and `h_scale` is s in place of f.
         """
         y = F.linear(x, weight, bias)
-        given, given_keep = (x, keep) if dropped is None else (dropped, None)
-        h_t = thin_product(lora_A.to(dtype), given, given_keep)  # (r, N)
+        if dropped is None:
+            h_t = thin_product(lora_A.to(dtype), _rows(x), keep)  # (r, N)
+        else:
+            h_t = thin_product(lora_A.to(dtype), dropped, None)
         scaled_B = (lora_B * _masked(lora_c, mask)).to(dtype)
-        total = y.to(dtype).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
+        total = y.to(dtype).contiguous()
+        total.view(-1, total.shape[-1]).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
         ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
         ctx.scale, ctx.h_scale = scale, h_scale
         ctx.dtype = dtype
@@ -213,15 +233,16 @@ class AdaptedLinear(torch.autograd.Function):
 
         scale, dtype = ctx.scale, ctx.dtype
         c = _masked(lora_c, mask)
+        dy = _rows(dy)
         dy_wide = dy.to(dtype)
         # With beta = 0, the first argument gives addmm a shape alone.
         t_t = torch.addmm(h_t, scaled_B.T, dy_wide.T, beta=0, alpha=scale)  # (r, N)
         dx = dA = dB = dc = None
         if needed[0]:
             dx = (dy @ weight).to(dtype)
-            dx = add_input_gradient(dx, t_t, lora_A.to(dtype), keep).to(x.dtype)
+            dx = add_input_gradient(dx, t_t, lora_A.to(dtype), keep).to(x.dtype).view(x.shape)
         if needed[1]:
-            dA = factor_gradient(t_t, x, keep).to(lora_A.dtype)
+            dA = factor_gradient(t_t, _rows(x), keep).to(lora_A.dtype)
         if needed[2] or needed[3]:
             B_t = lora_B.to(dtype).T
             G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=ctx.h_scale).to(
@@ -234,6 +255,11 @@ class AdaptedLinear(torch.autograd.Function):
         return dx, None, None, dA, dB, dc, *_NO_GRADIENT
 
 
+def _rows(x: Tensor) -> Tensor:
+    """Return (..., d) as (N, d), where possible without a copy."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
 def _masked(c: Tensor, mask: Tensor | None) -> Tensor:
     return c if mask is None else torch.where(mask, c, 0)
 
@@ -244,7 +270,7 @@ def _differentiable_gradients(ctx: Any, dy: Tensor, needed: Sequence[bool]) -> l
     inputs = (x, lora_A, lora_B, lora_c)
     wide = ctx.dtype
     y = F.linear(x, weight)
-    dropped = x.to(wide) if keep is None else x.to(wide) * keep
+    dropped = x.to(wide) if keep is None else x.to(wide) * keep.view(x.shape)
     h = F.linear(dropped, lora_A.to(wide))
     update = F.linear(h * (ctx.scale * _masked(lora_c, mask)), lora_B.to(wide))
     total = (y + update).to(y.dtype)

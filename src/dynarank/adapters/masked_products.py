@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 3 * 2**16
-"""Elements of a block for each thread, at most: 768 KiB in float32, which stay in a core's cache."""
+"""Elements of a block for each thread, at most: 768 KiB in float32, which stay in the cache."""
 
 
 def thin_product(lora_A: Tensor, x: Tensor, keep: Tensor | None) -> Tensor:
