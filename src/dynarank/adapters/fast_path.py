@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from dynarank.adapters.linears import is_conv1d, stores_transposed
 from dynarank.adapters.masked_products import (
     add_input_gradient,
+    cast,
     factor_gradient,
     thin_product,
 )
@@ -104,37 +105,40 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
     Args:
         mask: (r) bool, the components that are not frozen out; None where all of them are there.
     """
-    weight, bias = layer.base.weight, layer.base.bias
+    base, lora_A = layer.base, layer.lora_A
+    weight, bias = base.weight, base.bias
     assert isinstance(weight, Tensor)
     assert bias is None or isinstance(bias, Tensor)
-    adapter_dtype = layer.lora_A.dtype
+    adapter_dtype = lora_A.dtype
     if torch.is_autocast_enabled(x.device.type):
         adapter_dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(adapter_dtype)
         weight = weight.to(adapter_dtype)
         bias = None if bias is None else bias.to(adapter_dtype)
-    if stores_transposed(layer.base):
+    if stores_transposed(base):
         weight = weight.T
 
     dropped, keep, keep_share = None, None, 1.0
-    if layer.dropout.training and layer.dropout.p > 0:
+    dropout, h_scale = layer.dropout, layer.scaling
+    if dropout.training and dropout.p > 0:
         if draws_cheap_bits(x):
-            keep, keep_share = draw_keep_mask(x, layer.dropout.p)
+            keep, keep_share = draw_keep_mask(x, dropout.p)
+            h_scale /= keep_share
         else:
-            dropped, keep = drop_in_one_kernel(x, layer.dropout.p)
-            keep_share = 1 - layer.dropout.p
+            dropped, keep = drop_in_one_kernel(x, dropout.p)
+            keep_share = 1 - dropout.p
     y = AdaptedLinear.apply(
         x,
         weight,
         bias,
-        layer.lora_A,
+        lora_A,
         layer.lora_B,
         layer.lora_c,
         mask,
         dropped,
         keep,
         layer.scaling / keep_share,
-        layer.scaling if dropped is not None else layer.scaling / keep_share,
+        h_scale,
         adapter_dtype,
     )
     assert isinstance(y, Tensor)
@@ -211,16 +215,16 @@ class AdaptedLinear(torch.autograd.Function):
         """
         y = F.linear(x, weight, bias)
         if dropped is None:
-            h_t = thin_product(lora_A.to(dtype), _rows(x), keep)  # (r, N)
+            h_t = thin_product(cast(lora_A, dtype), _rows(x), keep)  # (r, N)
         else:
-            h_t = thin_product(lora_A.to(dtype), dropped, None)
-        scaled_B = (lora_B * _masked(lora_c, mask)).to(dtype)
-        total = y.to(dtype).contiguous()
+            h_t = thin_product(cast(lora_A, dtype), dropped, None)
+        scaled_B = cast(lora_B * _masked(lora_c, mask), dtype)
+        total = cast(y, dtype).contiguous()
         total.view(-1, total.shape[-1]).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
         ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
         ctx.scale, ctx.h_scale = scale, h_scale
         ctx.dtype = dtype
-        return total.to(y.dtype)  # the sum is rounded once
+        return cast(total, y.dtype)  # the sum is rounded once
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -234,24 +238,24 @@ class AdaptedLinear(torch.autograd.Function):
         scale, dtype = ctx.scale, ctx.dtype
         c = _masked(lora_c, mask)
         dy = _rows(dy)
-        dy_wide = dy.to(dtype)
+        dy_wide = cast(dy, dtype)
         # With beta = 0, the first argument gives addmm a shape alone.
         t_t = torch.addmm(h_t, scaled_B.T, dy_wide.T, beta=0, alpha=scale)  # (r, N)
         dx = dA = dB = dc = None
         if needed[0]:
-            dx = (dy @ weight).to(dtype)
-            dx = add_input_gradient(dx, t_t, lora_A.to(dtype), keep).to(x.dtype).view(x.shape)
+            dx = cast(dy.mm(weight), dtype)
+            add_input_gradient(dx, t_t, cast(lora_A, dtype), keep)
+            dx = cast(dx, x.dtype).view(x.shape)
         if needed[1]:
-            dA = factor_gradient(t_t, _rows(x), keep).to(lora_A.dtype)
+            dA = cast(factor_gradient(t_t, _rows(x), keep), lora_A.dtype)
         if needed[2] or needed[3]:
-            B_t = lora_B.to(dtype).T
-            G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=ctx.h_scale).to(
-                lora_B.dtype
-            )  # (r, d_out)
+            B_t = cast(lora_B, dtype).T
+            G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=ctx.h_scale)  # (r, d_out)
+            G_t = cast(G_t, lora_B.dtype)
             # In B's own layout, since autograd would copy a gradient of another one.
             dB = torch.mul(G_t.T, c, out=torch.empty_like(lora_B))
             dc = torch.bmm(G_t.unsqueeze(1), lora_B.T.unsqueeze(2)).flatten()
-            dc = _masked(dc, mask).to(lora_c.dtype)
+            dc = cast(_masked(dc, mask), lora_c.dtype)
         return dx, None, None, dA, dB, dc, *_NO_GRADIENT
 
 
