@@ -66,6 +66,8 @@ NEUTRAL = 0.5
 """Ratings nearer to zero than this have no polarity."""
 SAME = 0.5
 """Share of common words (Jaccard) from which two tweets count as near-duplicates."""
+COMPARED = 512
+"""Texts that are compared with all others at a time, to bound memory."""
 VALIDATION_SHARE = 0.15
 
 
@@ -198,13 +200,19 @@ def duplicate_groups(texts: list[str]) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     bags = _word_bags(texts)
-    common = (bags @ bags.T).tocoo()  # words that two texts share
-    size = np.asarray(bags.sum(axis=1)).ravel()
-    union = size[common.row] + size[common.col] - common.data
-    same = common.data >= SAME * union
-    pairs = csr_matrix(
-        (np.ones(same.sum()), (common.row[same], common.col[same])), shape=common.shape
-    )
+    size = np.diff(bags.indptr)
+    first, second = [], []
+    for start in range(0, len(texts), COMPARED):
+        common = bags[start : start + COMPARED] @ bags.T  # words that two texts share
+        row = start + np.repeat(np.arange(common.shape[0]), np.diff(common.indptr))
+        # Few pairs share so many words of one of them, which their union has at least.
+        near = np.flatnonzero(common.data >= SAME * size[row])
+        row, column, shared = row[near], common.indices[near], common.data[near]
+        same = shared >= SAME * (size[row] + size[column] - shared)
+        first.append(row[same])
+        second.append(column[same])
+    ends = (np.concatenate(first), np.concatenate(second))
+    pairs = csr_matrix((np.ones(len(ends[0])), ends), shape=(len(texts), len(texts)))
     return np.asarray(connected_components(pairs, directed=False)[1])
 
 
@@ -219,4 +227,5 @@ def _word_bags(texts: list[str]) -> Any:
             rows.append(row)
             columns.append(vocabulary.setdefault(word, len(vocabulary)))
     shape = (len(texts), len(vocabulary))
-    return csr_matrix((np.ones(len(columns)), (rows, columns)), shape=shape)
+    ones = np.ones(len(columns), dtype=np.int32)
+    return csr_matrix((ones, (rows, columns)), shape=shape)
