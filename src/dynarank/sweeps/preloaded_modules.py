@@ -1,7 +1,6 @@
 """What every run imports, for a server that forks runs: see `preloaded`. Nothing else is here."""
 
 import datasets  # noqa: F401
-import fontTools.subset  # noqa: F401
 import hydra.compose
 import hydra.core.plugins
 import hydra.utils  # noqa: F401
