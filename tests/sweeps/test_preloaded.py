@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweep_folders import launcher, seen_by_run
 
-from dynarank.sweeps import preloaded
+from dynarank.sweeps import executors, preloaded, sweep
 from dynarank.sweeps.executors import Processes
 from dynarank.sweeps.preloaded import Process, start_forked, start_server
 
@@ -146,7 +147,7 @@ def test_the_server_gets_the_runs_variables_and_this_process_keeps_its_own(tmp_p
     assert not preloaded.can_fork([sys.executable, "a"], {**os.environ, "OMP_NUM_THREADS": "6"})
 
 
-def test_a_sweep_forks_once_it_has_more_runs_than_places(
+def test_all_runs_of_a_sweep_are_forks_of_one_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = Processes(n_jobs=2)
@@ -163,10 +164,22 @@ def test_a_sweep_forks_once_it_has_more_runs_than_places(
     assert not list((tmp_path / "s").glob("*/running.json"))
 
 
-def test_a_sweep_of_as_many_runs_as_places_starts_no_server(
+def test_the_imports_begin_before_the_points_are_composed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launcher(tmp_path, monkeypatch)([1, 3], executor=Processes(n_jobs=2))
+    order: list[str] = []
+    compose = sweep._compose_points
+
+    def record(*arguments: Any) -> Any:
+        order.append("composed")
+        return compose(*arguments)
+
+    monkeypatch.setattr(executors, "start_server", lambda _: order.append("started") or False)
+    launch = launcher(tmp_path, monkeypatch)
+    monkeypatch.setattr(sweep, "_compose_points", record)
+    launch([1, 3], executor=Processes(n_jobs=2))
+    assert order == ["started", "composed"]
+    # Where no server can be had, each run is a process that this one starts.
     assert seen_by_run(tmp_path / "s" / "p0")["parent"] == os.getpid()
 
 

@@ -80,7 +80,9 @@ def test_questions_have_the_classes_that_their_tasks_name(questions: Path) -> No
     from hydra import compose, initialize_config_dir
 
     from dynarank.config.folders import conf_folder
+    from dynarank.config.schema import register_schemas
 
+    register_schemas()
     texts, labels = read_questions(questions)
     assert len(set(zip(texts, labels, strict=True))) == len(texts) == 5382
     fine = sorted(set(labels))

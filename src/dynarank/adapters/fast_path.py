@@ -28,17 +28,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynarank.adapters.linears import is_conv1d, stores_transposed
+from dynarank.adapters.masked_products import (
+    add_input_gradient,
+    cast,
+    factor_gradient,
+    thin_product,
+)
 
 if TYPE_CHECKING:
     from dynarank.adapters.layer import DoRALinear
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_LEVELS = 2**16
-"""Dropout on CPUs compares 16 random bits with a threshold."""
+_COARSEST = 1 / 32
+"""Dropout on CPUs compares one random byte with a threshold where p and 1 - p are at least this."""
 _NO_GRADIENT = (None,) * 6
 """Of the arguments of `AdaptedLinear` behind A, B and c."""
 _INT64_MIN = -(2**63)
-_INT16_MIN = -(2**15)
 
 
 def fits(layer: DoRALinear, x: Tensor) -> bool:
@@ -100,42 +105,44 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
     Args:
         mask: (r) bool, the components that are not frozen out; None where all of them are there.
     """
-    weight, bias = layer.base.weight, layer.base.bias
+    base, lora_A = layer.base, layer.lora_A
+    weight, bias = base.weight, base.bias
     assert isinstance(weight, Tensor)
     assert bias is None or isinstance(bias, Tensor)
-    adapter_dtype = layer.lora_A.dtype
+    adapter_dtype = lora_A.dtype
     if torch.is_autocast_enabled(x.device.type):
         adapter_dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(adapter_dtype)
         weight = weight.to(adapter_dtype)
         bias = None if bias is None else bias.to(adapter_dtype)
-    if stores_transposed(layer.base):
+    if stores_transposed(base):
         weight = weight.T
 
-    flat = x.reshape(-1, x.shape[-1])  # (N, d_in)
     dropped, keep, keep_share = None, None, 1.0
-    if layer.dropout.training and layer.dropout.p > 0:
+    dropout, h_scale = layer.dropout, layer.scaling
+    if dropout.training and dropout.p > 0:
         if draws_cheap_bits(x):
-            keep, keep_share = draw_keep_mask(flat, layer.dropout.p)
+            keep, keep_share = draw_keep_mask(x, dropout.p)
+            h_scale /= keep_share
         else:
-            dropped, keep = drop_in_one_kernel(flat, layer.dropout.p)
-            keep_share = 1 - layer.dropout.p
+            dropped, keep = drop_in_one_kernel(x, dropout.p)
+            keep_share = 1 - dropout.p
     y = AdaptedLinear.apply(
-        flat,
+        x,
         weight,
         bias,
-        layer.lora_A,
+        lora_A,
         layer.lora_B,
         layer.lora_c,
         mask,
         dropped,
         keep,
         layer.scaling / keep_share,
-        layer.scaling if dropped is not None else layer.scaling / keep_share,
+        h_scale,
         adapter_dtype,
     )
     assert isinstance(y, Tensor)
-    return y.view(*x.shape[:-1], layer.out_features)
+    return y
 
 
 def draws_cheap_bits(x: Tensor) -> bool:
@@ -146,22 +153,40 @@ def draws_cheap_bits(x: Tensor) -> bool:
 def draw_keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     """Draw which elements of x dropout keeps; return one byte an element, and the share kept.
 
-    It is for CPUs. The mask is a function of torch's generator alone. Four elements share one
-    64-bit draw, so that p is rounded to a multiple of 2^-16; the share returned is the one drawn.
+    It is for CPUs. The mask, (N, d_in), is a function of torch's generator alone. Random bytes are
+    compared with a threshold, which is p in steps of 1/256, rounded up or down at random: an
+    element is dropped with probability p, and the share returned is the one that this threshold
+    keeps. Where a step would be much of p, two bytes an element are drawn.
     """
-    dropped = min(round(p * _LEVELS), _LEVELS - 1)
+    dtype = torch.int8 if _COARSEST <= p <= 1 - _COARSEST else torch.int16
+    levels = 256**dtype.itemsize
     count = x.numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(_INT64_MIN, None)
-    bits = words.view(torch.int16)[:count].view(x.shape)
-    keep = bits >= _INT16_MIN + dropped
-    return keep.view(torch.uint8), 1 - dropped / _LEVELS
+    # One word more, for the threshold.
+    words = torch.empty(count * dtype.itemsize // 8 + 2, dtype=torch.int64).random_(
+        _INT64_MIN, None
+    )
+    dropped = min(int(p * levels + _uniform(words[-1])), levels - 1)
+    width = x.shape[-1]
+    keep = words.view(dtype).as_strided((count // width, width), (width, 1))
+    # In place, since only a result of the same type is compared by vector instructions.
+    keep.ge_(dropped - levels // 2)
+    return keep.to(torch.int8), 1 - dropped / levels
+
+
+def _uniform(word: Tensor) -> float:
+    """Return a number from 0 to 1 of 64 random bits; the middle, where a tensor has no content."""
+    return int(word) / 2**64 + 0.5 if type(word) is Tensor else 0.5
 
 
 @torch.no_grad()
 def drop_in_one_kernel(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """Return torch's own dropout of x, which is scaled by 1 / (1 - p), and one byte an element."""
+    """Return torch's own dropout of x, scaled by 1 / (1 - p), and one byte an element.
+
+    Both are (N, d_in).
+    """
     dropped, keep = torch.native_dropout(x, p, True)
-    return dropped, keep.view(torch.uint8)
+    width = x.shape[-1]
+    return dropped.reshape(-1, width), keep.view(torch.int8).reshape(-1, width)
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -183,19 +208,23 @@ class AdaptedLinear(torch.autograd.Function):
         h_scale: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Return y (N, d_out) in the weight's dtype; the adapter's part is computed in `dtype`.
+        """Return y (..., d_out) in the weight's dtype; the adapter's part is computed in `dtype`.
 
-        Where the dropped input is given it is scaled already, and `h_scale` is s in place of f.
+        x is (..., d_in), the dropped input and the mask are (N, d_in). Where the dropped input is
+        given it is scaled already, and `h_scale` is s in place of f.
         """
         y = F.linear(x, weight, bias)
-        dropped = _drop(x.to(dtype), keep) if dropped is None else dropped.to(dtype)
-        h_t = lora_A.to(dtype) @ dropped.T  # (r, N)
-        scaled_B = (lora_B * _masked(lora_c, mask)).to(dtype)
-        total = y.to(dtype).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
+        if dropped is None:
+            h_t = thin_product(cast(lora_A, dtype), _rows(x), keep)  # (r, N)
+        else:
+            h_t = thin_product(cast(lora_A, dtype), dropped, None)
+        scaled_B = cast(lora_B * _masked(lora_c, mask), dtype)
+        total = cast(y, dtype).contiguous()
+        total.view(-1, total.shape[-1]).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
         ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
         ctx.scale, ctx.h_scale = scale, h_scale
         ctx.dtype = dtype
-        return total.to(y.dtype)  # the sum is rounded once
+        return cast(total, y.dtype)  # the sum is rounded once
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -208,40 +237,35 @@ class AdaptedLinear(torch.autograd.Function):
 
         scale, dtype = ctx.scale, ctx.dtype
         c = _masked(lora_c, mask)
-        dy_wide = dy.to(dtype)
+        dy = _rows(dy)
+        dy_wide = cast(dy, dtype)
         # With beta = 0, the first argument gives addmm a shape alone.
         t_t = torch.addmm(h_t, scaled_B.T, dy_wide.T, beta=0, alpha=scale)  # (r, N)
         dx = dA = dB = dc = None
         if needed[0]:
-            dx = dy @ weight
-            dx = _add_adapter_part(dx.to(dtype), t_t, lora_A.to(dtype), keep).to(x.dtype)
+            dx = cast(dy.mm(weight), dtype)
+            add_input_gradient(dx, t_t, cast(lora_A, dtype), keep)
+            dx = cast(dx, x.dtype).view(x.shape)
         if needed[1]:
-            dA = (t_t @ _drop(x.to(dtype), keep)).to(lora_A.dtype)
+            dA = cast(factor_gradient(t_t, _rows(x), keep), lora_A.dtype)
         if needed[2] or needed[3]:
-            B_t = lora_B.to(dtype).T
-            G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=ctx.h_scale).to(
-                lora_B.dtype
-            )  # (r, d_out)
+            B_t = cast(lora_B, dtype).T
+            G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=ctx.h_scale)  # (r, d_out)
+            G_t = cast(G_t, lora_B.dtype)
             # In B's own layout, since autograd would copy a gradient of another one.
             dB = torch.mul(G_t.T, c, out=torch.empty_like(lora_B))
             dc = torch.bmm(G_t.unsqueeze(1), lora_B.T.unsqueeze(2)).flatten()
-            dc = _masked(dc, mask).to(lora_c.dtype)
+            dc = cast(_masked(dc, mask), lora_c.dtype)
         return dx, None, None, dA, dB, dc, *_NO_GRADIENT
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return (..., d) as (N, d), where possible without a copy."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _masked(c: Tensor, mask: Tensor | None) -> Tensor:
     return c if mask is None else torch.where(mask, c, 0)
-
-
-def _drop(x: Tensor, keep: Tensor | None) -> Tensor:
-    return x if keep is None else x * keep
-
-
-def _add_adapter_part(dx: Tensor, t_t: Tensor, lora_A: Tensor, keep: Tensor | None) -> Tensor:
-    """Return dx + m * (t A). `dx` is overwritten."""
-    if keep is None:
-        return dx.addmm_(t_t.T, lora_A)
-    return dx.addcmul_(t_t.T @ lora_A, keep)
 
 
 def _differentiable_gradients(ctx: Any, dy: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
@@ -250,7 +274,8 @@ def _differentiable_gradients(ctx: Any, dy: Tensor, needed: Sequence[bool]) -> l
     inputs = (x, lora_A, lora_B, lora_c)
     wide = ctx.dtype
     y = F.linear(x, weight)
-    h = F.linear(_drop(x.to(wide), keep), lora_A.to(wide))
+    dropped = x.to(wide) if keep is None else x.to(wide) * keep.view(x.shape)
+    h = F.linear(dropped, lora_A.to(wide))
     update = F.linear(h * (ctx.scale * _masked(lora_c, mask)), lora_B.to(wide))
     total = (y + update).to(y.dtype)
     wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]

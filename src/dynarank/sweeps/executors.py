@@ -65,38 +65,34 @@ class Processes:
     n_jobs: int = 1
     devices: Sequence[int] = ()
     preload: bool = True
-    _jobs_seen: int = field(default=0, repr=False, compare=False)
-    """Jobs so far: a sampling sweeper hands them over in batches."""
+    _start: Starter | None = field(default=None, repr=False, compare=False)
+    """What starts the jobs quicker than a command of their own; None: nothing does."""
 
     def check(self) -> None:
-        """Raise `UserError` for less than one process."""
+        """Raise `UserError` for less than one process.
+
+        The imports begin here, so that they are made while the sweep's points are composed.
+        """
         check_n_jobs(self.n_jobs)
+        if self.preload and not self.devices:
+            variables = {**os.environ, **_shared_threads(self.n_jobs)}
+            self._start = start_forked if start_server(variables) else None
 
     def run(self, jobs: Sequence[Job], sweep: Path, progress: Progress) -> None:
         """Run all jobs, `n_jobs` at a time."""
-        start = self._starter(jobs)
         free_devices: queue.Queue[int] = queue.Queue()
         for device in self.devices:
             free_devices.put(device)
         with ThreadPoolExecutor(self.n_jobs) as pool:
             # After Ctrl-C, `map` cancels the jobs that have not started. Those at work have had the
             # signal too, and end by themselves.
-            list(pool.map(lambda job: self._run_job(job, free_devices, progress, start), jobs))
-
-    def _starter(self, jobs: Sequence[Job]) -> Starter | None:
-        """Return what starts the jobs quicker, once there are more of them than run at once."""
-        self._jobs_seen += len(jobs)
-        if not (jobs and self.preload) or self.devices or self._jobs_seen <= self.n_jobs:
-            return None
-        can_fork = start_server(jobs[0].variables(_shared_threads(self.n_jobs)))
-        return start_forked if can_fork else None
+            list(pool.map(lambda job: self._run_job(job, free_devices, progress), jobs))
 
     def _run_job(
         self,
         job: Job,
         free_devices: queue.Queue[int],
         progress: Progress,
-        start: Starter | None,
     ) -> None:
         """Run a job on the next free device, if devices were named."""
         progress.started(job)
@@ -105,7 +101,7 @@ class Processes:
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(device)
         try:
-            job.run(environment, start=start)
+            job.run(environment, start=self._start)
         finally:
             if device is not None:
                 free_devices.put(device)

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+COMPARED = 512
+"""Texts that are compared with all others at a time, to bound memory."""
+
 
 def split_by_groups(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Return which members go to validation, (n) bool: about `share` of them, groups kept whole."""
@@ -39,13 +42,19 @@ def duplicate_groups(texts: list[str], same: float) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     bags = _word_bags(texts)
-    common = (bags @ bags.T).tocoo()  # words that two texts share
-    size = np.asarray(bags.sum(axis=1)).ravel()
-    union = size[common.row] + size[common.col] - common.data
-    alike = common.data >= same * union
-    pairs = csr_matrix(
-        (np.ones(alike.sum()), (common.row[alike], common.col[alike])), shape=common.shape
-    )
+    size = np.diff(bags.indptr)
+    first, second = [], []
+    for start in range(0, len(texts), COMPARED):
+        common = bags[start : start + COMPARED] @ bags.T  # words that two texts share
+        row = start + np.repeat(np.arange(common.shape[0]), np.diff(common.indptr))
+        # Few pairs share so many words of one of them, which their union has at least.
+        near = np.flatnonzero(common.data >= same * size[row])
+        row, column, shared = row[near], common.indices[near], common.data[near]
+        alike = shared >= same * (size[row] + size[column] - shared)
+        first.append(row[alike])
+        second.append(column[alike])
+    ends = (np.concatenate(first), np.concatenate(second))
+    pairs = csr_matrix((np.ones(len(ends[0])), ends), shape=(len(texts), len(texts)))
     return np.asarray(connected_components(pairs, directed=False)[1])
 
 
@@ -60,4 +69,5 @@ def _word_bags(texts: list[str]) -> Any:
             rows.append(row)
             columns.append(vocabulary.setdefault(word, len(vocabulary)))
     shape = (len(texts), len(vocabulary))
-    return csr_matrix((np.ones(len(columns)), (rows, columns)), shape=shape)
+    ones = np.ones(len(columns), dtype=np.int32)
+    return csr_matrix((ones, (rows, columns)), shape=shape)

@@ -101,6 +101,7 @@ def save_rank_map(
         for form, metadata in RANK_MAP_FORMATS.items():
             content = io.BytesIO()
             figure.savefig(content, format=form, dpi=150, metadata=metadata)
+            figure.set_layout_engine("none")  # the first file's layout is the others', too
             path = (folder / RANK_MAP).with_suffix(f".{form}")
             write_bytes(path, content.getvalue())
             paths.append(path)
