@@ -50,6 +50,16 @@ def test_the_command_prints_every_method(
     said = capsys.readouterr().out
     assert all(name in said for name in METHODS)
     assert "663,552" in said
+    assert "a tuned method=lora; dynarank compress" in said
+
+
+def test_below_one_component_a_matrix_it_names_what_was_measured_there(
+    base_hub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget.main([f"hub.root={base_hub}", "budget=r0_25"])
+    said = capsys.readouterr().out
+    assert "method=dynarank was better than LoRA" in said
+    assert "dynarank compress" not in said
 
 
 def test_what_does_not_fit_says_why(base_hub: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,20 @@ from scipy import stats
 from tiny import REPOSITORY
 
 from dynarank.errors import UserError
+from dynarank.report.bench_overview import overviews
 from dynarank.report.bench_pairs import differences
-from dynarank.report.bench_tables import BEGIN, END, answer, tables, update_page
+from dynarank.report.bench_tables import (
+    BEGIN,
+    BEGIN_SHORT,
+    END,
+    answer,
+    overview_text,
+    tables,
+    update_page,
+)
 from dynarank.sweeps.bench import Cell, read_cells
 
 FILE = REPOSITORY / "benchmarks" / "does_it_pay" / "cells.csv"
-PAGE = REPOSITORY / "docs" / "science.md"
 
 
 def cells(gains: dict[str, float], tasks: tuple[str, ...] = ("sst2", "cola")) -> list[Cell]:
@@ -74,9 +84,34 @@ def test_a_page_takes_the_tables_between_its_marks(tmp_path: Path) -> None:
         update_page(page, [])
 
 
-def test_the_documentation_shows_the_committed_cells() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    shown = text.partition(BEGIN)[2].partition(END)[0].strip()
-    assert shown == tables(read_cells(FILE)), (
-        "run `dynarank bench benchmarks/does_it_pay/cells.csv --report docs/science.md`"
+@pytest.mark.parametrize(
+    ("page", "first", "content"),
+    [("docs/science.md", BEGIN, tables), ("README.md", BEGIN_SHORT, overview_text)],
+)
+def test_the_documentation_shows_the_committed_cells(
+    page: str, first: str, content: Callable[[list[Cell]], str]
+) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    shown = text.partition(first)[2].partition(END)[0].strip()
+    assert shown == content(read_cells(FILE)), (
+        f"run `dynarank bench benchmarks/does_it_pay/cells.csv --report {page}`"
     )
+
+
+def test_the_overview_has_the_means_by_task_of_the_arms_that_ran_on_all() -> None:
+    found = cells({"dynarank": 0.03, "random": -0.01})
+    found += [replace(c, arm="adalora") for c in found if (c.arm, c.task) == ("random", "cola")]
+    (grid,) = overviews(found)
+    arms = [row[0] for row in grid.rows]
+    assert arms == ["`dynarank`", "`lora_even`", "`random`"]
+    tasks = sorted({cell.task for cell in found})
+    for row in grid.rows:
+        arm = row[0].strip("`")
+        means = []
+        for task in tasks:
+            scores = [c.score for c in found if (c.arm, c.task) == (arm, task) and c.seed < 100]
+            means.append(sum(scores) / len(scores))
+        shown = [float(word) for word in row[1 : len(tasks) + 2]]
+        assert shown == pytest.approx([*means, sum(means) / len(means)], abs=6e-4)
+    (difference,) = (d for d in differences(found) if d.arm == "dynarank")
+    assert float(grid.rows[0][-4]) == pytest.approx(difference.scores.difference, abs=6e-5)

@@ -187,9 +187,23 @@ def print_costs(overrides: list[str], with_memory: bool = False) -> None:
     for cost in of_methods:
         if cost.size.note:
             console.print(f"{cost.method}: {cost.size.note}", soft_wrap=True, highlight=False)
+    console.print(advice(config.budget.target), soft_wrap=True, highlight=False)
     if with_memory:
         for line in memory_lines(config):
             console.print(line, soft_wrap=True, highlight=False)
+
+
+def advice(target: float) -> str:
+    """Return which method the measurements speak for under a budget; docs/science.md has them."""
+    if target < 1:
+        return (
+            "Below one component a matrix the place of each matters: method=dynarank was better "
+            "than LoRA that is spread evenly over the same parameters (docs/science.md)."
+        )
+    return (
+        "At one component a matrix and more, nothing was shown to be better than a tuned "
+        "method=lora; dynarank compress makes its adapter smaller afterwards (docs/science.md)."
+    )
 
 
 def memory_lines(config: TrainConfig) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 from dynarank.errors import UserError
+from dynarank.report.bench_overview import overviews
 from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, differences
 from dynarank.report.bench_questions import history_section, paper_section, scores_section
 from dynarank.report.bench_ranks import ranks_section
@@ -20,8 +21,13 @@ from dynarank.report.bench_spread import spread_section
 from dynarank.sweeps.bench import Cell
 from dynarank.sweeps.bench_tuning import best_rate, is_tuning
 
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
-"""Between these lines of a page stand the tables, and nothing else."""
+BEGIN, BEGIN_SHORT, END = (
+    "<!-- bench: begin -->",
+    "<!-- bench: overview -->",
+    "<!-- bench: end -->",
+)
+"""Between a first and the last of these lines of a page stand the tables, and nothing else: all of
+them, or the overview alone."""
 
 
 def answer(cells: Sequence[Cell]) -> str:
@@ -51,7 +57,11 @@ def answer(cells: Sequence[Cell]) -> str:
 def sections(cells: Sequence[Cell]) -> list[Section]:
     """Return the questions and their answers, and last what was run."""
     return [
-        Section("Against evenly placed LoRA", answer(cells), [difference_grid(differences(cells))]),
+        Section(
+            "Against evenly placed LoRA",
+            answer(cells),
+            [*overviews(cells), difference_grid(differences(cells))],
+        ),
         spread_section(cells),
         scores_section(cells),
         history_section(cells),
@@ -119,14 +129,25 @@ def _cost(cells: Sequence[Cell]) -> str:
 
 
 def update_page(page: Path, cells: Sequence[Cell]) -> None:
-    """Write the tables between the page's two marks.
+    """Write the tables, or the overview, between the page's two marks.
 
     Raises:
         UserError: the page lacks them.
     """
     text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
+    first, content = BEGIN, tables
+    if BEGIN_SHORT in text:
+        first, content = BEGIN_SHORT, overview_text
+    before, begin, rest = text.partition(first)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{page}: has no lines {BEGIN} and {END} to write the tables between")
-    page.write_text(f"{before}{BEGIN}\n\n{tables(cells)}\n\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{first}\n\n{content(cells)}\n\n{END}{after}", encoding="utf-8")
+
+
+def overview_text(cells: Sequence[Cell]) -> str:
+    """Return the answer and the overviews as markdown."""
+    parts = [answer(cells)]
+    for grid in overviews(cells):
+        parts += ["", *grid.markdown()]
+    return "\n".join(parts)
