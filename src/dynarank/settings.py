@@ -66,6 +66,19 @@ class Lt:
 
 
 @dataclass(frozen=True)
+class Le:
+    """The number must be at most the bound."""
+
+    bound: float
+
+    def allows(self, value: float) -> bool:
+        return value <= self.bound
+
+    def __str__(self) -> str:
+        return f"at most {self.bound:g}"
+
+
+@dataclass(frozen=True)
 class OneOf:
     """The text, or each text of a list, must be one of the choices."""
 

@@ -111,8 +111,8 @@ def test_shuffling_stays_within_a_shape_and_reaches_every_order() -> None:
 
 
 def test_scores_for_ranks_keep_just_these_ranks() -> None:
-    scores = scores_for_ranks([0, 2, 1], [2, 2, 2], seed=3)
+    scores = scores_for_ranks([0, 2, 1], [2, 2, 2], None, seed=3)
     best = set(scores.topk(3).indices.tolist())
     assert [sum(2 * layer + i in best for i in range(2)) for layer in range(3)] == [0, 2, 1]
     with pytest.raises(ValueError, match=r"give budget\.init=3"):
-        scores_for_ranks([3], [2], seed=0)
+        scores_for_ranks([3], [2], None, seed=0)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynarank.allocation.selection import (
+    keeping_fit,
     top_components,
     top_parameters,
     with_ceiling,
@@ -107,3 +108,37 @@ def test_under_a_ceiling_the_choice_is_the_best_of_all_that_keep_it(
 def test_no_ceiling_changes_nothing() -> None:
     scores = torch.rand(6)
     assert with_ceiling(scores, [3, 3], None) is scores
+
+
+def test_a_narrow_component_that_fills_a_later_budget_outlives_better_wide_ones() -> None:
+    """Pruned by worth alone, the narrow one goes first, and of 13 parameters 10 can be spent."""
+    scores = torch.tensor([10.0, 9.0, 0.1, 8.0])
+    costs = torch.tensor([5.0, 5.0, 3.0, 5.0])
+    by_worth = top_parameters(scores, costs, 15)
+    assert by_worth.tolist() == [True, True, False, True]
+    assert float(costs[top_parameters(scores, costs, 13)].sum()) == 13
+    later = top_parameters(torch.where(by_worth, scores, torch.tensor(-1.0)), costs, 13)
+    assert float(costs[later].sum()) == 10
+
+    kept = top_parameters(keeping_fit(scores, costs, 13), costs, 15)
+    assert kept.tolist() == [True, True, True, False]
+    later = top_parameters(torch.where(kept, scores, torch.tensor(-1.0)), costs, 13)
+    assert float(costs[later].sum()) == 13
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=9), st.data())
+def test_what_a_later_budget_would_take_is_always_kept(
+    scores: list[float], data: st.DataObject
+) -> None:
+    size = len(scores)
+    costs = torch.tensor(
+        data.draw(st.lists(st.sampled_from([3, 7, 10]), min_size=size, max_size=size)),
+        dtype=torch.float,
+    )
+    now = data.draw(st.integers(0, int(costs.sum())))
+    later = data.draw(st.integers(0, now))
+    values = torch.tensor(scores)
+    wanted = top_parameters(values, costs, later)
+    kept = top_parameters(keeping_fit(values, costs, later), costs, now)
+    assert not (wanted & ~kept).any()
+    assert float(costs[kept].sum()) <= now

@@ -20,6 +20,8 @@ from dynarank.sweeps.bench import Cell, append_cell
         ("--budgets", "0.25,r8", "--budgets: 'r8' is no budget. Give mean components"),
         ("--budgets", "nan", "--budgets: 'nan' is no budget"),
         ("--budgets", "0", "--budgets: '0' is no budget"),
+        ("--tasks", "cola:huge", "--tasks: 'huge' is no scale"),
+        ("--seeds", "100", "seed 100 tunes, and compares nothing"),
         ("--workers", "0", "must be a whole number from 1, not '0'"),
         ("--report", "page.html", "holds no cells yet"),
     ],
@@ -38,10 +40,12 @@ def test_the_plan_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     asked: list[object] = []
     monkeypatch.setattr(bench_runs, "run_bench", lambda *plan: asked.append(plan))
     monkeypatch.setenv("HOME", str(tmp_path))
-    options = ["--tasks", "cola,rte", "--budgets", "0.25,8", "--arms", "adalora"]
-    main(["~/cells.csv", *options, "--scale", "whole", "--workers", "2"])
-    tasks = ["cola:whole", "rte:whole"]
-    assert asked == [(tmp_path / "cells.csv", tasks, [0.25, 8.0], ["adalora"], None, 2)]
+    options = ["--tasks", "cola:longer,rte", "--budgets", "0.25,8", "--arms", "adalora"]
+    options += ["--scale", "whole", "--workers", "2", "--seeds", "3"]
+    main(["~/cells.csv", *options])
+    tasks = ["cola:longer", "rte:whole"]
+    plan = (tmp_path / "cells.csv", tasks, [0.25, 8.0], ["adalora"], None, 2, range(1, 4))
+    assert asked == [plan]
 
 
 def test_a_cell_that_differs_fails_the_repetition(

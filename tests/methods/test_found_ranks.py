@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from tiny import configure
+from tiny import configure, tiny_roberta
+from transformers import AutoModelForSequenceClassification
 
+from dynarank.adapters.inject import find_linears
+from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError
+from dynarank.methods import build_method
+from dynarank.methods.config import DynaRankConfig
 from dynarank.methods.found_ranks import found_ranks, read_found_ranks
+from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.runs.run import run
 
 FAST = ("optimizer.lr=0.01", "budget.interval=1", "trainer.epochs=1")
@@ -59,3 +68,48 @@ def test_a_mistake_ends_the_run_in_one_message(hub_root: Path, tmp_path: Path) -
     place = f"method.rank_pattern_from={tmp_path / 'nowhere'}"
     with pytest.raises(UserError, match=r"method\.rank_pattern_from = "):
         run(configure(tmp_path / "run", hub_root, *FAST, "method=lora", place))
+
+
+@pytest.mark.parametrize("unit", ["components", "parameters"])
+def test_shuffled_ranks_are_those_that_were_found_in_other_places(
+    unit: str, tmp_path: Path
+) -> None:
+    """The method is pruned to the end, by the budget's schedule."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(tiny_roberta())
+    targets = ARCHITECTURES["roberta"].targets
+    names = find_linears(model, targets, ["classifier"])
+    shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in names}
+    found = {name: place % 3 for place, name in enumerate(names)}
+    (tmp_path / "ranks.json").write_text(json.dumps(found))
+    parameters = sum(rank * sum(shapes[name]) for name, rank in found.items())
+    one_of_each = sum(sum(shape) for shape in shapes.values())
+    target = parameters / one_of_each if unit == "parameters" else sum(found.values()) / len(found)
+
+    seen = set()
+    for seed in range(4):
+        method: Any = build_method(
+            DynaRankConfig(
+                name="dynarank",
+                score="shuffled",
+                rank_pattern_from=str(tmp_path),
+                score_seed=seed,
+                dropout=0.0,
+            ),
+            BudgetConfig(target=target, init=2, unit=unit, regrow=False, interval=2),
+            DemConfig(),
+        )
+        method.adapt(copy.deepcopy(model), targets, ["classifier"])
+        allocator = method.allocator(20)
+        while not allocator.frozen:
+            allocator.step()
+        ranks = method.ranks()
+        for shape in set(shapes.values()):
+            before, after = (
+                sorted(pattern[name] for name in names if shapes[name] == shape)
+                for pattern in (found, ranks)
+            )
+            assert after == before
+        seen.add(tuple(ranks.values()))
+    assert len(seen) == 4
+    assert tuple(found.values()) not in seen

@@ -136,3 +136,59 @@ def test_scales_are_alpha_over_the_target_or_over_its_root() -> None:
         expected: dict[tuple[str, float], float] = {("target", 4): 2.0, ("sqrt", 4): 4.0}
         for key, size in sizes.items():
             assert size == pytest.approx(expected.get(key, 8.0), rel=1e-4), (name, key)
+
+
+def scheduled(method: Any, head_lr: float | None, total: int = 40) -> list[tuple[float, float]]:
+    """Return the rates of B and of the head after each of the steps of a run."""
+    built = build_optimizer(
+        method.model,
+        OptimizerConfig(lr=LR, warmup=0.1),
+        LR,
+        total_steps=total,
+        ratios=method.all_lr_ratios(LR, head_lr),
+        factor=method.rate_factor(total),
+        steady=method.head_parameters(),
+    )
+    optimizer, scheduler = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    (of_b, of_head) = ({id(p) for p in part} for part in (b_factors(method), head_weights(method)))
+    rates = []
+    for _ in range(total):
+        found = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                found[id(parameter)] = group["lr"]
+        ((b,), (head,)) = ({found[i] for i in part} for part in (of_b, of_head))
+        rates.append((b, head))
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def b_factors(method: Any) -> list[torch.nn.Parameter]:
+    return [layer.lora_B for layer in method.layers.values()]
+
+
+def head_weights(method: Any) -> list[torch.nn.Parameter]:
+    return [p for p in method.model.classifier.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("head_lr", [None, 5e-3])
+def test_the_rate_follows_the_number_of_components_and_the_heads_does_not(
+    head_lr: float | None,
+) -> None:
+    steps = 40
+    slowed = scheduled(adapted("dynarank", target=2, init=8, rate_power=0.5), head_lr, steps)
+    plain = scheduled(adapted("dynarank", target=2, init=8, rate_power=0.0), head_lr, steps)
+    for step, (mine, usual) in enumerate(zip(slowed, plain, strict=True)):
+        # The published schedule, written out: warm-up 0.15, freeze at a half, cubic.
+        if step <= 6:
+            alive = 8.0
+        elif step >= 20:
+            alive = 2.0
+        else:
+            alive = 2 + 6 * (1 - ((step - 6) / 14) ** 3)
+        assert mine[0] == pytest.approx(usual[0] * math.sqrt(2 / alive))
+        assert mine[1] == pytest.approx(usual[1])
+    assert slowed[5][0] == pytest.approx(plain[5][0] / 2)
+    assert adapted("dora", init=8).rate_factor(steps) is None
+    assert adapted("dynarank", target=2, init=2).rate_factor(steps) is None

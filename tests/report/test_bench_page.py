@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
@@ -64,6 +65,24 @@ def test_the_picture_has_an_arm_a_row_and_takes_the_pages_colours() -> None:
     assert "currentColor" in page
     assert "var(--dot)" in page
     assert forest_picture(cells(0.03)[:9]) is None  # the baseline alone
+
+
+def test_an_arm_that_fails_does_not_flatten_the_others() -> None:
+    found = cells(0.03)
+    for arm, loss in (("random", 0.02), ("adalora", 0.01), ("paper", 0.7)):
+        for cell in [one for one in cells(0.0) if one.arm == "dynarank"]:
+            found.append(replace(cell, arm=arm, score=cell.score - loss))
+    picture = forest_picture(found)
+    assert picture is not None
+    (axes,) = picture.figure.axes
+    low, high = axes.get_xlim()
+    assert -0.2 < low < -0.02
+    assert high == -low
+    (number,) = (float(text.get_text()) for text in axes.texts)
+    assert number == pytest.approx(-0.7, abs=0.01)
+    markers = [line.get_marker() for line in axes.lines if len(line.get_xdata()) == 1]
+    assert markers.count("<") == 1
+    assert markers.count("o") == 3
 
 
 def test_the_command_writes_the_page(tmp_path: Path) -> None:

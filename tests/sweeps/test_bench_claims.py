@@ -86,7 +86,7 @@ def test_workers_run_every_cell_once_and_as_many_as_were_asked_for(
 ) -> None:
     together = threading.Barrier(2)
 
-    def run_cell(cell: Cell, _: dict[str, str], goes_on: Callable[[], bool]) -> Cell:
+    def run_cell(cell: Cell, _: object, __: Path, goes_on: Callable[[], bool]) -> Cell:
         assert goes_on()
         if cell.lr == 1e-3:
             together.wait(10)  # both are at work at once
@@ -101,7 +101,7 @@ def test_workers_run_every_cell_once_and_as_many_as_were_asked_for(
     together.reset()
     bench_runs.run_bench(file, ["sst2"], [0.25], ARMS, workers=2)
     keys = [cell.key for cell in read_cells(file)]
-    tuning = 4 + 2 * 2  # the grid, and two rates on two more seeds
+    tuning = 4 + 2  # the grid, and two rates on a second seed
     assert len(keys) == len(set(keys)) == 2 * (tuning + 5)
     assert plan(read_cells(file)) == []
 
@@ -109,7 +109,7 @@ def test_workers_run_every_cell_once_and_as_many_as_were_asked_for(
 def test_a_failure_of_one_worker_stops_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_cell(cell: Cell, _: dict[str, str], goes_on: Callable[[], bool]) -> Cell:
+    def run_cell(cell: Cell, _: object, __: Path, goes_on: Callable[[], bool]) -> Cell:
         if cell.arm == ARMS[1]:
             raise OSError("no room")
         while goes_on():
@@ -132,7 +132,7 @@ def test_repeated_cells_are_compared_to_the_last_bit(
     append_cell(file, Cell("dynarank", "sst2", 0.25, 8, 4e-3))  # it failed
     before = file.read_bytes()
 
-    def run_cell(cell: Cell, _: dict[str, str]) -> Cell:
+    def run_cell(cell: Cell, _: object, __: Path) -> Cell:
         assert math.isnan(cell.score)  # nothing of the former run is handed on
         again = finished(cell)
         return replace(again, loss=math.nextafter(again.loss, 1)) if cell.seed == 4 else again

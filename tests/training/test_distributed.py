@@ -66,9 +66,8 @@ SUMMARIES = [
 ]
 CASES = {
     "regression": ["task=stsb"],
-    "accumulation": ["task=stsb", "trainer.accumulate=2"],
     "sensitivity": ["task=stsb", "method.score=sensitivity"],
-    "fisher": ["task=stsb", "trainer.accumulate=2", "method=dynarank"],
+    "fisher": ["task=stsb", "trainer.accumulate=2", "method=dynarank"],  # and accumulation
     "adalora": ["task=stsb", "method=adalora"],
     "summaries": SUMMARIES,
 }

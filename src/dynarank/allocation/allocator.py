@@ -33,7 +33,7 @@ from dynarank.allocation.components import (
 from dynarank.allocation.config import FIXED
 from dynarank.allocation.schedule import BudgetSchedule, round_half_up
 from dynarank.allocation.scoring import Scorer
-from dynarank.allocation.selection import top_components, top_parameters, with_ceiling, with_floors
+from dynarank.allocation.selection import best_components, with_ceiling
 
 
 class RankAllocator:
@@ -198,19 +198,20 @@ class RankAllocator:
 
         The best have the highest smoothed scores. Exactly `count` are kept (all that are left, if
         `count` is larger): ties go to the earlier layer, then to the lower index. Without `regrow`,
-        the rest are masked for good and never chosen again. Where costs count, `count` is a number
-        of parameters, and less than one component of it is left unused.
+        the rest are masked for good. Where costs count, `count` is a number of parameters.
         """
         self.check_finite()
         alive = self._cat([layer.mask for layer in self.layers])
         # Scores are never negative, so that -1 comes after all of them.
         scores = torch.where(alive, self.ema, torch.full_like(self.ema, -1.0))
-        scores = with_ceiling(scores, self.sizes, self._ceiling())
-        scores = with_floors(scores, self.sizes, self.min_rank)
-        if self.cost_aware:
-            keep = top_parameters(scores, component_costs(self.layers, scores.device), count)
-        else:
-            keep = top_components(scores, count) & (scores >= 0)
+        keep = best_components(
+            with_ceiling(scores, self.sizes, self._ceiling()),
+            self.sizes,
+            count,
+            floor=self.min_rank,
+            costs=component_costs(self.layers, scores.device) if self.cost_aware else None,
+            later=None if self.regrow else self.allowance(self.schedule.total),
+        )
         keep = self.agree(keep)
         for layer, pruned in zip(self.layers, (~keep).split(self.sizes), strict=True):
             layer.lora_c.masked_fill_(pruned.to(layer.lora_c.device), 0)

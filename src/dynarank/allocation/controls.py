@@ -54,22 +54,31 @@ def shuffle_ranks(
     return shuffled
 
 
-def scores_for_ranks(ranks: Sequence[int], sizes: Sequence[int], seed: int) -> Tensor:
+def scores_for_ranks(
+    ranks: Sequence[int], sizes: Sequence[int], costs: Sequence[int] | None, seed: int
+) -> Tensor:
     """Return scores, (n), with which `ranks` components of each layer come before all others.
 
-    Among those that stay, and among those that go, the order is drawn.
+    Among those that stay, and among those that go, the order is drawn. Where parameters are counted
+    and the ranks leave some unspent, another component may fit beside them.
+
+    Args:
+        ranks: of each layer.
+        sizes: components of each layer.
+        costs: as in `random_scores`.
+        seed: of the draw.
 
     Raises:
         ValueError: a rank is above what its layer has.
     """
     draw = random.Random(seed)
     scores = []
-    for rank, size in zip(ranks, sizes, strict=True):
+    for position, (rank, size) in enumerate(zip(ranks, sizes, strict=True)):
         if rank > size:
             raise ValueError(
                 f"a matrix of the pattern has rank {rank}, and the budget starts with {size} "
                 f"components: give budget.init={max(ranks)} or more"
             )
-        own = [draw.random() + (1 if index < rank else 0) for index in range(size)]
-        scores += own
+        cost = 1 if costs is None else costs[position]
+        scores += [cost * (draw.random() + (1 if index < rank else 0)) for index in range(size)]
     return torch.tensor(scores, dtype=torch.float32)

@@ -41,7 +41,7 @@ class Scorer:
         self.score = score
         self.sensitivity = Sensitivity(layers) if score == "sensitivity" else None
         self.fisher = Fisher(layers) if score == "fisher" else None
-        if score == "random":
+        if score == "random" and fixed is None:
             costs = [component_parameters(layer) for layer in layers]
             sizes = [layer.r for layer in layers]
             fixed = random_scores(sizes, costs if cost_aware else None, seed)

@@ -11,6 +11,32 @@ import torch
 from torch import Tensor
 
 
+def best_components(
+    scores: Tensor,
+    sizes: Sequence[int],
+    count: int,
+    floor: int = 0,
+    costs: Tensor | None = None,
+    later: int | None = None,
+) -> Tensor:
+    """Return what the model keeps, (n) bool.
+
+    Args:
+        scores: (n); negative for components that may not be kept.
+        sizes: components of each layer.
+        count: how many may be kept or, where costs are given, how many parameters of them.
+        floor: components that every layer keeps at least.
+        costs: the parameters of each component, (n); None to count components.
+        later: the last budget, where pruning is for good; None where pruned ones may return.
+    """
+    scores = with_floors(scores, sizes, floor)
+    if costs is None:
+        return top_components(scores, count) & (scores >= 0)
+    if later is not None:
+        scores = keeping_fit(scores, costs, min(count, later))
+    return top_parameters(scores, costs, count)
+
+
 def top_components(scores: Tensor, count: int) -> Tensor:
     """Return the `count` highest of (n) scores as an (n) bool mask.
 
@@ -46,6 +72,21 @@ def top_parameters(scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     keep[kept] = True
     return keep
+
+
+def keeping_fit(scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
+    """Return the scores with infinity for the components that a later budget would take, (n).
+
+    Where pruning is for good, the narrow components that fill a later budget's last parameters
+    may be gone by then: wide ones with higher scores would be left, of which none fits.
+
+    Args:
+        scores: (n), as in `top_parameters`.
+        costs: likewise.
+        parameters: the later budget.
+    """
+    later = top_parameters(scores, costs, parameters)
+    return torch.where(later, torch.full_like(scores, torch.inf), scores)
 
 
 def with_ceiling(scores: Tensor, sizes: Sequence[int], ceiling: int | None) -> Tensor:

@@ -18,7 +18,16 @@ from collections.abc import Iterable, Sequence
 
 from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
 from dynarank.errors import UserError, nearest
-from dynarank.sweeps.bench import ARMS, BUDGETS, FIRST_ARMS, SCALES, TASKS, read_cells
+from dynarank.sweeps.bench import (
+    ARMS,
+    BUDGETS,
+    FIRST_ARMS,
+    SCALES,
+    SEEDS,
+    TASKS,
+    TUNING_SEEDS,
+    read_cells,
+)
 
 NOT_EQUAL = 1
 """The exit code where a repeated cell found something else."""
@@ -35,13 +44,25 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     parser = CommandParser("bench", description=__doc__)
     parser.add_argument("file", type=user_path, help="the csv of cells; made where there is none")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="in the order wanted")
+    parser.add_argument(
+        "--tasks",
+        default=",".join(TASKS),
+        help="in the order wanted; with a scale of its own, as cola:longer",
+    )
     parser.add_argument("--budgets", default=",".join(f"{b:g}" for b in BUDGETS))
     parser.add_argument("--arms", default=",".join(FIRST_ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument(
         "--scale",
         default="small",
-        help="small, or whole: all rows, and as many epochs as the task says (default: small)",
+        help="small; longer: three epochs; or whole: all rows, and the task's epochs "
+        "(default: small)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=_count,
+        default=len(SEEDS),
+        metavar="N",
+        help=f"compare on the seeds 1 to N (default: {len(SEEDS)})",
     )
     parser.add_argument("--most", type=_count, metavar="N", help="cells to run at most")
     parser.add_argument(
@@ -64,11 +85,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     arms = _known("--arms", "arm", options.arms, ARMS)
     scale = _known("--scale", "scale", options.scale, SCALES)[0]
-    tasks = _known("--tasks", "task", options.tasks, _task_names())
+    tasks = _tasks(options.tasks, scale)
     budgets = _budgets(options.budgets)
     if options.report is not None:
         _report(options)
         return
+    seeds = range(1, options.seeds + 1)
+    if shared := set(seeds) & set(TUNING_SEEDS):
+        raise UserError(f"--seeds {options.seeds}: seed {min(shared)} tunes, and compares nothing")
     from dynarank.sweeps.bench_runs import repeat_cells, run_bench
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -79,9 +103,7 @@ def _run(options: argparse.Namespace) -> None:
         if equal < len(found):
             sys.exit(NOT_EQUAL)
         return
-    if scale != "small":
-        tasks = [f"{task}:{scale}" for task in tasks]
-    run_bench(options.file, tasks, budgets, arms, options.most, options.workers)
+    run_bench(options.file, tasks, budgets, arms, options.most, options.workers, seeds)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -105,6 +127,18 @@ def _known(option: str, what: str, text: str, known: Iterable[str]) -> list[str]
         if name not in known:
             raise UserError(f"{option}: {name!r} is no {what}. {nearest(name, known)}")
     return names
+
+
+def _tasks(text: str, scale: str) -> list[str]:
+    """Return the tasks of a list, each with its own scale or the common one behind a colon."""
+    words = text.split(",")
+    _known("--tasks", "task", ",".join(word.partition(":")[0] for word in words), _task_names())
+    tasks = []
+    for word in words:
+        task, _, own = word.partition(":")
+        (wanted,) = _known("--tasks", "scale", own or scale, SCALES)
+        tasks.append(task if wanted == "small" else f"{task}:{wanted}")
+    return tasks
 
 
 def _task_names() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -119,22 +119,32 @@ class Method(ABC, Generic[ConfigT]):
         """Return parameters whose learning rate is a multiple of the run's, and that multiple."""
         return []
 
+    def rate_factor(self, total_steps: int) -> Callable[[int], float] | None:
+        """Return what the adapters' rate is multiplied by after t of so many optimizer steps.
+
+        None where nothing is multiplied. The head's rate is never.
+        """
+        return None
+
     def all_lr_ratios(
         self, lr: float, head_lr: float | None
     ) -> list[tuple[list[nn.Parameter], float]]:
-        """Return `lr_ratios`, and the head's where it has a rate of its own.
+        """Return `lr_ratios`, and the head's where its rate is not the adapters'.
 
         Args:
             lr: the run's peak rate.
             head_lr: the head's; None for the run's.
         """
         ratios = self.lr_ratios()
-        if head_lr is None:
-            return ratios
+        head = self.head_parameters()
+        if head_lr is not None:
+            return [*ratios, (head, head_lr / lr)]
+        return ratios if self.rate_factor(1) is None else [*ratios, (head, 1.0)]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Return what is trained of the head, in the model's order."""
         head = parameters_inside(self.model, self.head)
-        # In the model's order, which a set does not keep.
-        trained = [p for p in self.model.parameters() if p in head and p.requires_grad]
-        return [*ratios, (trained, head_lr / lr)]
+        return [p for p in self.model.parameters() if p in head and p.requires_grad]
 
     def observe_gradients(self) -> None:
         """Take in the gradients of the coming optimizer step, where an allocation needs them.

@@ -9,7 +9,7 @@ from typing import Annotated
 from dynarank.adapters import STARTS
 from dynarank.allocation.config import SCORES
 from dynarank.methods.placement import PLACEMENTS
-from dynarank.settings import Ge, Gt, Lt, OneOf, UserPath, check_settings
+from dynarank.settings import Ge, Gt, Le, Lt, OneOf, UserPath, check_settings
 
 
 @dataclass
@@ -99,6 +99,10 @@ class DynaRankConfig(DoRAConfig):
     score: Annotated[str, OneOf((*SCORES, "shuffled"))] = "fisher"
     init: Annotated[str, OneOf(STARTS)] = "lora"
     train_c: bool = False
+    rate_power: Annotated[float, Ge(0), Le(1)] = 0.5
+    """While more components live than are kept in the end, the adapters' learning rate is
+    (budget.target / budget now)^rate_power of the schedule's: all components together then move
+    the model about as fast as those that are kept. 0 leaves the rate alone."""
 
 
 @dataclass

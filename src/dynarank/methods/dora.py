@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from dynarank.allocation.components import component_parameters
 from dynarank.allocation.controls import scores_for_ranks, shuffle_ranks
 from dynarank.allocation.dem import add_dem_gradient, dem_penalty
 from dynarank.methods.base import Method, MethodSize
-from dynarank.methods.config import DoRAConfig
+from dynarank.methods.config import DoRAConfig, DynaRankConfig
 from dynarank.methods.found_ranks import read_found_ranks
 from dynarank.methods.ranked import check_some_left, pruned_size, schedule_of
 
@@ -89,10 +89,12 @@ class DoRA(Method[DoRAConfig]):
             name: (layer.in_features, layer.out_features) for name, layer in self.layers.items()
         }
         everywhere = {name: ranks.get(name, 0) for name in self.layers}
+        costs = [component_parameters(layer) for layer in self.layers.values()]
         shuffled = shuffle_ranks(everywhere, shapes, self.config.score_seed)
         return scores_for_ranks(
             ranks=[shuffled[name] for name in self.layers],
             sizes=[layer.r for layer in self.layers.values()],
+            costs=costs if self.budget.unit == "parameters" else None,
             seed=self.config.score_seed,
         )
 
@@ -142,6 +144,15 @@ class DynaRank(DoRA):
     """
 
     penalty_name = "penalty"
+    config: DynaRankConfig
+
+    def rate_factor(self, total_steps: int) -> Callable[[int], float] | None:
+        """Return (b_T / b(t))^rate_power; None where it is 1 throughout."""
+        power = self.config.rate_power
+        if power == 0 or self.budget.initial == self.budget.target:
+            return None
+        schedule = schedule_of(self.budget, total_steps, self.budget.schedule)
+        return lambda step: float((schedule.target / schedule.budget(step)) ** power)
 
     def penalty(self, frozen: bool) -> Tensor | None:
         return None

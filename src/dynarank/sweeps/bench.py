@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-TUNING_SEEDS = (100, 101, 102)
+TUNING_SEEDS = (100, 101)
 """Seeds that choose the rates, and that no comparison uses: the grid runs on the first."""
 SEEDS = (1, 2, 3, 4, 5)
-TASKS = ("sst2", "tweets", "mrpc", "cola", "rte", "stsb")
+TASKS = ("sst2", "tweets", "products", "editorials", "questions", "fine_questions:longer")
 BUDGETS = (0.25, 0.5, 1.0, 8.0)
 MOST_EXTENSIONS = 4
 """Rates that a grid is carried on by, on either side."""
@@ -28,6 +28,7 @@ COMMON = "experiment=does_it_pay"
 """What all cells share stands in that experiment, so that a cell can be run by hand."""
 SCALES = {
     "small": (),
+    "longer": ("trainer.epochs=3", "budget.interval=15"),
     "whole": (
         "task.max_train_rows=null",
         "task.max_validation_rows=null",
@@ -46,6 +47,11 @@ class Arm:
     overrides: tuple[str, ...]
     lowest_rate: float
     rates: int = 3
+    rate_of: str | None = None
+    """The arm whose tuned rate it takes, so that the two differ in nothing but their ranks."""
+    ranks_of: str | None = None
+    """The arm whose ranks it is given, as found on the same task, budget and seed at that arm's
+    tuned rate; `{ranks}` in the overrides is then a folder that holds them."""
 
     def grid(self) -> list[float]:
         """Return the rates, each twice the last."""
@@ -54,15 +60,47 @@ class Arm:
 
 _LORA = ("method=lora", "method.alpha=8")
 _DYNARANK = ("method=dynarank", "method.alpha=8")
+_GLOBAL_SVD = ("method=global_svd", "method.alpha=8", "budget.unit=parameters")
+
+
+def _placed(placement: str, *others: str) -> Arm:
+    """Return LoRA on other matrices, at the rate of LoRA that is spread evenly."""
+    overrides = (*_LORA, f"method.placement={placement}", *others)
+    return Arm(overrides, 1e-3, rate_of=BASELINE)
+
+
 ARMS = {
     "lora_even": Arm(_LORA, 1e-3),
-    "lora_feed_forward": Arm((*_LORA, "method.placement=feed_forward"), 1e-3),
-    "lora_query_value": Arm((*_LORA, "method.placement=query_value"), 1e-3),
-    "lora_last_layers": Arm((*_LORA, "method.placement=last_layers"), 1e-3),
-    "lora_first_layers": Arm((*_LORA, "method.placement=first_layers"), 1e-3),
-    "lora_random": Arm((*_LORA, "method.placement=random", "method.placement_seed={seed}"), 1e-3),
+    "lora_feed_forward": _placed("feed_forward"),
+    "lora_query_value": _placed("query_value"),
+    "lora_last_layers": _placed("last_layers"),
+    "lora_first_layers": _placed("first_layers"),
+    "lora_random": _placed("random", "method.placement_seed={seed}"),
     "dynarank": Arm(_DYNARANK, 1e-3),
     "random": Arm((*_DYNARANK, "method.score=random", "method.score_seed={seed}"), 1e-3),
+    "shuffled": Arm(
+        (
+            *_DYNARANK,
+            "method.score=shuffled",
+            "method.rank_pattern_from={ranks}",
+            "method.score_seed={seed}",
+        ),
+        1e-3,
+        rate_of="dynarank",
+        ranks_of="dynarank",
+    ),
+    "replayed": Arm(
+        (*_LORA, "method.rank_pattern_from={ranks}"),
+        1e-3,
+        rate_of="lora_even",
+        ranks_of="dynarank",
+    ),
+    "absolute": Arm((*_DYNARANK, "method.score=absolute"), 1e-3),
+    "global_svd": Arm(_GLOBAL_SVD, 1e-3),
+    "compressed": Arm((*_GLOBAL_SVD, "budget.final=0"), 1e-3),
+    "gora": Arm(("method=gora", "method.alpha=8", "budget.unit=parameters"), 1e-3),
+    "eva": Arm(("method=eva", "method.alpha=8"), 1e-3),
+    "sora": Arm(("method=sora", "method.alpha=8", "budget.unit=parameters"), 1e-3),
     "adalora": Arm(("method=adalora", "budget.unit=parameters"), 5e-3),
     "paper": Arm(("method=dora", "method.alpha=null"), 1.25e-2),
 }
@@ -95,9 +133,13 @@ class Cell:
         """What tells a cell from the others."""
         return (self.arm, self.task, self.budget, self.seed, self.lr)
 
-    def overrides(self) -> list[str]:
-        """Return the run's overrides."""
-        own = [part.format(seed=self.seed) for part in ARMS[self.arm].overrides]
+    def overrides(self, ranks: str = "") -> list[str]:
+        """Return the run's overrides.
+
+        Args:
+            ranks: the folder with the ranks that the arm is given, where it is given any.
+        """
+        own = [part.format(seed=self.seed, ranks=ranks) for part in ARMS[self.arm].overrides]
         task, _, scale = self.task.partition(":")
         return [
             COMMON,

@@ -22,8 +22,9 @@ from threading import Event
 from dynarank import __version__
 from dynarank.config.command_line import quote
 from dynarank.run_folder import HISTORY, is_finished, read_ranks, read_record, selected_score
-from dynarank.sweeps.bench import Cell, read_cells
+from dynarank.sweeps.bench import SEEDS, Cell, read_cells
 from dynarank.sweeps.bench_claims import Claims
+from dynarank.sweeps.bench_sources import given_ranks, write_names
 from dynarank.sweeps.bench_tuning import pending
 from dynarank.sweeps.preloaded import Process, start_forked, start_server
 
@@ -40,6 +41,7 @@ def run_bench(
     arms: Sequence[str],
     most: int | None = None,
     workers: int = 1,
+    seeds: Sequence[int] = SEEDS,
 ) -> int:
     """Run what the file lacks; return how many cells were run.
 
@@ -52,10 +54,11 @@ def run_bench(
         arms: likewise.
         most: how many cells to run at most; None for all.
         workers: how many cells to run side by side, each on one thread.
+        seeds: those that arms are compared on.
     """
     environment = single_threaded()
     start_server(environment)
-    work = _Work(file, lambda cells: pending(cells, tasks, budgets, arms), most)
+    work = _Work(file, lambda cells: pending(cells, tasks, budgets, arms, seeds), most)
     with ThreadPoolExecutor(workers) as pool:
         running = [pool.submit(work.run, environment) for _ in range(workers)]
         try:
@@ -83,6 +86,7 @@ class _Work:
         self, file: Path, plan: Callable[[list[Cell]], Iterator[Cell]], most: int | None
     ) -> None:
         self.stop = Event()
+        self._file = file
         self._claims = Claims(file)
         self._plan = plan
         self._left = math.inf if most is None else most
@@ -98,7 +102,7 @@ class _Work:
                 self.stop.wait(POLL_SECONDS)
                 continue
             try:
-                result = run_cell(cell, environment, partial(self._tick, cell))
+                result = run_cell(cell, environment, self._file, partial(self._tick, cell))
                 self._claims.finish(result)
             except BaseException:
                 self.stop.set()  # the other workers would run on until the end
@@ -158,7 +162,7 @@ def repeat_cells(file: Path, count: int) -> list[Repetition]:
     for place in places:
         before = done[place]
         plan = Cell(before.arm, before.task, before.budget, before.seed, before.lr)
-        repetition = Repetition(before, run_cell(plan, environment))
+        repetition = Repetition(before, run_cell(plan, environment, file))
         found.append(repetition)
         verdict = "equal" if repetition.equal else "NOT equal"
         log.info("%s: %s; then %s", verdict, describe(repetition.again), describe(before))
@@ -175,13 +179,17 @@ def describe(cell: Cell) -> str:
 
 
 def run_cell(
-    cell: Cell, environment: dict[str, str], goes_on: Callable[[], bool] = lambda: True
+    cell: Cell,
+    environment: dict[str, str],
+    file: Path,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> Cell:
     """Run a cell in a folder that is removed, and return it with what it found.
 
     Args:
         cell: what to run.
         environment: the variables that its process sees.
+        file: the csv of cells, which holds the ranks that the cell is given, if it is given any.
         goes_on: asked every second; where it says no, the run is ended and nothing returned.
 
     Raises:
@@ -196,7 +204,7 @@ def run_cell(
             "-m",
             "dynarank",
             "train",
-            *cell.overrides(),
+            *cell.overrides(given_ranks(file, cell, Path(name))),
             f"hydra.run.dir={quote(str(folder))}",
         ]
         process = start_forked(command, output, Path(name), environment)
@@ -215,6 +223,7 @@ def run_cell(
             last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             log.warning("failed: %s", last[-1] if last else "no output")
             return replace(cell, commit=revision())
+        write_names(file, list(read_ranks(folder)))
         return _finished(cell, folder)
 
 

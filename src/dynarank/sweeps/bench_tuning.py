@@ -1,7 +1,7 @@
 """Which rate an arm of the bench is compared at, and which cell is to be run next.
 
 The grid of rates runs on one seed, and is carried on for as long as the best stands at its edge.
-The best rate and the one below it then run on two seeds more, and the lower mean loss decides. One
+The best rate and the one below it then run on a second seed, and the lower mean loss decides. One
 seed alone often chooses a rate at which other seeds collapse: the losses fall with the rate until
 they jump.
 """
@@ -31,6 +31,8 @@ def is_tuning(cell: Cell) -> bool:
 
 def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> float | None:
     """Return the tuned rate; None while the tuning is not over, or where nothing was tuned."""
+    if arm in ARMS:
+        arm = ARMS[arm].rate_of or arm
     if arm not in ARMS or next_tuning(cells, arm, task, budget) is not None:
         return None
     losses = _losses(cells, arm, task, budget)
@@ -44,7 +46,12 @@ def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> floa
 def next_tuning(
     cells: Sequence[Cell], arm: str, task: str, budget: float
 ) -> tuple[int, float] | None:
-    """Return the seed and the rate that tuning an arm wants next; None once it is over."""
+    """Return the seed and the rate that tuning an arm wants next; None once it is over.
+
+    An arm that takes another's rate wants none.
+    """
+    if ARMS[arm].rate_of is not None:
+        return None
     losses = _losses(cells, arm, task, budget)
     rate = _next_of_grid(losses, ARMS[arm].grid())
     if rate is not None:
@@ -99,15 +106,33 @@ def _finalists(losses: dict[tuple[int, float], float]) -> list[float]:
     return [] if best is None else [best, best / 2]
 
 
+def source_of(cells: Sequence[Cell], cell: Cell) -> Cell | None:
+    """Return the finished cell whose ranks a cell is given; None where it is not there yet.
+
+    It is that of the arm `ranks_of`, on the same task, budget and seed, at that arm's tuned rate.
+    """
+    arm = ARMS[cell.arm].ranks_of
+    assert arm is not None
+    rate = best_rate(cells, arm, cell.task, cell.budget)
+    wanted = (arm, cell.task, cell.budget, cell.seed, rate)
+    return next((one for one in cells if one.key == wanted and one.ranks), None)
+
+
+def _can_run(cells: Sequence[Cell], cell: Cell) -> bool:
+    return ARMS[cell.arm].ranks_of is None or source_of(cells, cell) is not None
+
+
 def pending(
     cells: Sequence[Cell],
     tasks: Sequence[str] = TASKS,
     budgets: Sequence[float] = BUDGETS,
     arms: Sequence[str] = FIRST_ARMS,
+    seeds: Sequence[int] = SEEDS,
 ) -> Iterator[Cell]:
     """Yield the cells that can be run now, in order: a task's tuning, then its comparisons.
 
-    A rate of a grid's continuation is known once the former one is done; so ask again after each.
+    A rate of a grid's continuation is known once the former one is done, and an arm that is given
+    ranks waits for those that find them; so ask again after each.
     A budget's tasks are all tuned before its first comparison, and a seed is compared on all tasks
     before the next, so that a bench that is stopped compares all tasks with as many seeds.
     """
@@ -118,8 +143,10 @@ def pending(
                 wanted = next_tuning(cells, arm, task, budget)
                 if wanted is not None:
                     seed, rate = wanted
-                    yield Cell(arm=arm, task=task, budget=budget, seed=seed, lr=rate)
-        for seed in SEEDS:
+                    cell = Cell(arm=arm, task=task, budget=budget, seed=seed, lr=rate)
+                    if _can_run(cells, cell):
+                        yield cell
+        for seed in seeds:
             for task in tasks:
                 yield from _comparisons(cells, done, task, budget, arms, seed)
 
@@ -137,5 +164,5 @@ def _comparisons(
         rate = best_rate(cells, arm, task, budget)
         if rate is not None:
             cell = Cell(arm=arm, task=task, budget=budget, seed=seed, lr=rate)
-            if cell.key not in done:
+            if cell.key not in done and _can_run(cells, cell):
                 yield cell

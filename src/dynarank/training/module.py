@@ -126,6 +126,8 @@ class FineTuning(LightningModule):
             self.total_steps,
             self.method.all_lr_ratios(self.lr, self.optimizer_config.head_lr),
             fused=not has_loss_scaler(self),
+            factor=self.method.rate_factor(self.total_steps),
+            steady=self.method.head_parameters(),
         )
 
     def compile_training_pass(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from dynarank.config.schema import OptimizerConfig
 
@@ -52,6 +53,8 @@ def build_optimizer(
     total_steps: int,
     ratios: Ratios = (),
     fused: bool = False,
+    factor: Callable[[int], float] | None = None,
+    steady: Sequence[nn.Parameter] = (),
 ) -> dict[str, Any]:
     """Return the optimizer and its schedule in the form that `configure_optimizers` returns.
 
@@ -63,6 +66,8 @@ def build_optimizer(
         ratios: parameters with a multiple of `lr`.
         fused: update all parameters in one kernel, where torch has one for their device. It is not
             for a loss scaler: a fused optimizer skips a step on the device, where nobody sees it.
+        factor: multiplies the scheduled rate after t optimizer steps; None for no factor.
+        steady: parameters that `factor` is not for; all or none of a group of rates.
     """
     from transformers import get_linear_schedule_with_warmup
 
@@ -70,7 +75,29 @@ def build_optimizer(
     optimizer = _fused_adamw(groups, lr) if fused else torch.optim.AdamW(groups, lr=lr)
     warmup = int(config.warmup * total_steps)
     scheduler = get_linear_schedule_with_warmup(optimizer, warmup, total_steps)
+    if factor is not None:
+        scheduler = LambdaLR(optimizer, _with_factor(optimizer, scheduler, factor, steady))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _with_factor(
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    factor: Callable[[int], float],
+    steady: Sequence[nn.Parameter],
+) -> list[Callable[[int], float]]:
+    """Return the schedule of each group, multiplied where the group is not a steady one."""
+    exempt = {id(parameter) for parameter in steady}
+    schedules: list[Callable[[int], float]] = []
+    for group, linear in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        members = {id(parameter) for parameter in group["params"]}
+        if members & exempt:
+            assert members <= exempt
+            schedules.append(linear)
+        else:
+            schedules.append(lambda step, linear=linear: linear(step) * factor(step))  # type: ignore[misc]
+        group["lr"] = group["initial_lr"]  # the first schedule has scaled it already
+    return schedules
 
 
 def _fused_adamw(groups: list[dict[str, Any]], lr: float) -> torch.optim.AdamW:
