@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from factor_costs import factor_costs
-from step_contenders import BATCH, RANK, SHAPES
+from step_contenders import BATCH, PRECISIONS, RANK, SHAPES
 from step_times import compare, draw, table
 from sweep_pair import sweep_pair
 from whole_run import compare as compare_runs
@@ -54,9 +54,12 @@ def step_part(given: argparse.Namespace) -> list[str]:
     for shape in given.shapes:
         for length in given.lengths:
             for dropout in given.dropouts:
-                title = f"{shape}, {BATCH} x {length} tokens, dropout {dropout:g}"
-                results[title] = compare(shape, given.blocks, length, dropout, given.rounds)
-                lines += table(title, results[title])
+                for precision in given.precisions:
+                    title = f"{shape}, {BATCH} x {length} tokens, dropout {dropout:g}, {precision}"
+                    results[title] = compare(
+                        shape, given.blocks, length, dropout, given.rounds, precision
+                    )
+                    lines += table(title, results[title])
     draw(results, given.picture)
     return lines
 
@@ -68,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["minilm", "roberta"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128])
     parser.add_argument("--dropouts", nargs="+", type=float, default=[0.1, 0.0])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["32-true"])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--rows", type=int, default=1200, help="of a whole run")

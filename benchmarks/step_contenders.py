@@ -29,6 +29,7 @@ SHAPES = {
     "roberta": (RobertaModel, RobertaConfig, (768, 12, 3072)),
     "tiny": (BertModel, BertConfig, (16, 2, 32)),
 }
+PRECISIONS = ("32-true", "bf16-mixed")
 Step = Callable[[Tensor], Any]
 
 
@@ -59,12 +60,20 @@ def base_model(shape: str, blocks: int) -> nn.Module:
     return built.requires_grad_(False).train()
 
 
-def loss_of(model: nn.Module) -> Step:
-    """Return a loss whose gradient goes through the whole model, the bound's too."""
+def loss_of(model: nn.Module, precision: str) -> Step:
+    """Return a loss whose gradient goes through the whole model, the bound's too.
+
+    With bf16-mixed, the forward pass alone is under autocast, as Lightning has it.
+    """
     inner = getattr(model, "base_model", model)
     embeddings = getattr(inner, "model", inner).embeddings
     embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_())
-    return lambda tokens: model(input_ids=tokens).last_hidden_state.square().mean()
+
+    def loss(tokens: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            return model(input_ids=tokens).last_hidden_state.float().square().mean()
+
+    return loss
 
 
 def trainer_of(model: nn.Module, forward: Step, before: Any = None, after: Any = None) -> Step:
@@ -87,26 +96,26 @@ def trainer_of(model: nn.Module, forward: Step, before: Any = None, after: Any =
     return step
 
 
-def bound(shape: str, blocks: int, dropout: float) -> Contender:
+def bound(shape: str, blocks: int, dropout: float, precision: str = "32-true") -> Contender:
     model = base_model(shape, blocks)
-    forward = loss_of(model)
+    forward = loss_of(model, precision)
     return Contender("bound", model, forward, trainer_of(model, forward))
 
 
-def peft_lora(shape: str, blocks: int, dropout: float) -> Contender:
+def peft_lora(shape: str, blocks: int, dropout: float, precision: str = "32-true") -> Contender:
     config = LoraConfig(r=RANK, lora_dropout=dropout, target_modules=TARGETS)
     model = get_peft_model(base_model(shape, blocks), config)
-    forward = loss_of(model)
+    forward = loss_of(model, precision)
     return Contender("PEFT LoRA", model, forward, trainer_of(model, forward))
 
 
-def peft_adalora(shape: str, blocks: int, dropout: float) -> Contender:
+def peft_adalora(shape: str, blocks: int, dropout: float, precision: str = "32-true") -> Contender:
     config = AdaLoraConfig(
         init_r=RANK, target_r=8, lora_dropout=dropout, target_modules=TARGETS, total_step=10**6,
         tinit=0, tfinal=10**5, deltaT=10,
     )  # fmt: skip
     model = get_peft_model(base_model(shape, blocks), config)
-    plain = loss_of(model)
+    plain = loss_of(model, precision)
     taken = [0]
 
     def forward(tokens: Tensor) -> Tensor:
@@ -140,7 +149,7 @@ class PaperLayer(nn.Module):
         return self.base(x) + F.linear(h, self.lora_B) * (8 / RANK)
 
 
-def authors(shape: str, blocks: int, dropout: float) -> Contender:
+def authors(shape: str, blocks: int, dropout: float, precision: str = "32-true") -> Contender:
     model = base_model(shape, blocks)
     layers = []
     for name, module in list(model.named_modules()):
@@ -148,7 +157,7 @@ def authors(shape: str, blocks: int, dropout: float) -> Contender:
             parent, _, child = name.rpartition(".")
             layers.append(PaperLayer(module, dropout))
             setattr(model.get_submodule(parent), child, layers[-1])
-    plain = loss_of(model)
+    plain = loss_of(model, precision)
     scores = [torch.zeros(RANK) for _ in layers]
 
     def forward(tokens: Tensor) -> Tensor:
@@ -167,12 +176,12 @@ def authors(shape: str, blocks: int, dropout: float) -> Contender:
     )
 
 
-def dynarank(shape: str, blocks: int, dropout: float) -> Contender:
+def dynarank(shape: str, blocks: int, dropout: float, precision: str = "32-true") -> Contender:
     model = base_model(shape, blocks)
     layers = inject(model, [PATTERN], r=RANK, dropout=dropout)
     mark_trainable(model)
     allocator = RankAllocator(layers, BudgetSchedule(init=RANK, target=8, total=10**6))
-    forward = loss_of(model)
+    forward = loss_of(model, precision)
     spent = [0.0]
 
     def timed(call: Callable[[], Any]) -> Callable[[], None]:
@@ -198,14 +207,16 @@ def dynarank(shape: str, blocks: int, dropout: float) -> Contender:
     return contender
 
 
-def dynarank_frozen(shape: str, blocks: int, dropout: float) -> Contender:
+def dynarank_frozen(
+    shape: str, blocks: int, dropout: float, precision: str = "32-true"
+) -> Contender:
     model = base_model(shape, blocks)
     layers = inject(model, [PATTERN], r=RANK, dropout=dropout)
     mark_trainable(model)
     ranks = [8 if index % 2 else 0 for index in range(len(layers))]
     kept = {name: torch.arange(RANK) < rank for name, rank in zip(layers, ranks, strict=True)}
     cut_to_kept(model, kept)
-    forward = loss_of(model)
+    forward = loss_of(model, precision)
     return Contender("dynarank, frozen, half at rank 0", model, forward, trainer_of(model, forward))
 
 

@@ -58,10 +58,12 @@ def count(contender: Contender, tokens: Tensor) -> None:
     contender.counts = (counts.kernels, counts.readings)
 
 
-def compare(shape: str, blocks: int, length: int, dropout: float, rounds: int) -> list[Contender]:
+def compare(
+    shape: str, blocks: int, length: int, dropout: float, rounds: int, precision: str = "32-true"
+) -> list[Contender]:
     """Measure every contender, in turn, in every round."""
     tokens = torch.randint(5, 1000, (BATCH, length))
-    contenders = [build(shape, blocks, dropout) for build in BUILDERS]
+    contenders = [build(shape, blocks, dropout, precision) for build in BUILDERS]
     for contender in contenders:
         contender.step(tokens)  # moments and caches are made here
         count(contender, tokens)

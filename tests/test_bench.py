@@ -65,10 +65,11 @@ def test_the_contenders_train_as_many_components(contenders: Any) -> None:
     assert components(contenders.dynarank_frozen) == 3 * 8
 
 
-def test_a_step_trains_every_contender_but_the_bound(contenders: Any) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_step_trains_every_contender_but_the_bound(contenders: Any, precision: str) -> None:
     tokens = torch.randint(5, 1000, (2, 8))
     for build in contenders.BUILDERS:
-        contender = build("tiny", 1, 0.0)
+        contender = build("tiny", 1, 0.0, precision)
         before = {name: p.clone() for name, p in contender.model.named_parameters()}
         contender.step(tokens)
         after = contender.model.named_parameters()

@@ -108,7 +108,7 @@ def test_predictions_are_those_of_the_adapter_on_the_narrow_weights(
             hub_root,
             NARROW,
             "trainer.epochs=12",
-            "optimizer.lr=0.03",
+            "optimizer.lr=0.01",
             "budget.interval=5",
         )
     )
