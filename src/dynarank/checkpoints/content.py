@@ -85,6 +85,7 @@ class RunContent:
         checkpoint["state_dict"] = trained_state(self.module)
         checkpoint["total_steps"] = self.module.total_steps
         checkpoint["history"] = self.module.history
+        checkpoint["collapsed"] = self.module.collapsed
         checkpoint[ROWS] = _pack(_history_file(self.module.trainer))
 
     def take_back(self, checkpoint: dict[str, Any], path: Path) -> None:
@@ -114,6 +115,8 @@ class RunContent:
         if other is not None:
             raise UserError(f"{path}: is of another model: {other}")
         self.module.history = checkpoint["history"]
+        # Those of version 0.1 lack it.
+        self.module.collapsed = checkpoint.get("collapsed")
         history_file = _history_file(self.module.trainer)
         if history_file is not None:
             history_file.restore(_unpack(checkpoint[ROWS]))

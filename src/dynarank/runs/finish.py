@@ -224,7 +224,7 @@ def _results(tested: Tested) -> Results:
         },
         last=scored.last,
         baseline=baseline_record(task, task.validation),
-        collapsed=prepared.module.scores.collapsed(),
+        collapsed=prepared.module.collapsed,
         test_metrics=tested.metrics,
         test_baseline=baseline_record(task, task.test),
         test_rows=sum(len(rows) for rows in task.test.values()),

@@ -81,6 +81,8 @@ class FineTuning(LightningModule):
         self.test_scores = SplitScores(task, task.test)
         self.history: list[dict[str, float]] = []
         """The scores of every validation within `fit`, with their step and epoch."""
+        self.collapsed: str | None = None
+        """The one prediction of all rows of a split at the last validation, in words, if any."""
         self.blocks: Sequence[str] = sharding_blocks(method.model)
         self.finite_check = FiniteCheck()
         self.skipped_steps = 0
@@ -180,11 +182,7 @@ class FineTuning(LightningModule):
         return penalty
 
     def _note_penalty(self, penalty: Tensor | None) -> None:
-        """Keep the penalty for the log.
-
-        It is logged as zero where there is none: until the epoch's end Lightning repeats a value
-        that is no longer logged.
-        """
+        """Keep the penalty for the log; zero for none, as Lightning repeats what is not logged."""
         logged = 0.0 if penalty is None else penalty.detach()
         self._figures[f"train/{self.method.penalty_name}"] = logged
 
@@ -279,15 +277,15 @@ class FineTuning(LightningModule):
         selecting = self.task.config.select
         for name, value in scores.items():
             self.log(f"val/{name}", value)
-        alike = self.scores.collapsed()
-        self.log(COLLAPSED, float(alike is not None))
+        self.collapsed = self.scores.collapsed()
+        self.log(COLLAPSED, float(self.collapsed is not None))
         self._log_place()
         self.log(SELECTION, scores[selecting] if self.at_budget else float("nan"))
         if self.trainer.state.fn == "fit":
             step = self.trainer.global_step
             self.history.append({"step": step, "epoch": int(self.epoch), **scores})
             status = None if self.allocation is None else self.allocation.status()
-            log_scores(step, self.total_steps, scores, status, alike)
+            log_scores(step, self.total_steps, scores, status, self.collapsed)
 
     # --- the test rows, once, after training ---
 
