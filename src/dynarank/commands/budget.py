@@ -197,8 +197,8 @@ def advice(target: float) -> str:
     """Return which method the measurements speak for under a budget; docs/science.md has them."""
     if target < 1:
         return (
-            "Below one component a matrix the place of each matters: method=dynarank was better "
-            "than LoRA that is spread evenly over the same parameters (docs/science.md)."
+            "Below one component a matrix method=dynarank, which prunes from one in every matrix, "
+            "was better than LoRA spread evenly over the same parameters (docs/science.md)."
         )
     return (
         "At one component a matrix and more, nothing was shown to be better than a tuned "
