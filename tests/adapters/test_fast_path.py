@@ -180,12 +180,18 @@ def test_inputs_that_are_not_contiguous(taken: list[bool]) -> None:
     assert len(taken) == 4
 
 
-@pytest.mark.parametrize("shape", [(4, D_IN), (2, 3, D_IN)], ids=["rows", "batch"])
-def test_an_output_may_be_changed_in_place(shape: tuple[int, ...], taken: list[bool]) -> None:
-    made = layer("linear-no-bias").double()
+@pytest.mark.parametrize("kind", ["linear", "linear-no-bias", "conv1d"])
+@pytest.mark.parametrize(
+    "shape", [(4, D_IN), (2, 3, D_IN), (1, 3, D_IN)], ids=["rows", "batch", "one row"]
+)
+def test_an_output_and_its_views_may_be_changed_in_place(
+    kind: str, shape: tuple[int, ...], taken: list[bool]
+) -> None:
+    """As DeBERTa does, which scales the heads of a projection in place."""
+    made = layer(kind).double()
     x = torch.randn(*shape, dtype=torch.float64)
-    results = gradients(made, x, lambda x: made(x).mul_(2))
-    expected = gradients(made, x, lambda x: 2 * made.plain_forward(x))
+    results = gradients(made, x, lambda x: made(x).transpose(0, -1).mul_(2))
+    expected = gradients(made, x, lambda x: 2 * made.plain_forward(x).transpose(0, -1))
     for result, reference in zip(results, expected, strict=True):
         torch.testing.assert_close(result, reference)
     assert taken

@@ -142,7 +142,8 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
         adapter_dtype,
     )
     assert isinstance(y, Tensor)
-    return y
+    # The view is made out here: autograd lets nobody change a view in place that was made inside.
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def draws_cheap_bits(x: Tensor) -> bool:
@@ -208,19 +209,18 @@ class AdaptedLinear(torch.autograd.Function):
         h_scale: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Return y (..., d_out) in the weight's dtype; the adapter's part is computed in `dtype`.
+        """Return y (N, d_out) in the weight's dtype; the adapter's part is computed in `dtype`.
 
         x is (..., d_in), the dropped input and the mask are (N, d_in). Where the dropped input is
         given it is scaled already, and `h_scale` is s in place of f.
         """
-        y = F.linear(x, weight, bias)
+        y = F.linear(_rows(x), weight, bias)
         if dropped is None:
             h_t = thin_product(cast(lora_A, dtype), _rows(x), keep)  # (r, N)
         else:
             h_t = thin_product(cast(lora_A, dtype), dropped, None)
         scaled_B = cast(lora_B * _masked(lora_c, mask), dtype)
-        total = cast(y, dtype).contiguous()
-        total.view(-1, total.shape[-1]).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
+        total = cast(y, dtype).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
         ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
         ctx.scale, ctx.h_scale = scale, h_scale
         ctx.dtype = dtype
@@ -237,7 +237,6 @@ class AdaptedLinear(torch.autograd.Function):
 
         scale, dtype = ctx.scale, ctx.dtype
         c = _masked(lora_c, mask)
-        dy = _rows(dy)
         dy_wide = cast(dy, dtype)
         # With beta = 0, the first argument gives addmm a shape alone.
         t_t = torch.addmm(h_t, scaled_B.T, dy_wide.T, beta=0, alpha=scale)  # (r, N)
@@ -277,7 +276,7 @@ def _differentiable_gradients(ctx: Any, dy: Tensor, needed: Sequence[bool]) -> l
     dropped = x.to(wide) if keep is None else x.to(wide) * keep.view(x.shape)
     h = F.linear(dropped, lora_A.to(wide))
     update = F.linear(h * (ctx.scale * _masked(lora_c, mask)), lora_B.to(wide))
-    total = (y + update).to(y.dtype)
+    total = _rows((y + update).to(y.dtype))
     wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
     gradients = iter(torch.autograd.grad(total, wanted, dy, create_graph=True))
     return [next(gradients) if need else None for need in needed]

@@ -52,7 +52,7 @@ def _overview(
         shown = [f"{mean:.3f}" for mean in [*means[arm], fmean(means[arm])]]
         rows.append([f"`{arm}`", *shown, *compared_with])
     headings = (
-        f"{budget:g} components a matrix",
+        f"budget {budget:g}",
         *tasks,
         "mean",
         "less LoRA's",

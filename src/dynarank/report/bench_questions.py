@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynarank.report.bench_pairs import Difference, compared, paired_differences
-from dynarank.report.bench_sections import Grid, Section, difference_grid, listed
+from dynarank.report.bench_sections import Grid, Section, a_matrix, difference_grid, listed
 from dynarank.sweeps.bench import BASELINE, Cell
 
 CONTROLS = (BASELINE, "random", "shuffled", "replayed")
@@ -87,7 +87,7 @@ def _sentence(budget: float, found: Sequence[Difference]) -> str:
     few = sum(not one.judged for one in found)
     if few:
         parts.append(f"{few} {'pair has' if few == 1 else 'pairs have'} too few runs to judge")
-    return f"At {budget:g} components a matrix, {'; '.join(parts)}."
+    return f"At {a_matrix(budget)}, {'; '.join(parts)}."
 
 
 def _places(cells: Sequence[Cell]) -> Grid:

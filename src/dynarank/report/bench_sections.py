@@ -43,6 +43,16 @@ class Section:
         return lines
 
 
+def numbered(count: float, thing: str) -> str:
+    """Return a number of things in words: 1 method, 0.25 methods, 2 methods."""
+    return f"{count:g} {thing}" if count == 1 else f"{count:g} {thing}s"
+
+
+def a_matrix(budget: float) -> str:
+    """Return a budget in words."""
+    return f"{numbered(budget, 'component')} a matrix"
+
+
 DIFFERENCE_HEADINGS = (
     "budget",
     "method",

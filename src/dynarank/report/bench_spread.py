@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from dynarank.report.bench_pairs import ALPHA, compared
-from dynarank.report.bench_sections import Grid, Section, listed, plain, signed, small
+from dynarank.report.bench_sections import Grid, Section, a_matrix, listed, plain, signed, small
 from dynarank.report.significance import holm
 from dynarank.sweeps.bench import BASELINE, Cell
 
@@ -187,7 +187,7 @@ def _sentence(budget: float, found: Sequence[tuple[Spread, float]]) -> str:
     within = math.sqrt(fmean(one.within**2 for one, _ in found))
     honest = [one.honest for one, _ in found if not math.isnan(one.honest)]
     sentence = (
-        f"At {budget:g} components a matrix, fixed placements spread by {between:.4f} (standard "
+        f"At {a_matrix(budget)}, fixed placements spread by {between:.4f} (standard "
         f"deviation) and the seeds of one placement by {within:.4f}; the placements differ by more "
         f"than chance on {len(clear)} of {len(found)} tasks{where}, p < {ALPHA} after Holm"
     )

@@ -16,7 +16,14 @@ from dynarank.report.bench_overview import overviews
 from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, differences
 from dynarank.report.bench_questions import history_section, paper_section, scores_section
 from dynarank.report.bench_ranks import ranks_section
-from dynarank.report.bench_sections import Grid, Section, difference_grid, listed
+from dynarank.report.bench_sections import (
+    Grid,
+    Section,
+    a_matrix,
+    difference_grid,
+    listed,
+    numbered,
+)
 from dynarank.report.bench_spread import spread_section
 from dynarank.sweeps.bench import Cell
 from dynarank.sweeps.bench_tuning import best_rate, is_tuning
@@ -48,7 +55,7 @@ def answer(cells: Sequence[Cell]) -> str:
         if worse:
             what.append(f"{listed(worse)} worse")
         sentences.append(
-            f"At {budget:g} components a matrix ({tasks}), of {len(of_budget)} methods, each tuned "
+            f"At {a_matrix(budget)} ({tasks}), of {numbered(len(of_budget), 'method')}, each tuned "
             f"alike, {', '.join(what)} than evenly placed LoRA (p < {ALPHA} after Holm)."
         )
     return " ".join(sentences)
@@ -146,8 +153,8 @@ def update_page(page: Path, cells: Sequence[Cell]) -> None:
 
 
 def overview_text(cells: Sequence[Cell]) -> str:
-    """Return the answer and the overviews as markdown."""
+    """Return the answer and the overview of the lowest budget as markdown."""
     parts = [answer(cells)]
-    for grid in overviews(cells):
+    for grid in overviews(cells)[:1]:
         parts += ["", *grid.markdown()]
     return "\n".join(parts)

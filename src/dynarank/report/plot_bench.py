@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from dynarank.report.bench_pairs import Difference
+from dynarank.report.bench_sections import a_matrix
 from dynarank.report.plot_style import GREY, PHONE_WIDTH, WIDTH, plain_frame
 
 if TYPE_CHECKING:
@@ -76,5 +77,5 @@ def _draw_panel(axes: Axes, budget: float, panel: Sequence[Difference], edge: fl
     axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
     tasks = {task for one in panel for task in one.tasks}
     pairs = max(one.scores.n for one in panel)
-    title = f"{budget:g} components a matrix ({len(tasks)} tasks, up to {pairs} pairs)"
+    title = f"{a_matrix(budget)} ({len(tasks)} tasks, up to {pairs} pairs)"
     axes.set_title(title, fontsize=9, loc="left")
