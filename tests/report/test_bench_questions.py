@@ -145,21 +145,22 @@ def test_ranks_repeat_where_they_were_made_to(monkeypatch: pytest.MonkeyPatch) -
         places = [i % 6 < 2 for i in range(36)] if arm == "dynarank" else [True] * 36
         return " ".join(str(draw.randint(0, 3) if place else 0) for place in places)
 
-    cells = play({"dynarank": 0, "random": 0}, ranks=drawn)
+    cells = play({"dynarank": 0, "adalora": 0}, ranks=drawn)
     cells += play({"lora_even": 0}, ranks=lambda _: "1 0 0 0 " * 9)  # given, not found
+    cells += play({"random": 0, "replayed": 0, "shuffled": 0}, ranks=drawn)  # by a seed, or an arm
     found = {(one.over, one.arms): one for one in repeats(cells)}
     assert set(found) == {
         ("seeds", ("dynarank",)),
-        ("seeds", ("random",)),
+        ("seeds", ("adalora",)),
         ("tasks", ("dynarank",)),
-        ("tasks", ("random",)),
-        ("methods", ("dynarank", "random")),
+        ("tasks", ("adalora",)),
+        ("methods", ("adalora", "dynarank")),
     }
-    of_dynarank, of_random = found["seeds", ("dynarank",)], found["seeds", ("random",)]
+    of_dynarank, of_adalora = found["seeds", ("dynarank",)], found["seeds", ("adalora",)]
     assert of_dynarank.pairs == 3 * 6
     assert of_dynarank.low > 0.3 > of_dynarank.chance
     assert of_dynarank.p == pytest.approx(1 / 200)
-    assert abs(of_random.mean) < 0.15
+    assert abs(of_adalora.mean) < 0.15
     answer = ranks_section(cells).answer
     assert "Over seeds, ranks agree more than chance for 1 of 2: `dynarank` at 0.25" in answer
     assert ranks_section([]).answer.startswith("The data carry no answer")

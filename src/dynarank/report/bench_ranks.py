@@ -18,9 +18,11 @@ from scipy import stats
 from dynarank.report.bench_pairs import compared
 from dynarank.report.bench_sections import Grid, Section, listed, small
 from dynarank.report.significance import LEVEL
-from dynarank.sweeps.bench import Cell
+from dynarank.sweeps.bench import ARMS, Cell
 
 DRAWS = 999
+DRAWN = ("random", "lora_random")
+"""Arms whose ranks the seed draws, alike on all tasks."""
 KINDS = ("seeds", "tasks", "budgets", "methods")
 
 
@@ -54,9 +56,14 @@ def repeats(cells: Sequence[Cell]) -> list[Repeat]:
     """Return the correlations of methods that find ranks, kind by kind.
 
     A run whose matrices all have one rank has no order, and is left out; so are arms whose ranks
-    are the same in all runs of a budget: theirs were given.
+    are the same in all runs of a budget, or come from a seed or another arm: theirs were given.
     """
-    usable = [cell for cell in compared(cells) if len(set(ranks_of(cell))) > 1]
+    usable = []
+    for cell in compared(cells):
+        arm = ARMS.get(cell.arm)
+        taken = cell.arm in DRAWN or (arm is not None and arm.ranks_of is not None)
+        if len(set(ranks_of(cell))) > 1 and not taken:
+            usable.append(cell)
     given = _given(usable)
     found = [cell for cell in usable if (cell.arm, cell.budget) not in given]
     differs: dict[str, Callable[[Cell], tuple[object, ...]]] = {
