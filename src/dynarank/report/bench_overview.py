@@ -50,7 +50,7 @@ def _overview(
                 small(one.adjusted),
             ]
         shown = [f"{mean:.3f}" for mean in [*means[arm], fmean(means[arm])]]
-        rows.append([f"`{arm}`", *shown, *compared_with])
+        rows.append([arm, *shown, *compared_with])
     headings = (
         f"budget {budget:g}",
         *tasks,
