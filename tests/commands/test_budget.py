@@ -59,6 +59,7 @@ def test_below_one_component_a_matrix_it_names_what_was_measured_there(
     budget.main([f"hub.root={base_hub}", "budget=r0_25"])
     said = capsys.readouterr().out
     assert "Below one component a matrix method=dynarank" in said
+    assert "method.placement=last_layers" in said
     assert "dynarank compress" not in said
 
 

@@ -198,7 +198,8 @@ def advice(target: float) -> str:
     if target < 1:
         return (
             "Below one component a matrix method=dynarank, which prunes from one in every matrix, "
-            "was better than LoRA spread evenly over the same parameters (docs/science.md)."
+            "was better than LoRA spread evenly over the same parameters; LoRA in the upper layers "
+            "(method.placement=last_layers) was level with it (docs/science.md)."
         )
     return (
         "At one component a matrix and more, nothing was shown to be better than a tuned "

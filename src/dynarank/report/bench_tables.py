@@ -55,8 +55,8 @@ def answer(cells: Sequence[Cell]) -> str:
         if worse:
             what.append(f"{listed(worse)} worse")
         sentences.append(
-            f"At {a_matrix(budget)} ({tasks}), of {numbered(len(of_budget), 'method')}, each tuned "
-            f"alike, {', '.join(what)} than evenly placed LoRA (p < {ALPHA} after Holm)."
+            f"At {a_matrix(budget)} ({tasks}), of {numbered(len(of_budget), 'method')} at "
+            f"tuned rates, {', '.join(what)} than evenly placed LoRA (p < {ALPHA} after Holm)."
         )
     return " ".join(sentences)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,9 +96,13 @@ def _with_factor(
             assert members <= exempt
             schedules.append(linear)
         else:
-            schedules.append(lambda step, linear=linear: linear(step) * factor(step))  # type: ignore[misc]
+            schedules.append(partial(_product, linear, factor))
         group["lr"] = group["initial_lr"]  # the first schedule has scaled it already
     return schedules
+
+
+def _product(linear: Callable[[int], float], factor: Callable[[int], float], step: int) -> float:
+    return linear(step) * factor(step)
 
 
 def _fused_adamw(groups: list[dict[str, Any]], lr: float) -> torch.optim.AdamW:
