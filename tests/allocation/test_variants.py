@@ -178,3 +178,24 @@ def test_loras_start_equals_the_base_and_learns_from_the_first_step() -> None:
         6
     )  # LoRA's Kaiming-uniform, a = sqrt(5)
     assert bool(layer.active().all())
+
+
+def test_pruning_for_good_ends_at_the_whole_budget_of_parameters() -> None:
+    """The narrow layer is the worst by worth, and alone fits beside two wide ones in the end."""
+    shapes = (5, 5, 3, 5)  # a component takes 10, 10, 6 and 10 parameters
+    layers = [DoRALinear(nn.Linear(size, size), r=1, alpha=1, start="lora") for size in shapes]
+    allocator = RankAllocator(
+        layers,
+        BudgetSchedule(
+            init=1, target=26 / 36, total=20, warmup=0, final=0.2, interval=1, shape="linear"
+        ),
+        regrow=False,
+        cost_aware=True,
+        fixed_scores=torch.tensor([10.0, 9.0, 0.1, 8.0]),
+    )
+    passed = set()
+    while not allocator.frozen:
+        allocator.step()
+        passed.add(allocator.allowance(allocator.t))
+    assert passed & {30, 31, 32, 33, 34, 35}  # three wide ones would fit on the way
+    assert list(allocator.ranks().values()) == [1, 1, 1, 0]

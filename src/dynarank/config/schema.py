@@ -6,13 +6,13 @@ are made from it. This module imports nothing heavy, so that help and mistakes a
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.config.folders import folder_name
-from dynarank.errors import UserError, first_line, nearest
+from dynarank.config.unknown_keys import refuse_unknown
+from dynarank.errors import UserError, first_line
 from dynarank.methods.config import (
     AdaLoRAConfig,
     DiffPruningConfig,
@@ -283,21 +283,3 @@ def to_config(composed: Any) -> TrainConfig:
         raise UserError(str(error)) from None
     assert isinstance(config, TrainConfig)
     return config
-
-
-def refuse_unknown(composed: Any, prefix: str = "") -> None:
-    """Refuse a key that the schema lacks: `+key=value` adds one, and nothing would read it.
-
-    Raises:
-        UserError: the message names the nearest settings.
-    """
-    from omegaconf import DictConfig, OmegaConf
-
-    schema: Any = OmegaConf.get_type(composed)
-    known = [entry.name for entry in dataclasses.fields(schema)]
-    for key in composed:
-        if key not in known:
-            raise UserError(f"{prefix}{key} is not a setting. {nearest(key, known)}")
-        child = composed._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            refuse_unknown(child, f"{prefix}{key}.")
