@@ -30,12 +30,12 @@ def cells(gain: float) -> list[Cell]:
     return found
 
 
-@pytest.mark.parametrize(("gain", "words"), [(0.03, "dynarank better"), (0.0, "none better")])
+@pytest.mark.parametrize(("gain", "words"), [(0.03, "is better than"), (-0.03, "is worse than")])
 def test_the_pages_first_sentence_is_the_answer(gain: float, words: str) -> None:
     page = bench_page(cells(gain))
     heading = re.search(r"<h1>(.*?)</h1>", page)
     assert heading is not None
-    assert words in heading[1]
+    assert f"<code>dynarank</code> {words} evenly placed LoRA" in heading[1]
     for number in range(1, 6):
         assert f"{number}. " in page
     assert page.count("<svg") == 1

@@ -8,7 +8,7 @@ interval one of a bootstrap that draws whole tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -34,13 +34,15 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm's scores less another's under a budget."""
+    """An arm's scores less another's, under a budget or under several together."""
 
     arm: str
     against: str
-    budget: float
+    budgets: tuple[float, ...]
     tasks: tuple[str, ...]
     scores: Comparison
+    won: int
+    """Pairs in which the arm's score is the higher one."""
     losses: Comparison
     effect: float
     """The mean difference over the differences' standard deviation; NaN for one pair."""
@@ -51,6 +53,12 @@ class Difference:
     task_high: float
     task_p: float
     """p of the t test over the means of tasks; NaN for one task. It is not corrected."""
+
+    @property
+    def budget(self) -> float:
+        """The budget, where it is one."""
+        (budget,) = self.budgets
+        return budget
 
     @property
     def judged(self) -> bool:
@@ -99,26 +107,49 @@ def paired_differences(
         cells: of the bench.
         wanted: an arm, and the arm that it is compared with. Pairs without a cell are left out.
     """
-    by_key: dict[tuple[str, float], dict[tuple[str, int], Cell]] = {}
-    for cell in compared(cells):
-        by_key.setdefault((cell.arm, cell.budget), {})[cell.task, cell.seed] = cell
-    budgets = sorted({budget for _, budget in by_key})
+    usable = compared(cells)
     found = []
-    pairs_of_arms = sorted(set(wanted))
-    for budget in budgets:
-        for arm, against in pairs_of_arms:
-            ours = by_key.get((arm, budget), {})
-            theirs = by_key.get((against, budget), {})
-            pairs = [(cell, theirs[key]) for key, cell in ours.items() if key in theirs]
-            if pairs:
-                found.append(_difference(arm, against, budget, pairs))
+    for budget in sorted({cell.budget for cell in usable}):
+        of_budget = [cell for cell in usable if cell.budget == budget]
+        found += _uncorrected(of_budget, wanted)
+    return _corrected(found)
+
+
+def pooled_differences(
+    cells: Sequence[Cell], wanted: Iterable[tuple[str, str]], budgets: Container[float]
+) -> list[Difference]:
+    """Return the differences of pairs of arms over several budgets together.
+
+    Pairs are of one task, budget and seed. Holm's correction runs over all pairs of arms.
+
+    Args:
+        cells: of the bench.
+        wanted: an arm, and the arm that it is compared with. Pairs without a cell are left out.
+        budgets: those that count.
+    """
+    usable = [cell for cell in compared(cells) if cell.budget in budgets]
+    return _corrected(_uncorrected(usable, wanted))
+
+
+def _uncorrected(usable: Sequence[Cell], wanted: Iterable[tuple[str, str]]) -> list[Difference]:
+    by_arm: dict[str, dict[tuple[str, float, int], Cell]] = {}
+    for cell in usable:
+        by_arm.setdefault(cell.arm, {})[cell.task, cell.budget, cell.seed] = cell
+    found = []
+    for arm, against in sorted(set(wanted)):
+        ours, theirs = by_arm.get(arm, {}), by_arm.get(against, {})
+        pairs = [(cell, theirs[key]) for key, cell in ours.items() if key in theirs]
+        if pairs:
+            found.append(_difference(arm, against, pairs))
+    return found
+
+
+def _corrected(found: Sequence[Difference]) -> list[Difference]:
     adjusted = holm([difference.scores.p_t for difference in found])
     return [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
 
 
-def _difference(
-    arm: str, against: str, budget: float, pairs: Sequence[tuple[Cell, Cell]]
-) -> Difference:
+def _difference(arm: str, against: str, pairs: Sequence[tuple[Cell, Cell]]) -> Difference:
     by_task: dict[str, list[float]] = {}
     for ours, theirs in pairs:
         by_task.setdefault(ours.task, []).append(ours.score - theirs.score)
@@ -127,9 +158,10 @@ def _difference(
     return Difference(
         arm=arm,
         against=against,
-        budget=budget,
+        budgets=tuple(sorted({ours.budget for ours, _ in pairs})),
         tasks=tuple(by_task),
         scores=compare([a.score for a, _ in pairs], [b.score for _, b in pairs]),
+        won=sum(a.score > b.score for a, b in pairs),
         losses=compare([a.loss for a, _ in pairs], [b.loss for _, b in pairs]),
         effect=effect_size([a.score - b.score for a, b in pairs]),
         adjusted=math.nan,

@@ -14,12 +14,14 @@ other places, and those ranks from the first step on."""
 SECOND_QUESTION = (BASELINE, "random", "shuffled")
 THIRD_QUESTION = (
     ("dynarank", "replayed"),
+    ("dynarank", "frozen_early"),
+    ("dynarank", "frozen_late"),
     ("dynarank", "compressed"),
     ("dynarank", "global_svd"),
     ("global_svd", "compressed"),
 )
-"""Pruned in training against the ranks alone; pruning and cutting in training against cutting a
-larger LoRA after it."""
+"""Pruned in training against the ranks alone; more and less training after the last pruning;
+pruning and cutting in training against cutting a larger LoRA after it."""
 FOURTH_QUESTION = (
     ("paper", BASELINE),
     ("adalora", BASELINE),
@@ -34,7 +36,7 @@ KINDS = ("query", "key", "value", "attention output", "feed-forward in", "feed-f
 def scored_arms(cells: Sequence[Cell]) -> list[str]:
     """Return the arms that place components by what they learn of the data."""
     arms = dict.fromkeys(cell.arm for cell in compared(cells))
-    fixed = ("lora_", *CONTROLS)
+    fixed = ("lora_", "frozen_", *CONTROLS)
     return [arm for arm in arms if not arm.startswith(fixed)]
 
 

@@ -59,6 +59,7 @@ DIFFERENCE_HEADINGS = (
     "less",
     "tasks",
     "pairs",
+    "won",
     "score",
     "95 %, pairs",
     "95 %, tasks",
@@ -75,11 +76,12 @@ def difference_grid(differences: Sequence[Difference]) -> Grid:
     for one in differences:
         scores = one.scores
         row = [
-            f"{one.budget:g}",
+            ", ".join(f"{budget:g}" for budget in one.budgets),
             one.arm,
             one.against,
             str(len(one.tasks)),
             str(scores.n),
+            str(one.won),
             signed(scores.difference),
             interval(scores.low, scores.high),
             interval(one.task_low, one.task_high),

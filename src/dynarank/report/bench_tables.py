@@ -16,6 +16,7 @@ from dynarank.report.bench_overview import overviews
 from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, differences
 from dynarank.report.bench_questions import history_section, paper_section, scores_section
 from dynarank.report.bench_ranks import ranks_section
+from dynarank.report.bench_recipe import claim, recipe_section
 from dynarank.report.bench_sections import (
     Grid,
     Section,
@@ -38,25 +39,26 @@ them, or the overview alone."""
 
 
 def answer(cells: Sequence[Cell]) -> str:
-    """Return the bench's answer in a sentence for each budget, or say that it is open."""
+    """Return what is shown of the recipe, then a sentence for each budget; or that it is open."""
     judged = [d for d in differences(cells) if d.judged]
     if not judged:
         return (
             "Not yet answered: no method has been compared with evenly placed LoRA on as many as "
             f"{LEAST_PAIRS} pairs of task and seed."
         )
-    sentences = []
+    sentences = [claim(cells)] if claim(cells) else []
     for budget in sorted({difference.budget for difference in judged}):
         of_budget = [d for d in judged if d.budget == budget]
         better = [d.arm for d in of_budget if d.adjusted < ALPHA and d.scores.difference > 0]
         worse = [d.arm for d in of_budget if d.adjusted < ALPHA and d.scores.difference < 0]
-        tasks = ", ".join(dict.fromkeys(task for d in of_budget for task in d.tasks))
+        tasks = len({task for d in of_budget for task in d.tasks})
         what = [f"{listed(better)} better" if better else "none better"]
         if worse:
             what.append(f"{listed(worse)} worse")
         sentences.append(
-            f"At {a_matrix(budget)} ({tasks}), of {numbered(len(of_budget), 'method')} at "
-            f"tuned rates, {', '.join(what)} than evenly placed LoRA (p < {ALPHA} after Holm)."
+            f"At {a_matrix(budget)}, of {numbered(len(of_budget), 'method')} on "
+            f"{numbered(tasks, 'task')} at tuned rates, {', '.join(what)} than evenly placed LoRA "
+            f"(p < {ALPHA} after Holm)."
         )
     return " ".join(sentences)
 
@@ -69,6 +71,7 @@ def sections(cells: Sequence[Cell]) -> list[Section]:
             answer(cells),
             [*overviews(cells), difference_grid(differences(cells))],
         ),
+        recipe_section(cells),
         spread_section(cells),
         scores_section(cells),
         history_section(cells),

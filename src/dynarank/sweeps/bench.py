@@ -69,6 +69,11 @@ def _placed(placement: str, *others: str) -> Arm:
     return Arm(overrides, 1e-3, rate_of=BASELINE)
 
 
+def _frozen_after(final: float) -> Arm:
+    """Return the recipe with another share of the steps after the last pruning, at its rate."""
+    return Arm((*_DYNARANK, f"budget.final={final}"), 1e-3, rate_of="dynarank")
+
+
 ARMS = {
     "lora_even": Arm(_LORA, 1e-3),
     "lora_feed_forward": _placed("feed_forward"),
@@ -89,6 +94,8 @@ ARMS = {
         rate_of="dynarank",
         ranks_of="dynarank",
     ),
+    "frozen_early": _frozen_after(0.75),
+    "frozen_late": _frozen_after(0.1),
     "replayed": Arm(
         (*_LORA, "method.rank_pattern_from={ranks}"),
         1e-3,

@@ -1,0 +1,87 @@
+"""The recipe's claim, on cells whose answers are known by construction."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import pytest
+from scipy import stats
+
+from dynarank.report.bench_recipe import below_one, claim, from_one, recipe_section
+from dynarank.report.bench_tables import answer
+from dynarank.sweeps.bench import Cell
+
+TASKS, SEEDS = ("sst2", "cola", "mrpc"), (1, 2, 3)
+
+
+def play(gains: dict[tuple[str, float], float]) -> list[Cell]:
+    """Return cells of arms and budgets whose scores lie a gain above 0.8, give or take noise."""
+    draw = random.Random(7)
+    cells = []
+    for (arm, budget), task, seed in product(gains, TASKS, SEEDS):
+        score = 0.8 + gains[arm, budget] + draw.gauss(0, 0.004)
+        cells.append(Cell(arm, task, budget, seed, 1e-3, "accuracy", score, 1 - score, 9))
+    return cells
+
+
+CELLS = play(
+    {
+        ("lora_even", 0.25): 0.0,
+        ("lora_even", 0.5): 0.0,
+        ("lora_even", 1): 0.0,
+        ("lora_even", 8): 0.0,
+        ("dynarank", 0.25): 0.03,
+        ("dynarank", 0.5): 0.01,
+        ("dynarank", 1): 0.0,
+        ("dynarank", 8): -0.02,
+        ("adalora", 0.25): 0.03,
+        ("paper", 0.25): -0.1,
+        ("random", 0.25): 0.2,
+    }
+)
+
+
+def test_budgets_below_one_are_one_comparison_each_corrected_over_the_rivals() -> None:
+    scores = {(c.arm, c.task, c.budget, c.seed): c.score for c in CELLS}
+    found = {one.against: one for one in below_one(CELLS)}
+    p_values = {}
+    for rival, budgets in (("lora_even", (0.25, 0.5)), ("adalora", (0.25,)), ("paper", (0.25,))):
+        keys = list(product(TASKS, budgets, SEEDS))
+        ours = [scores["dynarank", *key] for key in keys]
+        theirs = [scores[rival, *key] for key in keys]
+        p_values[rival] = float(stats.ttest_rel(ours, theirs).pvalue)
+        one = found[rival]
+        assert (one.budgets, one.scores.n) == (budgets, len(keys))
+        assert one.scores.difference == pytest.approx((sum(ours) - sum(theirs)) / len(keys))
+        assert one.won == sum(a > b for a, b in zip(ours, theirs, strict=True))
+    order = sorted(p_values, key=lambda rival: p_values[rival])
+    highest = 0.0  # Holm's correction by hand
+    for place, rival in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - place) * p_values[rival]))
+        assert found[rival].adjusted == pytest.approx(highest)
+
+
+def test_from_one_on_harm_is_looked_for_uncorrected() -> None:
+    at_one, at_eight = from_one(CELLS)
+    assert (at_one.budget, at_one.verdict, at_eight.budget, at_eight.verdict) == (1, 0, 8, -1)
+    assert at_eight.adjusted == at_eight.scores.p_t
+
+
+def test_the_claim_says_against_whom_and_stands_first() -> None:
+    text = claim(CELLS)
+    assert text.startswith(
+        "Below one component a matrix, `dynarank` is better than evenly placed LoRA (+0.0"
+    )
+    assert "the paper's method" in text.partition("; not shown to differ from AdaLoRA")[0]
+    assert "not shown to differ at 1" in text
+    assert "worse at 8" in text
+    assert answer(CELLS).startswith(text)
+    assert recipe_section(CELLS).answer == text
+
+
+def test_without_pairs_nothing_is_claimed() -> None:
+    few = [cell for cell in CELLS if cell.task == "sst2" and cell.budget != 0.5]
+    assert claim(few) == ""
+    assert recipe_section(few).answer.startswith("The data carry no answer")
+    assert recipe_section([]).grids == []
