@@ -44,7 +44,8 @@ def scores_section(cells: Sequence[Cell]) -> Section:
     """Answer which score or start beats the controls."""
     title = "2. Which score or start beats random, shuffled and uniform?"
     wanted = [(arm, control) for arm in scored_arms(cells) for control in SECOND_QUESTION]
-    missing = [arm for arm in SECOND_QUESTION if arm not in {cell.arm for cell in compared(cells)}]
+    ran = {cell.arm for cell in compared(cells)}
+    missing = [arm for arm in SECOND_QUESTION if arm not in ran]
     found = paired_differences(cells, wanted)
     section = _section(title, found)
     text = section.answer

@@ -37,12 +37,11 @@ def load_small_talk(archive: Path) -> dict[str, Dataset]:
 
     talks = read_talks(archive)
     splits = split_by_speakers(talks, VALIDATION_SPEAKERS, seed=0)
-    return {
-        name: Dataset.from_dict(
-            {"messages": [as_messages(talk) for talk in chosen if is_short(talk)]}
-        )
-        for name, chosen in splits.items()
-    }
+    datasets = {}
+    for name, chosen in splits.items():
+        messages = [as_messages(talk) for talk in chosen if is_short(talk)]
+        datasets[name] = Dataset.from_dict({"messages": messages})
+    return datasets
 
 
 def read_talks(archive: Path) -> list[Talk]:
@@ -63,10 +62,15 @@ def read_talks(archive: Path) -> list[Talk]:
 def _talk(turns: list[list[dict[str, Any]]]) -> Talk | None:
     """Return a conversation's beginning, or None where it is too short, or no two people's."""
     speakers = [turn[0]["sender"] for turn in turns]
-    texts = ["\n".join(line["text"] for line in turn).strip() for turn in turns[:TURNS]]
+    texts = [_text(turn) for turn in turns[:TURNS]]
     if len(set(speakers)) != 2 or len(texts) < TURNS or not all(texts):
         return None
     return (speakers[0], speakers[1]), texts
+
+
+def _text(turn: list[dict[str, Any]]) -> str:
+    """Return what a speaker sends before the other answers, as one text."""
+    return "\n".join(line["text"] for line in turn).strip()
 
 
 def is_short(talk: Talk) -> bool:
