@@ -180,6 +180,7 @@ def draw_keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     # Never all levels: the share that is kept is a divisor.
     dropped = min(int(p * levels + _uniform(words[-1])), levels - 1)
     width = x.shape[-1]
+    # One view that leaves out the spare words.
     keep = words.view(dtype).as_strided((count // width, width), (width, 1))
     # In place, since only a result of the same type is compared by vector instructions.
     keep.ge_(dropped - levels // 2)
