@@ -171,9 +171,9 @@ def draw_keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     dtype = torch.int8 if _COARSEST <= p <= 1 - _COARSEST else torch.int16
     levels = 256**dtype.itemsize
     count = x.numel()
-    # One word more, for the threshold.
-    # From the lowest number on: without it, torch never draws the sign's bit.
     # Drawn as words of 64 bits: torch draws element by element, however small an element is.
+    # From the lowest number on: without it, torch never draws the sign's bit.
+    # One word more, for the threshold.
     words = torch.empty(count * dtype.itemsize // 8 + 2, dtype=torch.int64).random_(
         _INT64_MIN, None
     )
