@@ -50,6 +50,8 @@ NAME_PATTERN = re.compile(r"\^\w+(\\?\.\w+)*")
 MAX_TENSORS = 100_000
 MAX_TARGETS = 10_000
 MAX_TARGET_LENGTH = 200
+# A repeated group inside which something repeats can take exponential time.
+# A `?` takes a group at most once, and so may follow it.
 _REPEATED_GROUP = re.compile(r"[)\]][*+{]")
 _REPEATS = re.compile(r"[*+{?]")
 
@@ -58,6 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping that a JSON file holds. Raises `UserError` where it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    # Brackets nested very deeply end json's parser in a RecursionError.
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {kind_and_first_line(error)}") from None
     if not isinstance(content, dict):
@@ -79,8 +82,10 @@ def check_peft_adapter(folder: Path) -> None:
         raise UserError(f"{path}: peft_type = {peft_type!r}: must be one of {', '.join(WRITTEN)}")
     defaults = _peft_defaults(peft_type)
     for name, value in config.items():
+        # What is empty or false asks PEFT for nothing, whatever its name is.
         if name not in WRITTEN[peft_type] and value and value != defaults.get(name):
             raise UserError(
+                # Cut, since a stranger's value may be as long as the file.
                 f"{path}: {name} = {str(value)[:80]!r} is not read from an adapter here. "
                 "Take it out"
             )
@@ -101,6 +106,7 @@ def _peft_defaults(peft_type: str) -> dict[str, Any]:
         config = peft.LoraConfig()
     else:
         config = peft.PromptTuningConfig(num_virtual_tokens=1)
+    # Enumerations stand in the file as their values.
     return {name: getattr(value, "value", value) for name, value in config.to_dict().items()}
 
 
@@ -128,6 +134,7 @@ def _is_list_of_names(value: Any) -> bool:
 def _check_sizes(path: Path, sizes: dict[str, Any], largest: int) -> None:
     # PEFT allocates what the file names before it looks at the weights.
     for name, value in sizes.items():
+        # Not by isinstance, for which True is a number.
         if type(value) is not int or not 0 <= value <= largest:
             raise UserError(
                 f"{path}: {name} = {value!r}: must be a whole number, "

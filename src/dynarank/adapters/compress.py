@@ -138,12 +138,14 @@ def _check_factors(name: str, lora_A: Tensor, lora_B: Tensor) -> None:
 
 
 def _decompose(lora_A: Tensor, lora_B: Tensor, moment: Tensor | None) -> _Decomposition:
+    # float64: the cut lies among the small singular values, to which float32 leaves few digits.
     A = lora_A.double()
     B = lora_B.double()
     if moment is None:
         root = torch.linalg.qr(A.T).R.T  # (k, min(k, d_in)); A A^T = root root^T, not squared first
     else:
         eigenvalues, vectors = torch.linalg.eigh(moment.double())
+        # A mean of squares has no negative eigenvalue; rounding gives some just below zero.
         root = vectors * eigenvalues.clamp(min=0).sqrt()
     Q, T = torch.linalg.qr(B)
     left, values, _ = torch.linalg.svd(T @ root, full_matrices=False)
@@ -163,6 +165,7 @@ def _choose(
     owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     if parameters is not None:
         cost = torch.tensor(list(costs.values()))[owner]
+        # Stable, since only then the order of ties is the same on every machine.
         order = torch.argsort(squares / cost, descending=True, stable=True)
         kept = order[cost[order].cumsum(0) <= parameters]
     else:
@@ -172,9 +175,11 @@ def _choose(
         else:
             assert energy is not None
             explained = squares[order].cumsum(0)
+            # The component that reaches the share is kept, too: hence one more.
             count = int((explained < energy * explained[-1]).sum()) + 1
         kept = order[:count]
     kept = kept[squares[kept] > 0]  # a component of size zero costs parameters and does nothing
+    # A layer's values fall, so that its kept ones are always its first: a number says which.
     ranks = torch.bincount(owner[kept], minlength=len(sizes)).tolist()
     return dict(zip(values, ranks, strict=True))
 
@@ -192,6 +197,7 @@ def _cut(
         rank = ranks[name]
         # Rows and columns of one length, so that no value of either is small for the other's sake.
         scale = part.right[:rank].norm(dim=1).sqrt().clamp(min=1e-30)
+        # safetensors, which writes them, takes no views with gaps.
         lora_A = (part.right[:rank] / scale[:, None]).float().contiguous()
         lora_B = (part.left[:, :rank] * scale).float().contiguous()
         factors[name] = (lora_A, lora_B)

@@ -69,6 +69,7 @@ def cut_to_kept(model: nn.Module, kept: Mapping[str, Tensor] | None = None) -> C
     layers = adapter_layers(model)
     masks = {name: layer.mask if kept is None else kept[name] for name, layer in layers.items()}
     for name, layer in layers.items():
+        # All layers are checked before the first is cut, so that a refusal changes nothing.
         _check_cuttable(name, layer, masks[name], final=kept is not None)
     cuts: Cuts = {}
     for name, layer in layers.items():
@@ -90,6 +91,7 @@ def _check_cuttable(name: str, layer: DoRALinear, mask: Tensor, final: bool) -> 
         raise ValueError(
             f"{name}: {list(mask.shape)} components are marked as kept or not, but it has {layer.r}"
         )
+    # By the exact type: sharded parameters are of a class of their own.
     if type(layer.lora_A) is not nn.Parameter:
         raise ValueError(
             f"{name}: its parameters are of type {type(layer.lora_A).__name__}, which is not cut. "
@@ -99,6 +101,7 @@ def _check_cuttable(name: str, layer: DoRALinear, mask: Tensor, final: bool) -> 
 
 def _cut_layer(layer: DoRALinear, mask: Tensor) -> Cuts:
     """Cut one layer's factors and mask, in place; return the cuts by the factor's name."""
+    # By the mask and not by c: a kept component whose c is zero just now may still learn.
     kept = mask.to(layer.mask.device).nonzero().flatten()
     cuts: Cuts = {}
     for name, axis in COMPONENT_AXIS.items():
@@ -109,6 +112,7 @@ def _cut_layer(layer: DoRALinear, mask: Tensor) -> Cuts:
             new.grad = old.grad.index_select(axis, kept)
         setattr(layer, name, new)
         cuts[name] = Cut(old=old, new=new, axis=axis, kept=kept)
+    # A new tensor and not a change in place: the old one has another length.
     layer.mask = torch.ones(len(kept), dtype=torch.bool, device=layer.mask.device)
     layer.r = len(kept)
     return cuts
@@ -135,6 +139,7 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cuts: Cuts) -> None:
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == cut.old.shape:
                 state[key] = cut.apply(value)
+        # The state is found by the parameter's identity, and the parameter is a new object.
         optimizer.state[cut.new] = state
 
 

@@ -48,10 +48,15 @@ _INT64_MIN = -(2**63)
 
 def fits(layer: DoRALinear, x: Tensor) -> bool:
     """Return whether the fast form may take the place of the layer's plain form for this input."""
+    # Without gradients there is no backward pass, and nothing to gain.
+    # An exact type: subclasses of Tensor give operations a meaning of their own.
     if not torch.is_grad_enabled() or type(x) is not Tensor or x.ndim < 2 or x.numel() == 0:
         return False
+    # A trace would hold for good which branches were taken, that of the mask among them.
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
+    # A function with its own backward pass has no rule for vmap, jvp and the like.
+    # torch has no public question for it.
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return False
     if type(layer.dropout) is not nn.Dropout or _has_hooks(layer.dropout):
@@ -61,18 +66,21 @@ def fits(layer: DoRALinear, x: Tensor) -> bool:
 
 def _is_plain_base(base: nn.Module, x: Tensor) -> bool:
     """Return whether the base map is what its class says, frozen, and nobody listens to it."""
+    # By the exact type: a subclass may compute something else.
     if type(base) is not nn.Linear and not is_conv1d(base):
         return False
     if _has_hooks(base) or "forward" in vars(base):  # accelerate replaces `forward`
         return False
     weight, bias = base.weight, base.bias
     for tensor in (weight,) if bias is None else (weight, bias):
+        # The backward pass returns no gradient for the base's weight and bias.
         if type(tensor) not in (nn.Parameter, Tensor) or tensor.requires_grad:
             return False
         if tensor.dtype not in _FLOATS or tensor.device != x.device or tensor.is_meta:
             return False
     assert isinstance(weight, Tensor)
     if torch.is_autocast_enabled(x.device.type):
+        # Autocast leaves float64 alone, so that the two forms would differ in type.
         return torch.float64 not in (weight.dtype, x.dtype)
     return weight.dtype == x.dtype
 
@@ -112,6 +120,7 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
     adapter_dtype = lora_A.dtype
     if torch.is_autocast_enabled(x.device.type):
         adapter_dtype = torch.get_autocast_dtype(x.device.type)
+        # By hand: the backward pass runs outside autocast, on the tensors that are kept here.
         x = x.to(adapter_dtype)
         weight = weight.to(adapter_dtype)
         bias = None if bias is None else bias.to(adapter_dtype)
@@ -162,12 +171,16 @@ def draw_keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     dtype = torch.int8 if _COARSEST <= p <= 1 - _COARSEST else torch.int16
     levels = 256**dtype.itemsize
     count = x.numel()
+    # Drawn as words of 64 bits: torch draws element by element, however small an element is.
+    # From the lowest number on: without it, torch never draws the sign's bit.
     # One word more, for the threshold.
     words = torch.empty(count * dtype.itemsize // 8 + 2, dtype=torch.int64).random_(
         _INT64_MIN, None
     )
+    # Never all levels: the share that is kept is a divisor.
     dropped = min(int(p * levels + _uniform(words[-1])), levels - 1)
     width = x.shape[-1]
+    # One view that leaves out the spare words.
     keep = words.view(dtype).as_strided((count // width, width), (width, 1))
     # In place, since only a result of the same type is compared by vector instructions.
     keep.ge_(dropped - levels // 2)
@@ -185,6 +198,7 @@ def drop_in_one_kernel(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
 
     Both are (N, d_in).
     """
+    # It gives the mask, which `F.dropout` keeps to itself.
     dropped, keep = torch.native_dropout(x, p, True)
     width = x.shape[-1]
     return dropped.reshape(-1, width), keep.view(torch.int8).reshape(-1, width)
@@ -220,6 +234,7 @@ class AdaptedLinear(torch.autograd.Function):
         else:
             h_t = thin_product(cast(lora_A, dtype), dropped, None)
         scaled_B = cast(lora_B * _masked(lora_c, mask), dtype)
+        # In place where y has the type already: nobody else has it yet.
         total = cast(y, dtype).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
         ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
         ctx.scale, ctx.h_scale = scale, h_scale
@@ -253,6 +268,7 @@ class AdaptedLinear(torch.autograd.Function):
             G_t = cast(G_t, lora_B.dtype)
             # In B's own layout, since autograd would copy a gradient of another one.
             dB = torch.mul(G_t.T, c, out=torch.empty_like(lora_B))
+            # One dot product a component, without a temporary of B's size.
             dc = torch.bmm(G_t.unsqueeze(1), lora_B.T.unsqueeze(2)).flatten()
             dc = cast(_masked(dc, mask), lora_c.dtype)
         return dx, None, None, dA, dB, dc, *_NO_GRADIENT
@@ -273,6 +289,7 @@ def _differentiable_gradients(ctx: Any, dy: Tensor, needed: Sequence[bool]) -> l
     inputs = (x, lora_A, lora_B, lora_c)
     wide = ctx.dtype
     y = F.linear(x, weight)
+    # By the mask that was drawn: a new draw would be another function.
     dropped = x.to(wide) if keep is None else x.to(wide) * keep.view(x.shape)
     h = F.linear(dropped, lora_A.to(wide))
     update = F.linear(h * (ctx.scale * _masked(lora_c, mask)), lora_B.to(wide))

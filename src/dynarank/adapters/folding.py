@@ -42,6 +42,7 @@ def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
     if not over_budget:
         check_at_budget(layers.values())
     for name, layer in layers.items():
+        # In a loop of its own, so that a refusal leaves no layer merged.
         if not layer.weight.is_floating_point():
             raise ValueError(
                 f"{name} has a {layer.weight.dtype} weight: "
@@ -52,6 +53,7 @@ def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
         delta = layer.delta_weight()  # (d_out, d_in)
         if stores_transposed(layer.base):
             delta = delta.T
+        # The sum is rounded once to a narrow base, and a float64 base keeps its digits.
         wide = torch.promote_types(weight.dtype, delta.dtype)
         weight.copy_((weight.to(wide) + delta.to(wide)).to(weight.dtype))
         replace_module(model, name, layer.base)

@@ -13,6 +13,7 @@ from torch import nn
 from dynarank.adapters.layer import DoRALinear, is_linear
 from dynarank.adapters.linears import keep_differentiable
 
+# The dot is not among them, since every module's full name has dots.
 _REGEX_SIGNS = set(r"^$*+?|()[]{}\\")
 
 
@@ -75,6 +76,7 @@ def _matches_or_refuse(name: str, target: str) -> bool:
 
 def _distinct_kinds(names: Iterable[str]) -> str:
     """List the distinct names once layer numbers are set aside, each a target that would match."""
+    # A dict and not a set, since it keeps the model's order.
     kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
     return ", ".join(kinds) or "none"
 
@@ -105,6 +107,7 @@ def inject(
     for name in find_linears(model, targets, exclude):
         base = model.get_submodule(name)
         layer = DoRALinear(base, r=r, alpha=alpha, dropout=dropout, start=start)
+        # A new module is in training mode, also where the model around it is not.
         layers[name] = layer.train(model.training)
         replace_module(model, name, layer)
     keep_differentiable(model)

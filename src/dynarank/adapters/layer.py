@@ -74,7 +74,7 @@ class DoRALinear(nn.Module):
         self.lora_c = nn.Parameter(torch.zeros(r, device=device, dtype=torch.float32))
         self.register_buffer("mask", torch.ones(r, device=device, dtype=torch.bool))
         self._mask_read: Tensor | None = None
-        self._mask_version = -1
+        self._mask_version = -1  # below any tensor's
         self._mask_has_pruned = False
         self._initialize(start)
 
@@ -95,11 +95,11 @@ class DoRALinear(nn.Module):
 
     def coefficients(self) -> Tensor:
         """Return c with the components that the mask excludes at exactly zero, (r')."""
-        return torch.where(self.mask, self.lora_c, torch.zeros_like(self.lora_c))
+        return torch.where(self.mask, self.lora_c, torch.zeros_like(self.lora_c))  # 0 * inf is NaN
 
     def forward(self, x: Tensor) -> Tensor:
         if self.r == 0:
-            return cast(Tensor, self.base(x))
+            return cast(Tensor, self.base(x))  # no kernels for what has no elements
         if fast_path.fits(self, x):
             return fast_path.forward(self, x, self.mask if self.has_pruned() else None)
         return self.plain_forward(x)
@@ -114,11 +114,11 @@ class DoRALinear(nn.Module):
     def has_pruned(self) -> bool:
         """Return whether the mask excludes a component; it is read only when it has changed."""
         mask = self.mask
-        if mask.is_inference() or mask.is_meta:
+        if mask.is_inference() or mask.is_meta:  # these have no version, or no content
             return True
-        if mask is not self._mask_read or mask._version != self._mask_version:
+        if mask is not self._mask_read or mask._version != self._mask_version:  # it counts changes
             self._mask_read, self._mask_version = mask, mask._version
-            self._mask_has_pruned = not bool(mask.all())
+            self._mask_has_pruned = not bool(mask.all())  # this waits for the device
         return self._mask_has_pruned
 
     def delta_weight(self) -> Tensor:
@@ -136,11 +136,11 @@ class DoRALinear(nn.Module):
         def move_but_never_narrow(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             if moved.element_size() < tensor.element_size():
-                return tensor.to(moved.device)
+                return tensor.to(moved.device)  # the old values, to the bit
             return moved
 
         if recurse:
-            self.base._apply(fn)
+            self.base._apply(fn)  # the frozen base may become narrow
         super()._apply(move_but_never_narrow, recurse=False)
         return self
 

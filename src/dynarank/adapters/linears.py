@@ -21,6 +21,7 @@ def is_foreign_linear(module: nn.Module) -> bool:
     They keep packed integers in buffers, and say by attributes what sizes they map between. A
     module with parts of its own is none: it is a wrapper, such as an adapter.
     """
+    # By the name of the class: those libraries need not be installed.
     if isinstance(module, nn.Linear) or "linear" not in type(module).__name__.lower():
         return False
     sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
@@ -36,9 +37,11 @@ def keep_differentiable(model: nn.Module) -> None:
     Packing also rounds the weight's scales to bfloat16.
     """
     for module in model.modules():
+        # By the attribute, so that the library needs no bitsandbytes.
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.state_dict()  # unpacks a weight that was packed already
             linear: Any = module
+            # This is what bitsandbytes asks before it packs.
             linear.support_avx512bf16_for_cpu = False
 
 

@@ -88,6 +88,7 @@ def read_lora(folder: Path) -> LoraFiles:
         factors[name] = (lora_A.float(), lora_B.float() * scale)
     if not factors:
         raise UserError(f"{folder / WEIGHTS}: holds no lora_A: there is nothing to read")
+    # The factors of linear layers were taken out above.
     odd = next((key for key in tensors if ".lora_" in key), None)
     if odd is not None:
         raise UserError(f"{folder / WEIGHTS}: {odd}: only linear layers are read")
@@ -112,6 +113,7 @@ def _scale(path: Path, config: Mapping[str, Any], name: str, rank: int) -> float
     """Return s of a layer, as PEFT computes it."""
     alpha = config.get("lora_alpha")
     patterns = config.get("alpha_pattern") or {}
+    # PEFT takes the first pattern that fits, not the longest.
     for pattern, of_pattern in patterns.items():
         if _fits(path, pattern, name):
             alpha = of_pattern
@@ -127,6 +129,7 @@ def _fits(path: Path, pattern: str, name: str) -> bool:
     if _QUANTIFIED_GROUP.search(pattern) or quantifiers > _MOST_QUANTIFIERS:
         raise UserError(f"{path}: the pattern {pattern[:80]!r} could take for ever to match")
     try:
+        # As PEFT's `get_pattern_key` has it, so that both find the same layers.
         return re.match(rf"(.*\.)?({pattern})$", name) is not None
     except re.error as error:
         raise UserError(f"{path}: the pattern {pattern[:80]!r} is not valid: {error}") from None
@@ -167,6 +170,7 @@ def write_lora(
     config = {
         **source.config,
         **scale_settings(kept_factors, form),
+        # The scale is in the factors, and their start is over: some starts refuse other ranks.
         "use_rslora": False,
         "init_lora_weights": True,
         "target_modules": kept,
@@ -175,6 +179,7 @@ def write_lora(
         "layers_pattern": None,
     }
     for path in sorted(source.folder.iterdir()):
+        # The two that are written below, with other ranks than the source's.
         if path.is_file() and path.name not in (CONFIG, WEIGHTS):
             shutil.copyfile(path, folder / path.name)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+# Blocks of 2**14 took two to three times as long.
 BLOCK = 3 * 2**16
 """Elements of a block for each thread, at most: 768 KiB in float32, which stay in the cache."""
 SMALL = 2**12
@@ -70,6 +71,7 @@ def _is_for_blocks(x: Tensor) -> bool:
 
 def _block_rows(keep: Tensor) -> int:
     """Return the rows of a block. All are of one size, since a small one takes as long."""
+    # Both divisions round up, which // alone does not.
     count = -(-keep.numel() // (BLOCK * torch.get_num_threads()))
     return -(-len(keep) // count)
 
@@ -89,7 +91,9 @@ def _memory(use: str, keep: Tensor, dtype: torch.dtype) -> Tensor:
     if type(keep) is not Tensor:  # without content, to measure memory by
         return keep.new_empty(rows, width, dtype=dtype)
     key, size = f"{use} {dtype}", rows * width
+    # The attributes of a `threading.local` are this thread's alone.
     memory: dict[str, Tensor] = vars(_local)
+    # It only grows: a smaller layer takes the first part of a larger one's memory.
     if key not in memory or memory[key].numel() < size:
         memory[key] = torch.empty(size, dtype=dtype)
     return memory[key][:size].view(rows, width)

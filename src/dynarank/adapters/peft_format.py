@@ -100,6 +100,7 @@ def write_factors(
         base_model_name_or_path=base,
         inference_mode=True,
         **scale_settings(kept, form),
+        # Full names: layers of rank 0, which PEFT refuses, are then simply not among them.
         target_modules=list(kept),
         modules_to_save=list(head) or None,
         fan_in_fan_out=transposed,
@@ -137,6 +138,7 @@ def _adapter_tensors(
         for key, value in head_state.items():
             tensors[f"base_model.model.{key}"] = value
     for key, value in tensors.items():
+        # bfloat16 would lose a quarter of a percent. safetensors takes no views with gaps.
         tensors[key] = value.detach().cpu().to(torch.float32).contiguous()
         if not bool(tensors[key].isfinite().all()):
             raise ValueError(

@@ -53,6 +53,7 @@ def _escaped(ranks: Mapping[str, int]) -> dict[str, int]:
     """Return the ranks under patterns that fit one module each, as PEFT reads patterns."""
     import torch
 
+    # `scale_settings` reads the ranks from the factors' shapes alone.
     factors = {name: (torch.empty(rank, 1), torch.empty(1, rank)) for name, rank in ranks.items()}
     pattern: dict[str, int] = scale_settings(factors, "peft")["rank_pattern"]
     return pattern

@@ -84,6 +84,7 @@ def scale_settings(factors: Mapping[str, Factors], form: str) -> dict[str, Any]:
     """
     ranks = {name: len(lora_A) for name, (lora_A, _) in factors.items()}
     r = max(ranks.values())
+    # PEFT matches the ends of names: without ^, `output.dense` is `attention.output.dense`, too.
     pattern = {"^" + re.escape(name): rank for name, rank in ranks.items()}
     return {
         "r": r,
@@ -114,6 +115,7 @@ def mlx_files(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[s
     for name, (lora_A, lora_B) in in_form(factors, "mlx").items():
         tensors[f"{name}.lora_a"] = lora_A.T.contiguous()
         tensors[f"{name}.lora_b"] = lora_B.T.contiguous()
+    # mlx-lm looks for these names inside each block, and adapts all blocks alike.
     keys = {re.sub(r"^.*?\.\d+\.", "", name) for name in factors}
     config = {
         "fine_tune_type": "lora",

@@ -99,12 +99,12 @@ class RankAllocator:
         self.sizes = [layer.r for layer in self.layers]
         self.progress = AllocationProgress(freeze_step=schedule.freeze_step)
         for layer in self.layers:
-            layer.progress = self.progress
+            layer.progress = self.progress  # exports look there
         self.agree: Callable[[Tensor], Tensor] = lambda keep: keep
         """Maps what this process would keep to what is kept, (n) bool to (n) bool. Where several
         processes train one model, it returns the choice of the first."""
         check_start(self.schedule, self.sizes)
-        device = self.layers[0].lora_c.device
+        device = self.layers[0].lora_c.device  # layers may lie on several
         self.ema = torch.zeros(sum(self.sizes), device=device)  # e, (n) float32
         self.check_every_step = device.type == "cpu"
         """Whether scores that are not finite are asked for at every step, or at prunings alone."""
@@ -141,7 +141,7 @@ class RankAllocator:
         After the freeze it only counts.
         """
         self.t += 1
-        if self.t == self.schedule.total + 1:
+        if self.t == self.schedule.total + 1:  # once, not at each step
             warn_beyond_total(self.schedule)
         if self.frozen:
             return False
@@ -172,7 +172,7 @@ class RankAllocator:
         """Smooth the components' present scores into e (Eqs. 7 and 8)."""
         scores, ema = self.scorer.smoothed(self.ema, self.beta)
         if self.check_every_step:
-            self._raise_nonfinite(scores)
+            self._raise_nonfinite(scores)  # before e is changed
         self.ema = ema  # an average that was once not finite stays so
 
     def check_finite(self) -> None:
@@ -200,7 +200,7 @@ class RankAllocator:
         `count` is larger): ties go to the earlier layer, then to the lower index. Without `regrow`,
         the rest are masked for good. Where costs count, `count` is a number of parameters.
         """
-        self.check_finite()
+        self.check_finite()  # a sort puts NaN above all scores
         alive = self._cat([layer.mask for layer in self.layers])
         # Scores are never negative, so that -1 comes after all of them.
         scores = torch.where(alive, self.ema, torch.full_like(self.ema, -1.0))
@@ -212,9 +212,9 @@ class RankAllocator:
             costs=component_costs(self.layers, scores.device) if self.cost_aware else None,
             later=None if self.regrow else self.allowance(self.schedule.total),
         )
-        keep = self.agree(keep)
+        keep = self.agree(keep)  # processes must agree before anything is zeroed
         for layer, pruned in zip(self.layers, (~keep).split(self.sizes), strict=True):
-            layer.lora_c.masked_fill_(pruned.to(layer.lora_c.device), 0)
+            layer.lora_c.masked_fill_(pruned.to(layer.lora_c.device), 0)  # A and B stay
         if not self.regrow:
             self._mask_out(keep)
         return keep
@@ -261,7 +261,7 @@ class RankAllocator:
     def ranks(self) -> dict[str, int]:
         """Return the number of nonzero components by module name, in model order."""
         active = self._active().cpu()  # one transfer for the whole model
-        by_layer = active.split([layer.r for layer in self.layers])
+        by_layer = active.split([layer.r for layer in self.layers])  # not `sizes`: a cut changes r
         return {name: int(part.sum()) for name, part in zip(self.names, by_layer, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -270,7 +270,7 @@ class RankAllocator:
         return {
             "t": self.t,
             "frozen": self.frozen,
-            "ema": self.ema.cpu(),
+            "ema": self.ema.cpu(),  # no copy: e is replaced, never changed in place
             "layers": dict(zip(self.names, self.sizes, strict=True)),
             "schedule": vars(self.schedule).copy(),
             "choice": {

@@ -50,7 +50,7 @@ def warn_beyond_total(schedule: BudgetSchedule) -> None:
         f"the optimizer has taken more than the schedule's total = {schedule.total} steps: the "
         "ranks were frozen earlier than was meant. Give BudgetSchedule(total=...) the number of "
         "optimizer steps of the whole run",
-        stacklevel=3,
+        stacklevel=3,  # names the line that calls `step`
     )
 
 

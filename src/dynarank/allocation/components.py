@@ -78,7 +78,7 @@ def as_list(layers: Layers) -> list[Components]:
 
 def coefficients(layer: Components) -> Tensor:
     """Return c with the components that the mask excludes at exactly zero, (r)."""
-    return layer.lora_c.masked_fill(~layer.mask, 0)
+    return layer.lora_c.masked_fill(~layer.mask, 0)  # 0 * inf is NaN
 
 
 def component_parameters(layer: Components) -> int:

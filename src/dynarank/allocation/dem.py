@@ -34,6 +34,7 @@ def dem_penalty(layers: Layers) -> Tensor:
     with torch.autocast(device.type, enabled=False):
         for indices in group_indices((factor.shape, factor.device) for factor in factors):
             stacked = torch.stack([factors[index] for index in indices])
+            # Layers may lie on several devices.
             sums.append(_variances(stacked).sum().to(device))
         total = torch.stack(sums).sum()
     return total / sum(layer.r for layer in members)
@@ -42,6 +43,7 @@ def dem_penalty(layers: Layers) -> Tensor:
 def _variances(vectors: Tensor) -> Tensor:
     """Return the unbiased variance of each vector: (..., d) -> (...)."""
     if vectors.shape[-1] == 1:
+        # torch's unbiased variance of one element is NaN.
         return torch.zeros_like(vectors[..., 0])
     return vectors.var(dim=-1)
 
@@ -72,17 +74,21 @@ def add_dem_gradient(layers: Layers, eta: float, grad_scale: Tensor | None = Non
     for group in group_indices(keys):
         example, axis = factors[group[0]]
         length = example.shape[axis]
+        # Such vectors have no variance, and d - 1 would be a divisor of zero.
         if length == 1:
             continue
         for indices in chunks(group, example.numel()):
             parameters = [factors[index][0] for index in indices]
             centred = torch.stack(parameters)  # (L, ...)
             centred -= centred.mean(dim=axis + 1, keepdim=True)
+            # Before the scaler's factor is in it: R is returned without that.
             norms.append(centred.norm().to(device))
+            # The root, since one dot product squares and adds all shares in the end.
             divisors.append(math.sqrt(count * (length - 1)))
             if grad_scale is not None:
                 centred *= grad_scale.to(centred.device)
             weight = 2 * eta / (count * (length - 1))
+            # One kernel for many gradients on GPUs. torch's own optimizers use this private name.
             torch._foreach_add_(_gradients(parameters), list(centred.unbind()), alpha=weight)
     if not norms:
         return torch.zeros((), device=device)

@@ -54,6 +54,7 @@ class Fisher:
                 "score = fisher reads the gradients before each optimizer step: let "
                 "allocator.attach(optimizer) do it, or call allocator.observe() there"
             )
+        # Taken away: a step without gradients of its own is an error, and not scored by old ones.
         observed, self._observed = self._observed, None
         return observed
 

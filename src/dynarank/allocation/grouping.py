@@ -22,6 +22,7 @@ def group_indices(keys: Iterable[Hashable]) -> list[list[int]]:
 
 def chunks(indices: Sequence[int], elements: int) -> Iterator[Sequence[int]]:
     """Split positions of tensors with `elements` each into runs that may be stacked at once."""
+    # Layers that were cut to rank 0 have no elements.
     length = max(1, STACK_ELEMENTS // max(1, elements))
     for start in range(0, len(indices), length):
         yield indices[start : start + length]

@@ -39,12 +39,14 @@ def importance(lora_A: Tensor, lora_B: Tensor, c: Tensor, eps: float = EPS) -> T
         if bool(doubtful.any()):
             again = _grams(lora_A[doubtful].double(), lora_B[doubtful].double())
             norms = _squared_norms(again[0] * again[1], c[doubtful])
+            # `components` is a view of the products, whose sum is taken already.
             components[doubtful], squared[doubtful] = norms
     return _shares(components, squared, eps)
 
 
 def _shares(components: Tensor, squared: Tensor, eps: float) -> Tensor:
     """Return Eq. 7 from the squared norms (..., r) of the components, and (...) of their sum."""
+    # Rounding may leave the squared norm of components that cancel just below zero.
     layer = squared.clamp_min(0).sqrt().unsqueeze(-1)  # (..., 1)
     return (components.sqrt() / (layer + eps)).to(torch.float32)
 
@@ -57,10 +59,12 @@ def _may_cancel(device: torch.device, lora_A: Tensor, lora_B: Tensor) -> bool:
 def _grams(lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
     """Return A A^T and B^T B, (..., r, r) each, in float64 where the device has it."""
     device = lora_A.device
+    # mps has no float64.
     narrow = device.type == "mps" or _may_cancel(device, lora_A, lora_B)
     dtype = torch.float32 if narrow else torch.float64
     A, B = lora_A.to(dtype), lora_B.to(dtype)
     wide = torch.float32 if device.type == "mps" else torch.float64
+    # What follows is (r, r) alone, where float64 costs next to nothing.
     return (A @ A.mT).to(wide), (B.mT @ B).to(wide)
 
 
@@ -110,6 +114,7 @@ def _group_importance(members: list[Components], group: list[int]) -> dict[int, 
     first = members[order[0]]
     if _may_cancel(c.device, first.lora_A, first.lora_B):
         doubtful = squared < _CANCELLED * components.sum(-1)  # (layers)
+        # These layers may have several shapes, so that each is taken by itself.
         for row in doubtful.nonzero().flatten().tolist():
             layer = members[order[row]]
             gram_a, gram_b = _grams(layer.lora_A.double(), layer.lora_B.double())
@@ -123,6 +128,7 @@ def _coefficients(layers: list[Components]) -> Tensor:
     Before the first mask does, nothing is masked.
     """
     c = stack([layer.lora_c for layer in layers])
+    # `has_pruned` is not among what the protocol asks of other layers.
     if all(isinstance(layer, DoRALinear) and not layer.has_pruned() for layer in layers):
         return c
     return c * stack([layer.mask for layer in layers])

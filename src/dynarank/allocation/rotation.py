@@ -74,6 +74,7 @@ def rotation(A: Tensor, B: Tensor, s: float) -> Rotation:
     squares = torch.zeros(r, dtype=torch.float64)
     P = torch.zeros(r, r, dtype=torch.float64)
     N = torch.zeros(r, r, dtype=torch.float64)
+    # Strictly: an update that is zero throughout has no component with a size.
     sized = (_SMALL * S.max() < S).nonzero().flatten()
     w = (S[sized] / s).sqrt()
     squares[sized] = S[sized].square()

@@ -28,7 +28,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "cubic": lambda p: 1 - p**3,
     "cubic_adalora": lambda p: (1 - p) ** 3,
     "linear": lambda p: 1 - p,
-    "step": lambda p: 1.0,
+    "step": lambda p: 1.0,  # the fall at the freeze is `budget_schedule`'s
 }
 """What is left of b0 - bT at p: the paper's (slow first), AdaLoRA's (fast first), and two more."""
 

@@ -31,8 +31,10 @@ def best_components(
     """
     scores = with_floors(scores, sizes, floor)
     if costs is None:
+        # Fewer than the count may be left that can be kept at all.
         return top_components(scores, count) & (scores >= 0)
     if later is not None:
+        # A caller that drives the pruning may ask for less than the last budget.
         scores = keeping_fit(scores, costs, min(count, later))
     return top_parameters(scores, costs, count)
 
@@ -42,8 +44,10 @@ def top_components(scores: Tensor, count: int) -> Tensor:
 
     Ties go to the lower index. `count` is clipped to [0, n].
     """
+    # No topk, which takes any of equal scores: processes and machines would differ.
     order = torch.argsort(scores, descending=True, stable=True)
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    # A slice to a negative count would keep nearly all.
     keep[order[: max(count, 0)]] = True
     return keep
 
@@ -65,10 +69,11 @@ def top_parameters(scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
     score_list = scores.tolist()
     cost_list = costs.tolist()
     kept = []
+    # One by one, for each that is taken decides what still fits.
     for index in order:
         if score_list[index] >= 0 and cost_list[index] <= parameters:
             kept.append(index)
-            parameters -= int(cost_list[index])
+            parameters -= int(cost_list[index])  # whole, though kept as a float
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     keep[kept] = True
     return keep
@@ -110,4 +115,5 @@ def with_floors(scores: Tensor, sizes: Sequence[int], floor: int) -> Tensor:
     if floor == 0:
         return scores
     best = torch.cat([top_components(part, floor) for part in scores.split(list(sizes))])
+    # Without the second condition a floor would bring back what was masked for good.
     return torch.where(best & (scores >= 0), torch.full_like(scores, torch.inf), scores)

@@ -26,7 +26,7 @@ class Sensitivity:
         ValueError: a gradient is missing, since it was set to None before the call.
     """
 
-    def __init__(self, layers: Layers, beta: float = 0.85) -> None:
+    def __init__(self, layers: Layers, beta: float = 0.85) -> None:  # AdaLoRA's own
         self.layers = as_list(layers)
         self.beta = beta
         self.mean = [torch.zeros_like(weight) for weight in self._weights()]  # J
@@ -52,11 +52,14 @@ class Sensitivity:
         for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
             now = (weight * gradient).abs()
             mean = self.beta * self.mean[index] + (1 - self.beta) * now
+            # From the mean that holds this step already, as in PEFT's allocator.
             distance = (now - mean).abs()
             deviation = self.beta * self.deviation[index] + (1 - self.beta) * distance
+            # No change in place: on CPUs, a state that was saved holds the old tensors themselves.
             self.mean[index] = mean
             self.deviation[index] = deviation
             products.append(mean * deviation)
+        # By threes, as `_weights` has them.
         triplets = zip(products[0::3], products[1::3], products[2::3], strict=True)
         return [A.mean(dim=1) + B.mean(dim=0) + c for A, B, c in triplets]
 

@@ -67,9 +67,11 @@ class AdaLoRAAllocation:
             total_step=schedule.total,
             deltaT=schedule.interval,
             tinit=schedule.start_step,
+            # PEFT's tfinal is a number of steps, not the step of the freeze.
             tfinal=schedule.total - schedule.freeze_step,
         )
         self.inner = ExactAllocator(self.model, config, ADAPTER)
+        # PEFT's own is a whole rank for each layer, which a fractional target is not.
         self.inner.target_bgt = round_half_up(schedule.target * len(layers))
         if cost_aware:
             self.inner.target_bgt = schedule.target * len(layers)  # rounded in parameters
@@ -96,19 +98,21 @@ class AdaLoRAAllocation:
         self.t += 1
         prunes = (
             not self.frozen
-            and self.schedule.start_step < self.t
+            and self.schedule.start_step < self.t  # PEFT does not prune at tinit
             and self.schedule.prunes_at(self.t)
         )
         freeze_step = self.schedule.freeze_step
         if self.t > freeze_step:
+            # At every step, since the optimizer's momentum moves an E that was set to zero.
             self.inner.mask_using_rank_pattern(self.model, self.rank_pattern)
         else:
+            # The last pruning need not fall on the interval, and must happen.
             last = self.t == freeze_step
             _, pattern = self.inner.update_and_allocate(self.model, self.t, force_mask=last)
             if pattern is not None:
                 self.rank_pattern = pattern
             if last:
-                self.inner.reset_ipt()
+                self.inner.reset_ipt()  # frees three numbers a parameter
         self.frozen = self.t >= freeze_step
         return prunes
 
@@ -129,6 +133,7 @@ class AdaLoRAAllocation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what PEFT itself does not save: the smoothed scores, and what was kept."""
+        # The dicts alone are copied: PEFT replaces their tensors, and changes none in place.
         averages = {name: dict(getattr(self.inner, name)) for name in AVERAGES}
         return {
             "t": self.t,
@@ -195,6 +200,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         """
         if not self.config.orthogonality:
             return None
+        # PEFT adds this in `AdaLoraModel.forward`, which is not called: the model inside is.
         norms = []
         for layer in self.layers.values():
             for rows in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].mT):  # (r, d)
@@ -221,6 +227,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         factors = {}
         for name, layer in self.layers.items():
             E = layer.lora_E[ADAPTER].ravel()
+            # With the small number that PEFT's forward pass adds.
             scale = layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER] + 1e-5)
             kept = E != 0
             lora_A = layer.lora_A[ADAPTER][kept]

@@ -76,6 +76,7 @@ class Method(ABC, Generic[ConfigT]):
         """
         mark_trainable(model, head)
         self.head = head
+        # Before `change`, which adds the method's own parameters.
         base = set(model.parameters()) - parameters_inside(model, head)
         self.model = self.change(model, targets)
         for parameter in self.model.parameters():
@@ -139,6 +140,8 @@ class Method(ABC, Generic[ConfigT]):
         head = self.head_parameters()
         if head_lr is not None:
             return [*ratios, (head, head_lr / lr)]
+        # A group of its own even at the run's rate: the factor is not for the head.
+        # Any number of steps tells whether there is a factor.
         return ratios if self.rate_factor(1) is None else [*ratios, (head, 1.0)]
 
     def head_parameters(self) -> list[nn.Parameter]:

@@ -38,7 +38,7 @@ class BottleneckLinear(nn.Module):
         device = next(base.parameters()).device
         self.down = nn.Linear(d, m, device=device)
         self.up = nn.Linear(m, d, device=device)
-        nn.init.normal_(self.down.weight, std=1e-2)
+        nn.init.normal_(self.down.weight, std=1e-2)  # the paper's value
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(parameter)
 
@@ -51,6 +51,7 @@ class BottleneckLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.base(x)
+        # The adapter is float32 on any base.
         inner = F.gelu(self.down(h.to(self.down.weight.dtype)))
         return h + self.up(inner).to(h.dtype)
 
@@ -67,6 +68,7 @@ class Houlsby(TrainedFileMethod[MethodConfig]):
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         names = self._places(model, self.head)
+        # A restored model has it from its weights.
         if self.bottleneck is None:
             widths = [linear_shape(model.get_submodule(name))[1] for name in names]
             nominal = nominal_parameters(model, targets, self.head, self.budget.target)
@@ -141,4 +143,5 @@ def _existing_linears(model: nn.Module, patterns: Sequence[str], head: Sequence[
             fitting.update(find_linears(model, [pattern], head))
         except ValueError:
             continue
+    # All are asked for once more, since the set has lost the model's order.
     return [name for name in find_linears(model, [r".*"], head) if name in fitting]

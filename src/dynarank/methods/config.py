@@ -16,7 +16,7 @@ from dynarank.settings import Ge, Gt, Le, Lt, OneOf, UserPath, check_settings
 class MethodConfig:
     """What every method states."""
 
-    name: str = "???"
+    name: str = "???"  # OmegaConf's sign for what must be given
     """The method's name, one of dynarank.methods.METHODS."""
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ class AdaLoRAConfig(MethodConfig):
     """The scale of the update is alpha / budget.init."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """On the input of the adapters."""
-    beta: Annotated[float, Gt(0), Lt(1)] = 0.85
+    beta: Annotated[float, Gt(0), Lt(1)] = 0.85  # PEFT takes no 0
     """Smoothing of sensitivity and of uncertainty."""
     orthogonality: Annotated[float, Ge(0)] = 0.5
     """Weight of the orthogonal regularization in the loss."""

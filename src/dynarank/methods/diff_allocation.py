@@ -15,6 +15,7 @@ from dynarank.methods.hard_concrete import GatedDifference, open_probability
 class DiffAllocation:
     """Cuts the differences once, at the freeze, to a number of weights of the whole model."""
 
+    # A bare function in a class would be called with self as well.
     agree: Callable[[Tensor], Tensor] = staticmethod(lambda keep: keep)
 
     def __init__(
@@ -49,6 +50,7 @@ class DiffAllocation:
             gated.train()
         all_sizes = torch.cat(sizes)
         keep = torch.zeros_like(all_sizes, dtype=torch.bool)
+        # A small model may have fewer weights than the budget has parameters.
         keep[torch.topk(all_sizes, min(self.kept, len(all_sizes)), sorted=False).indices] = True
         for gated, part in zip(self.differences, self.agree(keep).split(self.sizes), strict=True):
             gated.settle(part.view_as(gated.mask))

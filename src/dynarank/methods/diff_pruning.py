@@ -100,6 +100,8 @@ class DiffPruning(Method[DiffPruningConfig]):
 def own_weights(model: nn.Module, head: Sequence[str]) -> list[str]:
     """Return the names of all weights outside the head that one module alone has."""
     owners: dict[int, int] = {}
+    # By default torch names a tied weight once, and would hide its other owners.
+    # Parametrized in one owner, it would no longer be tied.
     for _, parameter in model.named_parameters(remove_duplicate=False):
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     inside = tuple(f"{name}." for name in head)
@@ -126,6 +128,7 @@ def add_sparse(model: nn.Module, trained: Mapping[str, Tensor]) -> nn.Module:
         if key.endswith(INDICES):
             values = trained[name + VALUES].to(weight.device, weight.dtype)
             weight.view(-1).index_add_(0, tensor.to(weight.device), values)
+        # Values are added with their indices. What is left is the head's, stored in full.
         elif not key.endswith(VALUES):
             weight.copy_(tensor)
     return model

@@ -63,6 +63,7 @@ class DoRA(Method[DoRAConfig]):
             schedule_of(self.budget, total_steps, self.budget.schedule),
             beta=self.config.beta,
             regrow=self.budget.regrow,
+            # The allocator has no score of that name: `fixed_scores` takes the place of any.
             score="random" if shuffled else self.config.score,
             cost_aware=cost_aware,
             min_rank=self.budget.min_rank,

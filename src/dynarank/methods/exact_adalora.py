@@ -22,6 +22,7 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
     Ties go to the earlier layer, then to the lower index.
     """
 
+    # A bare function in a class would be called with self as well.
     agree: Callable[[Tensor], Tensor] = staticmethod(lambda keep: keep)
     costs: Tensor | None = None
     """Parameters of each triplet, (n), where parameters are counted; None: triplets are."""
@@ -35,6 +36,7 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
         if self.costs is None:
             return top_components(scores, int(budget))
         costs = self.costs.to(scores.device)
+        # `top_parameters` orders by score / cost, PEFT by the score alone.
         return top_parameters(scores * costs, costs, self.parameters(budget))
 
     def parameters(self, budget: float) -> int:
@@ -57,6 +59,7 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
                 scores[name] = torch.zeros(len(E), device=E.device)
         return scores
 
+    # In the place of PEFT's, which its `update_and_allocate` would call.
     @torch.no_grad()
     def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
         """Set E to zero in all but the `budget` best triplets; return what each layer keeps."""

@@ -88,7 +88,7 @@ class GlobalSvd(ComponentMethod[GlobalSvdConfig]):
     def allocator(self, total_steps: int) -> GlobalSvdAllocator:
         return GlobalSvdAllocator(
             self.layers,
-            schedule_of(self.budget, total_steps, shape="step"),
+            schedule_of(self.budget, total_steps, shape="step"),  # nothing goes before the freeze
             beta=0.0,
             score="absolute",
             cost_aware=self.budget.unit == "parameters",

@@ -67,11 +67,13 @@ class Gora(PlacedMethod[GoraConfig]):
     def choose(self, importance: Sequence[float], costs: Sequence[int]) -> list[int]:
         """Return the layers' ranks, which meet the budget exactly, at most `pool` each."""
         roots = torch.tensor(costs, dtype=torch.float64).sqrt()
+        # The bound keeps the shares from being NaN where all gradients are zero.
         share = torch.tensor(importance, dtype=torch.float64) / max(sum(importance), 1e-300)
         rho = share * roots.sum() * float(self.budget.target) / roots
         scores = (rho[:, None] - torch.arange(self.pool)).flatten()
         if self.budget.unit == "parameters":
             each = torch.tensor(costs, dtype=torch.float64).repeat_interleave(self.pool)
+            # Negative scores would mean that a component may not be taken.
             positive = (scores - scores.min()) * each  # `top_parameters` divides by the costs
             spent = round_half_up(self.budget.target * sum(costs))
             keep = top_parameters(positive, each, spent)
@@ -85,11 +87,14 @@ class Gora(PlacedMethod[GoraConfig]):
         if self.config.directions == "gradient":
             A = torch.linalg.svd(gradient, full_matrices=False).Vh[:rank]
             missing = rank - len(A)
+            # A gradient has no more directions than its smaller side.
             A = nn.functional.pad(A, (0, 0, 0, missing))
         else:
             A = torch.empty(rank, gradient.shape[1])
+            # torch warns where there is nothing to initialize.
             if rank:
                 nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        # By the pseudoinverse, since A A^T has no inverse where rows of A are padding.
         B = -(self.config.gamma / self.config.alpha) * gradient @ torch.linalg.pinv(A)
         return A, B
 
@@ -116,12 +121,15 @@ def mean_gradients(
         if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
             raise ValueError(f"{name} is quantized and has no gradient: load it unquantized")
         weights[name] = weight
+    # On the CPU: together they are as large as all adapted weights.
     sums = {name: torch.zeros(tuple(weight.shape)) for name, weight in weights.items()}
     for weight in weights.values():
         weight.requires_grad_(True)
     try:
         for batch in inputs:
             loss = model(**batch).loss
+            # Not by `backward`, which would leave gradients in the head's parameters.
+            # Not every map need be part of the loss.
             found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             for name, gradient in zip(sums, found, strict=True):
                 if gradient is not None:

@@ -14,11 +14,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-BETA, LEFT, RIGHT = 2 / 3, -0.1, 1.1
+BETA, LEFT, RIGHT = 2 / 3, -0.1, 1.1  # the paper's
 
 
 def sample_gates(log_alpha: Tensor) -> Tensor:
     """Return one draw of every gate, differentiable by log alpha."""
+    # Neither logarithm may be infinite.
     u = torch.rand_like(log_alpha).clamp(1e-6, 1 - 1e-6)
     s = torch.sigmoid((u.log() - (1 - u).log() + log_alpha) / BETA)
     return (s * (RIGHT - LEFT) + LEFT).clamp(0, 1)

@@ -17,10 +17,12 @@ from dynarank.allocation.schedule import round_half_up
 _QUERY_VALUE = re.compile(
     r"(.*\.)?((q|v|query|value)(_proj|_lin)?|c_attn|in_proj)"  # the last two hold q, k and v
 )
+# Kept out is BERT's `attention.output.dense`, which ends as the feed-forward's `output.dense`.
 _FEED_FORWARD = re.compile(
     r".*(fc[12]|lin[12]|c_fc|mlp\.c_proj|wi|wi_[01]|wo|(gate|up|down)_proj|weights_(in|out)"
     r"|intermediate\.dense|(?<!attention\.)output\.dense)"
 )
+# Up to the first number, since T5's blocks number their parts, too.
 _LAYER = re.compile(r"(.*?)\.(\d+)\..*")
 
 
@@ -128,6 +130,7 @@ def _spread(costs: Mapping[str, int], parameters: int) -> dict[str, int]:
 def _spread_count(names: Sequence[str], count: int) -> dict[str, int]:
     """Return the ranks of `count` components that lie as evenly as they can, in order."""
     per_matrix = count / len(names)
+    # Ends are rounded, and not ranks, so that the ranks add up to `count`.
     ends = [math.floor(index * per_matrix + 0.5 + 1e-9) for index in range(len(names) + 1)]
     return {name: ends[index + 1] - ends[index] for index, name in enumerate(names)}
 

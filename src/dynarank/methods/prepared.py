@@ -29,6 +29,7 @@ class PlacedMethod(ComponentMethod[ConfigT]):
         """Wrap the targets with `pool` components whose scale is alpha / target, as LoRA's is."""
         self.pool = pool
         scale = alpha / max(1, self.budget.target)
+        # The layer divides by the components that it starts with, here the pool.
         self.wrap(model, targets, r=pool, alpha=scale * pool, dropout=dropout)
         self.fix_coefficients()
 
@@ -55,6 +56,7 @@ class PlacedMethod(ComponentMethod[ConfigT]):
         training = model.training
         for name, layer in self.layers.items():
             replace_module(model, name, layer.base)
+        # Without dropout: what is decided once should not hang on a draw.
         model.eval()
         try:
             yield {name: layer.base for name, layer in self.layers.items()}

@@ -44,6 +44,7 @@ class PromptTuning(Method[PromptConfig]):
             modules_to_save=list(self.head) or None,
         )
         peft_model = peft.get_peft_model(inner, settings)
+        # PEFT's model holds this one as `base_model`.
         self.head = [f"base_model.{name}" for name in self.head]
         return peft_model
 

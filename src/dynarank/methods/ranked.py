@@ -48,6 +48,7 @@ def check_some_left(budget: BudgetConfig, matrices: int) -> None:
     if round_half_up(budget.target * matrices) == 0:
         raise ValueError(
             f"budget.target = {budget.target:g}: leaves none of {matrices} matrices a component. "
+            # Half a component rounds up to one.
             f"Give at least {0.5 / matrices:.3g}, or train the head alone with method=head"
         )
 

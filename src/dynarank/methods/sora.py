@@ -57,7 +57,7 @@ class SoraAllocator(RankAllocator):
             min_rank=min_rank,
         )
         self.sparsity = sparsity
-        self.lr = 0.0
+        self.lr = 0.0  # set before each step
 
     def step(self) -> bool:
         self.t += 1

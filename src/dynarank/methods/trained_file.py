@@ -33,6 +33,7 @@ class TrainedFileMethod(Method[ConfigT]):
         for name in sorted(wanted ^ trained.keys()):
             problem = "lacks" if name in wanted else "holds, but the model does not train,"
             raise ValueError(f"{TRAINED} {problem} {name}")
+        # The file holds no base weights. What it must hold was compared above.
         adapted.load_state_dict(trained, strict=False)
         return adapted
 
