@@ -28,7 +28,7 @@ ROOMS = (
     "commands",
 )
 """Bottom floor first."""
-GROUND = ("errors", "registry", "durable_files", "run_folder", "settings")
+GROUND = ("errors", "registry", "durable_files", "run_folder", "settings", "rounding")
 """Modules of the package's top that every room may import."""
 ENTRIES = (
     "__main__.py",

@@ -120,6 +120,7 @@ def change_config(**values: Any) -> Callable[[Path], None]:
         (change_config(alpha_pattern={"(a+)+b": 3}), "could take for ever"),
         (change_config(alpha_pattern={".*.*.*.*x": 3}), "could take for ever"),
         (change_config(alpha_pattern={"[": 3}), "is not valid"),
+        (change_config(alpha_pattern=["query"]), "must be a map of names to numbers"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no such file"),
         (lambda folder: (folder / "adapter_model.safetensors").write_text("x"), "cannot be read"),
         (
@@ -135,6 +136,18 @@ def test_what_cannot_be_read_is_named(
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         read_lora(tmp_path)
+
+
+def test_a_layer_without_components_has_no_scale_to_fail(tmp_path: Path) -> None:
+    saved_adapter(tmp_path, r=2, lora_alpha=2, use_rslora=True)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key_A = next(key for key in tensors if "lora_A" in key)
+    key_B = key_A.replace("lora_A", "lora_B")
+    tensors[key_A], tensors[key_B] = tensors[key_A][:0], tensors[key_B][:, :0].contiguous()
+    save_file(tensors, path)
+    ranks = [len(lora_A) for lora_A, _ in read_lora(tmp_path).factors.values()]
+    assert sorted(ranks)[:2] == [0, 2]
 
 
 def test_no_layer_left_is_refused(tmp_path: Path) -> None:

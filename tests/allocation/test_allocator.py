@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynarank.adapters.inject import inject
 from dynarank.adapters.layer import DoRALinear
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.dem import dem_penalty
@@ -336,6 +337,13 @@ def test_bad_beta_is_named(beta: float) -> None:
 def test_layers_that_start_unlike_the_schedule_are_refused() -> None:
     with pytest.raises(ValueError, match=r"init = 4 .* r = 3"):
         RankAllocator(adapters([1, 2, 3], [1, 2, 3]), schedule(4, 2))
+
+
+def test_an_allocator_that_is_refused_leaves_the_layers_alone() -> None:
+    layers = inject(nn.Sequential(nn.Linear(4, 4)), ["0"], r=2)
+    with pytest.raises(ValueError, match="init"):
+        RankAllocator(layers, BudgetSchedule(init=3, target=1, total=10))
+    assert layers["0"].progress is None
 
 
 def test_steps_beyond_the_total_are_said_once() -> None:

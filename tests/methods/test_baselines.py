@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import AdaLoraConfig, AdaLoraModel
 from tiny import configure, tiny_bart, tiny_roberta, tiny_t5
 from torch import nn
 from transformers import GPT2Config
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
+from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.methods import build_method
+from dynarank.methods.adalora import AdaLoRAAllocation
 from dynarank.methods.bottleneck import BottleneckLinear, bottleneck_parameters
 from dynarank.methods.config import AdaLoRAConfig, LoRAConfig, MethodConfig, PromptConfig
 from dynarank.methods.exact_adalora import triplet_scores
@@ -369,6 +372,20 @@ def test_adaloras_allocation_leaves_pefts_configuration_alone() -> None:
         allocator.step()
     assert allocator.frozen
     assert method.tuner.peft_config["default"].to_dict() == before
+
+
+def test_adaloras_freeze_spends_a_budget_that_is_no_whole_number_of_triplets() -> None:
+    """Of six alike matrices 0.25 is one triplet and a half; PEFT alone would round it down."""
+    maps = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(6)])
+    names = [str(i) for i in range(6)]
+    config = AdaLoraConfig(init_r=1, target_r=1, target_modules=names, total_step=1)
+    tuner = AdaLoraModel(maps, config, "default")
+    schedule = BudgetSchedule(init=1, target=0.25, total=10, interval=1, shape="cubic_adalora")
+    layers = {name: maps.get_submodule(name) for name in names}
+    allocation = AdaLoRAAllocation(tuner, layers, schedule, cost_aware=True)
+    freeze = schedule.freeze_step
+    assert allocation.allowance(freeze - 1) >= 12
+    assert allocation.allowance(freeze) == allocation.allowance(freeze + 1) == 12  # 1.5 x (4 + 4)
 
 
 @pytest.mark.parametrize("unit", ["components", "parameters"])

@@ -344,6 +344,60 @@ def test_however_strong_the_threshold_the_scheduled_number_of_gates_is_left() ->
         assert left == allocator.schedule.keep(t, 12)
 
 
+def test_the_freeze_keeps_the_largest_gates_whatever_their_factors() -> None:
+    method = adapted("sora", roberta(), {"sparsity": 0.0}, target=1, init=2, warmup=0.0)
+    allocator = method.allocator(4)
+    for layer in method.layers.values():
+        layer.lora_c.data[:] = torch.tensor([0.9, -0.5])
+        layer.lora_B.data[:, 0], layer.lora_B.data[:, 1] = 0.01, 1.0  # the other norm is larger
+    for _ in range(4):
+        allocator.step()
+    assert all(layer.mask.tolist() == [True, False] for layer in method.layers.values())
+
+
+# --- bounds ---
+
+
+@pytest.mark.parametrize("name", ["global_svd", "sora", "gora", "eva", "dora"])
+def test_no_rank_is_above_the_bound(name: str) -> None:
+    """Free to choose, each puts more than one component into some matrix."""
+    settings = {"max_ratio": 8.0} if name == "gora" else {}
+    settings |= {"rho": 4.0} if name == "eva" else {}
+    highest = []
+    for bound in (None, 1):
+        method = adapted(name, roberta(), settings, target=1, init=3, warmup=0.0, max_rank=bound)
+        if method.preparation_batches:
+            method.prepare(batches(2))
+        if name not in ("gora", "eva"):
+            allocator = method.allocator(4)
+            allocator.t = 4
+            for layer in method.layers.values():
+                layer.lora_c.data.fill_(1.0)
+            allocator.ema = torch.arange(36, 0, -1).float()  # the first four matrices' are best
+            allocator.freeze(allocator.prune(12))
+        assert sum(method.ranks().values()) == 12
+        highest.append(max(method.ranks().values()))
+    assert highest[0] > 1 == highest[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "remedy"),
+    [
+        ("gora", {"min_rank": 1}, "GoRA has no such limit. Take method=dora, or budget.min_rank=0"),
+        ("eva", {"min_rank": 1}, "EVA has no such limit"),
+        ("adalora", {"min_rank": 1}, "AdaLoRA has no such limit"),
+        ("adalora", {"max_rank": 4}, "or budget.max_rank=null"),
+        ("lora", {"min_rank": 1}, "these ranks go down to 0"),
+    ],
+)
+def test_a_bound_that_a_method_cannot_keep_is_refused(
+    name: str, bound: dict[str, int], remedy: str
+) -> None:
+    settings = {"placement": "last_layers"} if name == "lora" else {}
+    with pytest.raises(ValueError, match=remedy):
+        adapted(name, roberta(), settings, target=1, init=1, **bound)
+
+
 # --- Diff Pruning ---
 
 

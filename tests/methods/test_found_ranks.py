@@ -51,6 +51,12 @@ def test_lora_trains_on_the_ranks_of_a_run_or_of_its_adapter(
         assert (len(tensors[key]) if key in tensors else 0) == rank
 
 
+def test_a_run_whose_budget_was_rounded_up_from_a_half_is_taken(tmp_path: Path) -> None:
+    ranks = {f"m{i}": int(i < 3) for i in range(10)}  # 2.5 components, halves up
+    (tmp_path / "ranks.json").write_text(json.dumps(ranks))
+    assert found_ranks(str(tmp_path), dict.fromkeys(ranks, 8), target=0.25) == ranks
+
+
 def test_what_does_not_fit_is_named(allocated: Path, tmp_path: Path) -> None:
     ranks = read_found_ranks(str(allocated))
     costs = dict.fromkeys(ranks, 32)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dynarank.adapters.folding import Factors
+from dynarank.rounding import round_half_up
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def compress(
 
     Args:
         factors: A (k, d_in) and B (d_out, k) by layer, the scale folded into either.
-        target: components that a layer keeps on average; round(L target) are kept.
+        target: components that a layer keeps on average; L target, rounded, halves up, are kept.
         parameters: at most this many parameters are kept, taken in the order of what a component
             explains for each of its parameters.
         energy: the share of the squared update that stays at least, above 0 and at most 1.
@@ -171,7 +172,7 @@ def _choose(
     else:
         order = torch.argsort(squares, descending=True, stable=True)
         if target is not None:
-            count = round(len(sizes) * target)
+            count = round_half_up(len(sizes) * target)
         else:
             assert energy is not None
             explained = squares[order].cumsum(0)

@@ -113,6 +113,8 @@ def _scale(path: Path, config: Mapping[str, Any], name: str, rank: int) -> float
     """Return s of a layer, as PEFT computes it."""
     alpha = config.get("lora_alpha")
     patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise UserError(f"{path}: alpha_pattern = {patterns!r}: must be a map of names to numbers")
     # PEFT takes the first pattern that fits, not the longest.
     for pattern, of_pattern in patterns.items():
         if _fits(path, pattern, name):
@@ -120,7 +122,8 @@ def _scale(path: Path, config: Mapping[str, Any], name: str, rank: int) -> float
             break
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise UserError(f"{path}: lora_alpha = {alpha!r}: must be a number")
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else max(rank, 1))
+    rank = max(rank, 1)  # a layer of rank 0 has no component to scale
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def _fits(path: Path, pattern: str, name: str) -> bool:

@@ -31,9 +31,10 @@ from dynarank.allocation.components import (
     component_parameters,
 )
 from dynarank.allocation.config import FIXED
-from dynarank.allocation.schedule import BudgetSchedule, round_half_up
+from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.allocation.scoring import Scorer
 from dynarank.allocation.selection import best_components, with_ceiling
+from dynarank.rounding import round_half_up
 
 
 class RankAllocator:
@@ -97,13 +98,13 @@ class RankAllocator:
         self.max_rank = max_rank
         self.scorer = Scorer(self.layers, score, cost_aware, seed, fixed_scores)
         self.sizes = [layer.r for layer in self.layers]
+        check_start(self.schedule, self.sizes)  # before anything is written on the layers
         self.progress = AllocationProgress(freeze_step=schedule.freeze_step)
         for layer in self.layers:
             layer.progress = self.progress  # exports look there
         self.agree: Callable[[Tensor], Tensor] = lambda keep: keep
         """Maps what this process would keep to what is kept, (n) bool to (n) bool. Where several
         processes train one model, it returns the choice of the first."""
-        check_start(self.schedule, self.sizes)
         device = self.layers[0].lora_c.device  # layers may lie on several
         self.ema = torch.zeros(sum(self.sizes), device=device)  # e, (n) float32
         self.check_every_step = device.type == "cpu"
@@ -176,10 +177,7 @@ class RankAllocator:
         self.ema = ema  # an average that was once not finite stays so
 
     def check_finite(self) -> None:
-        """Raise `FloatingPointError` if a score has not been finite; wait for the device.
-
-        Prunings do this by themselves.
-        """
+        """Raise `FloatingPointError` if a score is not finite; waits for the device as prunings."""
         self._raise_nonfinite(self.ema)
 
     def _raise_nonfinite(self, scores: Tensor) -> None:

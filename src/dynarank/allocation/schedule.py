@@ -12,16 +12,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dynarank.rounding import round_half_up
+
 
 def _share(fraction: float, total: int) -> int:
     # 0.29 * 100 is 28.999... in floating point: the share that was meant is 29.
     return math.floor(fraction * total + 1e-9)
-
-
-def round_half_up(value: float) -> int:
-    """Return the nearest whole number; of two as near, the higher. Every budget is rounded so."""
-    # Binary fractions lie beside the decimal ones that were typed: 0.35 x 10 is 3.4999...
-    return math.floor(value + 0.5 + 1e-9)
 
 
 SHAPES: dict[str, Callable[[float], float]] = {

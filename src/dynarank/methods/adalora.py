@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dynarank.adapters.folding import Factors
 from dynarank.adapters.inject import find_linears
 from dynarank.adapters.peft_format import write_factors
-from dynarank.allocation.schedule import BudgetSchedule, round_half_up
+from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import AdaLoRAConfig
 from dynarank.methods.exact_adalora import ExactAllocator
@@ -32,15 +32,17 @@ from dynarank.methods.ranked import (
     check_some_left,
     holds_transposed,
     pruned_size,
+    refuse_bounds,
     schedule_of,
 )
+from dynarank.rounding import round_half_up
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc", "ipt")
 """PEFT's running averages, each a tensor by parameter name, which PEFT itself does not save."""
 
 
 class AdaLoRAAllocation:
-    """PEFT's allocation in the form of our `RankAllocator` (`dynarank.methods.base.Allocator`).
+    """PEFT's allocation as a `dynarank.methods.protocols.Allocator`, as our `RankAllocator` is one.
 
     PEFT's own `AdaLoraModel.update_and_allocate` would keep the run's length and the kept triplets
     in the adapter's configuration. They are kept here instead, and its three cases stand in
@@ -82,7 +84,7 @@ class AdaLoRAAllocation:
 
     @property
     def agree(self) -> Callable[[Tensor], Tensor]:
-        """See `dynarank.methods.base.Allocator`."""
+        """See `dynarank.methods.protocols.Allocator`."""
         return self.inner.agree
 
     @agree.setter
@@ -162,11 +164,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
     tuner: AdaLoraModel
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
-        if self.budget.max_rank is not None:
-            raise ValueError(
-                f"budget.max_rank = {self.budget.max_rank}: AdaLoRA's allocation has no such "
-                "limit. Use method=dora, or budget.max_rank=null"
-            )
+        refuse_bounds(self.budget, "AdaLoRA", "min_rank", "max_rank")
         names = find_linears(model, targets, self.head)
         check_some_left(self.budget, len(names))
         config = AdaLoraConfig(

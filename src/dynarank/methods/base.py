@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from dynarank.adapters.inject import find_linears, mark_trainable
 from dynarank.adapters.layer import linear_shape
 from dynarank.allocation.config import BudgetConfig, DemConfig
-from dynarank.allocation.schedule import round_half_up
 from dynarank.methods.config import MethodConfig
 from dynarank.methods.protocols import Allocator
+from dynarank.rounding import round_half_up
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 

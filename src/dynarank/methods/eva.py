@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from dynarank.methods.base import Inputs
 from dynarank.methods.config import EvaConfig
 from dynarank.methods.prepared import PlacedMethod
+from dynarank.methods.ranked import refuse_bounds
 
 
 class Eva(PlacedMethod[EvaConfig]):
     """LoRA whose A and ranks come from the variance of the layers' inputs."""
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        refuse_bounds(self.budget, "EVA", "min_rank")
         target = self.budget.target
         if target != int(target) or self.budget.unit != "components":
             raise ValueError(
@@ -36,11 +38,18 @@ class Eva(PlacedMethod[EvaConfig]):
         self.put_room(
             model,
             targets,
-            pool=round(self.config.rho * target),
+            pool=round(self.rho * target),
             alpha=self.config.alpha,
             dropout=self.config.dropout,
         )
         return model
+
+    @property
+    def rho(self) -> float:
+        """The largest rank over the target: the setting's, or what `budget.max_rank` allows."""
+        if self.budget.max_rank is None:
+            return self.config.rho
+        return min(self.config.rho, self.budget.max_rank / self.budget.target)
 
     @property
     def preparation_batches(self) -> int:
@@ -54,7 +63,7 @@ class Eva(PlacedMethod[EvaConfig]):
             r=int(self.budget.target),
             target_modules=list(self.layers),
             init_lora_weights="eva",
-            eva_config=peft.EvaConfig(rho=self.config.rho, tau=self.config.tau),
+            eva_config=peft.EvaConfig(rho=self.rho, tau=self.config.tau),
         )
         with self.bare():
             components = get_eva_state_dict(

@@ -11,9 +11,9 @@ import torch
 from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import Tensor, nn
 
-from dynarank.allocation.schedule import round_half_up
 from dynarank.allocation.selection import top_components, top_parameters
 from dynarank.methods.ranked import ADAPTER
+from dynarank.rounding import round_half_up
 
 
 class ExactAllocator(PeftAllocator):  # type: ignore[misc]
@@ -38,6 +38,15 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
         costs = self.costs.to(scores.device)
         # `top_parameters` orders by score / cost, PEFT by the score alone.
         return top_parameters(scores * costs, costs, self.parameters(budget))
+
+    def budget_schedule(self, step: int) -> tuple[float, bool]:
+        """Return the triplets that may stay after a step, and whether it prunes.
+
+        PEFT's own cuts what lies between the start and the target down to a whole number, and so
+        falls below a target that is none.
+        """
+        budget, prunes = super().budget_schedule(step)
+        return max(budget, self.target_bgt), prunes
 
     def parameters(self, budget: float) -> int:
         """Return the parameters that so many triplets take, at the mean over the matrices."""

@@ -9,6 +9,7 @@ from dynarank.adapters.adapter_checks import CONFIG
 from dynarank.adapters.lora_files import read_lora
 from dynarank.adapters.rank_patterns import ranks_of
 from dynarank.errors import UserError, nearest
+from dynarank.rounding import round_half_up
 from dynarank.run_folder import RANKS, read_ranks
 from dynarank.settings import expand_user
 
@@ -58,7 +59,7 @@ def found_ranks(place: str, costs: Mapping[str, int], target: float) -> dict[str
             f"{SETTING} = {place}: {unknown[0]} is no target of this model "
             f"({nearest(unknown[0], costs)}). Take a run on the same model and model.targets"
         )
-    components, wanted = sum(ranks.values()), round(target * len(costs))
+    components, wanted = sum(ranks.values()), round_half_up(target * len(costs))
     parameters = sum(rank * costs[name] for name, rank in ranks.items())
     if components != wanted and parameters > target * sum(costs.values()):
         raise ValueError(

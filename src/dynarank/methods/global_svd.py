@@ -60,7 +60,7 @@ class GlobalSvdAllocator(RankAllocator):
         self.ema = squares.to(self.ema.device, torch.float32)
 
     def carried(self) -> dict[Tensor, Carry]:
-        """See `dynarank.methods.base.MovesParameters`."""
+        """See `dynarank.methods.protocols.MovesParameters`."""
         maps: dict[Tensor, Carry] = {}
         for layer, turned in zip(self.layers, self.rotations, strict=True):
             maps[layer.lora_A] = Carry(
@@ -93,4 +93,5 @@ class GlobalSvd(ComponentMethod[GlobalSvdConfig]):
             score="absolute",
             cost_aware=self.budget.unit == "parameters",
             min_rank=self.budget.min_rank,
+            max_rank=self.budget.max_rank,
         )

@@ -27,18 +27,22 @@ from torch import Tensor, nn
 
 from dynarank.adapters.layer import stores_transposed
 from dynarank.allocation.components import component_parameters
-from dynarank.allocation.schedule import round_half_up
 from dynarank.allocation.selection import top_components, top_parameters
 from dynarank.methods.base import Inputs
 from dynarank.methods.config import GoraConfig
 from dynarank.methods.prepared import PlacedMethod
+from dynarank.methods.ranked import refuse_bounds
+from dynarank.rounding import round_half_up
 
 
 class Gora(PlacedMethod[GoraConfig]):
     """LoRA whose ranks and start come from the gradient of the first batches."""
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        refuse_bounds(self.budget, "GoRA", "min_rank")
         pool = math.ceil(self.config.max_ratio * self.budget.target)
+        if self.budget.max_rank is not None:
+            pool = min(pool, self.budget.max_rank)
         self.put_room(
             model, targets, pool=pool, alpha=self.config.alpha, dropout=self.config.dropout
         )

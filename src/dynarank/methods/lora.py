@@ -40,6 +40,12 @@ class LoRA(Method[LoRAConfig]):
                 f"budget.max_rank = {limit}: these ranks go up to {largest}. Set it to that, or to "
                 "null for no limit"
             )
+        smallest = min(self.fixed_ranks.values())
+        if smallest < self.budget.min_rank:
+            raise ValueError(
+                f"budget.min_rank = {self.budget.min_rank}: these ranks go down to {smallest}. Set "
+                "it to that, or take another method.placement"
+            )
         adapted = {name: rank for name, rank in self.fixed_ranks.items() if rank}
         names = list(adapted)
         per = max(1.0, self.budget.target)

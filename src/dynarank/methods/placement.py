@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from dynarank.allocation.schedule import round_half_up
+from dynarank.rounding import round_half_up
 
 _QUERY_VALUE = re.compile(
     r"(.*\.)?((q|v|query|value)(_proj|_lin)?|c_attn|in_proj)"  # the last two hold q, k and v
@@ -131,7 +131,7 @@ def _spread_count(names: Sequence[str], count: int) -> dict[str, int]:
     """Return the ranks of `count` components that lie as evenly as they can, in order."""
     per_matrix = count / len(names)
     # Ends are rounded, and not ranks, so that the ranks add up to `count`.
-    ends = [math.floor(index * per_matrix + 0.5 + 1e-9) for index in range(len(names) + 1)]
+    ends = [round_half_up(index * per_matrix) for index in range(len(names) + 1)]
     return {name: ends[index + 1] - ends[index] for index, name in enumerate(names)}
 
 

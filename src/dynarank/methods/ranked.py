@@ -7,8 +7,9 @@ from typing import Any
 
 from dynarank.adapters.layer import stores_transposed
 from dynarank.allocation.config import BudgetConfig
-from dynarank.allocation.schedule import BudgetSchedule, round_half_up
+from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.methods.base import MethodSize
+from dynarank.rounding import round_half_up
 
 ADAPTER = "default"
 """PEFT's name of the adapter inside a layer."""
@@ -51,6 +52,23 @@ def check_some_left(budget: BudgetConfig, matrices: int) -> None:
             # Half a component rounds up to one.
             f"Give at least {0.5 / matrices:.3g}, or train the head alone with method=head"
         )
+
+
+def refuse_bounds(budget: BudgetConfig, method: str, *bounds: str) -> None:
+    """Raise `ValueError` where the budget states a bound on ranks that a method cannot keep.
+
+    Args:
+        budget: as the run states it.
+        method: its name, for the message.
+        bounds: of `min_rank` and `max_rank`, those that it cannot keep.
+    """
+    for bound in bounds:
+        value, none = getattr(budget, bound), 0 if bound == "min_rank" else None
+        if value != none:
+            raise ValueError(
+                f"budget.{bound} = {value}: {method} has no such limit. Take method=dora, or "
+                f"budget.{bound}={'null' if none is None else none}"
+            )
 
 
 def holds_transposed(layers: Mapping[str, Any]) -> bool:

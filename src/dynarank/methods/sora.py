@@ -47,6 +47,7 @@ class SoraAllocator(RankAllocator):
         sparsity: float,
         cost_aware: bool = False,
         min_rank: int = 0,
+        max_rank: int | None = None,
     ) -> None:
         super().__init__(
             layers,
@@ -55,6 +56,7 @@ class SoraAllocator(RankAllocator):
             score="absolute",
             cost_aware=cost_aware,
             min_rank=min_rank,
+            max_rank=max_rank,
         )
         self.sparsity = sparsity
         self.lr = 0.0  # set before each step
@@ -82,8 +84,11 @@ class SoraAllocator(RankAllocator):
         for layer in self.layers:
             layer.lora_c.copy_(soft_threshold(layer.lora_c, bound.to(layer.lora_c.device)))
 
-    def _scores(self) -> list[Tensor]:
-        return [layer.lora_c.detach().abs() for layer in self.layers]
+    def update(self) -> None:
+        """Take the gates' sizes as the scores."""
+        self.ema = self._cat([layer.lora_c.detach().abs() for layer in self.layers]).float()
+        if self.check_every_step:
+            self.check_finite()
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -106,4 +111,5 @@ class Sora(ComponentMethod[SoraConfig]):
             sparsity=self.config.sparsity,
             cost_aware=self.budget.unit == "parameters",
             min_rank=self.budget.min_rank,
+            max_rank=self.budget.max_rank,
         )

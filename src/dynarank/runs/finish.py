@@ -14,11 +14,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from dynarank.allocation.schedule import round_half_up
 from dynarank.checkpoints.callback import Checkpoints
 from dynarank.checkpoints.content import RunContent, history_rows
 from dynarank.checkpoints.storage import DamagedCheckpoint, checkpoint_path, verify
 from dynarank.config.schema import TrainConfig
+from dynarank.rounding import round_half_up
 from dynarank.runs.export import remove_adapters, write_adapter
 from dynarank.runs.prepare import Prepared
 from dynarank.runs.results import Results, gather_artifacts, write_artifacts, write_results
