@@ -63,7 +63,9 @@ class OneLineBar(ProgressBar):
         above = _AboveTheBar(self.console)
         loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
         for logger in loggers:
+            # The dictionary also holds placeholders, which have no handlers.
             for handler in getattr(logger, "handlers", ()):
+                # A handler of a file, or of a captured stream, stays as it is.
                 stream = getattr(handler, "stream", None)
                 if stream in (sys.__stdout__, sys.__stderr__) and stream is not None:
                     self._handlers.append((handler, stream))
@@ -95,6 +97,7 @@ class OneLineBar(ProgressBar):
     def _draw(self, parts: Sequence[str], step: int, total: int) -> None:
         assert self._live is not None
         self._drawn = time.monotonic()
+        # The steps before a resume took none of this start's time.
         done = step - self._first_step
         left = ""
         if done:
@@ -129,6 +132,7 @@ class _AboveTheBar:
         self.console = console
 
     def write(self, text: str) -> None:
+        # Without markup, because rich would take brackets in a log line for a style.
         self.console.print(text.rstrip("\n"), soft_wrap=True, markup=False, highlight=False)
 
     def flush(self) -> None:
