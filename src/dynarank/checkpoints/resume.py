@@ -65,6 +65,7 @@ def find_resumption(path: str | None, folder: Path) -> Resumption | None:
         )
     named = folder / CHECKPOINTS if path == AUTO else Path(path)
     checkpoints = _checkpoints_folder(named)
+    # A run that goes on from elsewhere replaces what this folder holds.
     if checkpoints.resolve() != (folder / CHECKPOINTS).resolve():
         _refuse_to_lose(folder)
     if named.is_file():
@@ -182,6 +183,7 @@ def copy_run(resumption: Resumption, folder: Path) -> None:
     target.mkdir(exist_ok=True)
     for step in steps:
         checkpoint = checkpoint_path(source, step)
+        # In this order, because the manifest says that the checkpoint is whole.
         for path in (checkpoint, manifest_path(checkpoint)):
             if path.is_file():
                 with path.open("rb") as original:
