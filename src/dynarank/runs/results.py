@@ -112,6 +112,7 @@ def write_results(
         write_json(folder / RANK_HISTORY, history)
         save_rank_map(folder, ranks, largest_rank, title_of(results))
     text = json_text(record)
+    # Before the file itself: once that is there, the run counts as finished, and is checked by it.
     record_digests(folder, {METRICS: hashlib.sha256(text.encode()).hexdigest()})
     write_text(folder / METRICS, text)
 

@@ -61,6 +61,7 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
         signals: what came to this process.
         start: when work began, on `time.monotonic`'s clock.
     """
+    # Of a finished run too, because only this tells whether it is the very run.
     prepared = _prepare(config, folder)
     goes_on_here = prepared.resumption is not None and prepared.resumption.is_in(folder)
     if goes_on_here and is_finished(folder):
