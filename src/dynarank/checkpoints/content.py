@@ -112,6 +112,7 @@ class RunContent:
                 "does not read it. Go on with that version, or from a checkpoint before the freeze"
             )
         self._cut_as(checkpoint)
+        # After the cut, which gives the model the shapes of a checkpoint from after the freeze.
         other = difference(self.module, checkpoint["state_dict"])
         if other is not None:
             raise UserError(f"{path}: is of another model: {other}")

@@ -36,7 +36,7 @@ def explain_failures(config: TrainConfig, folder: Path) -> Iterator[None]:
             f"training stopped at {error}. Lower optimizer.lr = {config.lr:g}, "
             f"or look at that layer and batch. Last good checkpoint: {_last_checkpoint(folder)}"
         ) from None
-    except UserError:
+    except UserError:  # says already what to do
         raise
     except Exception as error:
         message = _remedy(error, config)

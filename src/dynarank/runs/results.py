@@ -105,6 +105,7 @@ def write_results(
     """
     record = asdict(results)
     ranks = record.pop("ranks")
+    # It lies there already, and is named for its digest to be recorded.
     announce_files(folder, [HISTORY])
     if ranks:
         announce_files(folder, [RANKS, RANK_HISTORY, *RANK_MAP_FILES])

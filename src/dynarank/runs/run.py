@@ -72,6 +72,7 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
         if is_first():
             (folder / METRICS).unlink()  # until the run is finished again
     if is_first():
+        # First, so that a kill in `start_over` leaves a folder that is known to be a run's.
         claim_folder(folder)
         if not goes_on_here:
             start_over(folder, prepared.resumption)

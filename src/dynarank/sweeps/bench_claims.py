@@ -82,5 +82,6 @@ class Claims:
             yield read_cells(self._file)
 
     def _record(self, cell: Cell) -> Path:
+        # A key holds characters that not every file's name may.
         name = hashlib.sha256(repr(cell.key).encode()).hexdigest()[:16]
         return self._folder / f"{name}.json"

@@ -108,7 +108,7 @@ class _Work:
                 self.stop.set()  # the other workers would run on until the end
                 raise
             finally:
-                self._claims.release(cell)
+                self._claims.release(cell)  # of a run that was broken off
             count += 1
             log.info("%s", describe(result))
         return count
@@ -198,6 +198,7 @@ def run_cell(
     with tempfile.TemporaryDirectory(prefix="dynarank-bench-") as name:
         folder = Path(name) / "run"
         output = Path(name) / "output.txt"
+        # A forked command opens the file, and does not make it.
         output.touch()
         command = [
             sys.executable,

@@ -21,8 +21,10 @@ def is_alive(record: Path) -> bool:
     try:
         known = json.loads(record.read_text())
         if known.get("host", socket.gethostname()) != socket.gethostname():
+            # A late touch or two is no death.
             return time.time() - record.stat().st_mtime < 4 * HEARTBEAT
         process = int(known["pid"])
+        # Signal 0 is none: it only asks whether the process is there.
         os.kill(process, 0)
         facts = process_facts(process)
         if facts is None:

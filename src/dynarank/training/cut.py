@@ -71,6 +71,6 @@ def _wrap_again(strategy: Strategy) -> None:
     anew in each step.
     """
     if isinstance(strategy, DDPStrategy):
-        strategy.model = strategy.lightning_module
+        strategy.model = strategy.lightning_module  # what `configure_ddp` wraps
         gc.collect()  # the old wrapper stands in reference cycles
         strategy.configure_ddp()

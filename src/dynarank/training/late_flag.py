@@ -38,6 +38,7 @@ class LateFlag:
 
     def wait(self) -> tuple[int, bool]:
         """Return the same of all additions, once the device is so far."""
+        # Anew, because a copy that is under way may lack the last additions.
         self._begin_copy()
         if self._event is not None:
             self._event.synchronize()

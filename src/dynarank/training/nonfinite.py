@@ -145,7 +145,7 @@ def _first_error(steps: list[tuple[int, Window]], model: nn.Module) -> NonFinite
             return _error(step, window, model)
     for step, window in steps:  # their gradients are gone, and are made again
         for _, batch in window:
-            model.zero_grad()
+            model.zero_grad()  # what stands there is of another batch
             model(**batch).loss.backward()
             if place := first_nonfinite_gradient(model):
                 return NonFiniteError(step, f"the gradient is not finite; first at {place}")

@@ -168,7 +168,7 @@ def bar_line(parts: Sequence[str], share: float, width: int) -> str:
     """
     kept = [part for part in parts if part]
     while len(kept) > 2 and len("  ".join(kept)) > width:
-        del kept[-2]
+        del kept[-2]  # the last part is the time left
     room = min(LONGEST_BAR, width - len("  ".join(kept)) - 2)
     if room >= SHORTEST_BAR:
         full = round(share * room)
