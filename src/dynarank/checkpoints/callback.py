@@ -179,7 +179,7 @@ class Checkpoints(Callback):
             return
         check_finite(trainer)  # before the earlier checkpoints go
         path = checkpoint_path(self.folder, step)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path)  # on all ranks, whose generators go into it
         kept = sorted({*self._steps, step})[-self.config.keep :]
         if trainer.is_global_zero:
             seal(path, self._manifest(trainer, finished))

@@ -157,7 +157,7 @@ def manifest_path(checkpoint: Path) -> Path:
 
 def seal(path: Path, manifest: Manifest) -> None:
     """Write the manifest of a checkpoint that is on the disk: from now on it is valid."""
-    manifest.sha256 = file_sha256(path)
+    manifest.sha256 = file_sha256(path)  # of what lies there, not of what was to be written
     manifest.bytes = path.stat().st_size
     manifest.own_sha256 = manifest.digest()
     content = json.dumps(asdict(manifest), indent=2).encode() + b"\n"

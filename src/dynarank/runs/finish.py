@@ -95,7 +95,7 @@ def score(trained: Trained) -> Scored:
     """Score the last weights, or their average."""
     trainer, module, data = trained.trainer, trained.prepared.module, trained.prepared.data
     if module.average is not None:
-        module.average.apply(module)
+        module.average.apply(module)  # validations within `fit` saw it, too
     last = _score_last(trainer, module, data)
     selecting_score = last[trained.config.task.select]
     if data.sample is not None:

@@ -120,7 +120,7 @@ class Predictor:
         else:
             values = torch.as_tensor(np.asarray(outputs))  # (rows, classes), or (rows) numbers
             guesses = values.argmax(-1) if values.ndim == 2 else values
-            labels = rows[self.task.config.columns.label][:]
+            labels = rows[self.task.config.columns.label][:]  # until [:], a column is not read
             scores.update(guesses, torch.as_tensor(labels))
         metrics = {name: float(value) for name, value in scores.compute().items()}
         baseline = self.task.baseline(rows)

@@ -44,6 +44,7 @@ def _remove_empty(folder: Path) -> None:
     here = Path.cwd()
     folder = folder.resolve()
     with contextlib.suppress(OSError):
+        # rmdir refuses a folder that holds anything, which ends the loop.
         while folder != here:
             folder.rmdir()
             if here not in folder.parents:

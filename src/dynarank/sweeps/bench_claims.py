@@ -61,6 +61,7 @@ class Claims:
     def finish(self, cell: Cell) -> None:
         """Append a cell with what it found, and give its claim up."""
         with self.locked():
+            # In this order, so that a kill in between leaves a dead claim and loses no cell.
             append_cell(self._file, cell)
             self._drop(cell)
 

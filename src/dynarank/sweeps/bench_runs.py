@@ -99,7 +99,7 @@ class _Work:
             if cell is None and not more:
                 break
             if cell is None:  # others run what the next cells wait for
-                self.stop.wait(POLL_SECONDS)
+                self.stop.wait(POLL_SECONDS)  # a stop ends it early
                 continue
             try:
                 result = run_cell(cell, environment, self._file, partial(self._tick, cell))
@@ -223,6 +223,7 @@ def run_cell(
         if not is_finished(folder):
             last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             log.warning("failed: %s", last[-1] if last else "no output")
+            # A failed cell is written down, too, so that it is not tried for ever.
             return replace(cell, commit=revision())
         write_names(file, list(read_ranks(folder)))
         return _finished(cell, folder)

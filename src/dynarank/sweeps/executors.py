@@ -132,6 +132,7 @@ class RayTasks:
             import ray
         except ImportError:
             raise UserError("hydra/launcher=ray needs Ray: pip install -e '.[ray]'") from None
+        # A sampling sweeper checks before each of its batches.
         if not ray.is_initialized():
             try:
                 ray.init(
@@ -177,6 +178,7 @@ class RayTasks:
                     progress.ended(job)
         except BaseException:
             for running in waiting:
+                # Not by force, so that each task still stops its run.
                 ray.cancel(running)
             # Wait for the tasks to stop their runs.
             ray.wait(list(waiting), num_returns=len(waiting), timeout=60)

@@ -52,4 +52,5 @@ def process_facts(process: int) -> ProcessFacts | None:
         return None
     # The second field is the program's name in parentheses, and may hold anything.
     fields = stat.read_text().rpartition(")")[2].split()
+    # proc(5) counts fields from 1: the state is the third, the start the 22nd. Two are cut off.
     return ProcessFacts(started=int(fields[19]), zombie=fields[0] == "Z")

@@ -138,7 +138,7 @@ class Tuning:
             (self.folder / STUDY).unlink()
             study = self._load_study()
         record = self.space.record()
-        known = study.user_attrs.get("space", record)
+        known = study.user_attrs.get("space", record)  # a new study has none
         for key, value in record.items():
             if value != known[key]:
                 raise UserError(

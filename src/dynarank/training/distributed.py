@@ -51,6 +51,7 @@ class ShardFrozen(ModelParallelStrategy):
     @property
     def restore_checkpoint_after_setup(self) -> bool:
         """Load checkpoints before the set-up, as DDP does."""
+        # A loaded checkpoint may cut the model, and its optimizer must be made after that.
         return False
 
     @property

@@ -281,7 +281,7 @@ class FineTuning(LightningModule):
         self.log(COLLAPSED, float(self.collapsed is not None))
         self._log_place()
         self.log(SELECTION, scores[selecting] if self.at_budget else float("nan"))
-        if self.trainer.state.fn == "fit":
+        if self.trainer.state.fn == "fit":  # `finish` validates too
             step = self.trainer.global_step
             self.history.append({"step": step, "epoch": int(self.epoch), **scores})
             status = None if self.allocation is None else self.allocation.status()

@@ -141,6 +141,7 @@ def _error(step: int, window: Window, model: nn.Module) -> NonFiniteError:
 def _first_error(steps: list[tuple[int, Window]], model: nn.Module) -> NonFiniteError:
     """Return the error for the first of some steps that were not finite, on unharmed weights."""
     for step, window in steps:
+        # Losses are kept, and tell the step without another pass.
         if not all(bool(loss.isfinite()) for loss, _ in window):
             return _error(step, window, model)
     for step, window in steps:  # their gradients are gone, and are made again

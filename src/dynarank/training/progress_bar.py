@@ -54,6 +54,7 @@ class OneLineBar(ProgressBar):
         if not self._enabled:
             return
         self._begin, self._first_step = time.monotonic(), trainer.global_step
+        # Without rich's own thread: only the end of a batch changes the line.
         self._live = Live(console=self.console, transient=True, auto_refresh=False)
         self._live.start()
         self._redirect_logs()
