@@ -94,6 +94,7 @@ def _newest_checkpoint(path: str, checkpoints: Path) -> Resumption | None:
     if newest is not None and manifest is not None:
         log.info("resuming from %s (step %d)", newest, manifest.step)
         return Resumption(newest, manifest)
+    # For `auto` alone: what a command names is never renamed.
     if path == AUTO and _set_first_save_aside(checkpoints):
         return None
     if skipped:
@@ -185,6 +186,7 @@ def copy_run(resumption: Resumption, folder: Path) -> None:
         checkpoint = checkpoint_path(source, step)
         # In this order, because the manifest says that the checkpoint is whole.
         for path in (checkpoint, manifest_path(checkpoint)):
+            # The best one may be gone. The run's end then takes the last weights.
             if path.is_file():
                 with path.open("rb") as original:
                     copy = partial(shutil.copyfileobj, original)

@@ -48,7 +48,7 @@ def run(config: TrainConfig) -> Results:
         try:
             return train(config, folder, signals, start)
         except Interrupted as error:
-            error.folder = folder
+            error.folder = folder  # for the command that goes on, which is printed
             raise
 
 

@@ -70,6 +70,7 @@ def run_bench(
 
 def single_threaded() -> dict[str, str]:
     """Return the variables that a cell's process sees."""
+    # More threads would also change the last bits of sums, which `repeat_cells` compares.
     return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -144,6 +144,7 @@ def _in_recorded_folders(points: Sequence[Point], sweep: Path) -> list[Point]:
     """Return the points, in the folders that an earlier command gave to the same ones."""
     if not (sweep / "sweep.json").is_file():
         return list(points)
+    # A folder is named by what varies, and other points may have other settings vary.
     recorded = {point.number: point for point in read_sweep(sweep)}
     placed = []
     for point in points:

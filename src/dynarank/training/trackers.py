@@ -74,7 +74,7 @@ def _wandb_tracker(config: TrainConfig, folder: Path, resumed: bool) -> WandbTra
     options: dict[str, Any] = {
         "dir": folder,
         "name": name,
-        "resume": "allow",
+        "resume": "allow",  # a known id goes on, a new one begins
         "project": wandb_project(config.logger.project),
         "group": os.environ.get("WANDB_RUN_GROUP"),  # a sweep's; W&B itself looks once a process
         "tags": run_tags(),
