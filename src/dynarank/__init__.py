@@ -47,6 +47,7 @@ _MODULES = {
     "write_peft_adapter": "adapters.peft_format",
 }
 """The module, inside this package, that defines each public name."""
+# Written out, although _MODULES has the same names: type checkers read a plain list alone.
 __all__ = [
     "BudgetSchedule",
     "DoRALinear",

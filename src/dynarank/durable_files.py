@@ -29,11 +29,14 @@ def write_durably(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with temporary.open("wb") as file:
             write(file)
             file.flush()
+            # The rename may reach the disk before the data does. Without this, a machine that stops
+            # then would leave an empty file under the final name.
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # also a signal: Interrupted is no Exception
         temporary.unlink(missing_ok=True)
         raise
+    # The new name is an entry of the folder, and is on the disk only once the folder is.
     sync_folder(path.parent)
 
 
@@ -81,6 +84,7 @@ def sync_folder(folder: Path) -> None:
     """Have the disk hold a folder's present names. Windows has no such call, and needs none."""
     if os.name == "nt":
         return
+    # A folder cannot be opened for writing, and fsync does not ask for it.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -107,4 +111,5 @@ def make_readable(folder: Path, also_folder: bool = False) -> None:
 
 def cache_folder() -> Path:
     """Return where what was fetched or unpacked is kept: $DYNARANK_CACHE, or ~/.cache/dynarank."""
+    # An empty variable counts as none: as a path it would be the working folder.
     return Path(os.environ.get("DYNARANK_CACHE") or Path.home() / ".cache" / "dynarank")

@@ -16,11 +16,13 @@ class UserError(ValueError):
     """
 
 
+# No slash and no dot at the start, so that a folder of that name is neither elsewhere nor hidden.
 PLAIN_NAME = re.compile(r"\w[\w.+=@ -]{0,95}")
 
 
 def check_name(field: str, name: str) -> None:
     """Raise `ValueError` for a name that cannot stand in a folder's name, a table and a tracker."""
+    # Hydra has not filled such a value in yet. The filled one is checked when its turn comes.
     unresolved = name == "???" or name.startswith("${")
     if not unresolved and not PLAIN_NAME.fullmatch(name):
         raise ValueError(

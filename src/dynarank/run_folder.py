@@ -75,7 +75,7 @@ def read_json(path: Path) -> Any:
         reason = f"{error.msg} at line {error.lineno}"
     except OSError as error:
         reason = str(error.strerror)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, too many digits or brackets
         reason = type(error).__name__
     raise UserError(f"{path}: is damaged ({reason}). Run it again, or move it away")
 
@@ -98,12 +98,14 @@ def _holds_scores(record: dict[str, Any]) -> bool:
     selected = record.get("selected")
     metric = selected.get("metric") if isinstance(selected, dict) else None
     for group in ("metrics", "last"):
+        # Records of earlier versions lack the last epoch's scores, and are read all the same.
         if group == "last" and group not in record:
             continue
         scores = record.get(group)
         if not isinstance(metric, str) or not isinstance(scores, dict) or metric not in scores:
             return False
         value = scores[metric]
+        # To Python, a bool is an int too.
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             return False
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
@@ -158,6 +160,7 @@ def write_failure(folder: Path, reason: str, output: Sequence[str] = ()) -> None
 def read_failure(folder: Path) -> list[str] | None:
     """Return the lines of error.txt; None where no failure is recorded."""
     record = folder / ERROR
+    # A run's output ends up in it, and may hold any bytes.
     return record.read_text(errors="replace").splitlines() if record.is_file() else None
 
 

@@ -180,6 +180,8 @@ def setting_types(schema: type) -> dict[str, Any]:
 
 def _annotations(schema: type) -> dict[str, tuple[Any, tuple[Rule, ...]]]:
     found = {}
+    # Annotations are texts in modules that import them from __future__, and this reads them.
+    # Without include_extras it would drop the rules.
     for name, hint in get_type_hints(schema, include_extras=True).items():
         if get_origin(hint) is Annotated:
             kind, *rules = get_args(hint)

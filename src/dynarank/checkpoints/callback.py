@@ -69,6 +69,7 @@ class Checkpoints(Callback):
             self.best, self.inexact = manifest.best, manifest.inexact
             self.resumed_at = [*manifest.resumed_at, manifest.step]
             self._work_began = started - manifest.seconds
+            # The checkpoint that the run goes on from lies there already, and is not written again.
             self._steps = [manifest.step]
         self._last_save = time.monotonic()
         self._due = False
@@ -87,7 +88,9 @@ class Checkpoints(Callback):
         self.signals.install()
         self.signals.deferred = True
         if trainer.world_size > 1:
+            # Rank 0 alone counts its threads: launchers give the others fewer.
             shared = json.dumps({**self.identity, "threads": None}, sort_keys=True)
+            # Not `hash`, which Python salts for texts. 15 hexadecimal digits fit into 62 bits.
             digest = int(hashlib.sha256(shared.encode()).hexdigest()[:15], 16)
             check_alike(digest, "settings, data and versions")
 
@@ -95,10 +98,12 @@ class Checkpoints(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Restore what was saved here, or save where it is time. Raises `Interrupted`."""
+        # Not before: what Lightning sets up until the first batch may draw random numbers.
         if self._to_restore is not None:
             restore_random_state(self._to_restore["random"][trainer.global_rank])
             restore_loop_position(trainer, self._to_restore)
             self._to_restore = None
+        # Inside a window there are gradients of its first batches, which no checkpoint holds.
         if batch_idx % trainer.accumulate_grad_batches:
             return
         stop = self._on_any_rank(trainer, self.signals.received is not None)
@@ -116,6 +121,7 @@ class Checkpoints(Callback):
         every = self.config.every_steps
         if every is not None and step % every == 0:
             return True
+        # The ranks' clocks differ, so they have to agree. All else above is alike on all of them.
         waited = time.monotonic() - self._last_save
         return self._on_any_rank(trainer, waited > SECONDS_A_MINUTE * self.config.every_minutes)
 
@@ -133,6 +139,7 @@ class Checkpoints(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the validation's score where it is the best, and that a save is due."""
+        # After training, `finish` validates too, and nothing may be saved or picked by that.
         if trainer.state.fn != "fit":
             return
         self._due = True
@@ -145,11 +152,14 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of training."""
+        # No batch follows whose start would save the last step.
         self.save(trainer, finished=True)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End here where a signal came. Raises `Interrupted`."""
+        # From here on nobody looks at the flag, so a signal has to end the run on the spot.
         self.signals.deferred = False
+        # A signal in the last step had no next batch to act on it.
         if self._on_any_rank(trainer, self.signals.received is not None):
             raise Interrupted(self._signal, f"step {trainer.global_step}")
 
@@ -167,14 +177,15 @@ class Checkpoints(Callback):
         if step in self._steps:
             self._due = False
             return
-        check_finite(trainer)
+        check_finite(trainer)  # before the earlier checkpoints go
         path = checkpoint_path(self.folder, step)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path)  # on all ranks, whose generators go into it
         kept = sorted({*self._steps, step})[-self.config.keep :]
         if trainer.is_global_zero:
             seal(path, self._manifest(trainer, finished))
             best = set() if self.best is None else {self.best["step"]}
             remove_all_but(self.folder, {*kept, *best})
+        # No rank goes on, or ends, before rank 0 has made the checkpoint valid.
         trainer.strategy.barrier()
         self._steps = kept
         self._last_save = time.monotonic()
@@ -200,6 +211,7 @@ class Checkpoints(Callback):
         states = [random_state()]
         if trainer.world_size > 1:
             states = [{} for _ in range(trainer.world_size)]
+            # Lightning calls this on all ranks, though rank 0 alone writes.
             torch.distributed.all_gather_object(states, random_state())
         checkpoint[REST] = {"random": states, **loop_position(trainer)}
 

@@ -21,7 +21,7 @@ from dynarank.training.nonfinite import NonFiniteError
 ROWS = "metrics_csv"
 """A checkpoint's entry with the history so far: metrics.csv, compressed, as bytes in a tensor."""
 PARTS = (
-    "TaskData",
+    "TaskData",  # Lightning's name for the data's state: its class's
     "callbacks",
     "history",
     "loops",
@@ -96,6 +96,7 @@ class RunContent:
         Raises:
             UserError: something is missing, or the weights are of another model.
         """
+        # What is missing would be new instead: the moments, the scores, the place in the data.
         missing = [part for part in PARTS if part not in checkpoint]
         allocation = self.module.allocation
         if allocation is not None and allocation.state_key not in checkpoint.get("callbacks", {}):
@@ -111,6 +112,7 @@ class RunContent:
                 "does not read it. Go on with that version, or from a checkpoint before the freeze"
             )
         self._cut_as(checkpoint)
+        # After the cut, which gives the model the shapes of a checkpoint from after the freeze.
         other = difference(self.module, checkpoint["state_dict"])
         if other is not None:
             raise UserError(f"{path}: is of another model: {other}")
@@ -135,8 +137,9 @@ class RunContent:
         checkpoint = read_checkpoint(path)
         self._cut_as(checkpoint)
         assert difference(self.module, checkpoint["state_dict"]) is None
+        # Masks, and a c that is fixed, have no average, and come from the state.
         weights = {**checkpoint["state_dict"], **checkpoint.get("average", {})}
-        self.module.load_state_dict(weights, strict=False)
+        self.module.load_state_dict(weights, strict=False)  # no checkpoint holds the base
 
 
 def _history_file(trainer: pl.Trainer) -> HistoryFile | None:
@@ -159,6 +162,7 @@ def history_rows(trainer: pl.Trainer) -> int:
 def _pack(history_file: HistoryFile | None) -> Tensor:
     """Return the history as a tensor of bytes, in a form that `weights_only` loads."""
     text = "" if history_file is None else history_file.text()
+    # A bytearray, because torch warns of memory that cannot be written, as bytes are.
     return torch.frombuffer(bytearray(zlib.compress(text.encode())), dtype=torch.uint8)
 
 
@@ -176,6 +180,7 @@ def check_finite(trainer: pl.Trainer) -> None:
     for name, value in _saved_values(trainer):
         names.append(name)
         flags.append(value.isfinite().all())
+    # Stacked, so that the host waits once for the device and not for every tensor.
     if not flags or bool(torch.stack(flags).all()):
         return
     first = next(name for name, flag in zip(names, flags, strict=True) if not bool(flag))
@@ -198,5 +203,6 @@ def _saved_values(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
     for optimizer in trainer.optimizers:
         for optimized, state in optimizer.state.items():
             for key, value in state.items():
+                # A scalar is the optimizer's count of steps.
                 if isinstance(value, Tensor) and value.ndim > 0:
                     yield f"{key} of {names.get(optimized, 'a parameter')}", value

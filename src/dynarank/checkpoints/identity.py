@@ -61,9 +61,9 @@ FREE = (
     "checkpoint",
     "task.test_file",
     "task.test_split",
-    "trainer.workers",
+    "trainer.workers",  # batches draw no random numbers
     "trainer.max_time",
-    "trainer.gradient_checkpointing",
+    "trainer.gradient_checkpointing",  # the gradients are equal to the bit
 )
 """What does not enter a run's numbers."""
 PLACES = ("model.path", "task.path", "task.train_file", "task.validation_file")
@@ -102,6 +102,7 @@ def identity(config: TrainConfig, **facts: Any) -> dict[str, Any]:
                 known.pop("model.name", None)
     if known.get("task.labels") is None:
         known.pop("task.labels", None)  # the data tells the classes, once it is read
+    # In the settings these may be null, and stand for what the model or the task says.
     known["optimizer.lr"] = config.lr
     known["trainer.batch_size"] = config.batch_size
     known["trainer.epochs"] = config.epochs
@@ -110,6 +111,7 @@ def identity(config: TrainConfig, **facts: Any) -> dict[str, Any]:
     known["device"] = _device_name(config.trainer.accelerator)
     for package, installed in package_versions().items():
         known[f"versions.{package}"] = installed
+    # As a manifest gives it back, where a tuple has become a list.
     plain: dict[str, Any] = json.loads(json.dumps({**known, **facts}))
     return plain
 
@@ -208,6 +210,7 @@ class IdentityCheck:
                 "Restore that, or accept it with resume.allow_inexact=true"
             )
         for difference in inexact:
+            # The next checkpoints take over the manifest's list.
             _record_inexact(manifest, difference)
 
 
@@ -230,6 +233,7 @@ def rows_digest(datasets: dict[str, Dataset]) -> str:
     for split, rows in sorted(datasets.items()):
         digest.update(split.encode())
         for batch in rows.with_format("arrow").iter(batch_size=ROWS_A_BATCH):
+            # JSON has no form for dates and for the bytes of images.
             text = json.dumps(batch.to_pylist(), default=str, sort_keys=True)
             digest.update(text.encode())
     return digest.hexdigest()[:16]

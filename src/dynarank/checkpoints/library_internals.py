@@ -27,5 +27,6 @@ def restore_loop_position(trainer: pl.Trainer, position: dict[str, Any]) -> None
     """
     loop = trainer.fit_loop.epoch_loop
     loop._batches_that_stepped = position["batches_that_stepped"]
+    # At a batch's start, where checkpoints are saved, it is ready and not completed.
     loop.batch_progress.total.ready = loop.batch_progress.total.completed + 1
     loop.val_loop.batch_progress.load_state_dict(position["validation_progress"])

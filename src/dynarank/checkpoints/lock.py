@@ -58,6 +58,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
+            # The lock's own file stays: the system's lock on it counts, not that it is there.
             (folder / LOCK_OWNER).unlink(missing_ok=True)
         lock.release()
 

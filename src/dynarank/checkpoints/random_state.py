@@ -13,6 +13,7 @@ def random_state() -> dict[str, Any]:
     """Return the state of this process's generators, in types that `weights_only` loads."""
     version, keys, gauss = random.getstate()
     kind, array, position, has_gauss, cached = np.random.get_state(legacy=True)
+    # torch has few operations for numpy's uint32, and int64 holds all of its values.
     numpy_keys = torch.from_numpy(np.asarray(array).astype(np.int64))
     return {
         "python": [version, list(keys), gauss],

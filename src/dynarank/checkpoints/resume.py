@@ -65,6 +65,7 @@ def find_resumption(path: str | None, folder: Path) -> Resumption | None:
         )
     named = folder / CHECKPOINTS if path == AUTO else Path(path)
     checkpoints = _checkpoints_folder(named)
+    # A run that goes on from elsewhere replaces what this folder holds.
     if checkpoints.resolve() != (folder / CHECKPOINTS).resolve():
         _refuse_to_lose(folder)
     if named.is_file():
@@ -93,6 +94,7 @@ def _newest_checkpoint(path: str, checkpoints: Path) -> Resumption | None:
     if newest is not None and manifest is not None:
         log.info("resuming from %s (step %d)", newest, manifest.step)
         return Resumption(newest, manifest)
+    # For `auto` alone: what a command names is never renamed.
     if path == AUTO and _set_first_save_aside(checkpoints):
         return None
     if skipped:
@@ -182,7 +184,9 @@ def copy_run(resumption: Resumption, folder: Path) -> None:
     target.mkdir(exist_ok=True)
     for step in steps:
         checkpoint = checkpoint_path(source, step)
+        # In this order, because the manifest says that the checkpoint is whole.
         for path in (checkpoint, manifest_path(checkpoint)):
+            # The best one may be gone. The run's end then takes the last weights.
             if path.is_file():
                 with path.open("rb") as original:
                     copy = partial(shutil.copyfileobj, original)

@@ -105,6 +105,7 @@ class DurableIO(CheckpointIO):
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Return a checkpoint's content on the CPU. Raises `UserError` where it does not fit."""
+        # Lightning's own weights_only does not count: nothing of a file is ever run.
         checkpoint = read_checkpoint(Path(path))
         if self.content is not None:
             self.content.take_back(checkpoint, Path(path))
@@ -156,7 +157,7 @@ def manifest_path(checkpoint: Path) -> Path:
 
 def seal(path: Path, manifest: Manifest) -> None:
     """Write the manifest of a checkpoint that is on the disk: from now on it is valid."""
-    manifest.sha256 = file_sha256(path)
+    manifest.sha256 = file_sha256(path)  # of what lies there, not of what was to be written
     manifest.bytes = path.stat().st_size
     manifest.own_sha256 = manifest.digest()
     content = json.dumps(asdict(manifest), indent=2).encode() + b"\n"
@@ -172,6 +173,7 @@ def verify(path: Path) -> Manifest:
     manifest = _read_manifest(path)
     if not path.is_file():
         raise DamagedCheckpoint(f"{path.name}: is missing")
+    # The size first: it costs nothing, and tells of a file that was cut short.
     size = path.stat().st_size
     if size != manifest.bytes:
         raise DamagedCheckpoint(f"{path.name}: holds {size:,} of {manifest.bytes:,} bytes")
@@ -191,6 +193,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(record.read_text())
         stated_format = content["format"]
+        # Another format may have other fields, and is told apart from damage.
         manifest = Manifest(**content) if stated_format == FORMAT else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise DamagedCheckpoint(f"{path.name}: its manifest {record.name} cannot be read") from None
@@ -208,9 +211,10 @@ def newest_valid(folder: Path) -> tuple[Path | None, Manifest | None, list[str]]
         its path and its manifest, None and None where there is none; and what is wrong with each
         of those that are newer.
     """
+    # A manifest whose checkpoint is gone counts too, so that it is told of.
     stems = {path.stem for path in [*folder.glob(WEIGHTS), *folder.glob(MANIFESTS)]}
     skipped: list[str] = []
-    for stem in sorted(stems, reverse=True):
+    for stem in sorted(stems, reverse=True):  # eight digits: in the order of the steps
         path = folder / f"{stem}.ckpt"
         try:
             return path, verify(path), skipped
@@ -227,6 +231,8 @@ def remove_all_but(folder: Path, steps: set[int]) -> None:
     kept = {checkpoint_path(folder, step).stem for step in steps}
     for pattern in (MANIFESTS, WEIGHTS, UNFINISHED):
         for path in folder.glob(pattern):
+            # Not `path.stem`, which would leave the .ckpt of a name that ends in .ckpt.tmp.
             stem = path.name.partition(".")[0]
+            # This process has none open, so a temporary file is of one that was killed.
             if stem not in kept or path.suffix == TEMPORARY:
                 path.unlink(missing_ok=True)

@@ -49,4 +49,5 @@ def fold_if_exact(model: Any) -> Any:
     base = model.get_base_model()
     if base.dtype == torch.float32 and not is_quantized(base):
         return model.merge_and_unload()
+    # PEFT has put its layers into the base model, so that it holds the adapter.
     return model.get_base_model()

@@ -49,6 +49,7 @@ def write_adapter(folder: Path, config: TrainConfig, prepared: Prepared, results
     processor = PROCESSORS[prepared.task.processor]
     save_processor(processor, prepared.pretrained.tokenizer, staging)
     prepared.method.export(staging, prepared.source.recorded, prepared.task.peft_task_type)
+    # What `predict` compares, so that the adapter is not used with another base or tokenizer.
     digests = {
         "base_weights": prepared.identity["base_weights"],
         "tokenizer": processor.digest(prepared.pretrained.tokenizer),

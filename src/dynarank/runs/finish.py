@@ -95,7 +95,7 @@ def score(trained: Trained) -> Scored:
     """Score the last weights, or their average."""
     trainer, module, data = trained.trainer, trained.prepared.module, trained.prepared.data
     if module.average is not None:
-        module.average.apply(module)
+        module.average.apply(module)  # validations within `fit` saw it, too
     last = _score_last(trainer, module, data)
     selecting_score = last[trained.config.task.select]
     if data.sample is not None:
@@ -137,7 +137,7 @@ def select(scored: Scored) -> Selected:
     else:
         RunContent(module).load_weights(checkpoint_path(trained.checkpoints.folder, best["step"]))
         epoch, step = best["epoch"], best["step"]
-    metrics = scored.last
+    metrics = scored.last  # they stay where these weights are the selected ones
     if step != trainer.global_step:
         metrics = validate(trainer, module, trained.prepared.data)
     return Selected(scored=scored, epoch=epoch, step=step, metrics=metrics)
@@ -162,7 +162,7 @@ def score_test(selected: Selected) -> Tested:
     module, data = trained.prepared.module, trained.prepared.data
     if not trained.prepared.task.test:
         return Tested(selected=selected, metrics=None)
-    (logged,) = trained.trainer.test(module, data, verbose=False)
+    (logged,) = trained.trainer.test(module, data, verbose=False)  # there is one test split at most
     metrics = {}
     for name, value in logged.items():
         if name not in PLACE:
@@ -197,6 +197,7 @@ def record(exported: Exported) -> Results:
         history_rows(trainer)  # have all of them written before their digest is taken
         write_artifacts(artifacts, trained.folder)
         write_results(results, trained.config.budget.initial, history, trained.folder)
+        # After metrics.json: a tracker may wait for its server, and the run is finished by then.
         finish_trackers(trainer, results)
         print_summary(results)
     trainer.strategy.barrier()
@@ -277,4 +278,4 @@ def finish_trackers(trainer: pl.Trainer, results: Results) -> None:
                 final[f"final/baseline/{name}"] = value
             final["final/collapsed"] = results.collapsed or "no"
             logger.finish(final)
-        logger.finalize("success")
+        logger.finalize("success")  # Lightning's own came before `finish`

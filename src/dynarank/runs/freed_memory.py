@@ -27,6 +27,7 @@ def keep_freed_memory() -> bool:
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _USERS_CHOICE):
         return False
+    # None stands for what the process has loaded already: the C library that torch uses too.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

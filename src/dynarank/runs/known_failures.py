@@ -36,7 +36,7 @@ def explain_failures(config: TrainConfig, folder: Path) -> Iterator[None]:
             f"training stopped at {error}. Lower optimizer.lr = {config.lr:g}, "
             f"or look at that layer and batch. Last good checkpoint: {_last_checkpoint(folder)}"
         ) from None
-    except UserError:
+    except UserError:  # says already what to do
         raise
     except Exception as error:
         message = _remedy(error, config)
@@ -63,6 +63,7 @@ def _remedy(error: BaseException, config: TrainConfig) -> str | None:
             f"another process of the run ended ({first_line(error)}). See what it said last, and "
             "go on with resume=auto."
         )
+    # torch has no type of its own for it.
     if "DataLoader worker" in str(error):
         return (
             f"a process that makes batches ended: {first_line(error)}. Most often memory is short: "
@@ -74,6 +75,7 @@ def _remedy(error: BaseException, config: TrainConfig) -> str | None:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    # torch has a type for GPUs alone. A CPU's shortage is a RuntimeError with these words.
     return "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
 
 
@@ -87,6 +89,7 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         if FULL_DISK_WORDS.search(str(error)):
             return True
+        # Libraries raise errors of their own in place of the system's, which stands behind them.
         error = error.__cause__ or error.__context__
     return False
 
@@ -95,6 +98,7 @@ def _is_lost_rank(error: BaseException) -> bool:
     """Return whether a collective operation failed because another rank is gone."""
     if isinstance(error, torch.distributed.DistError):
         return True
+    # gloo raises a plain RuntimeError with these words.
     words = str(error)
     return "Connection closed by peer" in words or "Connection reset by peer" in words
 

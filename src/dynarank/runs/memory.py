@@ -84,6 +84,7 @@ class LiveBytes(TorchDispatchMode):
     def ignore(self, tensors: Iterator[Tensor]) -> None:
         """Leave tensors that are counted elsewhere out, and all views of them."""
         for tensor in tensors:
+            # The storage's address, which its views share. torch has no public name for it.
             self._known.add(tensor.untyped_storage()._cdata)
 
     def _add(self, tensor: Tensor) -> None:
@@ -95,6 +96,7 @@ class LiveBytes(TorchDispatchMode):
         size = storage.nbytes()
         self.live += size
         self.peak = max(self.peak, self.live)
+        # torch keeps one Python object a storage, which ends with it.
         weakref.finalize(storage, self._remove, key, size)
 
     def _remove(self, key: int, size: int) -> None:
@@ -123,8 +125,10 @@ def estimate_memory(config: TrainConfig, model: nn.Module, adapted: nn.Module, t
     trained_bytes = sum(parameter.numel() for parameter in trained) * FLOAT_BYTES
     base_bytes = _base_bytes(adapted, config)
     with FakeTensorMode(allow_non_fake_inputs=True), _as_in_training(adapted):
+        # Off the meta device. In this mode the new tensors are fake, and take no memory.
         adapted.to_empty(device="cpu")
         for layer in adapter_layers(adapted).values():
+            # As if it had been read: a layer reads a changed mask, and fake tensors have no values.
             layer._mask_read, layer._mask_version = layer.mask, layer.mask._version
         batch = example_batch(config, model, task)
         try:
@@ -183,11 +187,11 @@ def _pass_peak(model: nn.Module, batch: dict[str, Tensor], precision: str) -> in
     counter = LiveBytes()
     counter.ignore(iter([*model.parameters(), *model.buffers()]))
     with counter:
-        # A second pass finds the gradients there, as every step but the first does.
         autocast = nullcontext() if narrow is None else torch.autocast("cpu", narrow)
         with autocast:
             loss = model(**batch).loss
         loss.backward()
+    # Every step but the first finds the gradients there, and `Memory` counts them apart.
     gradients = 0
     for parameter in model.parameters():
         if parameter.grad is not None:

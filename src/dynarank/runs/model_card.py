@@ -52,6 +52,7 @@ def model_card(
         model_options: what that class is to be told of the task.
         is_peft: whether PEFT can load the adapter.
     """
+    # A folder of this machine means nothing to a reader, and may name its user.
     hub_base = None if Path(base).is_absolute() else base
     parts = [
         _metadata(results, hub_base, peft_task_type, is_peft),
@@ -80,6 +81,8 @@ def compressed_card(card: str, note: str) -> str:
     header, text = "", card
     if card.startswith("---\n") and "\n---\n" in card:
         inner, text = card.removeprefix("---\n").split("\n---\n", maxsplit=1)
+        # The pattern wants a line break at the end. It is chr(10), because before Python 3.12 an
+        # f-string's braces may hold no backslash.
         header = f"---\n{MODEL_INDEX.sub('', inner + chr(10))}---\n"
     return f"{header}\n> {note} Scores, sizes and ranks below are those before.\n\n{text.lstrip()}"
 

@@ -72,6 +72,7 @@ class Origin:
         """Return the method that trained the adapter, not applied to a model yet."""
         from dynarank.methods import build_method
 
+        # Methods without settings of their own share a schema.
         schemas = (f"method/{self.method}", "method/plain")
         return build_method(
             recorded_config(self.parts["method"], *schemas),

@@ -50,9 +50,9 @@ LAUNCHERS = (
     TENSORBOARD,
     "output-rank*.txt",
     "*.log",
-    ".writable",
+    ".writable",  # the trial file of `check_output_dir`, of another rank
     ".DS_Store",
-    ".nfs*",
+    ".nfs*",  # what NFS makes of a file that is removed while it is open
 )
 """What may lie in the folder before the run begins: written by Hydra, a sweep or the system."""
 RESULTS = (METRICS, HISTORY, RANKS, RANK_HISTORY, *RANK_MAP_FILES)
@@ -104,6 +104,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     would overwrite, and that no run wrote, are always refused.
     """
     _check_kinds(folder)
+    # A whole checkpoint tells as much, where run_files.json is lost or damaged.
     if read_own_files(folder) is not None or newest_valid(folder / CHECKPOINTS)[0] is not None:
         return
     taken = [name for name in _taken_names(folder) if (folder / name).exists()]
@@ -203,6 +204,7 @@ def restore_settings(folder: Path) -> None:
 def remove_earlier_run(folder: Path) -> None:
     """Remove every file that an earlier run left and that would be taken for this one's."""
     own = read_own_files(folder) or OwnFiles()
+    # RESULTS begins with metrics.json, so that a kill in between leaves no run that seems finished.
     remove_files(folder, [*RESULTS, *own.files])
     checkpoints = folder / CHECKPOINTS
     for pattern in CHECKPOINT_FILES:
@@ -211,6 +213,7 @@ def remove_earlier_run(folder: Path) -> None:
     _remove_empty(checkpoints)
     for subfolder in STAGING:
         shutil.rmtree(folder / subfolder, ignore_errors=True)
+    # Last: until then, the record names what is left to remove.
     _write_own_files(folder, OwnFiles(settings=own.settings))
 
 

@@ -29,6 +29,7 @@ def prepare_method(
     home = next(model.parameters()).device
     device = home
     if config.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        # Lightning has given out no devices yet. On several machines, ranks count over all of them.
         device = torch.device("cuda", this_rank() % torch.cuda.device_count())
     inputs = []
     for batch in data.first_batches(method.preparation_batches):

@@ -111,6 +111,7 @@ class Predictor:
         from dynarank.tasks.row_scores import RowScores
 
         split = self.task.config.splits[0]
+        # Scores ask the task for the rows that they are of.
         self.task.validation = {split: rows}
         self.task.validation_features = {split: features}
         scores: Any = self.task.scores(split)
@@ -119,7 +120,7 @@ class Predictor:
         else:
             values = torch.as_tensor(np.asarray(outputs))  # (rows, classes), or (rows) numbers
             guesses = values.argmax(-1) if values.ndim == 2 else values
-            labels = rows[self.task.config.columns.label][:]
+            labels = rows[self.task.config.columns.label][:]  # until [:], a column is not read
             scores.update(guesses, torch.as_tensor(labels))
         metrics = {name: float(value) for name, value in scores.compute().items()}
         baseline = self.task.baseline(rows)
@@ -241,7 +242,7 @@ def _attach_adapter(pretrained: Pretrained, origin: Origin) -> nn.Module:
     if origin.is_peft_adapter:
         import peft
 
-        check_peft_adapter(origin.adapter)
+        check_peft_adapter(origin.adapter)  # before PEFT opens it: it may be a stranger's
         check_head(str(origin.adapter), pretrained, tensor_shapes(origin.adapter / WEIGHTS))
         adapted: nn.Module = peft.PeftModel.from_pretrained(pretrained.model, str(origin.adapter))
         return adapted
@@ -250,7 +251,7 @@ def _attach_adapter(pretrained: Pretrained, origin: Origin) -> nn.Module:
     from dynarank.methods.base import TRAINED
 
     weights = origin.adapter / TRAINED
-    check_weights(weights)
+    check_weights(weights)  # likewise
     check_head(str(origin.adapter), pretrained, tensor_shapes(weights))
     return origin.build_method().restore(pretrained.model, pretrained.head, load_file(weights))
 
@@ -274,7 +275,7 @@ def _misfit_errors(adapter: Path, source: Source) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        reason = first_line(error)[:200]
+        reason = first_line(error)[:200]  # torch names all keys that differ
         raise UserError(
             f"{adapter} does not belong to {source.path}: {reason}. Name its base by --base"
         ) from error

@@ -63,6 +63,7 @@ def check_machine(config: TrainerConfig) -> None:
 def _computes_bf16(on_gpu: bool) -> bool:
     """Return whether the device that is used has bfloat16 in hardware."""
     if on_gpu:
+        # By default torch says yes to emulation too, which older GPUs have.
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return cpu_computes_bf16()
 
@@ -92,6 +93,7 @@ def named_device(name: str | None) -> torch.device:
         UserError: this machine has no such device.
     """
     try:
+        # torch.device takes cuda:9 anywhere. Only a tensor shows whether the device is there.
         return torch.empty(0, device=name or best_device()).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: {first_line(error)}") from None

@@ -143,6 +143,7 @@ def load_model(config: TrainConfig, read: TaskRead) -> ModelLoaded:
     tokenizer = PROCESSORS[task.processor].load(config.model, source)
     pretrained = load_pretrained(config.model, source, task, tokenizer)
     model = pretrained.model
+    # Before the method changes the model, and before the rows are encoded, which takes time.
     read.located.check.add(base_weights=weights_digest(model, pretrained.head))
     head_parameters = 0
     for name in pretrained.head:
@@ -177,6 +178,7 @@ def build_training(config: TrainConfig, loaded: ModelLoaded) -> Prepared:
     )
     check_shares(task, world)
     check_lengths(model, data, task)
+    # A resumed run takes what was placed from its checkpoint.
     if located.resumption is None and method.preparation_batches:
         prepare_method(config, method, task, data)
     total_steps = resolve_total_steps(

@@ -28,6 +28,7 @@ def remove_refused_folder(folder: Path, since: float) -> bool:
     own = [settings / name for name in HYDRA_FILES]
     own += [folder / LOCK, *folder.glob(LOGS)]
     present = set(folder.rglob("*")) - {settings}
+    # An empty folder may be anybody's, so it stays.
     if not present or present - set(own) or any(file.stat().st_mtime < since for file in present):
         return False
     for file in present:
@@ -43,6 +44,7 @@ def _remove_empty(folder: Path) -> None:
     here = Path.cwd()
     folder = folder.resolve()
     with contextlib.suppress(OSError):
+        # rmdir refuses a folder that holds anything, which ends the loop.
         while folder != here:
             folder.rmdir()
             if here not in folder.parents:

@@ -105,6 +105,7 @@ def write_results(
     """
     record = asdict(results)
     ranks = record.pop("ranks")
+    # It lies there already, and is named for its digest to be recorded.
     announce_files(folder, [HISTORY])
     if ranks:
         announce_files(folder, [RANKS, RANK_HISTORY, *RANK_MAP_FILES])
@@ -112,6 +113,7 @@ def write_results(
         write_json(folder / RANK_HISTORY, history)
         save_rank_map(folder, ranks, largest_rank, title_of(results))
     text = json_text(record)
+    # Before the file itself: once that is there, the run counts as finished, and is checked by it.
     record_digests(folder, {METRICS: hashlib.sha256(text.encode()).hexdigest()})
     write_text(folder / METRICS, text)
 

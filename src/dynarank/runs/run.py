@@ -48,7 +48,7 @@ def run(config: TrainConfig) -> Results:
         try:
             return train(config, folder, signals, start)
         except Interrupted as error:
-            error.folder = folder
+            error.folder = folder  # for the command that goes on, which is printed
             raise
 
 
@@ -61,6 +61,7 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
         signals: what came to this process.
         start: when work began, on `time.monotonic`'s clock.
     """
+    # Of a finished run too, because only this tells whether it is the very run.
     prepared = _prepare(config, folder)
     goes_on_here = prepared.resumption is not None and prepared.resumption.is_in(folder)
     if goes_on_here and is_finished(folder):
@@ -71,6 +72,7 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
         if is_first():
             (folder / METRICS).unlink()  # until the run is finished again
     if is_first():
+        # First, so that a kill in `start_over` leaves a folder that is known to be a run's.
         claim_folder(folder)
         if not goes_on_here:
             start_over(folder, prepared.resumption)

@@ -36,6 +36,7 @@ def print_summary(results: Results) -> None:
     console = Console()
     console.print(table)
     for line in [*places(results), *collapse_warning(results), *next_steps(results)]:
+        # Commands and paths are copied from here, so rich must not break or mark them.
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 

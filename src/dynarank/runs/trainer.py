@@ -61,20 +61,20 @@ def build_trainer(
         strategy=build_strategy(config.trainer),
         precision=config.trainer.precision,  # type: ignore[arg-type]
         max_epochs=config.epochs,
-        max_steps=config.trainer.max_steps or -1,
+        max_steps=config.trainer.max_steps or -1,  # -1: Lightning's word for no bound
         max_time=config.trainer.max_time,
         accumulate_grad_batches=config.trainer.accumulate,
-        gradient_clip_val=config.trainer.clip or None,
+        gradient_clip_val=config.trainer.clip or None,  # a bound of 0 would make all gradients 0
         val_check_interval=validation_interval(
             prepared.data.batches_per_epoch,
             config.trainer.validations_per_epoch,
             config.trainer.accumulate,
         ),
         log_every_n_steps=config.trainer.log_every,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
+        num_sanity_val_steps=0,  # its scores would be taken for a validation's
+        use_distributed_sampler=False,  # the samplers share rows out by themselves
         enable_model_summary=False,
-        enable_checkpointing=False,
+        enable_checkpointing=False,  # `Checkpoints` saves, and knows the budget
         enable_progress_bar=on_terminal,
         logger=build_loggers(config, folder, resumed=prepared.resumption is not None),
         callbacks=callbacks,

@@ -201,4 +201,5 @@ def append_cell(path: Path, cell: Cell) -> None:
             writer.writerow(COLUMNS)
         writer.writerow([getattr(cell, name) for name in COLUMNS])
         file.flush()
+        # A cell takes minutes, and is what a bench that is stopped goes on from.
         os.fsync(file.fileno())

@@ -61,6 +61,7 @@ class Claims:
     def finish(self, cell: Cell) -> None:
         """Append a cell with what it found, and give its claim up."""
         with self.locked():
+            # In this order, so that a kill in between leaves a dead claim and loses no cell.
             append_cell(self._file, cell)
             self._drop(cell)
 
@@ -82,5 +83,6 @@ class Claims:
             yield read_cells(self._file)
 
     def _record(self, cell: Cell) -> Path:
+        # A key holds characters that not every file's name may.
         name = hashlib.sha256(repr(cell.key).encode()).hexdigest()[:16]
         return self._folder / f"{name}.json"

@@ -70,6 +70,7 @@ def run_bench(
 
 def single_threaded() -> dict[str, str]:
     """Return the variables that a cell's process sees."""
+    # More threads would also change the last bits of sums, which `repeat_cells` compares.
     return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -99,7 +100,7 @@ class _Work:
             if cell is None and not more:
                 break
             if cell is None:  # others run what the next cells wait for
-                self.stop.wait(POLL_SECONDS)
+                self.stop.wait(POLL_SECONDS)  # a stop ends it early
                 continue
             try:
                 result = run_cell(cell, environment, self._file, partial(self._tick, cell))
@@ -108,7 +109,7 @@ class _Work:
                 self.stop.set()  # the other workers would run on until the end
                 raise
             finally:
-                self._claims.release(cell)
+                self._claims.release(cell)  # of a run that was broken off
             count += 1
             log.info("%s", describe(result))
         return count
@@ -198,6 +199,7 @@ def run_cell(
     with tempfile.TemporaryDirectory(prefix="dynarank-bench-") as name:
         folder = Path(name) / "run"
         output = Path(name) / "output.txt"
+        # A forked command opens the file, and does not make it.
         output.touch()
         command = [
             sys.executable,
@@ -222,6 +224,7 @@ def run_cell(
         if not is_finished(folder):
             last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             log.warning("failed: %s", last[-1] if last else "no output")
+            # A failed cell is written down, too, so that it is not tried for ever.
             return replace(cell, commit=revision())
         write_names(file, list(read_ranks(folder)))
         return _finished(cell, folder)

@@ -33,6 +33,7 @@ def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> floa
     """Return the tuned rate; None while the tuning is not over, or where nothing was tuned."""
     if arm in ARMS:
         arm = ARMS[arm].rate_of or arm
+    # A file may hold cells of arms that this version has no more.
     if arm not in ARMS or next_tuning(cells, arm, task, budget) is not None:
         return None
     losses = _losses(cells, arm, task, budget)
@@ -40,6 +41,7 @@ def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> floa
     for rate in _finalists(losses):
         means[rate] = fmean(losses[seed, rate] for seed in TUNING_SEEDS)
     finite = [rate for rate, mean in means.items() if mean < math.inf]
+    # Of equal losses the lower rate, which is farther from a collapse.
     return min(finite, key=lambda rate: (means[rate], rate)) if finite else None
 
 

@@ -74,6 +74,7 @@ class Processes:
         The imports begin here, so that they are made while the sweep's points are composed.
         """
         check_n_jobs(self.n_jobs)
+        # Devices are named where there are GPUs, and no fork of the server may use one.
         if self.preload and not self.devices:
             variables = {**os.environ, **_shared_threads(self.n_jobs)}
             self._start = start_forked if start_server(variables) else None
@@ -131,12 +132,13 @@ class RayTasks:
             import ray
         except ImportError:
             raise UserError("hydra/launcher=ray needs Ray: pip install -e '.[ray]'") from None
+        # A sampling sweeper checks before each of its batches.
         if not ray.is_initialized():
             try:
                 ray.init(
                     self.address,
                     include_dashboard=False,
-                    log_to_driver=False,
+                    log_to_driver=False,  # what runs print goes to their folders
                     logging_level=logging.ERROR,
                 )
             except (ConnectionError, ValueError) as error:
@@ -158,6 +160,7 @@ class RayTasks:
         """Run every job as a task."""
         import ray
 
+        # No retries: a run that was lost is taken up from its checkpoint by sweep.resume=true.
         task = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(Job.run)
         waiting = {}
         for job in jobs:
@@ -175,6 +178,7 @@ class RayTasks:
                     progress.ended(job)
         except BaseException:
             for running in waiting:
+                # Not by force, so that each task still stops its run.
                 ray.cancel(running)
             # Wait for the tasks to stop their runs.
             ray.wait(list(waiting), num_returns=len(waiting), timeout=60)

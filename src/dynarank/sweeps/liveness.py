@@ -21,8 +21,10 @@ def is_alive(record: Path) -> bool:
     try:
         known = json.loads(record.read_text())
         if known.get("host", socket.gethostname()) != socket.gethostname():
+            # A late touch or two is no death.
             return time.time() - record.stat().st_mtime < 4 * HEARTBEAT
         process = int(known["pid"])
+        # Signal 0 is none: it only asks whether the process is there.
         os.kill(process, 0)
         facts = process_facts(process)
         if facts is None:
@@ -50,4 +52,5 @@ def process_facts(process: int) -> ProcessFacts | None:
         return None
     # The second field is the program's name in parentheses, and may hold anything.
     fields = stat.read_text().rpartition(")")[2].split()
+    # proc(5) counts fields from 1: the state is the third, the start the 22nd. Two are cut off.
     return ProcessFacts(started=int(fields[19]), zombie=fields[0] == "Z")

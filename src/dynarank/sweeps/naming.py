@@ -52,6 +52,7 @@ def tracker_environment(
     """
     tags = [os.environ["WANDB_TAGS"]] if os.environ.get("WANDB_TAGS") else []
     for override in point_varying:
+        # Seeds repeat a setting, and share its tags.
         if setting_of(override) != "seed" and "," not in override:  # a comma parts two tags
             tags.append(override.lstrip("+")[:LONGEST_TAG])
     begin = os.environ.get("WANDB_NAME") or experiment

@@ -121,6 +121,7 @@ def sigterm_forwarded() -> Iterator[None]:
     def forward(number: int, frame: FrameType | None) -> None:
         first = not _stopping
         _stopping.append(True)
+        # A copy, because the threads that wait for the runs change the list.
         for process in list(_running):
             process.send_signal(number)
         if first:
@@ -167,15 +168,18 @@ class Job:
         folder = self.point.folder
         folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
+            # An earlier command's files would be taken for this one's end.
             for stale in (ERROR, METRICS):
                 (folder / stale).unlink(missing_ok=True)
         output = folder / (f"output-rank{rank}.txt" if rank else OUTPUT)
+        # A forked command opens the file, and does not make it.
         output.write_bytes(b"")
         variables = self.variables(environment)
         process = start(self.command, output, self.directory, variables) if start else None
         if process is None:
             process = self._popen(output, variables, ignored)
         code = _wait(process, folder / RUNNING if rank == 0 else None)
+        # A process may end with 0 and have no results, as Lightning's does at SIGTERM.
         if rank == 0 and (code or not self.point.finished):
             lines = output.read_text(errors="replace").splitlines()
             self.point.record_failure(f"exit code {code}", lines)
@@ -192,6 +196,7 @@ class Job:
 
         def ignore_signals() -> None:
             for number in ignored:
+                # Of a process's handlers, only those that ignore outlive the start of a program.
                 signal.signal(number, signal.SIG_IGN)
 
         with output.open("w") as file:
@@ -201,7 +206,7 @@ class Job:
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
                 env=variables,
-                preexec_fn=ignore_signals if ignored else None,
+                preexec_fn=ignore_signals if ignored else None,  # unsafe beside threads
             )
 
     def resumed(self) -> Job:
@@ -240,6 +245,7 @@ def _wait(process: Process, record: Path | None) -> int:
     """
     try:
         _running.append(process)
+        # Looked at after the append: a SIGTERM before it finds nothing to forward to.
         if _stopping:
             process.terminate()
         if record is not None:

@@ -99,6 +99,7 @@ class ForkedCommand:
         Raises:
             subprocess.TimeoutExpired: it runs on after `timeout` seconds.
         """
+        # Outside the lock, because it may last for hours.
         wait([self._process.sentinel], timeout)
         code = self.poll()
         if code is None:
@@ -107,6 +108,7 @@ class ForkedCommand:
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to it, if it has not ended."""
+        # The number of a process that has ended may be another's by now.
         if self.poll() is None:
             os.kill(self.pid, sig)
 
@@ -128,6 +130,7 @@ def start_server(environment: Mapping[str, str]) -> bool:
     if not sys.platform.startswith("linux") or any(Path(file).exists() for file in GPU_DRIVERS):
         return False
     if not _server_environment:
+        # The server takes the environment that this process has when it starts it.
         before = dict(os.environ)
         set_forkserver_preload(PRELOADED)
         try:
@@ -159,8 +162,10 @@ def can_fork(command: Sequence[str], environment: Mapping[str, str]) -> bool:
 
     It would not where a variable that libraries read at import differs from the server's.
     """
+    # A fork goes on in the server's interpreter, whatever the command names.
     if not _server_environment or list(command[:1]) != [sys.executable] or len(command) < 2:
         return False
+    # Hydra sets these before a command's heavy imports, which a fork has behind it.
     if any("hydra.job.env_set" in word for word in command):
         return False
     return _at_import(environment) == _at_import(_server_environment)
@@ -175,6 +180,7 @@ def _run_command(
     command: list[str], output: str, directory: str, environment: dict[str, str]
 ) -> None:
     """Be the command, in the fork: its output, folder, variables and arguments."""
+    # The fork begins with the server's variables.
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
@@ -184,7 +190,7 @@ def _run_command(
     os.close(file)
     try:
         if command[1] == "-m":
-            sys.argv = command[2:]
+            sys.argv = command[2:]  # run_module puts the module's path in the first place
             runpy.run_module(command[2], run_name="__main__", alter_sys=True)
         else:
             sys.argv = command[1:]

@@ -55,6 +55,7 @@ class Progress:
         text = f"{self.done} of {self.total} done, {self.running} running, {self.failed} failed"
         left = self.total - self.done - self.failed
         if left and self._ended:
+            # Runs that an earlier command finished took none of this one's time.
             seconds = (time.monotonic() - self._begin) / self._ended * left
             text += f", about {format_duration(seconds)} left"
         return text

@@ -109,6 +109,7 @@ def parse_space(arguments: Sequence[str]) -> Space:
         elif override.is_interval_sweep():
             space.distributions[name] = _range(name, override.value())
         elif override.is_sweep_override():
+            # Texts, as they were written: a trial's override is then the very one that was given.
             choices = list(override.sweep_string_iterator())
             space.distributions[name] = optuna.distributions.CategoricalDistribution(choices)
         else:

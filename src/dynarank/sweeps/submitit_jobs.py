@@ -44,6 +44,7 @@ def _preemption_signal() -> signal.Signals:
     """Return the signal by which submitit tells a job that its time is up."""
     from submitit import JobEnvironment
 
+    # submitit has no public name for it.
     return signal.Signals(JobEnvironment._usr_sig())
 
 
@@ -86,6 +87,7 @@ def _refuse_queued(jobs: Sequence[Job], folder: Path) -> None:
         if known.get("cluster") != "slurm":
             continue
         earlier: SlurmJob[int] = SlurmJob(folder, known["id"])
+        # Slurm knows nothing of jobs that ended long ago.
         if earlier.state != "UNKNOWN" and not earlier.done(force_check=True):
             queued.append(known["id"])
     if queued:
@@ -149,7 +151,7 @@ class Submitit:
                 time.sleep(POLL if active else 0)
         except BaseException:
             for _, submitted in active.values():
-                submitted.cancel(check=False)
+                submitted.cancel(check=False)  # one that has ended is no error
             raise
 
     def _executor(self, folder: Path) -> Any:
@@ -193,6 +195,7 @@ class Submitit:
         by_number = {}
         for job, submitted in zip(batch, all_submitted, strict=True):
             progress.started(job, f"is job {submitted.job_id}")
+            # The job makes it when it starts, which may be hours from now.
             job.point.folder.mkdir(parents=True, exist_ok=True)
             record = job.point.folder / SUBMITTED
             record.write_text(json.dumps({"cluster": self.cluster, "id": submitted.job_id}) + "\n")
@@ -211,4 +214,5 @@ class Submitit:
                 f"error: job {submitted.job_id} ended without a result, state {submitted.state}",
                 str(error).splitlines(),
             )
+            # The process that removes it was killed with its job.
             (point.folder / RUNNING).unlink(missing_ok=True)

@@ -87,7 +87,7 @@ def launch(
         )
     executor.check()
     points = _compose_points(context, config, job_overrides, first)
-    sampled = resume
+    sampled = resume  # a sampling sweeper tells of its progress itself
     resume = resume or bool(config.sweep.resume)
     unfinished = [point for point in points if not (resume and point.finished)]
     refuse_running(unfinished)
@@ -106,6 +106,7 @@ def launch(
         with sigterm_forwarded():
             executor.run(jobs, sweep, progress)
     except KeyboardInterrupt as error:
+        # Of the same type, because SweepTerminated has an exit code of its own.
         raise type(error)(
             f"Go on: the same command with sweep.resume=true hydra.sweep.dir={sweep}"
         ) from None
@@ -143,6 +144,7 @@ def _in_recorded_folders(points: Sequence[Point], sweep: Path) -> list[Point]:
     """Return the points, in the folders that an earlier command gave to the same ones."""
     if not (sweep / "sweep.json").is_file():
         return list(points)
+    # A folder is named by what varies, and other points may have other settings vary.
     recorded = {point.number: point for point in read_sweep(sweep)}
     placed = []
     for point in points:
@@ -200,6 +202,7 @@ def _jobs(
             *command_to_start(),
             *point.overrides,
             *hydra_overrides,
+            # Either this or `resumed`: with neither, a folder with an unfinished run is refused.
             START_OVER,
             # An experiment may say hydra.mode=MULTIRUN, and each of its points would sweep again.
             "hydra.mode=RUN",
@@ -215,7 +218,7 @@ def _compose(context: Any, config: Any, overrides: Sequence[str], number: int) -
 
     composed = context.config_loader.load_sweep_config(config, list(overrides))
     with open_dict(composed):
-        composed.hydra.job.id = composed.hydra.job.num = number
+        composed.hydra.job.id = composed.hydra.job.num = number  # as Hydra's own launchers do
     return composed
 
 
@@ -257,7 +260,7 @@ def _record_points(sweep: Path, points: Sequence[Point]) -> None:
         content.append({"number": number, "folder": folder, "overrides": point.overrides})
     temporary = sweep / "sweep.json.tmp"
     temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(sweep / "sweep.json")
+    temporary.replace(sweep / "sweep.json")  # `--status` may read it meanwhile
 
 
 def _job_return(point: Point, sweep: Path) -> Any:

@@ -138,7 +138,7 @@ class Tuning:
             (self.folder / STUDY).unlink()
             study = self._load_study()
         record = self.space.record()
-        known = study.user_attrs.get("space", record)
+        known = study.user_attrs.get("space", record)  # a new study has none
         for key, value in record.items():
             if value != known[key]:
                 raise UserError(
@@ -180,7 +180,7 @@ class Tuning:
         study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=n_startup_trials,
             multivariate=True,
-            constant_liar=True,
+            constant_liar=True,  # keeps the trials of a batch apart
             seed=seed + len(study.trials),
         )
         number = study.ask(self.space.distributions).number
@@ -198,7 +198,7 @@ class Tuning:
             for trial in group:
                 jobs += self.space.overrides(trial.params)
             first = group[0].number * self.space.runs
-            results = self.launcher.launch(jobs, first, resume=True)
+            results = self.launcher.launch(jobs, first, resume=True)  # some may be begun already
             for index, trial in enumerate(group):
                 start = index * self.space.runs
                 self._record_score(study, trial, results[start : start + self.space.runs])

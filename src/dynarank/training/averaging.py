@@ -40,6 +40,8 @@ class WeightAverage(Callback):
         averages = {}
         for name, weight in trained_parameters(pl_module).items():
             start = self.average.get(name, weight.detach())
+            # A copy, because a detached weight shares the weight's memory. A checkpoint's average
+            # lies on the CPU.
             averages[name] = start.to(weight.device, copy=True)
         self.average = averages
 
@@ -60,6 +62,7 @@ class WeightAverage(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in the weights' place for a validation within `fit`."""
+        # After training, `apply` or a checkpoint has put an average there for good.
         if trainer.state.fn == "fit":
             self._swap(pl_module)
 
@@ -70,6 +73,8 @@ class WeightAverage(Callback):
 
     def _swap(self, module: nn.Module) -> None:
         for name, weight in trained_parameters(module).items():
+            # The two change places without a copy, and the parameter stays the object that the
+            # optimizer and DDP know.
             weight.data, self.average[name] = self.average[name], weight.data
 
     @torch.no_grad()
@@ -90,12 +95,14 @@ class WeightAverage(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Put the average into a checkpoint, by parameter name."""
+        # An entry of its own, so that `RunContent.load_weights` finds it without this Callback.
         checkpoint["average"] = dict(self.average)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take the average from a checkpoint."""
+        # It is missing where trainer.ema was set after the run began, by resume.allow_inexact.
         self.average = dict(checkpoint.get("average", {}))
 
 

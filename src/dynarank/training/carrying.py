@@ -38,6 +38,7 @@ def carry_over(
             average[name].copy_(carry.value(average[name]))
             changed.append(average[name])
         for optimizer in optimizers:
+            # AdamW makes a parameter's moments at its first step, so there may be none.
             state = optimizer.state.get(parameter, {})
             for key, follow in (("exp_avg", carry.first), ("exp_avg_sq", carry.second)):
                 if key in state:

@@ -47,7 +47,9 @@ def cut_as_saved(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """
     kept = {}
     for name, layer in adapter_layers(model).items():
+        # A layer that the checkpoint does not know stays whole, and is named as a difference later.
         rank = len(saved.get(f"{name}.mask", layer.mask))
+        # Only the number counts, not which ones: the values come from the checkpoint.
         kept[name] = torch.arange(layer.r) < rank
     cut_to_kept(model, kept)
 
@@ -69,6 +71,6 @@ def _wrap_again(strategy: Strategy) -> None:
     anew in each step.
     """
     if isinstance(strategy, DDPStrategy):
-        strategy.model = strategy.lightning_module
+        strategy.model = strategy.lightning_module  # what `configure_ddp` wraps
         gc.collect()  # the old wrapper stands in reference cycles
         strategy.configure_ddp()

@@ -77,6 +77,8 @@ class LengthGroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Yield this rank's rows of the epoch, from batch `skip` on."""
+        # numpy makes a stream of its own for each pair. By a sum, the second epoch of seed 1 would
+        # be the first of seed 2.
         rng = np.random.default_rng((self.seed, self.epoch))
         order = self._sort_megabatches(rng.permutation(len(self.lengths)))
         whole = len(order) // self.batch_size * self.batch_size
@@ -164,6 +166,7 @@ class TaskData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return how many batches of the present epoch are done, for a checkpoint."""
         assert self.trainer is not None
+        # Lightning's count and not the loader's, which has fetched batches ahead.
         return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.current.completed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -173,6 +176,7 @@ class TaskData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of this rank's share of the training batches."""
         sampler = self._sampler(self._rank)
+        # A checkpoint at an epoch's end holds the whole length, and the next epoch begins at 0.
         sampler.skip = self._position % self.batches_per_epoch
         self._position = 0
         return self._loader(
@@ -187,6 +191,7 @@ class TaskData(LightningDataModule):
         sampler = LengthGroupedSampler(self.train_lengths, self.batch_size, self.seed)
         order = list(islice(sampler, count * self.batch_size))
         features = self.task.train_features
+        # Scores alone need these columns, and words of texts fit no batch of tensors.
         unneeded = [name for name in self.task.host_columns if name in features.column_names]
         features = features.remove_columns(unneeded)
         batches = []
@@ -218,9 +223,11 @@ class TaskData(LightningDataModule):
 
     def _sampled_rows(self, features: Dataset, sample: int | None) -> np.ndarray | None:
         """Return the numbers of `sample` rows, drawn by the seed; None for all rows."""
+        # Rows and not features, because a long row may have several features.
         last_row = int(self.task.rows_of(features).max())
         if sample is None or sample > last_row:
             return None
+        # By the seed alone, so that all ranks and all validations score the same sample.
         return np.random.default_rng(self.seed).permutation(last_row + 1)[:sample]
 
     def _validation_loader(self, features: Dataset, sample: int | None = None) -> DataLoader[Batch]:

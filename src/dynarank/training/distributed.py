@@ -33,6 +33,7 @@ def is_first() -> bool:
 
 def this_rank() -> int:
     """Return this process's number among the run's, from the launcher's environment."""
+    # Lightning reads the launchers' variables (RANK, SLURM_PROCID ...) when it is imported.
     return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
@@ -50,6 +51,7 @@ class ShardFrozen(ModelParallelStrategy):
     @property
     def restore_checkpoint_after_setup(self) -> bool:
         """Load checkpoints before the set-up, as DDP does."""
+        # A loaded checkpoint may cut the model, and its optimizer must be made after that.
         return False
 
     @property
@@ -59,10 +61,12 @@ class ShardFrozen(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return nothing: what trains is put into the checkpoint apart from this."""
+        # The parent class would gather the frozen base from all ranks, to be thrown away.
         return {}
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Load what trains as a plain state."""
+        # `Strategy` is the grandparent, here and below: the parent reads and writes shards.
         Strategy.load_model_state_dict(self, checkpoint, strict)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
@@ -169,8 +173,10 @@ def weighted_mean(loss: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
         of the mean over all terms; and that mean itself, a scalar without gradient, the same on
         all ranks.
     """
+    # In double, so that the mean depends on the number of ranks as little as it can.
     totals = torch.stack([loss.detach().double() * terms, terms.double()])
     torch.distributed.all_reduce(totals)
+    # DDP takes the mean over the ranks afterwards, so their number is multiplied in.
     share = terms * torch.distributed.get_world_size() / totals[1]
     return loss * share.to(loss.dtype), (totals[0] / totals[1]).float()
 
@@ -213,9 +219,10 @@ def check_alike(digest: int, what: str) -> None:
     Raises:
         RuntimeError: on all ranks, where not all have the same digest.
     """
+    # A digest may be negative, or longer than the 64 bits of a tensor's integer.
     own = torch.tensor([digest & (2**62 - 1)])
     if torch.distributed.get_backend() == "nccl":
-        own = own.cuda()
+        own = own.cuda()  # NCCL exchanges tensors of GPUs alone
     low, high = own.clone(), own.clone()
     torch.distributed.all_reduce(low, op=torch.distributed.ReduceOp.MIN)
     torch.distributed.all_reduce(high, op=torch.distributed.ReduceOp.MAX)

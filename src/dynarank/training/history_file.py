@@ -74,7 +74,7 @@ class HistoryFile(Logger):
         for name, value in metrics.items():
             row[name] = value.item() if isinstance(value, Tensor) else value
         if "epoch" in row:
-            row["epoch"] = int(row["epoch"])
+            row["epoch"] = int(row["epoch"])  # Lightning makes a float of all that is logged
         row["step"] = len(self._rows) if step is None else step
         self._rows.append(row)
         if row["step"] % SAVE_EVERY == 0:
@@ -96,6 +96,7 @@ class HistoryFile(Logger):
         if grown or self._changed_on_disk():
             write_text(self.path, self.text())
         else:
+            # A kill may cut the last line short. A resumed run writes the whole file anew.
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns).writerows(new_rows)
                 file.flush()
@@ -127,9 +128,11 @@ class HistoryFile(Logger):
     @rank_zero_only
     def restore(self, text: str) -> None:
         """Go on behind the rows of a `text()`, and say where the file does not hold them."""
+        # The values stay texts, so that they are written again as the very bytes that they were.
         self._rows = _parse(text)
         self._columns = sorted(set().union(*self._rows))
         if not self._rows:
+            # The checkpoint is older than the first row: all rows in the file are of later steps.
             self.path.unlink(missing_ok=True)
             return
         if self.path.is_file() and not self._holds_rows():
@@ -153,5 +156,6 @@ def _parse(text: str) -> list[Row]:
     """Return the rows of a file's content, without the columns that a row leaves open."""
     rows = []
     for row in csv.DictReader(io.StringIO(text, newline="")):
+        # "" is an open column of a whole line, and None one that the line does not reach.
         rows.append({name: value for name, value in row.items() if value not in ("", None)})
     return rows

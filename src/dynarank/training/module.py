@@ -76,7 +76,7 @@ class FineTuning(LightningModule):
         allocator = method.allocator(total_steps)
         self.allocation = None if allocator is None else RankAllocation(allocator, self.steps)
         self.average = None if ema is None else WeightAverage(ema, self.steps)
-        self.training_pass: Callable[..., Any] = model.__call__
+        self.training_pass: Callable[..., Any] = model.__call__  # compile_training_pass replaces it
         self.scores = SplitScores(task, task.validation)
         self.test_scores = SplitScores(task, task.test)
         self.history: list[dict[str, float]] = []
@@ -117,7 +117,7 @@ class FineTuning(LightningModule):
         if isinstance(self.trainer.strategy, ShardFrozen) and not self._sharded:
             mesh = self.trainer.strategy.device_mesh["data_parallel"]
             shard_frozen(self.model, self.blocks, mesh)
-            self._sharded = True
+            self._sharded = True  # Lightning calls the hook again for `validate` and `test`
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and its schedule over T steps."""
@@ -169,14 +169,14 @@ class FineTuning(LightningModule):
         if penalty is not None:
             loss = loss + penalty
             mean = mean + penalty.detach()
-        self.finite_check.add(mean, inputs)
+        self.finite_check.add(mean, inputs)  # with the penalty, which the logged loss lacks
         return loss * window_scale(self.trainer, batch_idx)
 
     def _penalty(self) -> Tensor | None:
         """Return what the method adds to the loss, a float32 scalar, or None for nothing."""
         if self.allocation is None:
             return None
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):  # 16 bits are too few here
             penalty = self.method.penalty(self.at_budget)
         self._note_penalty(penalty)
         return penalty
@@ -207,12 +207,12 @@ class FineTuning(LightningModule):
         Raises:
             NonFiniteError: a loss of the window or the gradient is not finite.
         """
-        self.method.observe_gradients()
+        self.method.observe_gradients()  # first, for scores are of the task's gradient, unclipped
         if self.method.closed_form_penalty:
             self._note_penalty(self.method.add_penalty_gradient(self.at_budget))
-        norm = clip_gradient(optimizer, gradient_clip_val)
+        norm = clip_gradient(optimizer, gradient_clip_val)  # Lightning's own returns no norm
         step = self.trainer.global_step + 1
-        with self.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context():  # a failed check runs the model
             # A loss scaler looks at the gradients itself, and skips a step where they overflow.
             checked = None if has_loss_scaler(self) else norm
             self.finite_check.check(step, self.model, checked, self.trainer.optimizers[0])
@@ -249,7 +249,7 @@ class FineTuning(LightningModule):
     def _log_place(self) -> None:
         """Log where in the training a row stands, for all loggers."""
         for name, value in zip(PLACE, (self.epoch, self.trainer.global_step), strict=True):
-            self.log(name, float(value))
+            self.log(name, float(value))  # Lightning takes a "step" that is logged for its own
 
     # --- validation ---
 
@@ -281,7 +281,7 @@ class FineTuning(LightningModule):
         self.log(COLLAPSED, float(self.collapsed is not None))
         self._log_place()
         self.log(SELECTION, scores[selecting] if self.at_budget else float("nan"))
-        if self.trainer.state.fn == "fit":
+        if self.trainer.state.fn == "fit":  # `finish` validates too
             step = self.trainer.global_step
             self.history.append({"step": step, "epoch": int(self.epoch), **scores})
             status = None if self.allocation is None else self.allocation.status()

@@ -69,6 +69,7 @@ class FiniteCheck(Callback):
         """
         window = self._window
         self._window = []
+        # Loss and norm may differ in type, and `stack` takes one type.
         values = [loss.float() for loss, _ in window]
         if norm is not None:
             values.append(norm.float())
@@ -77,7 +78,9 @@ class FiniteCheck(Callback):
             if not bool(finite):
                 raise _error(step, window, model)
             return
+        # GradScaler sets it on fused optimizers too: where it is 1, the kernel updates nothing.
         optimizer.found_inf = self._late.flag  # type: ignore[attr-defined]
+        # Kept for `_decide`, which names the place one or more steps later.
         self._model = model
         self._undecided.append((step, window))
         self._late.add(~finite)
@@ -95,6 +98,7 @@ class FiniteCheck(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read late where reading waits, and the optimizer can skip a step on the device."""
+        # torch's other forms of AdamW raise where found_inf is set.
         is_fused = trainer.optimizers[0].defaults.get("fused")
         if pl_module.device.type in BEHIND_THE_HOST and is_fused:
             self.read_late(pl_module.device)
@@ -137,14 +141,16 @@ def _error(step: int, window: Window, model: nn.Module) -> NonFiniteError:
 def _first_error(steps: list[tuple[int, Window]], model: nn.Module) -> NonFiniteError:
     """Return the error for the first of some steps that were not finite, on unharmed weights."""
     for step, window in steps:
+        # Losses are kept, and tell the step without another pass.
         if not all(bool(loss.isfinite()) for loss, _ in window):
             return _error(step, window, model)
     for step, window in steps:  # their gradients are gone, and are made again
         for _, batch in window:
-            model.zero_grad()
+            model.zero_grad()  # what stands there is of another batch
             model(**batch).loss.backward()
             if place := first_nonfinite_gradient(model):
                 return NonFiniteError(step, f"the gradient is not finite; first at {place}")
+    # Dropout has drawn anew, so that what was not finite then may be finite now.
     which = str(steps[0][0]) if len(steps) == 1 else f"{steps[0][0]} to {steps[-1][0]}"
     return NonFiniteError(
         steps[0][0],
@@ -169,6 +175,7 @@ def first_nonfinite(model: nn.Module, batch: Batch) -> str | None:
 
     The place is a parameter, an input of the batch, or a module, in this order.
     """
+    # A parameter first, because it spoils all outputs behind it.
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"parameter {name}"
@@ -191,6 +198,7 @@ def _first_nonfinite_output(model: nn.Module, batch: Batch) -> str | None:
 
     handles = []
     for name, module in model.named_modules():
+        # The root has no name, and its output is no tensor.
         if name:
             handles.append(module.register_forward_hook(make_hook(name)))
     try:

@@ -25,12 +25,14 @@ def parameter_groups(
     norms), which do not. Those named in `ratios` stand in groups of their own behind them, at a
     multiple of `lr`.
     """
+    # By identity, because == compares tensors element by element.
     apart: set[int] = set()
     for parameters, _ in ratios:
         apart.update(id(parameter) for parameter in parameters)
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     matrices = [p for p in trainable if p.ndim > 1]
     vectors = [p for p in trainable if p.ndim <= 1]
+    # Both stand even where they are empty: the first group's rate is the one that is logged.
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -96,6 +98,7 @@ def _with_factor(
             assert members <= exempt
             schedules.append(linear)
         else:
+            # Not a lambda, which would look `linear` up later, and find the last group's.
             schedules.append(partial(_product, linear, factor))
         group["lr"] = group["initial_lr"]  # the first schedule has scaled it already
     return schedules
@@ -138,5 +141,6 @@ def clip_gradient(optimizer: Any, largest: float | None) -> Tensor:
         trained.extend(group["params"])
     if largest is not None:
         return torch.nn.utils.clip_grad_norm_(trained, largest)
+    # The norm is wanted without clipping too: it tells whether the gradient is finite.
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)

@@ -54,6 +54,7 @@ class OneLineBar(ProgressBar):
         if not self._enabled:
             return
         self._begin, self._first_step = time.monotonic(), trainer.global_step
+        # Without rich's own thread: only the end of a batch changes the line.
         self._live = Live(console=self.console, transient=True, auto_refresh=False)
         self._live.start()
         self._redirect_logs()
@@ -63,7 +64,9 @@ class OneLineBar(ProgressBar):
         above = _AboveTheBar(self.console)
         loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
         for logger in loggers:
+            # The dictionary also holds placeholders, which have no handlers.
             for handler in getattr(logger, "handlers", ()):
+                # A handler of a file, or of a captured stream, stays as it is.
                 stream = getattr(handler, "stream", None)
                 if stream in (sys.__stdout__, sys.__stderr__) and stream is not None:
                     self._handlers.append((handler, stream))
@@ -95,6 +98,7 @@ class OneLineBar(ProgressBar):
     def _draw(self, parts: Sequence[str], step: int, total: int) -> None:
         assert self._live is not None
         self._drawn = time.monotonic()
+        # The steps before a resume took none of this start's time.
         done = step - self._first_step
         left = ""
         if done:
@@ -129,6 +133,7 @@ class _AboveTheBar:
         self.console = console
 
     def write(self, text: str) -> None:
+        # Without markup, because rich would take brackets in a log line for a style.
         self.console.print(text.rstrip("\n"), soft_wrap=True, markup=False, highlight=False)
 
     def flush(self) -> None:
@@ -164,7 +169,7 @@ def bar_line(parts: Sequence[str], share: float, width: int) -> str:
     """
     kept = [part for part in parts if part]
     while len(kept) > 2 and len("  ".join(kept)) > width:
-        del kept[-2]
+        del kept[-2]  # the last part is the time left
     room = min(LONGEST_BAR, width - len("  ".join(kept)) - 2)
     if room >= SHORTEST_BAR:
         full = round(share * room)

@@ -77,7 +77,9 @@ class RankAllocation(Callback):
     def _after_pruning(self, trainer: Trainer, pl_module: LightningModule) -> None:
         ranks = self.allocator.ranks()
         if trainer.world_size > 1:
+            # Python salts the hashes of texts, not of numbers: equal ranks hash alike everywhere.
             check_alike(hash(tuple(ranks.values())), f"ranks at step {self.allocator.t}")
+        # Before the cut: average and moments still have the shapes that the maps are made for.
         if isinstance(self.allocator, MovesParameters):
             average = getattr(pl_module, "average", None)
             changed = carry_over(
@@ -100,6 +102,7 @@ class RankAllocation(Callback):
         pl_module.log("budget/scheduled", self.allocator.budget())
         pl_module.log("budget/nonzero", self.allocator.active_count().float())
         scores = self.allocator.ema
+        # Kept, because to make it anew is a copy to the device in every logged step.
         if self._levels is None or self._levels.device != scores.device:
             self._levels = torch.tensor(QUANTILES, device=scores.device)
         values = torch.quantile(scores, self._levels)

@@ -51,6 +51,7 @@ def place(name: str) -> Place:
 
     A module outside any layer stands in layer 0 of the stack ''.
     """
+    # Reports read names from files, so a name may hold line breaks or a number of any length.
     match = re.match(r"(.*?)\.(\d{1,4})\.(.*)", name, flags=re.DOTALL)
     if match is None or int(match[2]) >= MOST_LAYERS:
         return Place(stack="", layer=0, matrix=name)
@@ -96,6 +97,7 @@ def save_rank_map(
     import matplotlib
 
     paths = []
+    # Without a salt, the SVG's ids are random. Texts stay texts: 42 embeds TrueType fonts in a PDF.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "pdf.fonttype": 42}):
         figure = draw_rank_map(ranks, largest, title)
         for form, metadata in RANK_MAP_FORMATS.items():
@@ -119,6 +121,7 @@ def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Fi
     Raises:
         ValueError: there are no ranks.
     """
+    # Not pyplot, which keeps every figure alive and looks for a screen.
     from matplotlib.figure import Figure
 
     if not ranks:
@@ -135,6 +138,7 @@ def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Fi
         if len(stacks) > 1:
             axes.set_title(stack, fontsize=9, loc="left")
     panels[-1].set_xlabel("layer")
+    # All panels have one scale, so the last one's image explains all.
     figure.colorbar(image, ax=list(panels), label="components kept", ticks=_whole_ticks(largest))
     total = sum(ranks.values())
     caption = f"{total} components in {len(ranks)} matrices"
@@ -199,7 +203,7 @@ def _panel(axes: Axes, matrices: list[str], values: np.ndarray, largest: int) ->
     axes.set_xticks(layers, [str(layer) for layer in layers], fontsize=8)
     for (row, column), rank in np.ndenumerate(values):
         if not np.isnan(rank):
-            colour = "black" if rank > 0.6 * largest else "white"
+            colour = "black" if rank > 0.6 * largest else "white"  # cividis is bright from there on
             axes.text(
                 column, row, f"{rank:.0f}", ha="center", va="center", fontsize=8, color=colour
             )

@@ -31,6 +31,7 @@ class SplitScores(nn.ModuleList):
     """
 
     def __init__(self, task: Task[Any], splits: Collection[str]) -> None:
+        # As a ModuleList, the metrics' states move to the device with the LightningModule.
         super().__init__(task.scores(split) for split in splits)
         several = len(splits) > 1
         self.labels = [task.config.split_label(split) if several else "" for split in splits]

@@ -23,6 +23,7 @@ class TensorBoardTracker(TensorBoardLogger):
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         check_tensorboard()
+        # By default, Lightning makes subfolders of these names and numbers them.
         super().__init__(save_dir=folder / TENSORBOARD, name="", version="")
         self.settings = dict(settings)
 

@@ -31,6 +31,7 @@ def build_loggers(config: TrainConfig, folder: Path, resumed: bool = False) -> l
         resumed: whether the run goes on from a checkpoint, and in the same curves.
     """
     loggers: list[Logger] = [HistoryFile(folder)]
+    # Every rank builds loggers, and W&B would open a run on each.
     if config.logger.tracker == "wandb" and is_first():
         loggers.append(_wandb_tracker(config, folder, resumed=resumed))
     if config.logger.tracker == "tensorboard" and is_first():
@@ -73,7 +74,7 @@ def _wandb_tracker(config: TrainConfig, folder: Path, resumed: bool) -> WandbTra
     options: dict[str, Any] = {
         "dir": folder,
         "name": name,
-        "resume": "allow",
+        "resume": "allow",  # a known id goes on, a new one begins
         "project": wandb_project(config.logger.project),
         "group": os.environ.get("WANDB_RUN_GROUP"),  # a sweep's; W&B itself looks once a process
         "tags": run_tags(),
@@ -82,6 +83,7 @@ def _wandb_tracker(config: TrainConfig, folder: Path, resumed: bool) -> WandbTra
     }
 
     def open_run(mode: str) -> Any:
+        # Imported here, in the tracker's thread, because the import takes its time too.
         import wandb
 
         settings = wandb.Settings(
@@ -96,6 +98,7 @@ def _wandb_tracker(config: TrainConfig, folder: Path, resumed: bool) -> WandbTra
         )
         run = wandb.init(**options, id=_run_id(folder, resumed), settings=settings)
         run.define_metric(STEP)
+        # W&B draws over its own count of calls otherwise.
         run.define_metric("*", step_metric=STEP, step_sync=True)
         return run
 

@@ -45,6 +45,7 @@ def wandb_project(stated: str) -> str:
 
 def _has_login() -> bool:
     """Return whether the user's netrc file holds a login for W&B's server."""
+    # Read here, because to ask wandb is to import it.
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
     try:
         return netrc.netrc(os.environ.get("NETRC") or None).authenticators(host) is not None

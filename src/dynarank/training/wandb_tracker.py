@@ -36,6 +36,7 @@ class WandbTracker(Logger):
         self._waiting: list[Callable[[Any], None]] = []
         self._run: Any = None
         self._failed = False
+        # A daemon, so that a process which ends does not wait for a silent server.
         self._thread = threading.Thread(target=self._open, args=(open_run, mode), daemon=True)
         self._thread.start()
 
@@ -45,6 +46,8 @@ class WandbTracker(Logger):
             try:
                 self._run = open_run(attempt)
                 return
+            # Of any kind, for nobody else looks at what is raised in a thread. Signals come to
+            # the main thread alone.
             except BaseException as error:
                 self._warn(f"W&B does not open {attempt}", error)
         self._failed = True
@@ -100,6 +103,7 @@ class WandbTracker(Logger):
         self._hand_over()
 
     def _hand_over(self) -> None:
+        # Until the thread has ended, the W&B run is its own.
         if self._thread.is_alive():
             return
         waiting, self._waiting = self._waiting, []
