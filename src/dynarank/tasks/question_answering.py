@@ -104,6 +104,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         names = (columns.question, columns.context)
         key = (names, labelled, config.max_length, config.stride, config.max_question)
         features = cached_map(dataset, encoded, key, tokenizer)
+        # The column follows from the others, so that no hash of it is needed.
         return features.add_column(
             "feature", np.arange(len(features)), new_fingerprint=f"{features._fingerprint}-n"
         )
@@ -190,6 +191,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         start, end, score = span_characters(features, predicted)
         spans = merge_windows(windows, start, end, score)
         null = np.full(len(dataset), np.inf)
+        # SQuAD's script takes the lowest score of no answer of all windows.
         np.minimum.at(null, windows, [window.null for window in predicted])
         bounds = np.searchsorted(spans.row, np.arange(len(dataset) + 1))
         contexts = dataset[self.config.columns.context][:]

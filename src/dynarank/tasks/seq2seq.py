@@ -134,6 +134,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
     def predict(self, model: Any, batch: Batch) -> list[Any]:
         """Return the text that is generated for each source."""
         options = self.config.generate
+        # FSDP2's parameters are tensors with a mesh of devices; others have none.
         sharded = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
         tokens = model.generate(
             input_ids=batch["input_ids"],
@@ -143,6 +144,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
             min_length=options.min_length,
             length_penalty=options.length_penalty,
             no_repeat_ngram_size=options.no_repeat_ngram_size,
+            # transformers warns of it where there is one beam.
             early_stopping=options.early_stopping and options.num_beams > 1,
             do_sample=False,
             # Every rank gathers the parameters of every step, as many as the longest text has.

@@ -155,6 +155,7 @@ def _load(config: TaskConfig, source: Source, revision: str | None) -> Mapping[s
     except UserError:
         raise
     except Exception as error:  # datasets raises a dozen kinds for data that it cannot read
+        # datasets raises a plain RuntimeError here, which only its text tells from others.
         if revision is None and not folder.is_dir() and "script" in str(error):
             return _load(config, source, CONVERTED)
         if _remove_cache(folder):
@@ -207,6 +208,7 @@ def _cache_dir(folder: Path) -> str | None:
 def _remove_cache(folder: Path) -> bool:
     """Remove the cached copy of a local folder's data. Return whether there was one."""
     cached = _cache_dir(folder)
+    # Where nothing was cached, the data itself is at fault.
     if cached is None or not any(Path(cached).rglob("*.arrow")):
         return False
     shutil.rmtree(cached)

@@ -116,6 +116,7 @@ class TextClassification(Classification[TextClassificationConfig]):
         text_columns = self._text_columns()
         label = self.config.columns.label
         max_length = self.config.max_length
+        # The mean squared error takes labels of floating point, and cross-entropy whole numbers.
         as_label = float if self._is_regression else int
 
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
