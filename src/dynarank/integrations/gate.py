@@ -158,6 +158,7 @@ def remove_gate(linear: nn.Linear) -> None:
     """Take the gate away; A becomes what PEFT read through it."""
     for hook in gate_of(linear).hooks:
         hook.remove()
+    # With True, the weight becomes what the gate gave, and not the raw A.
     parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
 
 
@@ -179,6 +180,7 @@ def _unfold_state(linear: nn.Module, state: MutableMapping[str, Any], prefix: st
         return
     gate = gate_of(linear)
     mask = gate.mask
+    # A component that was frozen out opens again where the file gives it a value.
     if A.ndim == 2 and len(A) == len(mask):  # any other shape is refused by what loads A
         mask = mask | A.any(dim=1).to(mask.device)
     state[prefix + _RAW_A] = A
