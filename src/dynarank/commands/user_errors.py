@@ -43,6 +43,7 @@ def user_errors(conf: Path) -> Iterator[None]:
         print(f"stopped. {error}".strip(), file=sys.stderr)
         sys.exit(getattr(error, "code", 130))  # a sweep that had SIGTERM has a code of its own
     except Interrupted as error:
+        # All processes of a run end here, and one of them speaks.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             again = command_to_resume(sys.argv[1:], error.folder)
             print(f"error: {error}. Go on with:\n  {again}", file=sys.stderr)
