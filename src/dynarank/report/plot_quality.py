@@ -118,6 +118,7 @@ def _scale_scores(axes: Axes, scores: Sequence[float]) -> None:
     middle, span = (max(scores) + min(scores)) / 2, max(scores) - min(scores)
     if span < least:
         axes.set_ylim(middle - least, middle + least)
+    # Else like scores are labelled by what they exceed a common number by.
     axes.yaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
 
 

@@ -145,6 +145,7 @@ def draw_rank_agreement(table: Table, task: str) -> Figure | None:
             ha="center",
             va="center",
             fontsize=10 if count <= 8 else 8,
+            # Black and white themselves would become the page's colours (`inline_svg`).
             color="#fefefe" if abs(value) > 0.65 else "#111111",
         )
     axes.spines[:].set_visible(False)
