@@ -93,6 +93,7 @@ def _hydra_lines(error: Exception) -> list[str]:
     """Return the lines of a message of Hydra's that say something to a user."""
     from omegaconf.errors import OmegaConfBaseException
 
+    # Hydra's own message leaves out what OmegaConf found.
     cause = error.__cause__
     reason = f" {cause}" if isinstance(cause, OmegaConfBaseException) else ""
     lines = [line.strip() for line in f"{error}{reason}".splitlines()]

@@ -47,6 +47,7 @@ SECRET_FORMS = (
     re.compile(r"--(password|passwd|token|secret|api-?key)[ =]+[^\s-]\S*", re.IGNORECASE),
     re.compile(r"\bbearer\s+[\w.~+/=-]{16,}", re.IGNORECASE),
     re.compile(
+        # Looked behind and ahead, so that the address around the secret stays readable.
         r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)|(?<=https://)[^/\s@]+(?=@)|(?<=http://)[^/\s@]+(?=@)"
     ),
     re.compile(

@@ -40,6 +40,7 @@ class Gate(nn.Module):
     def __init__(self, A: Tensor, c: float, settings: AllocationSettings | None) -> None:
         super().__init__()
         # Trainers exempt parameters from weight decay by their names, and c must not decay.
+        # An adapter that PEFT has frozen, as one that is not active, has a frozen c.
         self.lora_c_like_bias = nn.Parameter(
             torch.full((len(A),), c, device=A.device), requires_grad=A.requires_grad
         )

@@ -137,6 +137,7 @@ class RankAllocationCallback(Callback):
         assert self.allocator is not None
         # A part of the Trainer sets this attribute, so that type checkers do not know it.
         every: int = getattr(trainer, "log_every_n_steps")  # noqa: B009
+        # 0 means never, and Lightning then drops what it is given. Here it must not be a divisor.
         if trainer.global_step % max(every, 1) == 0:
             pl_module.log_dict(log_values(self.allocator))
 

@@ -223,6 +223,7 @@ def _gate_layer(layer: Any, adapter: str, start: str, settings: AllocationSettin
     for factor in (A.weight, B.weight):  # in bfloat16, c and small updates would be rounded away
         factor.data = factor.data.float()
     if start == "paper":
+        # B may be random too: with c = 0 the model still starts as it was.
         nn.init.kaiming_uniform_(A.weight)
         nn.init.kaiming_uniform_(B.weight)
     add_gate(A, c=0.0 if start == "paper" else 1.0, settings=settings)

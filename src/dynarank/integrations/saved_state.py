@@ -45,6 +45,7 @@ def restore_factors(layers: Mapping[str, GatedLayer], tensors: Mapping[str, Tens
             raise ValueError(f"the saved state of the allocation lacks {name}.{missing[0]}")
         A, c, mask = (tensors[f"{name}.{part}"].to(layer.mask.device) for part in _PARTS)
         plain = A * c.masked_fill(~mask, 0).unsqueeze(1)
+        # To the bit: both come from the same float32 numbers, by the same product.
         if plain.shape != layer.lora_A.shape or not torch.equal(plain, layer.gated_A()):
             raise ValueError(
                 f"the saved state of the allocation is of another checkpoint: {name} has other "

@@ -163,6 +163,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
                 "Trainer(callbacks=[...]), so that it meets the model before the optimizer does"
             )
         assert self.settings is not None
+        # Sharding that was set up since the Trainer was made shows in the tensors alone.
         for name, layer in self._layers.items():
             check_local(name, layer.lora_A, layer.lora_B, rank=layer.r)
         # train() may be called again, with an optimizer of its own.

@@ -79,6 +79,7 @@ def _like_llama(title: str, model_groups: tuple[str, ...] = ()) -> Architecture:
         targets=_LLAMA_TARGETS,
         attention_outputs=("o_proj",),
         feedforward_outputs=("down_proj",),
+        # Given vectors for tokens, a decoder's classifier takes the last padding for the end.
         takes_prompt=False,
     )
 

@@ -132,6 +132,7 @@ def is_cached(kind: str, path: str, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     if kind == "models":
+        # A mark may stand there, too, that the hub is known to lack the file: it is no text.
         return isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str)
     from datasets import config
 

@@ -159,6 +159,7 @@ def locate(
 
 def check_present(field: str, path: str) -> None:
     """Raise `UserError` for a path that no hub can have, and that is not on this machine."""
+    # An id on the hub is NAME or OWNER/NAME.
     if not path.startswith((".", "/", "~")) and path.count("/") <= 1:
         return
     local = expand_home(field, path)

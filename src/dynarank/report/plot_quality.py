@@ -159,6 +159,7 @@ def _label(axes: Axes, table: Table, points: Sequence[Point], best: Sequence[Poi
     wanted = [(point.score - low) / (high - low) for point in ordered]
     figure = axes.get_figure(root=True)
     assert figure is not None
+    # About 1.2 inches of the height are not the axes'.
     gap = LINE / (figure.get_figheight() - 1.2)
     line = {
         "arrowstyle": "-",

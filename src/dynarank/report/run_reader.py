@@ -230,6 +230,7 @@ def read_history(path: Path) -> pd.DataFrame:
     for column, kind in table.dtypes.items():
         if getattr(kind, "kind", "O") not in "iufb":
             raise UnreadableFile(path, f"is damaged (column {str(column)[:60]!r} holds text)")
+    # Without a copy, pandas gives a view that cannot be written.
     values = table.to_numpy(dtype=float, copy=True)
     values[np.abs(values) > LARGEST_DRAWN] = np.nan
     numbers = pd.DataFrame(values, columns=table.columns)

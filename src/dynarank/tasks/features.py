@@ -63,6 +63,7 @@ def cached_map(
     from pyarrow import ArrowException
 
     parts = (ENCODING, dataset._fingerprint, *_tokenizer_key(tokenizer), *key)
+    # As texts, for datasets hashes pickles, and equal objects may be pickled differently.
     fingerprint = Hasher.hash([str(part) for part in parts])
     # Of rows that are in memory alone, as those of a file, datasets itself would keep nothing.
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dynarank-features"

@@ -261,6 +261,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         _, records = self._evaluate(split, seen, spans)
         rows = np.unique(self.rows_of(self.scored_features(split).select(seen)))
         dataset = self.scored_rows(split).select(rows)
+        # Without ids, it is the number in the whole split, not in this selection.
         ids = self.row_ids(dataset) if self.id_column(dataset) else rows
         keys = {"predictions": "answer", "nbest_predictions": "nbest"}
         if self.config.no_answer:

@@ -163,6 +163,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
         """Return the generated texts beside their references."""
         rows, texts = scores.gathered()
         dataset = self.validation[split].select(rows)
+        # Without ids, it is the number in the whole split, not in this selection.
         ids = self.row_ids(dataset) if self.id_column(dataset) else [int(row) for row in rows]
         lines = []
         for row_id, text, reference in zip(ids, texts, self._references(split, rows), strict=True):

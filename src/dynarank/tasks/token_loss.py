@@ -84,6 +84,7 @@ def lighten_loss(model: Any) -> None:
         chosen = predicted_positions(labels)
         tokens = labels[:, 1:][chosen]
         total = chunked_sum(model.get_output_embeddings(), hidden[:, :-1][chosen], tokens)
+        # Without logits: not to have them all at once is what this is for.
         return CausalLMOutput(loss=total / chosen.sum().clamp(min=1))
 
     # Put on the object, for its class, its parameters' names and what is saved stay the same.
