@@ -139,7 +139,7 @@ def tracker() -> Iterator[Check]:
     from dynarank.training.wandb_mode import mode_and_reason
 
     mode, reason = mode_and_reason("auto")
-    if mode in (*WANDB_MODES, "shared", "dryrun", "run"):  # W&B has three more than we
+    if mode in (*WANDB_MODES, "shared", "dryrun", "run"):  # the last are W&B's alone
         yield Check("tracker", OK, f"W&B {mode} ({reason})")
     else:
         remedy = "unset WANDB_MODE, or set logger.mode=offline"

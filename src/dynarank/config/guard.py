@@ -104,7 +104,7 @@ def guarded(check_values: bool = False) -> Iterator[None]:
     def checked(
         loader: Any, config_name: Any, overrides: Any, *arguments: Any, **options: Any
     ) -> Any:
-        # One loader composes a sweep and then its points.
+        # A process may compose several times: a sweep, and each of its points.
         folders.clear()
         composed = compose(loader, config_name, overrides, *arguments, **options)
         check(composed)

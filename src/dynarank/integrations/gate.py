@@ -159,7 +159,6 @@ def remove_gate(linear: nn.Linear) -> None:
     """Take the gate away; A becomes what PEFT read through it."""
     for hook in gate_of(linear).hooks:
         hook.remove()
-    # With True, the weight becomes what the gate gave, and not the raw A.
     parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
 
 

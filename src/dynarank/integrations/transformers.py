@@ -249,6 +249,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         """Write the allocation's state into the checkpoint that was just saved."""
         if self.allocator is None or self._attachment is None or not state.is_world_process_zero:
             return
+        # Not as transformers' ExportableState: it holds JSON alone, and makes a new callback of it.
         name = f"checkpoint-{state.global_step}"
         root = Path(args.output_dir)
         # A search over hyperparameters has a folder for each trial: the newest was just saved.

@@ -146,6 +146,7 @@ def locate(
             return Source(path=str(inside.resolve()), recorded=path)
     local = expand_home(field, path)
     if local.is_dir():
+        # The whole path: an adapter that names its base by it is read from other folders too.
         return Source(path=str(local.resolve()), recorded=str(local.resolve()))
     if local.suffix == ENDING and local.is_file():
         folder = unpacked(field, local.resolve())

@@ -147,6 +147,7 @@ def _turn_tensors_back(model: Any) -> bool:
     """
     found = False
     for module in model.modules():
+        # A list, for parameters are replaced on the way.
         for name, parameter in list(module.named_parameters(recurse=False)):
             if type(parameter).__module__.split(".")[0] == TORCHAO:
                 plain = parameter.dequantize().detach().to(torch.float32)

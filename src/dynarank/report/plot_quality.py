@@ -181,6 +181,7 @@ def _label(axes: Axes, table: Table, points: Sequence[Point], best: Sequence[Poi
             va="center",
             fontsize=8,
             color="#000000" if chosen else "#666666",
+            # The labels stand outside of the axes, where they would be left out.
             annotation_clip=False,
             arrowprops=line,
         )

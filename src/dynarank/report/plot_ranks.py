@@ -52,6 +52,7 @@ def draw_rank_maps(table: Table, task: str, phone: bool = False) -> Figure | Non
     size = _maps_size(groups, columns)
     figure = Figure(figsize=(PHONE_WIDTH, size[1]) if phone else size, layout="constrained")
     rows = figure.subplots(len(groups), columns, squeeze=False)
+    # One scale for all maps, so that their colours can be compared.
     largest = max(float(np.nanmax(_shares(run))) for _, runs in groups for run in runs)
     for axes_row, (label, runs) in zip(rows, groups, strict=True):
         for axes, run in zip(axes_row, runs, strict=False):

@@ -151,7 +151,7 @@ class Task(ABC, Generic[ConfigT]):
             raise UserError(f"{where} is empty")
         columns = self.columns(labelled)
         if any("." in column for column in columns.values()):
-            dataset = dataset.flatten()
+            dataset = dataset.flatten()  # a dot reaches into a nested column
         for role, column in columns.items():
             if column not in dataset.column_names:
                 raise UserError(

@@ -200,6 +200,7 @@ class TextClassificationConfig(TaskConfig):
         check_class_names(self.labels)
         check_at_least(self, 3, "max_length")
         self.check_metrics(self.metrics, self.target)
+        # Last, for it looks at task.select, which depends on these.
         super().__post_init__()
 
     def selectable(self) -> list[str]:

@@ -104,6 +104,7 @@ def _read_delimited(path: Path, **dialect: Any) -> dict[str, list[Any]]:
     start = first_line.lstrip()[:1]
     if start in ("{", "["):
         raise UserError(f"begins with {start!r}: it looks like JSON, not like {path.suffix}")
+    # The first line was taken to look at it, and is put back.
     reader = csv.reader(chain([first_line], lines), strict=True, **dialect)
     rows = (row for row in reader if row)  # without blank lines
     try:

@@ -80,6 +80,7 @@ def _as_dataset(columns: Columns, used: Collection[str] | None) -> Dataset:
     """Return the columns as a data set, without those that are not used and have no one type."""
     from datasets import Dataset
 
+    # Most files are sound. Only others are looked at column by column.
     if _has_type(columns):
         return Dataset.from_dict(columns)
     sound = {}

@@ -42,6 +42,7 @@ def read_folder(field: str, folder: Path, image: str, label: str) -> Dataset:
     names = [path.relative_to(folder) for path in files]
     columns: dict[str, list[Any]] = {
         image: [str(path) for path in files],
+        # Alike on every system, for outputs name their rows so.
         FILE: [name.as_posix() for name in names],
     }
     loose = [name for name in names if len(name.parts) == 1]

@@ -224,6 +224,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
             odds = null - best["score"]
             if nbest[0] is not no_span:
                 nbest = sorted([*nbest, no_span], key=lambda span: -span["score"])
+            # Kept beside the answer given, for the best thresholds are sought with it.
             record["best_answer"] = record["answer"]
             if odds > self.config.null_threshold:
                 record |= {"answer": "", "score": null, "start": -1}

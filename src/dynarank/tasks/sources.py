@@ -199,6 +199,7 @@ def _cache_dir(folder: Path) -> str | None:
     files = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():
+            # Size and time, for to hash the content it would have to be read whole at every start.
             status = path.stat()
             files.append((str(path), status.st_size, status.st_mtime_ns))
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# By hand: torchmetrics has v1.1 alone, and `evaluate` fetches its measures from the hub.
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 

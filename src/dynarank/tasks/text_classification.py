@@ -90,6 +90,7 @@ class TextClassification(Classification[TextClassificationConfig]):
         numbers = []
         for row, value in enumerate(dataset[label][:]):
             try:
+                # Values of csv files are texts.
                 number = float(value)
             except (TypeError, ValueError):
                 number = float("nan")
@@ -144,6 +145,7 @@ class TextClassification(Classification[TextClassificationConfig]):
         # A constant is correlated with nothing.
         metrics = dict.fromkeys(self.config.metrics, 0.0)
         if "rmse" in metrics:
+            # Divided by n: what the mean itself is wrong by on these rows.
             metrics["rmse"] = float(labels.std(correction=0))
         return Baseline("mean", metrics)
 
