@@ -105,7 +105,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
                 inputs[name] = [feature[name] for feature in features]
             batch = dict(tokenizer.pad(inputs, return_tensors="pt"))
             if "labels" in features[0]:
-                # `tokenizer.pad` would fill up with its own token, which the loss would count.
+                # `tokenizer.pad` leaves labels at their own lengths, which make no tensor.
                 batch["labels"] = _padded_labels([feature["labels"] for feature in features])
             batch["feature"] = torch.tensor([feature["feature"] for feature in features])
             return batch
