@@ -137,6 +137,7 @@ def _tasks(text: str, scale: str) -> list[str]:
     for word in words:
         task, _, own = word.partition(":")
         (wanted,) = _known("--tasks", "scale", own or scale, SCALES)
+        # In the file, a task of the small scale has its bare name.
         tasks.append(task if wanted == "small" else f"{task}:{wanted}")
     return tasks
 

@@ -123,6 +123,7 @@ def _empty_model(config: TrainConfig) -> tuple[Any, list[str]]:
             trusted = config.model.trust_remote_code
             model = loader.from_config(settings, trust_remote_code=trusted)
         else:
+            # A class of a model has no public call for this; an auto class has one.
             model = loader._from_config(settings)
     return model, head_modules(model, set()) if task.has_head else []
 
@@ -179,6 +180,7 @@ def print_costs(overrides: list[str], with_memory: bool = False) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' of one another
     register_schemas()
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        # By default output_dir refers to a running job of Hydra's, and there is none.
         config = to_config(hydra.compose("train", overrides=["output_dir=unused", *overrides]))
     title = f"{config.model.path}, budget r{config.budget.target:g}, {config.task.name}"
     of_methods = costs(config)

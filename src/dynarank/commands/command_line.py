@@ -82,6 +82,7 @@ def refuse_existing(
         overwrite: whether an existing file may be replaced. One of `inputs` never may.
     """
     for source in inputs:
+        # A link or another spelling may name the input too.
         if path.exists() and source.exists() and path.samefile(source):
             raise UserError(f"{option} {path}: is the command's own input. Name another file")
     if path.is_dir():

@@ -178,6 +178,7 @@ def stored_form(adapter: Path) -> str:
     from dynarank.adapters.adapter_checks import CONFIG, read_json
 
     config = read_json(adapter / CONFIG)
+    # llama.cpp divides by each layer's rank itself: its form has ranks, and no alphas beside them.
     if config.get("alpha_pattern"):
         return "peft"
     return "gguf" if config.get("rank_pattern") else "padded"

@@ -166,6 +166,7 @@ def allowed_cores() -> int:
     """Return how many cores this process may use, by its affinity and its container's limit."""
     from joblib import cpu_count
 
+    # os.cpu_count() knows neither of them.
     return int(cpu_count())
 
 
@@ -190,6 +191,7 @@ def ignored() -> Iterator[Check]:
         code = subprocess.run(command, capture_output=True, timeout=GIT_SECONDS).returncode
     except (OSError, subprocess.TimeoutExpired):  # git is missing, or hangs
         return
+    # Git says 128 where there is no repository, so that nothing can be committed.
     not_ignored = code == 1
     if not_ignored:
         yield Check(

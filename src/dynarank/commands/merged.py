@@ -37,6 +37,7 @@ def write_merged(
 
     from dynarank.runs.predictor import load_run
 
+    # Whether it may be over its budget was asked when the adapter was looked for.
     loaded = load_run(adapter, hub, base, over_budget=True, widen=True)
     model = loaded.model
     notes = []

@@ -49,6 +49,7 @@ def sources() -> Iterator[Check]:
     hub = online_hub()
     quick_start = packaged_model()
     first_task = first_command()
+    # A silent hub ends no run as long as something else can be trained.
     nothing_runs = OK not in (local.status, hub.status, quick_start.status, first_task.status)
     if nothing_runs:
         hub.status = FAIL
@@ -98,6 +99,7 @@ def packaged_model() -> Check:
         source = locate("models", "model.path", stated.path, None)
         check_sha256(ModelConfig(path=stated.path, sha256=stated.sha256), source)
     except UserError as error:
+        # These errors say what is wrong, and behind the first point what to do.
         reason, _, remedy = str(error).partition(". ")
         return Check(QUICK_START, NOTE, f"will not run: {reason}", remedy)
     return Check(QUICK_START, OK, f"its model is there, with the right hash; {_quick_data()}")
@@ -137,7 +139,7 @@ def tracker() -> Iterator[Check]:
     from dynarank.training.wandb_mode import mode_and_reason
 
     mode, reason = mode_and_reason("auto")
-    if mode in (*WANDB_MODES, "shared", "dryrun", "run"):
+    if mode in (*WANDB_MODES, "shared", "dryrun", "run"):  # the last are W&B's alone
         yield Check("tracker", OK, f"W&B {mode} ({reason})")
     else:
         remedy = "unset WANDB_MODE, or set logger.mode=offline"

@@ -95,6 +95,7 @@ def read_rows(path: str, form: str | None, read: Callable[[str, str], Dataset]) 
     """
     if path != STANDARD:
         return read("--input", path)
+    # Readers go by a file's ending and look at some files twice, which a stream does not allow.
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"stdin.{form}"
         with copy.open("wb") as file:

@@ -62,6 +62,7 @@ def group_names(folders: Sequence[Path]) -> list[str]:
     names: set[str] = set()
     for folder in folders:
         names.update(entry.name for entry in folder.iterdir() if entry.is_dir())
+    # A folder hydra/ holds choices of Hydra's own, as launchers.
     own = sorted(name for name in names - set(GROUPS) if not name.startswith((".", "_", "hydra")))
     return [name for name in GROUPS if name in names] + own
 

@@ -43,6 +43,7 @@ def user_errors(conf: Path) -> Iterator[None]:
         print(f"stopped. {error}".strip(), file=sys.stderr)
         sys.exit(getattr(error, "code", 130))  # a sweep that had SIGTERM has a code of its own
     except Interrupted as error:
+        # All processes of a run end here, and one of them speaks.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             again = command_to_resume(sys.argv[1:], error.folder)
             print(f"error: {error}. Go on with:\n  {again}", file=sys.stderr)
@@ -92,6 +93,7 @@ def _hydra_lines(error: Exception) -> list[str]:
     """Return the lines of a message of Hydra's that say something to a user."""
     from omegaconf.errors import OmegaConfBaseException
 
+    # Hydra's own message leaves out what OmegaConf found.
     cause = error.__cause__
     reason = f" {cause}" if isinstance(cause, OmegaConfBaseException) else ""
     lines = [line.strip() for line in f"{error}{reason}".splitlines()]

@@ -70,12 +70,14 @@ def _parse(stated: str) -> Requirement | None:
         range=_range(stated=str(parsed.specifier)),
         optional=not always,
         version=version,
+        # A pre-release that somebody has installed is judged by its number alone.
         fits=version is not None and parsed.specifier.contains(version, prereleases=True),
     )
 
 
 def _range(stated: str) -> str:
     """Return the bounds with the lower one first; packaging gives them in no useful order."""
+    # By the alphabet < stands before >.
     return ",".join(sorted(stated.split(","), reverse=True))
 
 

@@ -112,6 +112,7 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
             "resume=auto goes on in the run's folder, and by default that is a new one. "
             "Name the folder: hydra.run.dir=DIR"
         )
+    # Of several, Hydra takes the last.
     path = Path(paths[-1])
     is_checkpoint = path.suffix == ".ckpt" and path.parent.name == CHECKPOINTS
     folder = path.parent.parent if is_checkpoint else path

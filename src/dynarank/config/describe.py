@@ -191,9 +191,11 @@ def _as_yaml(value: Any) -> str:
 def _meanings(schema: type) -> dict[str, str]:
     """Return the text under each field of a dataclass and of those that it extends, by field."""
     meanings: dict[str, str] = {}
+    # The class itself comes last, for what it says of a field counts.
     for kind in reversed(schema.__mro__):
         if not dataclasses.is_dataclass(kind):
             continue
+        # Python does not keep the text under a field, so that it is read from the source.
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
         assert isinstance(definition, ast.ClassDef)
         for statement, following in zip(definition.body, definition.body[1:], strict=False):

@@ -82,6 +82,7 @@ def check_file(config: Any, name: str) -> list[str]:
         if key in FOLDERS:
             folders.append(key)
         for setting in TYPED_ONLY:
+            # Not by its truth: a text or a reference may become true later.
             if key == setting and value is not False:
                 raise UserError(f"{name} sets {key}, which lets code run. Type it: {key}=true")
             if setting.startswith(f"{key}.") and "${" in str(value):
@@ -90,6 +91,7 @@ def check_file(config: Any, name: str) -> list[str]:
                     f"which could set {setting}. Write it out"
                 )
         is_hydra = key == "hydra" or key.startswith("hydra.")
+        # fnmatch() itself would ignore capital letters on some systems.
         if is_hydra and not any(fnmatchcase(key, allowed) for allowed in ALLOWED):
             raise UserError(
                 f"{name} sets {key}: a file may not set this key of Hydra's, "
@@ -119,6 +121,7 @@ def _leaves(node: Any, path: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Yield the dotted name and the raw value of every leaf; a reference is a leaf."""
     from omegaconf import DictConfig, OmegaConf
 
+    # OmegaConf has no public call for the text of a reference to a whole mapping.
     raw = node._value() if OmegaConf.is_config(node) else node
     if not isinstance(raw, dict):
         yield ".".join(path), raw
@@ -127,6 +130,7 @@ def _leaves(node: Any, path: Sequence[str]) -> Iterator[tuple[str, Any]]:
     if not raw and path:
         return
     for key in raw:
+        # The files that it names pass this check themselves.
         if key == "defaults" and not path:
             continue
         yield from _leaves(_child(node, key), [*path, str(key)])

@@ -23,10 +23,12 @@ def folder_name(text: str) -> str:
     Of signs it holds only those that need no quoting in a shell. An = becomes -, the others _.
     """
     name = re.sub(r"[^\w.+-]", "_", str(text).replace("=", "-"))
+    # A point would hide the folder, and a hyphen begin an option.
     if name.startswith((".", "-")):
         name = f"_{name[1:]}"
     if len(name.encode()) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    # 13 are the hyphen and the digest. A letter of several bytes that is cut is left out.
     beginning = name.encode()[: LONGEST_NAME - 13].decode(errors="ignore")
     return f"{beginning}-{digest}"

@@ -95,6 +95,7 @@ def guarded(check_values: bool = False) -> Iterator[None]:
         return loaded
 
     def add_checked(loader: Any, config_name: Any, parsed_overrides: Any, repo: Any) -> None:
+        # Before Hydra follows the path: a pkg:// in it imports a package.
         primary = repo.load_config(config_path=config_name) if config_name else None
         if primary is not None and not is_own_source(primary.path):
             check_search_path(primary.config, f"{config_name}.yaml")
@@ -103,11 +104,13 @@ def guarded(check_values: bool = False) -> Iterator[None]:
     def checked(
         loader: Any, config_name: Any, overrides: Any, *arguments: Any, **options: Any
     ) -> Any:
+        # A process may compose several times: a sweep, and each of its points.
         folders.clear()
         composed = compose(loader, config_name, overrides, *arguments, **options)
         check(composed)
         check_folders(composed, folders, overrides)
         expand_folders(composed)
+        # A sweep's own composition is no run: what is swept may be open in it.
         if check_values and composed.hydra.mode != RunMode.MULTIRUN:
             check_ranges(composed)
         return composed
@@ -149,6 +152,7 @@ def check_ranges(composed: Any) -> None:
     run = copy.deepcopy(composed)
     with open_dict(run):
         run.pop("hydra")
+        # By default it refers to what only a running job knows.
         run.output_dir = "not known yet"
     with suppress(OmegaConfBaseException):
         to_config(run)
@@ -234,6 +238,7 @@ def entries(node: Any, prefix: str = "") -> Iterator[Entry]:
             continue
         entry = _read_entry(node, key, f"{prefix}{key}")
         yield entry
+        # What a reference leads to is checked where it stands. Followed, some would never end.
         makes_settings = any(maker in entry.reference for maker in MAKERS)
         if OmegaConf.is_config(entry.value) and (not entry.reference or makes_settings):
             yield from entries(entry.value, f"{entry.name}.")
@@ -244,6 +249,7 @@ def _read_entry(node: Any, key: Any, name: str) -> Entry:
 
     reference = ""
     if OmegaConf.is_interpolation(node, key):
+        # OmegaConf has no public call for a reference's own text.
         reference = str(node._get_node(key)._value())
     try:
         value = node[key]

@@ -132,4 +132,5 @@ def quoting_hint(override: str, reason: str) -> str:
 
 def _shell_quote(word: str) -> str:
     """Return a word quoted for a shell, by double quotes where these keep it as it is."""
+    # The quotation marks for Hydra are single ones, which shlex would escape beyond reading.
     return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'

@@ -16,6 +16,7 @@ SECRET_WORD = re.compile(
     r"|(access|auth|private|api|master|secret|session|refresh|bot|gh|hf)(key|token)s?"
 )
 """What makes a name secret wherever a word of it ends so: `PGPASSWORD`, `client_secret_v2`."""
+# The shell's folders, and settings of tokenizers.
 NO_SECRET = {"PWD", "OLDPWD", "pad_token", "eos_token", "bos_token", "unk_token", "mask_token"}
 SECRET_FORMS = (
     re.compile(
@@ -46,6 +47,7 @@ SECRET_FORMS = (
     re.compile(r"--(password|passwd|token|secret|api-?key)[ =]+[^\s-]\S*", re.IGNORECASE),
     re.compile(r"\bbearer\s+[\w.~+/=-]{16,}", re.IGNORECASE),
     re.compile(
+        # Looked behind and ahead, so that the address around the secret stays readable.
         r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)|(?<=https://)[^/\s@]+(?=@)|(?<=http://)[^/\s@]+(?=@)"
     ),
     re.compile(
@@ -60,7 +62,7 @@ SECRET_FORMS = (
 )
 """Tokens of model hubs, forges, clouds and package registries; JSON web tokens; private keys; a
 user with a password in a URL; a secret in a URL's query or in a database's connection."""
-SHORTEST = 8
+SHORTEST = 8  # shorter ones stand in harmless texts too
 """Characters from which on an environment variable's value counts as a secret."""
 
 
@@ -76,6 +78,7 @@ def is_secret_name(name: str) -> bool:
     if words[-1] in SECRET_ENDINGS or any(re.search(f"({SECRET_WORD.pattern})$", w) for w in words):
         return True
     pairs = [first + second for first, second in pairwise(words)]
+    # AWS_ACCESS_KEY_ID is no secret, nor is the name of a file that holds one.
     return any(SECRET_WORD.fullmatch(pair) for pair in pairs) and words[-1] not in ("id", "file")
 
 

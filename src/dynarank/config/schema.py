@@ -193,7 +193,7 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     hub: HubConfig = field(default_factory=HubConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    seed: Annotated[int, Ge(0), Lt(2**32)] = 1
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 1  # numpy takes no larger one
     """Decides the new weights, the order of rows, and dropout."""
     output_dir: Annotated[str, UserPath()] = "???"
     """The run's folder; by default the one of hydra.run.dir."""
@@ -247,6 +247,7 @@ def register_schemas() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    # A process may come here several times, as a notebook or a test does.
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("basename", _basename, replace=True)
     store = ConfigStore.instance()

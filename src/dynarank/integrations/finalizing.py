@@ -85,6 +85,7 @@ def _cut(gated: GatedLayer) -> int:
     A.out_features = B.in_features = rank
     layer.r[adapter] = layer.lora_alpha[adapter] = rank
     layer.scaling[adapter] = 1.0
+    # rsLoRA's scale, alpha over the root of r, would not be 1.
     layer.use_rslora[adapter] = False
     return rank
 
@@ -105,6 +106,7 @@ def _write_config(model: nn.Module, root: nn.Module, adapter: str, ranks: dict[s
     config: Any = model.peft_config[adapter]  # type: ignore[index]
     kept = {name: rank for name, rank in ranks.items() if rank}
     # PEFT reads the patterns' keys as regular expressions.
+    # It finds them behind any dot too, as in `attention.output.dense`, which ^ forbids.
     pattern = {"^" + re.escape(name): rank for name, rank in kept.items()}
     config.r = config.lora_alpha = max(kept.values())
     config.rank_pattern = dict(pattern)
@@ -112,6 +114,7 @@ def _write_config(model: nn.Module, root: nn.Module, adapter: str, ranks: dict[s
     config.use_rslora = False
     config.target_modules = _targets(kept, [name for name, _ in root.named_modules()])
     config.exclude_modules = None
+    # The targets are whole names of layers now, which these would choose from again.
     config.layers_to_transform = None
     config.layers_pattern = None
 

@@ -40,6 +40,7 @@ class Gate(nn.Module):
     def __init__(self, A: Tensor, c: float, settings: AllocationSettings | None) -> None:
         super().__init__()
         # Trainers exempt parameters from weight decay by their names, and c must not decay.
+        # An adapter that PEFT has frozen, as one that is not active, has a frozen c.
         self.lora_c_like_bias = nn.Parameter(
             torch.full((len(A),), c, device=A.device), requires_grad=A.requires_grad
         )
@@ -179,6 +180,7 @@ def _unfold_state(linear: nn.Module, state: MutableMapping[str, Any], prefix: st
         return
     gate = gate_of(linear)
     mask = gate.mask
+    # A component that was frozen out opens again where the file gives it a value.
     if A.ndim == 2 and len(A) == len(mask):  # any other shape is refused by what loads A
         mask = mask | A.any(dim=1).to(mask.device)
     state[prefix + _RAW_A] = A

@@ -107,6 +107,7 @@ class RankAllocationCallback(Callback):
         if self._loaded is not None:
             self._restore(self._loaded)
             self._loaded = None
+        # Without eta: `on_before_optimizer_step` adds DEM's gradient, before Lightning clips.
         self._attachment = self.allocator.attach(self._optimizer)
 
     def _settings(self) -> AllocationSettings:
@@ -134,7 +135,9 @@ class RankAllocationCallback(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log, as often as the Trainer logs."""
         assert self.allocator is not None
+        # A part of the Trainer sets this attribute, so that type checkers do not know it.
         every: int = getattr(trainer, "log_every_n_steps")  # noqa: B009
+        # 0 means never, and Lightning then drops what it is given. Here it must not be a divisor.
         if trainer.global_step % max(every, 1) == 0:
             pl_module.log_dict(log_values(self.allocator))
 
@@ -157,6 +160,7 @@ class RankAllocationCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the allocator's state, and what the module's own state does not tell of gates."""
         if self.allocator is None:
+            # Saved before training began, where nothing was allocated: what was loaded stays.
             return self._loaded or {}
         return {"allocator": self.allocator.state_dict(), "factors": raw_factors(self._gated())}
 
@@ -224,6 +228,7 @@ def total_steps(trainer: Trainer, module: LightningModule) -> int:
         reason = "the module steps its optimizers itself"
     callbacks: list[Any] = getattr(trainer, "callbacks")  # noqa: B009
     schedulers = [c for c in callbacks if isinstance(c, GradientAccumulationScheduler)]
+    # Every schedule has an entry for epoch 0; any other changes the number of steps.
     if any(set(c.scheduling) - {0} for c in schedulers):
         reason = "accumulate_grad_batches changes between epochs"
     steps = math.inf if reason else trainer.estimated_stepping_batches

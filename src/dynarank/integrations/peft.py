@@ -66,6 +66,7 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         if self.r is None:
             self.r = math.ceil(1.5 * self.target)
+        # By name: super() would reach AllocationSettings alone, which the next line checks.
         peft.LoraConfig.__post_init__(self)
         self.allocation()
 
@@ -81,6 +82,7 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
 
     def plain(self) -> peft.LoraConfig:
         """Return the same as a LoraConfig."""
+        # Not made of its values: LoraConfig has attributes that its constructor does not take.
         config = peft.LoraConfig()
         own = own_settings()
         for name, value in vars(self).items():
@@ -177,7 +179,7 @@ def _has(layer: Any, adapter: str) -> bool:
 
 
 def _check_layer(name: str, layer: Any, adapter: str, start: str) -> None:
-    factors = dict(layer.lora_A.items())
+    factors = dict(layer.lora_A.items())  # a ModuleDict has no get()
     A = factors.get(adapter)
     is_matrix = isinstance(A, nn.Linear) and not isinstance(layer, ParamWrapper)
     if not is_matrix or adapter in layer.lora_variant or layer.lora_bias.get(adapter):
@@ -210,6 +212,7 @@ def _check_target(target: float, sizes: list[int]) -> None:
         warnings.warn(
             f"target = r = {size:g}: nothing will be pruned. Give LoraConfig a larger r, "
             f"{math.ceil(1.5 * target)} for example",
+            # The line of the user's that called `attach` or `get_peft_model`.
             stacklevel=4,
         )
 
@@ -220,6 +223,7 @@ def _gate_layer(layer: Any, adapter: str, start: str, settings: AllocationSettin
     for factor in (A.weight, B.weight):  # in bfloat16, c and small updates would be rounded away
         factor.data = factor.data.float()
     if start == "paper":
+        # B may be random too: with c = 0 the model still starts as it was.
         nn.init.kaiming_uniform_(A.weight)
         nn.init.kaiming_uniform_(B.weight)
     add_gate(A, c=0.0 if start == "paper" else 1.0, settings=settings)

@@ -45,6 +45,7 @@ def restore_factors(layers: Mapping[str, GatedLayer], tensors: Mapping[str, Tens
             raise ValueError(f"the saved state of the allocation lacks {name}.{missing[0]}")
         A, c, mask = (tensors[f"{name}.{part}"].to(layer.mask.device) for part in _PARTS)
         plain = A * c.masked_fill(~mask, 0).unsqueeze(1)
+        # To the bit: both come from the same float32 numbers, by the same product.
         if plain.shape != layer.lora_A.shape or not torch.equal(plain, layer.gated_A()):
             raise ValueError(
                 f"the saved state of the allocation is of another checkpoint: {name} has other "
@@ -65,8 +66,10 @@ def write_state(path: Path, allocator: RankAllocator, layers: Mapping[str, Gated
     moments = state.pop("sensitivity")
     for key in _MOMENTS if moments is not None else ():
         for index, tensor in enumerate(moments[key]):
+            # Zeros before the number keep sorted names in the order of the layers.
             tensors[f"sensitivity.{key}.{index:05d}"] = tensor.contiguous()
     state["has_sensitivity"] = moments is not None
+    # A kill while it is written leaves no half of a file under the name that is read.
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata={"allocator": json.dumps(state)})
     partial.replace(path)
@@ -84,6 +87,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             state: dict[str, Any] = json.loads((file.metadata() or {})["allocator"])
+            # The open file has keys(), but cannot be gone through itself.
             for key in file.keys():  # noqa: SIM118
                 tensors[key] = file.get_tensor(key)
         state["ema"] = tensors.pop("ema")

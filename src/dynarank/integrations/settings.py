@@ -51,6 +51,7 @@ class AllocationSettings:
     """Weight of the Dimensional Equilibrium Modulator (Eq. 10) until the freeze; 0: none."""
 
     def __post_init__(self) -> None:
+        # Made for its checks alone: init and total are known when training begins.
         self.schedule(init=self.target, total=1)
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta = {self.beta}: must lie in [0, 1)")

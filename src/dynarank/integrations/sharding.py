@@ -14,6 +14,7 @@ _KINDS = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA_FSDP")
 def check_local(name: str, A: torch.Tensor, B: torch.Tensor, rank: int) -> None:
     """Raise `ValueError` where A or B is sharded over several devices."""
     for factor in (A, B):
+        # FSDP2's tensors are of another type, FSDP1's are flat, and ZeRO-3's empty with a ds_id.
         whole = type(factor) is nn.Parameter and factor.ndim == 2 and not hasattr(factor, "ds_id")
         if not whole or rank not in factor.shape:
             raise ValueError(
@@ -30,6 +31,7 @@ def refuse_sharding(args: Any) -> None:
     kind = "DEEPSPEED" if getattr(args, "deepspeed", None) else ""
     if getattr(args, "fsdp", None):
         kind = "FSDP"
+    # Without this look, AcceleratorState() would make the state, and so settle it too early.
     if not kind and AcceleratorState._shared_state:
         kind = AcceleratorState().distributed_type.value
     if kind in _KINDS:

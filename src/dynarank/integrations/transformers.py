@@ -163,8 +163,10 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
                 "Trainer(callbacks=[...]), so that it meets the model before the optimizer does"
             )
         assert self.settings is not None
+        # Sharding that was set up since the Trainer was made shows in the tensors alone.
         for name, layer in self._layers.items():
             check_local(name, layer.lora_A, layer.lora_B, rank=layer.r)
+        # train() may be called again, with an optimizer of its own.
         self._detach()
         inner = unwrapped(optimizer)
         first = next(iter(self._layers.values()))
@@ -178,6 +180,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
             self.allocator.agree = choose_as_first
         if state.global_step > 0:
             self._resume(args, state)
+        # What a run that resumes behind the freeze remembers as its best was at budget.
         self._selects_models = self.allocator.frozen
         self._attachment = self.allocator.attach(inner, eta=self.settings.eta)
 
@@ -197,6 +200,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         folders = [self.resume_from, getattr(args, "resume_from_checkpoint", None)]
         if args.output_dir:
             folders.append(Path(args.output_dir) / name)
+        # `resume_from_checkpoint` may be None or True, which name no folder.
         tried = [Path(folder) / FILE for folder in folders if isinstance(folder, str | Path)]
         for path in tried:
             if path.is_file():
@@ -235,6 +239,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
             return
         values = log_values(self.allocator)
         logs.update(values)
+        # The Trainer has put a copy of the logs there before it called.
         if state.log_history:
             state.log_history[-1].update(values)
 
@@ -244,6 +249,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         """Write the allocation's state into the checkpoint that was just saved."""
         if self.allocator is None or self._attachment is None or not state.is_world_process_zero:
             return
+        # Not as transformers' ExportableState: it holds JSON alone, and makes a new callback of it.
         name = f"checkpoint-{state.global_step}"
         root = Path(args.output_dir)
         # A search over hyperparameters has a folder for each trial: the newest was just saved.
@@ -282,6 +288,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
     """Return torch's optimizer inside accelerate's."""
+    # accelerate's wrapper is an Optimizer by its class, but has no hooks that would be called.
     while not hasattr(optimizer, "_optimizer_step_post_hooks"):
         assert hasattr(optimizer, "optimizer"), f"{type(optimizer).__name__} wraps no optimizer"
         optimizer = optimizer.optimizer

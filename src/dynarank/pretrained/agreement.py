@@ -50,6 +50,7 @@ def check_tokenizer(field: str, tokenizer: PreTrainedTokenizerBase) -> None:
             "A file is missing in the folder, as tokenizer.json or vocab.txt: put it back"
         )
     if tokenizer.pad_token is None:
+        # Many decoders have none. Attention and loss leave padding out, whatever token it is.
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise UserError(
@@ -120,6 +121,7 @@ def _set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
                 number,
             )
         settings.pad_token_id = number
+        # Models of several parts keep the text's settings in an object of their own.
         model.config.pad_token_id = number
     # A generated text that is shorter than others in its batch is filled up with this token.
     generation: Any = getattr(model, "generation_config", None)
@@ -203,6 +205,7 @@ def tensor_shapes(weights: Path) -> dict[str, list[int]]:
     from safetensors import safe_open
 
     with safe_open(weights, framework="pt") as file:
+        # The open file has keys(), but is no mapping and cannot be gone through itself.
         return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 

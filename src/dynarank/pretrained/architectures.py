@@ -21,6 +21,8 @@ _BERT_TARGETS = (
     "intermediate.dense",
     "output.dense",
 )
+# The suffix `output.dense` would match `attention.output.dense` too. The number before it is that
+# of the layer.
 _BERT_FEEDFORWARD = r".*\d\.output\.dense"
 _BART_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _NEOX_TARGETS = ("query_key_value", "dense_h_to_4h")
@@ -61,6 +63,7 @@ def _like_t5(title: str, model_groups: tuple[str, ...] = ()) -> Architecture:
     return Architecture(
         title=title,
         kind="encoder-decoder",
+        # `wi_0` and `wi_1` are the two halves of the gated form, which T5 1.1 and mT5 have.
         targets=(r".*Attention\.[qkvo]", r".*DenseReluDense\.w(i|i_0|i_1|o)"),
         attention_outputs=(r".*Attention\.o",),
         feedforward_outputs=(r".*DenseReluDense\.wo",),
@@ -76,6 +79,7 @@ def _like_llama(title: str, model_groups: tuple[str, ...] = ()) -> Architecture:
         targets=_LLAMA_TARGETS,
         attention_outputs=("o_proj",),
         feedforward_outputs=("down_proj",),
+        # Given vectors for tokens, a decoder's classifier takes the last padding for the end.
         takes_prompt=False,
     )
 
@@ -163,6 +167,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture(
         title="GPT-2",
         kind="decoder",
+        # `c_proj` ends both sublayers, which the module around it tells apart.
         targets=("c_attn", "c_proj", "c_fc"),
         attention_outputs=(r".*attn\.c_proj",),
         feedforward_outputs=(r".*mlp\.c_proj",),
@@ -239,6 +244,7 @@ def kind_of_model(settings: Any) -> Kind:
         return "encoder-decoder"
     if settings.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "image"
+    # BERT's kind is listed among the causal models too: it can be the decoder of a pair.
     masked = settings.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     causal = settings.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return "decoder" if causal and not masked else "encoder"

@@ -111,6 +111,7 @@ def ask_hub(kind: str, field: str, path: str, revision: str | None) -> str | Non
     get_info = api.model_info if kind == "models" else api.dataset_info
     try:
         get_info(path, revision=revision, timeout=PROBE_SECONDS)
+    # It stands before RepositoryNotFoundError, of which it is a subclass.
     except GatedRepoError:
         raise UserError(
             f"{field} = {path}: the hub asks for its terms to be accepted. Log in: hf auth login"
@@ -131,9 +132,11 @@ def is_cached(kind: str, path: str, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     if kind == "models":
+        # A mark may stand there, too, that the hub is known to lack the file: it is no text.
         return isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str)
     from datasets import config
 
+    # datasets names a data set's folder so, and has no call that asks for it.
     return (Path(config.HF_DATASETS_CACHE) / path.replace("/", "___")).is_dir()
 
 

@@ -44,9 +44,11 @@ def weights_digest(model: nn.Module, head: Sequence[str]) -> str:
     head = [*head, *quantized_modules(model)]
     tensors = {}
     for name, tensor in model.state_dict().items():
+        # A state dict may also hold a module's extra state, which can be anything.
         if torch.is_tensor(tensor) and not _is_in(name, head):
             tensors[name] = tensor
     names = sorted(tensors)
+    # zlib lets go of Python's lock while it works, so that threads do run side by side.
     with ThreadPoolExecutor(THREADS) as pool:
         checksums = list(pool.map(_checksum, [tensors[name] for name in names]))
     digest = hashlib.sha256()
@@ -63,6 +65,7 @@ def same_weights(recorded: str, model: nn.Module, head: Sequence[str]) -> bool:
 
 def _checksum(tensor: Tensor) -> int:
     """Return the CRC-32 of a tensor's elements as float32. It tells any one that changed."""
+    # numpy has no bfloat16. float32 holds every number of the narrower types exactly.
     return zlib.crc32(tensor.detach().float().contiguous().cpu().numpy().tobytes())
 
 

@@ -40,11 +40,13 @@ def unpacked(field: str, file: Path) -> Path:
         return folder
     log.info("%s: unpacked into %s, once; this takes a while", file.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, for a rename is all or nothing only within one file system.
     staging = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         _unpack(field, file, staging)
         record = f"{file.name}\n{digest}\n{file_sha256(staging / WEIGHTS)}\n"
         (staging / DONE).write_text(record, encoding="utf-8")
+        # Only its owner may enter a folder of mkdtemp, and several users may share a cache.
         make_readable(staging, also_folder=True)
         _move(staging, folder)
     finally:
@@ -81,6 +83,7 @@ def _unpack(field: str, file: Path, folder: Path) -> None:
             dtype=torch.float32,
             quantization_config=transformers.GgufConfig(dequantize=True),
         )
+        # Left there, the saved config.json would call the plain weights quantized.
         model.config.quantization_config = None
         model.save_pretrained(folder, max_shard_size="1TB")  # one file, for its hash
         tokenizer.save_pretrained(folder)

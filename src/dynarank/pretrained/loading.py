@@ -26,6 +26,7 @@ def load_auto(
             **options,
         )
     except Exception as error:  # a damaged or hostile folder raises any kind
+        # transformers raises a plain ValueError here, which only its text tells from others.
         if "custom code" in str(error) and not config.trust_remote_code:
             raise UserError(
                 f"model.path = {config.path}: its {what} needs code of its own. {CODE_IS_ASKED_FOR}"

@@ -23,7 +23,7 @@ from dynarank.pretrained.internals import has_model_class, model_loader, was_ada
 from dynarank.pretrained.loading import CODE_IS_ASKED_FOR, load_auto
 from dynarank.pretrained.precision import widen_head
 from dynarank.pretrained.processors import PROCESSORS
-from dynarank.pretrained.processors import load_tokenizer as load_tokenizer
+from dynarank.pretrained.processors import load_tokenizer as load_tokenizer  # `as`: for importers
 from dynarank.pretrained.quantization import check_quantization, quantization_options
 from dynarank.pretrained.task_model import TaskModel
 
@@ -92,6 +92,7 @@ def load_settings(config: ModelConfig, source: Source) -> Any:
     import transformers
 
     settings = load_auto(transformers.AutoConfig, "configuration", config, source)
+    # The file as it stands: the object keeps such a name elsewhere, or drops it.
     recorded, _ = settings.get_config_dict(source.path, revision=config.revision)
     kernel = None if config.trust_remote_code else _find_hub_kernel(recorded)
     if kernel is not None:
@@ -151,6 +152,7 @@ def load_pretrained(
         source,
         dtype=dtype,
         output_loading_info=True,
+        # A head of another number of classes begins anew. `_check_shapes` refuses a body's.
         ignore_mismatched_sizes=True,
         **task.model_options(),
         **quantization_options(config, loader, settings),
@@ -242,6 +244,7 @@ def positions(model: nn.Module) -> int | None:
             # RoBERTa counts its positions from behind the padding's.
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             lengths.append(module.num_embeddings - unused)
+    # The tables of BART and OPT have two rows more than there are positions.
     return min(config.max_position_embeddings, *lengths) if lengths else None
 
 

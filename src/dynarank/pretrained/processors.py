@@ -118,6 +118,7 @@ def agree_on_images(field: str, processor: Any, model: PreTrainedModel, auto_cla
 def image_mode(model: PreTrainedModel) -> str:
     """Return the mode, as pillow names it, of the images that a model reads: RGB, or L for grey."""
     settings: Any = model.config
+    # CLIP's kind keeps the settings of its part for images apart.
     vision = getattr(settings, "vision_config", settings)
     return "L" if getattr(vision, "num_channels", 3) == 1 else "RGB"
 
@@ -125,6 +126,7 @@ def image_mode(model: PreTrainedModel) -> str:
 def image_processor_digest(processor: Any) -> str:
     """Return a digest of an image processor's settings."""
     settings = {name: value for name, value in processor.to_dict().items() if value is not None}
+    # Some settings are objects, as a way of resampling.
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 

@@ -80,9 +80,11 @@ def quantization_options(config: ModelConfig, loader: Any, settings: Any) -> dic
     else:
         wanted = BitsAndBytesConfig(
             load_in_4bit=True,
+            # As QLoRA has it.
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+            # It is read for 4 bits too, whatever its name says.
             llm_int8_skip_modules=kept,
         )
     return {"quantization_config": wanted}
@@ -93,8 +95,9 @@ def _kept_linears(loader: Any, settings: Any) -> list[str]:
 
     These are the task head, an output layer, and poolers, which may begin anew.
     """
+    # A class of a model has no public call for this; an auto class has one.
     make = getattr(loader, "from_config", None) or loader._from_config
-    with torch.device("meta"):
+    with torch.device("meta"):  # names alone are wanted
         skeleton = make(settings)
     linears = [name for name, module in skeleton.named_modules() if is_linear(module)]
     kept = [name for name in linears if not NUMBERED.search(name)]
@@ -144,6 +147,7 @@ def _turn_tensors_back(model: Any) -> bool:
     """
     found = False
     for module in model.modules():
+        # A list, for parameters are replaced on the way.
         for name, parameter in list(module.named_parameters(recurse=False)):
             if type(parameter).__module__.split(".")[0] == TORCHAO:
                 plain = parameter.dequantize().detach().to(torch.float32)
@@ -173,4 +177,5 @@ def _is_quantized_weight(parameter: nn.Parameter) -> bool:
     marks = ("quant_state", "SCB", "tensor_impl", "qdata")
     if any(getattr(parameter, mark, None) is not None for mark in marks):
         return True
+    # Of one byte are the fp8 types, which torch counts as floating-point.
     return not parameter.is_floating_point() or parameter.element_size() < 2

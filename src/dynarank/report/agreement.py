@@ -15,6 +15,7 @@ from dynarank.report.runs import Run
 
 def correlations(runs: Sequence[Run]) -> np.ndarray:
     """Return rho of every two runs, (runs, runs)."""
+    # One product of matrices for all runs of like layouts: a sweep has thousands of pairs.
     by_layout: dict[tuple[str, ...], list[int]] = {}
     for index, run in enumerate(runs):
         by_layout.setdefault(tuple(run.ranks), []).append(index)

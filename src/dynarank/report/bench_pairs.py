@@ -68,6 +68,7 @@ class Difference:
     @property
     def verdict(self) -> int:
         """Return 1 where the arm is better, -1 where it is worse, 0 where nothing is shown."""
+        # Written so that NaN, too, shows nothing.
         if not self.judged or not self.adjusted < ALPHA:
             return 0
         return 1 if self.scores.difference > 0 else -1

@@ -98,6 +98,7 @@ def _places(cells: Sequence[Cell]) -> Grid:
     groups: dict[tuple[float, str], list[list[int]]] = {}
     for cell in compared(cells):
         ranks = [int(word) for word in cell.ranks.split()]
+        # Other numbers of matrices are no whole layers of an encoder. LoRA's places were given.
         if ranks and len(ranks) % len(KINDS) == 0 and not cell.arm.startswith("lora_"):
             groups.setdefault((cell.budget, cell.arm), []).append(ranks)
     rows = []

@@ -133,9 +133,11 @@ def _repeat(
     for _ in range(DRAWS):
         chosen = rng.integers(ranks.shape[1], size=ranks.shape[1])
         resampled.append(mean_correlation(ranks[:, chosen], first, second))
+        # Shuffled after scaling, which no order changes: ranks need not be sorted anew each time.
         drawn = rng.permuted(scaled, axis=1)
         shuffled.append(float(np.nanmean((drawn[first] * drawn[second]).sum(axis=1))))
     low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    # Equal sums in another order may differ by a rounding.
     at_least = sum(value >= mean - 1e-12 for value in shuffled)
     return Repeat(
         over=kind,
@@ -146,6 +148,7 @@ def _repeat(
         low=float(low),
         high=float(high),
         chance=float(np.quantile(shuffled, (1 + LEVEL) / 2)),
+        # What was observed counts as one draw, so that p is never 0.
         p=(1 + at_least) / (1 + DRAWS),
     )
 

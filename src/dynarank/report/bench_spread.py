@@ -115,6 +115,7 @@ def variance_between(scores: np.ndarray) -> tuple[float, float]:
     mean_square = n * float(rows.var(ddof=1))
     rest_square = float((rest**2).sum()) / ((p - 1) * (n - 1))
     between = math.sqrt(max(0.0, (mean_square - rest_square) / n))
+    # So small are the squares of rounding errors alone, whose ratio says nothing.
     if rest_square <= 1e-24:
         return between, 1.0 if mean_square <= 1e-24 else 0.0
     return between, float(stats.f.sf(mean_square / rest_square, p - 1, (p - 1) * (n - 1)))

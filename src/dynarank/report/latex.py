@@ -122,6 +122,7 @@ def shown_metrics(table: Table, task: str) -> list[str]:
         recorded = run.settings.get("task.shown", OPEN)
         if run.task != task or not isinstance(recorded, str) or recorded == OPEN:
             continue
+        # A list of a configuration is kept as its text (`run_reader`).
         names = [name.strip(" '\"") for name in recorded.strip("[]").split(",")]
         known = [name for name in names if name in run.results["metrics"]]
         if known:
@@ -216,4 +217,5 @@ def _row(cells: Sequence[str]) -> str:
 def escaped(value: object) -> str:
     """Return a text in which no sign has a meaning for LaTeX, on one line."""
     text = " ".join(str(value).split())
+    # Sign by sign: a second replacement would find the signs of the first.
     return "".join(SPECIAL_SIGNS.get(sign, sign) for sign in text if sign.isprintable())

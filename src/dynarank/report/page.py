@@ -114,6 +114,7 @@ def _environment(table: Table) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # Jinja would sort the keys, which have an order here. NaN is no JSON, and a browser refuses it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["number"] = number
     environment.filters["label"] = table.label

@@ -164,6 +164,7 @@ def _bar(one: Difference, reach: float) -> Bar | None:
     comparison = one.comparison
     if math.isnan(comparison.low):
         return None
+    # 48 of 50: the widest interval ends before the edge.
     scale = 48 / (reach or 1.0)
     left = 50 + scale * comparison.low
     right = 50 + scale * comparison.high

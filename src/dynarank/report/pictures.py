@@ -73,11 +73,13 @@ class Picture:
 
         _fix_layout(self.figure)
         with styled():
+            # The canvas takes the figure's own dots an inch; savefig() would set them.
             dots = self.figure.dpi
             self.figure.dpi = PNG_DPI
             FigureCanvasAgg(self.figure).print_png(folder / f"{self.name}.png")
             self.figure.dpi = dots
             if self.kind in FOR_PAPERS:
+                # Without dates and versions, equal pictures are equal files.
                 metadata = {"CreationDate": None, "Creator": None, "Producer": None}
                 FigureCanvasPdf(self.figure).print_pdf(
                     folder / f"{self.name}.pdf", metadata=metadata
@@ -224,6 +226,7 @@ def inline_svg(picture_svg: str) -> str:
     }
     for drawn, shown in page_colours.items():
         svg = svg.replace(f": {drawn}", f": {shown}")
+    # Without a size of its own it takes the width that the page gives it.
     for size in ("width", "height"):
         svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*pt"', r"\1", svg, count=1)
     return svg

@@ -127,6 +127,7 @@ def _panel(axes: Axes, runs: Sequence[Run], named: bool, numbered: bool) -> Axes
             continue
         # Black and white themselves would become the page's colours (`inline_svg`).
         colour = "#111111" if rank > 0.6 * largest else "#fefefe"
+        # From 9.95 on, a decimal would make a fourth sign, for which a cell has no room.
         text = f"{rank:.0f}" if rank >= 9.95 or rank == int(rank) else f"{rank:.1f}"
         axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
     return image

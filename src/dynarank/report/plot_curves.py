@@ -48,6 +48,7 @@ def draw_band(axes: Axes, runs: Sequence[Run], column: str, look: Look, scale: f
     mean = seed_curves(runs, column)
     if mean is None:
         for number, run in enumerate(runs):
+            # One entry in the legend for all of them.
             own = look if number == 0 else look._replace(label=None)
             curve = run_curve(run, column)
             _draw_line(axes, curve.steps, scale * curve.values, own, background=not look.label)

@@ -118,6 +118,7 @@ def _scale_scores(axes: Axes, scores: Sequence[float]) -> None:
     middle, span = (max(scores) + min(scores)) / 2, max(scores) - min(scores)
     if span < least:
         axes.set_ylim(middle - least, middle + least)
+    # Else like scores are labelled by what they exceed a common number by.
     axes.yaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
 
 
@@ -158,6 +159,7 @@ def _label(axes: Axes, table: Table, points: Sequence[Point], best: Sequence[Poi
     wanted = [(point.score - low) / (high - low) for point in ordered]
     figure = axes.get_figure(root=True)
     assert figure is not None
+    # About 1.2 inches of the height are not the axes'.
     gap = LINE / (figure.get_figheight() - 1.2)
     line = {
         "arrowstyle": "-",
@@ -179,6 +181,7 @@ def _label(axes: Axes, table: Table, points: Sequence[Point], best: Sequence[Poi
             va="center",
             fontsize=8,
             color="#000000" if chosen else "#666666",
+            # The labels stand outside of the axes, where they would be left out.
             annotation_clip=False,
             arrowprops=line,
         )

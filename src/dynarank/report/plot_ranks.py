@@ -52,6 +52,7 @@ def draw_rank_maps(table: Table, task: str, phone: bool = False) -> Figure | Non
     size = _maps_size(groups, columns)
     figure = Figure(figsize=(PHONE_WIDTH, size[1]) if phone else size, layout="constrained")
     rows = figure.subplots(len(groups), columns, squeeze=False)
+    # One scale for all maps, so that their colours can be compared.
     largest = max(float(np.nanmax(_shares(run))) for _, runs in groups for run in runs)
     for axes_row, (label, runs) in zip(rows, groups, strict=True):
         for axes, run in zip(axes_row, runs, strict=False):
@@ -145,6 +146,7 @@ def draw_rank_agreement(table: Table, task: str) -> Figure | None:
             ha="center",
             va="center",
             fontsize=10 if count <= 8 else 8,
+            # Black and white themselves would become the page's colours (`inline_svg`).
             color="#fefefe" if abs(value) > 0.65 else "#111111",
         )
     axes.spines[:].set_visible(False)

@@ -90,6 +90,7 @@ def panels(rows: int, legend: int) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     height = 2.9 if rows == 1 else 1.9 * rows + 0.6
+    # One entry more than there are colours: that of all the others.
     height += 0.2 * min(legend, len(COLOURS) + 1)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     column = list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])

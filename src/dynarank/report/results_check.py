@@ -63,6 +63,7 @@ def _check_test_scores(path: Path, record: dict[str, Any]) -> None:
 
 def _check_scores(path: Path, group: str, scores: object, metric: str) -> None:
     if not isinstance(scores, dict) or metric not in scores:
+        # A damaged file may hold names of any length.
         raise UnreadableFile(path, f"is damaged ({group}.{metric[:60]} is missing)")
     for name, value in scores.items():
         if not is_score(value):

@@ -44,6 +44,7 @@ class UnreadableFile(Exception):
         super().__init__(f"{path.name} {reason}")
 
 
+# The parser in C is many times faster, but not in every build of PyYAML.
 class _SettingsLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML as Hydra writes and reads it: `1e-4` is a number, and nothing is a date."""
 
@@ -52,6 +53,7 @@ def _without_dates(resolvers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     return [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
 
 
+# A table of its own: the one that it inherits is that of all of PyYAML's safe loaders.
 _SettingsLoader.yaml_implicit_resolvers = {
     letter: _without_dates(resolvers)
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -228,6 +230,7 @@ def read_history(path: Path) -> pd.DataFrame:
     for column, kind in table.dtypes.items():
         if getattr(kind, "kind", "O") not in "iufb":
             raise UnreadableFile(path, f"is damaged (column {str(column)[:60]!r} holds text)")
+    # Without a copy, pandas gives a view that cannot be written.
     values = table.to_numpy(dtype=float, copy=True)
     values[np.abs(values) > LARGEST_DRAWN] = np.nan
     numbers = pd.DataFrame(values, columns=table.columns)

@@ -214,6 +214,7 @@ def read_run(folder: Path) -> Run | LeftOut:
     Raises:
         UnreadableFile: one of its files is damaged.
     """
+    # A link to nothing counts as there: such a run is damaged, and not unfinished.
     if not os.path.lexists(folder / METRICS):
         return _unfinished(folder)
     results = check_results(folder / METRICS)

@@ -131,6 +131,7 @@ def sign_flips(differences: np.ndarray) -> float:
         (differences,),
         _rounded_mean,
         permutation_type="samples",
+        # Without an end, scipy counts every flip instead of drawing some.
         n_resamples=np.inf,
         vectorized=True,
     )
@@ -158,6 +159,7 @@ def bootstrap_interval(differences: np.ndarray, seed: int) -> tuple[float, float
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p values, in the order given. NaN stays NaN, and is not counted."""
+    # scipy.stats has no Holm, and this is little for one dependency more.
     adjusted = list(p_values)
     tested = [index for index, p in enumerate(p_values) if not math.isnan(p)]
     tested.sort(key=lambda index: p_values[index])

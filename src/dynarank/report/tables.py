@@ -132,6 +132,7 @@ def build_table(runs: Sequence[Run], last: bool = False) -> Table:
 
 def _sorting_key(setting: Setting) -> list[tuple[bool, Any]]:
     """Return what sorts settings: numbers by value before text by its letters."""
+    # Python compares no number with a text.
     return [(isinstance(value, str), value) for value in setting]
 
 

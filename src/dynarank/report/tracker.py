@@ -48,6 +48,7 @@ def _log_report(folders: Sequence[Path], report: Path) -> str:
     pictures = {path.stem: wandb.Image(str(path)) for path in sorted(report.glob("*.png"))}
     table = wandb.Table(dataframe=pd.read_csv(report / "table.csv"))
     run.log({"table": table, **pictures})
+    # run.dir is the folder files/ inside the run's.
     place = str(Path(run.dir).parent) if run.offline else str(run.url)
     run.finish()
     return place

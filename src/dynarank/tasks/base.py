@@ -87,10 +87,11 @@ class Task(ABC, Generic[ConfigT]):
         """
         config = self.config
         splits = open_splits(config, hub, self.read_file)
-        needed = [config.train_split]
+        needed = [config.train_split]  # first, for it settles the classes
         if not config.one_file:
             needed += config.splits
         checked = {split: self._checked_split(splits, split) for split in needed}
+        # Checked before it is cut, so that an error's row is counted as in the file.
         checked = dict(cut_validation(config, checked, seed))
         self.train = sample_rows(checked[config.train_split], config.max_train_rows, seed)
         for split in config.splits:
@@ -150,7 +151,7 @@ class Task(ABC, Generic[ConfigT]):
             raise UserError(f"{where} is empty")
         columns = self.columns(labelled)
         if any("." in column for column in columns.values()):
-            dataset = dataset.flatten()
+            dataset = dataset.flatten()  # a dot reaches into a nested column
         for role, column in columns.items():
             if column not in dataset.column_names:
                 raise UserError(

@@ -98,6 +98,7 @@ class LabelScores(nn.Module):
     def __init__(self, metrics: Mapping[str, Metric], class_names: Sequence[str] = ()) -> None:
         super().__init__()
         by_name: dict[str, Metric | MetricCollection] = dict(metrics)
+        # Groups would share the states of metrics that look alike after the first batch.
         self.metrics = MetricCollection(by_name, compute_groups=False)
         self.spread = PredictionSpread()
         self.class_names = list(class_names)

@@ -71,6 +71,7 @@ class CausalLM(LanguageModel[CausalLMConfig]):
             records.append(
                 {
                     "log_likelihood": likelihood / tokens,
+                    # exp overflows at 710.
                     "perplexity": math.exp(min(-likelihood / tokens, 700.0)),
                     "token_accuracy": correct / tokens,
                     "tokens": tokens,

@@ -73,6 +73,7 @@ def render_with_answers(
         after = render(tokenizer, messages[: number + 1])
         if not after.startswith(before):  # it asks otherwise than it writes answers
             before = render(tokenizer, messages[:number])
+        # White space at the end may differ once another message follows.
         if not (after.startswith(before) and whole.startswith(after.rstrip())):
             raise UserError(
                 "the chat template writes earlier messages otherwise once others follow, so that "
@@ -103,6 +104,7 @@ def labels_in_spans(
     """Return the tokens that begin inside a span, and `ignored` for the others."""
     labels = []
     for (start, end), token in zip(offsets, tokens, strict=True):
+        # A token of no characters is one that the tokenizer adds, and no part of an answer.
         inside = any(first <= start < last and end > start for first, last in spans)
         labels.append(token if inside else ignored)
     return labels
@@ -126,6 +128,7 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any, behind: str) -> l
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found |= set(configured) if isinstance(configured, list) else {configured}
     ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    # What stands behind an answer may also be a line break, which answers hold themselves.
     if ids and ids[0] in tokenizer.all_special_ids:
         found.add(ids[0])
     return sorted(token for token in found if token is not None)

@@ -50,6 +50,7 @@ def choice_features(
         own = encoded(prompt + between + choice)[len(before) :]
         whole = [*before, *own][-most:]
         ids.append(whole)
+        # The first token of all has none before it to be predicted from.
         starts.append(max(1, len(whole) - len(own)))
     sizes = [len(choice) for choice in choices]
     return {CHOICE_IDS: ids, CHOICE_STARTS: starts, CHOICE_SIZES: sizes}

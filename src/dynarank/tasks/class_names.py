@@ -74,6 +74,7 @@ def find_classes(feature: Any, values: Sequence[Any], where: str) -> list[str]:
             raise UserError(f"{where} is missing in row {row}. Mend or drop the row")
     names = sorted({value_name(value) for value in values})
     with suppress(ValueError):
+        # Where a key fails, nothing is moved, and the order stays alphabetic.
         names.sort(key=float)
     if len(names) < 2:
         raise UserError(

@@ -99,6 +99,7 @@ class Classification(Task[ConfigT]):
             "num_labels": len(self.class_names),
             "id2label": dict(enumerate(self.class_names)),
             "label2id": {name: index for index, name in enumerate(self.class_names)},
+            # Else transformers guesses it from the first labels, and keeps its guess.
             "problem_type": "single_label_classification",
         }
 

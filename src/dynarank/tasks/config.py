@@ -81,7 +81,7 @@ class TaskConfig:
     """The metric that picks the best epoch at budget; higher is better."""
     architectures: list[str] = field(default_factory=lambda: list(TEXT_ARCHITECTURES))
     """Kinds of models that fit: encoder, decoder, encoder-decoder, image."""
-    lr: Annotated[float, Gt(0)] = 1.48e-4
+    lr: Annotated[float, Gt(0)] = 1.48e-4  # the paper's, of CoLA
     """Learning rate on RoBERTa-base; scaled by model.lr_scale, overruled by optimizer.lr."""
     epochs: Annotated[int, Gt(0)] = 10
     """How often the training rows are passed; trainer.epochs overrules it."""
@@ -200,6 +200,7 @@ class TextClassificationConfig(TaskConfig):
         check_class_names(self.labels)
         check_at_least(self, 3, "max_length")
         self.check_metrics(self.metrics, self.target)
+        # Last, for it looks at task.select, which depends on these.
         super().__post_init__()
 
     def selectable(self) -> list[str]:

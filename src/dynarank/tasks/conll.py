@@ -38,6 +38,7 @@ def read_conll(path: Path, tokens: str, tags: str) -> dict[str, list[Any]]:
             if rows[-1]:
                 rows.append([])
             continue
+        # Inside a sentence, # is a word.
         if not rows[-1] and COMMENT.match(line):
             continue
         width = width or len(fields)

@@ -18,6 +18,7 @@ from dynarank.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# csv refuses fields of more than 131,072 characters. A higher limit overflows C's long on Windows.
 csv.field_size_limit(2**31 - 1)
 ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 SEPARATORS = (",", ";", "\t")
@@ -31,6 +32,7 @@ def text_lines(path: Path) -> Iterator[str]:
         UserError: A line is not UTF-8, or is no text.
     """
     # A decoder's own error counts from the block it was given; an escaped byte stays in its line.
+    # -sig drops the mark that Excel begins a file with; newline="" keeps line ends in fields.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for number, line in enumerate(file, start=1):
             if not line.isascii() and ESCAPED_BYTE.search(line):
@@ -102,6 +104,7 @@ def _read_delimited(path: Path, **dialect: Any) -> dict[str, list[Any]]:
     start = first_line.lstrip()[:1]
     if start in ("{", "["):
         raise UserError(f"begins with {start!r}: it looks like JSON, not like {path.suffix}")
+    # The first line was taken to look at it, and is put back.
     reader = csv.reader(chain([first_line], lines), strict=True, **dialect)
     rows = (row for row in reader if row)  # without blank lines
     try:

@@ -63,7 +63,9 @@ def cached_map(
     from pyarrow import ArrowException
 
     parts = (ENCODING, dataset._fingerprint, *_tokenizer_key(tokenizer), *key)
+    # As texts, for datasets hashes pickles, and equal objects may be pickled differently.
     fingerprint = Hasher.hash([str(part) for part in parts])
+    # Of rows that are in memory alone, as those of a file, datasets itself would keep nothing.
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dynarank-features"
     folder.mkdir(parents=True, exist_ok=True)
     cached = folder / f"{fingerprint}.arrow"
@@ -110,6 +112,7 @@ def encode_texts(
             it.
     """
     given = [*texts, options.get("text_target") or []]
+    # Few texts hold one, and the others are spared the second look below.
     names = "|".join(re.escape(token) for token in tokenizer.all_special_tokens)
     if not names or not any(re.search(names, text) for part in given for text in part):
         return tokenizer(*texts, **options)
@@ -118,6 +121,7 @@ def encode_texts(
     encoded = tokenizer(
         *texts, split_special_tokens=True, return_special_tokens_mask=True, **options
     )
+    # The token of an unknown word may stand in any text.
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     owners = encoded.get("overflow_to_sample_mapping", range(len(encoded["input_ids"])))
     masks = encoded.pop("special_tokens_mask")

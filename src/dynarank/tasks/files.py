@@ -80,6 +80,7 @@ def _as_dataset(columns: Columns, used: Collection[str] | None) -> Dataset:
     """Return the columns as a data set, without those that are not used and have no one type."""
     from datasets import Dataset
 
+    # Most files are sound. Only others are looked at column by column.
     if _has_type(columns):
         return Dataset.from_dict(columns)
     sound = {}
@@ -100,6 +101,7 @@ def _has_type(columns: Columns) -> bool:
 
     try:
         Dataset.from_dict(columns)
+    # Halves of surrogate pairs raise the second, integers of more than 64 bits the last.
     except (ArrowException, UnicodeError, TypeError, ValueError, OverflowError):
         return False
     return True
@@ -107,6 +109,7 @@ def _has_type(columns: Columns) -> bool:
 
 def _describe_broken(name: str, values: list[Any]) -> str:
     """Return what is wrong with the first value that does not go with those before it."""
+    # pyarrow says that the values have no one type, but not in which row: sought by halves.
     sound, broken = 0, len(values)  # so many rows have a type; so many have none
     while broken - sound > 1:
         middle = (sound + broken) // 2
@@ -147,6 +150,7 @@ def _read_json_lines(path: Path) -> Columns:
         if line.strip():
             rows.append(_json_object(line, f"row {len(rows)} (line {number})"))
     names = dict.fromkeys(chain.from_iterable(rows))  # in the order of their first rows
+    # A key that a line lacks is a missing value, as in any table.
     columns = {}
     for name in names:
         columns[name] = [row.get(name) for row in rows]
@@ -172,6 +176,7 @@ def _read_parquet(path: Path) -> Columns:
     from pyarrow import parquet
 
     with path.open("rb") as file:
+        # pyarrow's own message speaks of magic bytes and of a footer.
         if file.read(4) != b"PAR1":
             raise UserError("is no parquet file, whatever its ending says")
         columns: Columns = parquet.read_table(path).to_pydict()

@@ -42,6 +42,7 @@ def read_folder(field: str, folder: Path, image: str, label: str) -> Dataset:
     names = [path.relative_to(folder) for path in files]
     columns: dict[str, list[Any]] = {
         image: [str(path) for path in files],
+        # Alike on every system, for outputs name their rows so.
         FILE: [name.as_posix() for name in names],
     }
     loose = [name for name in names if len(name.parts) == 1]
@@ -82,6 +83,7 @@ def as_images(dataset: Dataset, column: str, where: str) -> Dataset:
     from pyarrow import ArrowException
 
     try:
+        # Opened by datasets, images would not be upright, nor a damaged one's row be named.
         images = dataset.cast_column(column, Image(decode=False))
     except (ArrowException, TypeError, ValueError):
         raise UserError(

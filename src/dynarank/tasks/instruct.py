@@ -138,6 +138,7 @@ class Instruct(LanguageModel[InstructConfig]):
             spans: list[Span] = []
             if labelled:
                 text, spans = render_with_answers(self.tokenizer, messages)
+            # The chat template has written them.
             tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             ids = tokens["input_ids"][: self.config.max_length]
             offsets = tokens["offset_mapping"][: self.config.max_length]

@@ -86,6 +86,7 @@ class LanguageModel(Task[ConfigT]):
         return {name: value for name, value in batch.items() if name != HOST}
 
     def loss_terms(self, batch: Batch) -> Tensor:
+        # No token stands before the first, so that its label is no term.
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
     def scores(self, split: str) -> RowScores:
@@ -107,6 +108,7 @@ class LanguageModel(Task[ConfigT]):
     def score(self, model: nn.Module, batch: Batch, scores: RowScores) -> Tensor:
         outputs = self.predict(model, batch)
         scores.update(batch[HOST].tolist(), outputs)
+        # `predict` has found all that the loss is made of: no second forward pass is needed.
         terms = [output["terms"] for output in outputs]
         total = -sum(likelihood for likelihood, _, _ in terms)
         return torch.tensor(total / max(1, sum(count for _, count, _ in terms)))
@@ -131,7 +133,7 @@ def likelihood_scores(
     mean = sum(likelihood for likelihood, _, _ in terms) / tokens
     makers: dict[str, Callable[[], float]] = {
         "log_likelihood": lambda: mean,
-        "perplexity": lambda: math.exp(min(-mean, 700.0)),
+        "perplexity": lambda: math.exp(min(-mean, 700.0)),  # exp overflows at 710
         "token_accuracy": lambda: sum(correct for _, _, correct in terms) / tokens,
     }
     return {name: makers[name]() for name in names if name in LIKELIHOODS}

@@ -26,6 +26,7 @@ def joined_groups(groups: np.ndarray, sources: Sequence[str]) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     names = {name: place for place, name in enumerate(dict.fromkeys(sources))}
+    # Groups and sources are the two sides of one graph, which each member joins.
     source = np.array([names[name] for name in sources]) + groups.max() + 1
     size = int(source.max()) + 1
     pairs = csr_matrix((np.ones(len(groups)), (groups, source)), shape=(size, size))

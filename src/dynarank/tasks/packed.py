@@ -33,6 +33,7 @@ def pack(features: Dataset, length: int) -> Dataset:
             "task.packing = true: rows are packed by TRL, which is not installed: "
             "pip install 'dynarank[llm]', or task.packing=false"
         ) from None
+    # TRL packs lists that are as long as the tokens, and refuses all else.
     kept = features.select_columns(["input_ids", "labels"])
     return pack_dataset(kept, seq_length=length, strategy="bfd")
 

@@ -104,6 +104,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         names = (columns.question, columns.context)
         key = (names, labelled, config.max_length, config.stride, config.max_question)
         features = cached_map(dataset, encoded, key, tokenizer)
+        # The column follows from the others, so that no hash of it is needed.
         return features.add_column(
             "feature", np.arange(len(features)), new_fingerprint=f"{features._fingerprint}-n"
         )
@@ -190,6 +191,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         start, end, score = span_characters(features, predicted)
         spans = merge_windows(windows, start, end, score)
         null = np.full(len(dataset), np.inf)
+        # SQuAD's script takes the lowest score of no answer of all windows.
         np.minimum.at(null, windows, [window.null for window in predicted])
         bounds = np.searchsorted(spans.row, np.arange(len(dataset) + 1))
         contexts = dataset[self.config.columns.context][:]
@@ -222,6 +224,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
             odds = null - best["score"]
             if nbest[0] is not no_span:
                 nbest = sorted([*nbest, no_span], key=lambda span: -span["score"])
+            # Kept beside the answer given, for the best thresholds are sought with it.
             record["best_answer"] = record["answer"]
             if odds > self.config.null_threshold:
                 record |= {"answer": "", "score": null, "start": -1}
@@ -259,6 +262,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         _, records = self._evaluate(split, seen, spans)
         rows = np.unique(self.rows_of(self.scored_features(split).select(seen)))
         dataset = self.scored_rows(split).select(rows)
+        # Without ids, it is the number in the whole split, not in this selection.
         ids = self.row_ids(dataset) if self.id_column(dataset) else rows
         keys = {"predictions": "answer", "nbest_predictions": "nbest"}
         if self.config.no_answer:

@@ -71,6 +71,7 @@ def read_rated(archive: Path, table: str) -> RatedTexts:
     ):
         file = inner.extractfile(table)
         assert file is not None
+        # splitlines() would also break a text at rarer signs than line feeds.
         lines = file.read().decode("utf-8").replace("\r\n", "\n").split("\n")
     rated = RatedTexts(texts=[], labels=[], sources=[])
     for line in lines:

@@ -28,6 +28,7 @@ def check_ids(dataset: Dataset, where: str, column: str) -> None:
         where: the rows' source, for errors.
         column: the id column.
     """
+    # Compared as they are written into files, where 1 and "1" are the same.
     ids = np.asarray(dataset[column][:], dtype=object).astype(str)
     values, counts = np.unique(ids, return_counts=True)
     repeated = values[counts > 1]

@@ -105,6 +105,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
                 inputs[name] = [feature[name] for feature in features]
             batch = dict(tokenizer.pad(inputs, return_tensors="pt"))
             if "labels" in features[0]:
+                # `tokenizer.pad` leaves labels at their own lengths, which make no tensor.
                 batch["labels"] = _padded_labels([feature["labels"] for feature in features])
             batch["feature"] = torch.tensor([feature["feature"] for feature in features])
             return batch
@@ -134,6 +135,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
     def predict(self, model: Any, batch: Batch) -> list[Any]:
         """Return the text that is generated for each source."""
         options = self.config.generate
+        # FSDP2's parameters are tensors with a mesh of devices; others have none.
         sharded = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
         tokens = model.generate(
             input_ids=batch["input_ids"],
@@ -143,6 +145,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
             min_length=options.min_length,
             length_penalty=options.length_penalty,
             no_repeat_ngram_size=options.no_repeat_ngram_size,
+            # transformers warns of it where there is one beam.
             early_stopping=options.early_stopping and options.num_beams > 1,
             do_sample=False,
             # Every rank gathers the parameters of every step, as many as the longest text has.
@@ -161,6 +164,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
         """Return the generated texts beside their references."""
         rows, texts = scores.gathered()
         dataset = self.validation[split].select(rows)
+        # Without ids, it is the number in the whole split, not in this selection.
         ids = self.row_ids(dataset) if self.id_column(dataset) else [int(row) for row in rows]
         lines = []
         for row_id, text, reference in zip(ids, texts, self._references(split, rows), strict=True):

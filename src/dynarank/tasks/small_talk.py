@@ -88,6 +88,7 @@ def split_by_speakers(talks: list[Talk], share: float, seed: int) -> dict[str, l
 
     Both are shuffled by the seed, so that any first part of them is a fair sample.
     """
+    # Sorted, for a set of texts has another order in every process.
     speakers = sorted({speaker for pair, _ in talks for speaker in pair})
     draw = np.random.default_rng(seed)
     apart = set(draw.choice(speakers, size=round(share * len(speakers)), replace=False).tolist())

@@ -155,6 +155,7 @@ def _load(config: TaskConfig, source: Source, revision: str | None) -> Mapping[s
     except UserError:
         raise
     except Exception as error:  # datasets raises a dozen kinds for data that it cannot read
+        # datasets raises a plain RuntimeError here, which only its text tells from others.
         if revision is None and not folder.is_dir() and "script" in str(error):
             return _load(config, source, CONVERTED)
         if _remove_cache(folder):
@@ -198,6 +199,7 @@ def _cache_dir(folder: Path) -> str | None:
     files = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():
+            # Size and time, for to hash the content it would have to be read whole at every start.
             status = path.stat()
             files.append((str(path), status.st_size, status.st_mtime_ns))
     digest = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
@@ -207,6 +209,7 @@ def _cache_dir(folder: Path) -> str | None:
 def _remove_cache(folder: Path) -> bool:
     """Remove the cached copy of a local folder's data. Return whether there was one."""
     cached = _cache_dir(folder)
+    # Where nothing was cached, the data itself is at fault.
     if cached is None or not any(Path(cached).rglob("*.arrow")):
         return False
     shutil.rmtree(cached)

@@ -48,6 +48,7 @@ def best_spans(
         first. Where a window has fewer spans, the tokens are 0 and the score is -inf.
     """
     kept = min(k, start.shape[1])
+    # In bfloat16, sums of two logits would be rounded to ties.
     first_score, first = start.float().masked_fill(~context, -torch.inf).topk(kept)  # (F, k)
     last_score, last = end.float().masked_fill(~context, -torch.inf).topk(kept)
     length = last[:, None, :] - first[:, :, None] + 1  # (F, k, k)
@@ -111,6 +112,7 @@ def merge_windows(
         score=score.ravel(),
     )
     spans = spans.take(np.flatnonzero(np.isfinite(spans.score)))
+    # The last key of lexsort is the first to sort by.
     spans = spans.take(np.lexsort((spans.end, spans.start, -spans.score, spans.row)))
     places = np.stack([spans.row, spans.start, spans.end])
     _, first = np.unique(places, axis=1, return_index=True)
@@ -142,6 +144,7 @@ def _stack(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:
 def _pick(lists: Any, index: np.ndarray) -> np.ndarray:
     """Return of each of F lists, an arrow array, the elements of these indices, (F, k)."""
     offsets = np.asarray(lists.offsets)
+    # A slice keeps the offsets of the whole array, and flatten() gives the slice's values alone.
     begins = offsets[:-1] - offsets[0]
     picked: np.ndarray = np.asarray(lists.flatten())[begins[:, None] + index]
     return picked

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# By hand: torchmetrics has v1.1 alone, and `evaluate` fetches its measures from the hub.
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
     """Return the text in lower case, without punctuation, articles and superfluous white space."""
+    # The order is the official script's: articles go after punctuation, which may touch them.
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
@@ -86,6 +88,7 @@ def squad_v2(
         threshold: no answer is predicted where the odds exceed it.
     """
     answered = np.asarray([len(texts) > 0 for texts in golds])  # (questions) bool
+    # Of the text even where no answer is given: the best thresholds need both.
     raw = _score_all(best, golds, no_answer=True)
     scores = np.where((null_odds > threshold)[:, None], ~answered[:, None], raw)
     exact, f1 = 100 * scores.mean(axis=0)
@@ -114,6 +117,7 @@ def best_threshold(
         null_odds: by how much no answer scores above it, (questions).
         answered: whether the question has an answer, (questions) bool.
     """
+    # A stable order, and below the first maximum: of ties, the official script's threshold.
     order = np.argsort(null_odds, kind="stable")
     # Once the threshold passes a question's odds, the question gains the score of its text, or
     # loses the point that no answer had.

@@ -72,6 +72,7 @@ def read_spans(tags: Sequence[str], scheme: str, where: str) -> list[Span]:
     spans: list[Span] = []
     open_kind, start = "", 0
     closes = scheme in ("iobes", "bilou")
+    # One O more closes an entity that reaches up to the row's end.
     for word, tag in enumerate([*tags, OUTSIDE]):
         prefix, kind = _checked_prefix(tag, scheme, f"{where}, word {word}")
         continues = prefix in "IE" and kind == open_kind and bool(kind)
@@ -106,6 +107,7 @@ def _checked_prefix(tag: str, scheme: str, where: str) -> tuple[str, str]:
         return OUTSIDE, ""
     prefix, kind = split_tag(tag)
     known = PREFIXES[scheme]
+    # A list, for a text also "contains" the empty prefix and several letters at once.
     if not kind or prefix not in list(known):
         shown = ", ".join(f"{letter}-KIND" for letter in known)
         raise UserError(f"{where}: the tag {tag!r} is none of {scheme}: O, {shown}. Mend the row")

@@ -28,6 +28,7 @@ class TaggedRows:
     def check_words(self) -> None:
         """Raise `UserError` where a row has no list of words, or an own file's holds none."""
         column = self.config.columns.tokens
+        # Published data sets hold empty rows, which their users cannot mend.
         own_file = self.config.train_file is not None
         for row, words in enumerate(self.dataset[column][:]):
             here = f"{self.where}, row {row}"
@@ -129,6 +130,7 @@ class TaggedRows:
 
         column = self.config.columns.tags
         fingerprint = str(Hasher.hash((self.dataset._fingerprint, tags)))
+        # The type is stated, for lists that are all empty show none.
         texts = Features({column: List(Value("string"))})
         return self.dataset.remove_columns(column).add_column(
             column, tags, new_fingerprint=fingerprint, feature=texts[column]

@@ -90,6 +90,7 @@ class TextClassification(Classification[TextClassificationConfig]):
         numbers = []
         for row, value in enumerate(dataset[label][:]):
             try:
+                # Values of csv files are texts.
                 number = float(value)
             except (TypeError, ValueError):
                 number = float("nan")
@@ -116,6 +117,7 @@ class TextClassification(Classification[TextClassificationConfig]):
         text_columns = self._text_columns()
         label = self.config.columns.label
         max_length = self.config.max_length
+        # The mean squared error takes labels of floating point, and cross-entropy whole numbers.
         as_label = float if self._is_regression else int
 
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
@@ -143,6 +145,7 @@ class TextClassification(Classification[TextClassificationConfig]):
         # A constant is correlated with nothing.
         metrics = dict.fromkeys(self.config.metrics, 0.0)
         if "rmse" in metrics:
+            # Divided by n: what the mean itself is wrong by on these rows.
             metrics["rmse"] = float(labels.std(correction=0))
         return Baseline("mean", metrics)
 

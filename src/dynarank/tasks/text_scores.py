@@ -41,6 +41,7 @@ def rouge(
     from rouge_score.tokenizers import DefaultTokenizer
 
     with_sentences = "rougeLsum" in names
+    # Given a tokenizer, rouge-score logs no line about its default.
     scorer = RougeScorer(list(names), tokenizer=DefaultTokenizer(use_stemmer=True))
     totals = dict.fromkeys(names, 0.0)
     for text, reference in zip(texts, references, strict=True):
@@ -53,6 +54,7 @@ def rouge(
 
 def by_sentence(text: str) -> str:
     """Return the text with a sentence a line, as rougeLsum takes it. Other scores do not change."""
+    # rouge-score's own splitting has NLTK download a model.
     from nupunkt import sent_tokenize
 
     return "\n".join(str(sentence).strip() for sentence in sent_tokenize(text))

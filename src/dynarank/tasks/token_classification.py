@@ -128,7 +128,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
                 length = len(feature["input_ids"])
                 feature["is_read"] = spread(window.places, [1] * len(window.places), length, 0)
                 if labelled:
-                    tags = batch[columns.tags][window.row - rows[0]]
+                    tags = batch[columns.tags][window.row - rows[0]]  # rows follow each other
                     classes = [numbers[tags[word]] for word in window.words]
                     feature["labels"] = spread(window.places, classes, length, IGNORED)
                 for name, value in feature.items():

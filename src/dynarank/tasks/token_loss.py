@@ -37,6 +37,7 @@ class TokenTerms(NamedTuple):
 def has_plain_head(model: Any) -> bool:
     """Return whether a model's scores are its hidden states times its output layer, and no more."""
     head = model.get_output_embeddings()
+    # transformers gives the model itself as `base_model` where its body does not stand apart.
     changed = any(getattr(model.config, name, None) not in (None, 1.0) for name in HEAD_SETTINGS)
     return isinstance(head, nn.Linear) and model.base_model is not model and not changed
 
@@ -76,14 +77,17 @@ def lighten_loss(model: Any) -> None:
     def forward(*arguments: Any, labels: Tensor | None = None, **inputs: Any) -> Any:
         from transformers.modeling_outputs import CausalLMOutput
 
+        # Generation gives no labels. What comes without a name cannot be told apart here.
         if labels is None or arguments:
             return plain_forward(*arguments, labels=labels, **inputs)
         hidden = model.base_model(**inputs)[0]  # (batch, tokens, d)
         chosen = predicted_positions(labels)
         tokens = labels[:, 1:][chosen]
         total = chunked_sum(model.get_output_embeddings(), hidden[:, :-1][chosen], tokens)
+        # Without logits: not to have them all at once is what this is for.
         return CausalLMOutput(loss=total / chosen.sum().clamp(min=1))
 
+    # Put on the object, for its class, its parameters' names and what is saved stay the same.
     model.forward = forward
 
 

@@ -69,6 +69,7 @@ def encode_windows(
         list(questions),
         list(contexts),
         rows=rows,
+        # The questions were cut before, so that each window holds its question whole.
         truncation="only_second",
         max_length=config.max_length,
         stride=config.stride,

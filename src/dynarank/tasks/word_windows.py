@@ -130,6 +130,7 @@ def _words_of_characters(words: Sequence[str]) -> np.ndarray:
     """
     parts: list[np.ndarray] = []
     for number, word in enumerate(words):
+        # One more for the blank behind the word.
         characters = np.full(len(word) + 1, number)
         characters[len(word.rstrip()) :] = -1
         characters[: len(word) - len(word.lstrip())] = -1
