@@ -17,12 +17,13 @@ import pytest
 import torch
 from tiny import REPOSITORY
 
-from dynarank.checkpoints.resume import find_resumption
+from dynarank.checkpoints.resume import copy_run, find_resumption
 from dynarank.checkpoints.storage import (
     DamagedCheckpoint,
     DurableIO,
     Manifest,
     checkpoint_path,
+    manifest_path,
     newest_valid,
     read_checkpoint,
     remove_all_but,
@@ -63,6 +64,33 @@ def refused(path: Path, said: str) -> None:
     assert (newest.name, manifest.step) == ("step-00000020.ckpt", 20)
     assert len(skipped) == 1
     assert re.search(said, skipped[0])
+
+
+def renamed(checkpoint: Path) -> Path:
+    """The checkpoint under a name of the user's own."""
+    kept = checkpoint.with_name("kept-by-me.ckpt")
+    manifest_path(checkpoint).replace(manifest_path(kept))
+    return checkpoint.replace(kept)
+
+
+def test_a_checkpoint_of_another_name_is_copied_under_its_usual_one(
+    three: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    resumption = find_resumption(str(renamed(three[1])), folder)
+    assert resumption is not None
+    copy_run(resumption, folder)
+    newest, manifest, _ = newest_valid(folder / "checkpoints")
+    assert newest is not None
+    assert manifest is not None
+    assert (newest.name, manifest.step) == ("step-00000020.ckpt", 20)
+    assert find_resumption("auto", folder) is not None
+
+
+def test_in_its_own_folder_a_checkpoint_needs_its_usual_name(three: list[Path]) -> None:
+    with pytest.raises(UserError, match=r"Call it step-00000020.ckpt, and the file beside it"):
+        find_resumption(str(renamed(three[1])), three[1].parents[1])
 
 
 def test_what_is_whole_comes_back_as_it_was(three: list[Path]) -> None:

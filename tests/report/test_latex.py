@@ -90,6 +90,17 @@ def test_scores_that_count_to_100_stay_and_missing_ones_are_dashes(tmp_path: Pat
     assert rf"{LORA} & 0.10M & 25.00 & -- & -- \\" in text
 
 
+def test_what_is_no_share_has_no_percent(tmp_path: Path) -> None:
+    for target in (2, 8):
+        scores = {"accuracy": 0.5, "log_likelihood": -3.41, "rmse": 0.25}
+        point(tmp_path, "notes", "dora", target, 1, scores)
+    for config in tmp_path.glob("*/.hydra/config.yaml"):
+        settings = yaml.safe_load(config.read_text())
+        settings["task"]["shown"] = ["accuracy", "log_likelihood", "rmse"]
+        config.write_text(yaml.safe_dump(settings))
+    assert "50.00/-3.41/0.25" in read(tmp_path)
+
+
 def test_a_score_that_is_undefined_on_one_seed_is_a_dash(tmp_path: Path) -> None:
     point(tmp_path, "cola", "lora", 2, 0, {"accuracy": 0.25})
     point(tmp_path, "cola", "lora", 2, 1, {"accuracy": 0.5})

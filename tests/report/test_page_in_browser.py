@@ -246,7 +246,7 @@ def test_another_run_can_be_chosen(page: Page, sweep: Path) -> None:
 def test_the_command_is_copied(page: Page) -> None:
     page.tab.locator("button.details").last.click()
     shown = page.tab.inner_text("#command")
-    assert shown == "python train.py task=cola method=lora seed=2"
+    assert shown == "dynarank train task=cola method=lora seed=2"
     page.tab.click("#copy")
     page.tab.wait_for_function("document.getElementById('copy').textContent === 'Copied'")
     assert page.tab.evaluate("navigator.clipboard.readText()") == shown

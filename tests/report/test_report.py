@@ -182,7 +182,7 @@ def test_the_command_repeats_the_run_alone(tmp_path: Path) -> None:
     first, second = read_runs([tmp_path])[0]
     assert first.command is None
     assert second.command is not None
-    assert shlex.split(second.command) == ["python", "train.py", *given[:3], "hydra.mode=RUN"]
+    assert shlex.split(second.command) == ["dynarank", "train", *given[:3], "hydra.mode=RUN"]
 
 
 def test_the_best_of_a_size_is_named(tmp_path: Path) -> None:

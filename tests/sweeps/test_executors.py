@@ -241,7 +241,7 @@ def test_where_something_is_missing_it_says_what(
         Submitit("local", {}, n_jobs=0).check()
     for name, executor in (("submitit", Submitit("local", {})), ("ray", RayTasks())):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(UserError, match=r"pip install -e '\.\[(slurm|ray)\]'"):
+        with pytest.raises(UserError, match=r"pip install 'dynarank\[(slurm|ray)\]'"):
             executor.check()
 
 

@@ -215,7 +215,7 @@ def test_ranges_become_distributions() -> None:
 
 def test_without_optuna_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[tune\]'"):
+    with pytest.raises(UserError, match=r"pip install 'dynarank\[tune\]'"):
         search_space.parse_space([RATE])
 
 

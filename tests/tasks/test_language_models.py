@@ -269,6 +269,12 @@ def test_the_likeliest_choice_is_found_by_brute_force(
         assert output["chosen"] == (sums_of.index(max(sums_of)), by_size.index(max(by_size)))
 
 
+def test_an_empty_choice_is_refused(tmp_path: Path) -> None:
+    metrics = "task.metrics=[choice_accuracy,log_likelihood]"
+    with pytest.raises(UserError, match="an empty one has no tokens to score"):
+        task_of("instruct", sums(2), tmp_path, "task.choices=['',yes]", metrics)
+
+
 def test_terms_are_each_rows_own(model: Any) -> None:
     ids = torch.tensor([[1, 9, 8, 7], [1, 20, 2, 0]])
     labels = torch.tensor([[IGNORED, 9, 8, 7], [IGNORED, 20, IGNORED, IGNORED]])

@@ -69,7 +69,7 @@ def find_resumption(path: str | None, folder: Path) -> Resumption | None:
     if checkpoints.resolve() != (folder / CHECKPOINTS).resolve():
         _refuse_to_lose(folder)
     if named.is_file():
-        return _named_checkpoint(named)
+        return _named_checkpoint(named, folder)
     if not named.is_dir() and path != AUTO:
         raise UserError(
             f"resume = {path}: there is no such file or folder. Name a run's folder or a .ckpt "
@@ -132,13 +132,21 @@ def _set_first_save_aside(checkpoints: Path) -> bool:
     return True
 
 
-def _named_checkpoint(path: Path) -> Resumption:
+def _named_checkpoint(path: Path, folder: Path) -> Resumption:
     try:
-        return Resumption(path, verify(path))
+        named = Resumption(path, verify(path))
     except DamagedCheckpoint as error:
         raise UserError(
             f"resume = {path}: {error}. resume={path.parent} takes the newest that is whole"
         ) from None
+    usual = checkpoint_path(path.parent, named.manifest.step)
+    if named.is_in(folder) and path.name != usual.name:
+        raise UserError(
+            f"resume = {path}: in its own folder a run finds checkpoints by their names alone. "
+            f"Call it {usual.name}, and the file beside it {manifest_path(usual).name}; or go on "
+            "in another folder: hydra.run.dir=DIR"
+        )
+    return named
 
 
 def _refuse_to_lose(folder: Path) -> None:
@@ -175,7 +183,7 @@ def _refuse_to_lose_newer(folder: Path) -> None:
 def copy_run(resumption: Resumption, folder: Path) -> None:
     """Copy what a run will need again from the folder of the one it goes on from.
 
-    That is its newest checkpoint, which holds the history, and its best one.
+    That is the checkpoint itself, which holds the history, and its best one.
     """
     source, target = resumption.path.parent, folder / CHECKPOINTS
     steps = {resumption.manifest.step}
@@ -183,11 +191,14 @@ def copy_run(resumption: Resumption, folder: Path) -> None:
         steps.add(resumption.manifest.best["step"])
     target.mkdir(exist_ok=True)
     for step in steps:
+        copied = checkpoint_path(target, step)
         checkpoint = checkpoint_path(source, step)
+        if step == resumption.manifest.step:
+            checkpoint = resumption.path  # which may have another name
         # In this order, because the manifest says that the checkpoint is whole.
-        for path in (checkpoint, manifest_path(checkpoint)):
+        files = ((checkpoint, copied), (manifest_path(checkpoint), manifest_path(copied)))
+        for path, place in files:
             # The best one may be gone. The run's end then takes the last weights.
             if path.is_file():
                 with path.open("rb") as original:
-                    copy = partial(shutil.copyfileobj, original)
-                    write_durably(target / path.name, copy)
+                    write_durably(place, partial(shutil.copyfileobj, original))

@@ -58,7 +58,9 @@ class Signals:
     ) -> None:
         if _is_main_thread():
             for number, handler in self._handlers_before.items():
-                signal.signal(number, handler)
+                # None is a handler that no Python code has set, and that none can set again.
+                if handler is not None:
+                    signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

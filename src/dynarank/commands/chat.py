@@ -11,10 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynarank.commands.command_line import CommandParser, add_hub_root, exit_on_user_error
+from dynarank.commands.command_line import (
+    CommandParser,
+    add_hub_root,
+    exit_on_user_error,
+    user_path,
+)
 from dynarank.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command's options."""
     parser = CommandParser("chat", __doc__)
-    parser.add_argument("source", type=Path, metavar="RUN_OR_ADAPTER_DIR")
+    parser.add_argument("source", type=user_path, metavar="RUN_OR_ADAPTER_DIR")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
     parser.add_argument(
         "--max-answer", type=int, default=256, metavar="N", help="tokens of an answer at most"

@@ -22,8 +22,15 @@ def quote(value: str | Path) -> str:
     text = str(value)
     if re.fullmatch(r"[\w./-]+", text, re.ASCII):
         return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    # In quotation marks Hydra reads backslashes as they are, but for those before such a mark.
+    escaped = re.sub(r"(\\*)('|$)", _escape_mark, text)
     return f"'{escaped}'"
+
+
+def _escape_mark(found: re.Match[str]) -> str:
+    """Return a quotation mark, or the end of a text, with each backslash before it doubled."""
+    backslashes, mark = found.groups()
+    return 2 * backslashes + ("\\'" if mark else "")
 
 
 def own_script() -> Path | None:

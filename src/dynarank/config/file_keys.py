@@ -144,10 +144,10 @@ def _child(node: Any, key: Any) -> Any:
 
 
 def check_search_path(primary: Any, name: str) -> None:
-    """Refuse a search path, in a user's file, that imports a package.
+    """Refuse every search path in a user's file, since it could name a package to import.
 
     Raises:
-        UserError: the file names something else than a folder.
+        UserError: the file has one.
     """
     from omegaconf import OmegaConf
 

@@ -94,7 +94,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     digest = hashlib.sha256()
     for token, index in sorted(tokenizer.get_vocab().items()):
-        digest.update(f"{token!r}:{index},".encode("utf-8", "backslashreplace"))
+        digest.update(f"{token!r}:{index},".encode())
     for name in SPECIAL_TOKENS:
         digest.update(f"{name}:{getattr(tokenizer, f'{name}_token_id', None)},".encode())
     for text in PROBES:

@@ -102,7 +102,7 @@ def hub_silent_message(errors: Sequence[HubSilent]) -> str:
         f"  With a local copy: hub.root=DIR or DYNARANK_HUB=DIR, with {places} in the hub's "
         "layout,\n"
         f"                     or {settings}\n"
-        "  With no network:   python train.py experiment=quickstart"
+        "  With no network:   dynarank train experiment=quickstart"
     )
 
 

@@ -94,7 +94,7 @@ def _sentence(budget: float, found: Sequence[Difference]) -> str:
 
 
 def _places(cells: Sequence[Cell]) -> Grid:
-    """Return where the components went, by kind of matrix and by third of the layers."""
+    """Return where the components went, by kind of matrix, and how many lie in the upper half."""
     groups: dict[tuple[float, str], list[list[int]]] = {}
     for cell in compared(cells):
         ranks = [int(word) for word in cell.ranks.split()]

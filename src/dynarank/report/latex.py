@@ -39,6 +39,8 @@ KEYS = {
 """Headings of settings."""
 FAMILIES_IN_PERCENT = ("question_answering", "seq2seq")
 """Families of tasks whose scorers count to 100; the others count to 1."""
+NO_SHARES = ("log_likelihood", "perplexity", "rmse")
+"""Metrics that are no share of anything, and so have no percent."""
 SPECIAL_SIGNS = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -202,6 +204,8 @@ def _cell(table: Table, setting: Setting, task: str) -> str:
 
 def _percent(table: Table, run: Run, measure: str) -> float:
     value = run.metrics(table.last).get(measure, math.nan)
+    if measure.rpartition("/")[2] in NO_SHARES:
+        return value
     return value * (1 if run.settings.get("task.family") in FAMILIES_IN_PERCENT else 100)
 
 

@@ -143,7 +143,7 @@ class Run:
                 kept.append(override)
         if any(override.lstrip("+").startswith("experiment=") for override in kept):
             kept.append("hydra.mode=RUN")  # The experiment may be a sweep.
-        return shlex.join(["python", "train.py", *kept])
+        return shlex.join(["dynarank", "train", *kept])
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class RayTasks:
         try:
             import ray
         except ImportError:
-            raise UserError("hydra/launcher=ray needs Ray: pip install -e '.[ray]'") from None
+            raise UserError("hydra/launcher=ray needs Ray: pip install 'dynarank[ray]'") from None
         # A sampling sweeper checks before each of its batches.
         if not ray.is_initialized():
             try:

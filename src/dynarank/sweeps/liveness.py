@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ def is_alive(record: Path) -> bool:
             # A late touch or two is no death.
             return time.time() - record.stat().st_mtime < 4 * HEARTBEAT
         process = int(known["pid"])
-        # Signal 0 is none: it only asks whether the process is there.
-        os.kill(process, 0)
+        # Signal 0 is none: it only asks whether the process is there. Another user's is, too.
+        with suppress(PermissionError):
+            os.kill(process, 0)
         facts = process_facts(process)
         if facts is None:
             return True

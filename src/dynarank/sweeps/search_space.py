@@ -24,7 +24,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("hydra/sweeper=tune needs Optuna: pip install -e '.[tune]'") from None
+        raise UserError("hydra/sweeper=tune needs Optuna: pip install 'dynarank[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

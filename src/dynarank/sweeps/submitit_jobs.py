@@ -122,7 +122,8 @@ class Submitit:
             import submitit
         except ImportError:
             raise UserError(
-                f"hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e '.[slurm]'"
+                f"hydra/launcher=submitit_{self.cluster} needs submitit: "
+                "pip install 'dynarank[slurm]'"
             ) from None
         if self.cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
             raise UserError(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynarank.config.command_line import command_to_print
+from dynarank.config.command_line import command_to_print, program_to_print
 from dynarank.errors import UserError
 from dynarank.sweeps.search_space import Space, import_optuna, without_housekeeping
 
@@ -253,7 +253,8 @@ class Tuning:
         log.info(
             f"best of {len(scored)}{failures}: {best.value:.4f} by trial {best.number}; "
             f"to run it: {self.command(best.params)}\n"
-            f"written: {self.folder / BEST}; all of them: python -m dynarank.report {self.folder}"
+            f"written: {self.folder / BEST}; all of them: "
+            f"{program_to_print()} report {shlex.quote(str(self.folder))}"
         )
 
     def how_to_resume(self) -> str:

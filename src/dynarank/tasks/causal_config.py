@@ -109,6 +109,8 @@ class InstructConfig(LanguageModelConfig):
         self.check_language_metrics(self.metrics, LIKELIHOODS + GENERATED + CHOSEN)
         if self.choices is not None and len(set(self.choices)) < max(2, len(self.choices)):
             raise ValueError(f"task.choices = {self.choices}: at least 2, all different")
+        if self.choices is not None and "" in self.choices:
+            raise ValueError(f"task.choices = {self.choices}: an empty one has no tokens to score")
         has_choices = self.choices is not None or self.columns.choices is not None
         if set(self.metrics) & set(CHOSEN) and not has_choices:
             raise ValueError(

@@ -59,7 +59,7 @@ def choice_features(
 def choice_batch(features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Return the choices of a batch: tokens (batch, choices, longest), `IGNORED` where none is.
 
-    Starts and sizes are (batch, choices). A row with fewer choices than others has the size zero
+    Starts and sizes are (batch, choices). A row with fewer choices than others has the start zero
     for those that are missing.
     """
     most = max(len(feature[CHOICE_IDS]) for feature in features)
@@ -86,7 +86,7 @@ def score_choices(model: Any, batch: dict[str, Tensor], pad_token: int) -> list[
     for tokens, starts, sizes in zip(
         batch[CHOICE_IDS], batch[CHOICE_STARTS], batch[CHOICE_SIZES], strict=True
     ):
-        there = sizes > 0
+        there = starts > 0
         sums = _sums(model, tokens[there], starts[there], pad_token)
         by_character = sums / sizes[there].double().cpu()
         chosen.append((int(sums.argmax()), int(by_character.argmax())))

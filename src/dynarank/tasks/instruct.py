@@ -87,6 +87,8 @@ class Instruct(LanguageModel[InstructConfig]):
                     f"{where}, row {number}: the answer {answer!r} is none of its choices: "
                     f"{', '.join(map(repr, choices))}"
                 )
+            if "" in choices:
+                raise UserError(f"{where}, row {number}: an empty choice has no tokens to score")
         return dataset
 
     def can_be_scored(self, rows: Dataset) -> bool:

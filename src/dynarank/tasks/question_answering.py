@@ -88,7 +88,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         if not tokenizer.is_fast:
             raise UserError(
                 f"{type(tokenizer).__name__} does not say where tokens stand in a text: "
-                "task needs a fast one"
+                f"task={self.config.name} needs a fast one"
             )
         config, columns = self.config, self.config.columns
 

@@ -22,9 +22,6 @@ from dynarank.run_folder import HISTORY
 
 log = logging.getLogger(__name__)
 
-SAVE_EVERY = 50
-"""Rows are written at least every so many steps."""
-
 Row = dict[str, Any]
 
 
@@ -69,7 +66,7 @@ class HistoryFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Add a row."""
+        """Add a row. Lightning calls `save` behind it."""
         row: Row = {}
         for name, value in metrics.items():
             row[name] = value.item() if isinstance(value, Tensor) else value
@@ -77,8 +74,6 @@ class HistoryFile(Logger):
             row["epoch"] = int(row["epoch"])  # Lightning makes a float of all that is logged
         row["step"] = len(self._rows) if step is None else step
         self._rows.append(row)
-        if row["step"] % SAVE_EVERY == 0:
-            self.save()
 
     @rank_zero_only
     def save(self) -> None:
