@@ -38,6 +38,8 @@ CELLS = play(
         ("adalora", 0.25): 0.03,
         ("paper", 0.25): -0.1,
         ("random", 0.25): 0.2,
+        ("lora_even", 0.1): 0.0,  # not planned with the claim
+        ("dynarank", 0.1): 0.3,
     }
 )
 
