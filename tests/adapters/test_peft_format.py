@@ -186,6 +186,22 @@ def test_merge_refuses_a_quantized_weight_and_leaves_the_model_alone() -> None:
     assert torch.equal(layers["first"].base.weight, before)
 
 
+def test_merge_refuses_a_shared_weight_until_it_is_the_layers_own() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    layers = inject(model, ["1"], R)
+    train_to(layers, [3])
+    x = torch.randn(5, 4)
+    expected = model(x)
+    with pytest.raises(ValueError, match="1 shares its weight with 0, which merging would change"):
+        merge(model)
+    assert list(adapter_layers(model)) == ["1"]
+    base = model.get_submodule("1").base
+    assert isinstance(base, nn.Linear)
+    base.weight = nn.Parameter(base.weight.detach().clone())
+    torch.testing.assert_close(merge(model)(x), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_peft_alone_loads_the_adapter_to_the_same_outputs(kind: str, tmp_path: Path) -> None:
     make, head = MODELS[kind]
