@@ -69,7 +69,7 @@ def shared_weights(model: Any) -> dict[str, str]:
 
     base = model.get_base_model()
     holders = weight_holders(base)
-    shared = {}
+    shared: dict[str, str] = {}
     for name, module in base.named_modules():
         if isinstance(module, BaseTunerLayer):
             own = f"{name}.base_layer"
