@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dynarank.adapters.adapter_checks import check_peft_adapter
 from dynarank.adapters.folding import fold, merge
-from dynarank.adapters.inject import adapter_layers, inject
+from dynarank.adapters.inject import adapter_layers, inject, mark_trainable
 from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
 from dynarank.allocation.allocator import RankAllocator
@@ -220,6 +220,20 @@ def test_peft_alone_loads_the_adapter_to_the_same_outputs(kind: str, tmp_path: P
     trained_head = model.get_submodule(head).state_dict()
     assert set(loaded_head) == set(trained_head)
     assert all(torch.equal(loaded_head[key], value) for key, value in trained_head.items())
+
+
+def test_a_head_that_holds_adapters_is_refused_before_training_and_before_writing(
+    tmp_path: Path,
+) -> None:
+    model = mixed()
+    train_to(inject(model, ["first", "third"], R), [3, 3])
+    with pytest.raises(ValueError, match=r"third has an adapter .* exclude=\['third'\]"):
+        mark_trainable(model, head=["third"])
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(ValueError, match="third has an adapter"):
+        write_peft_adapter(model, tmp_path / "a", base="some/base", head=["second", "third"])
+    assert not (tmp_path / "a").exists()
+    write_peft_adapter(model, tmp_path / "a", base="some/base", head=["second"])
 
 
 @pytest.mark.parametrize("kind", list(MODELS))

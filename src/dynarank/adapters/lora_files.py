@@ -105,8 +105,8 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
     for setting in ("target_parameters", "use_bdlora"):
         if config.get(setting):
             raise UserError(
-                f"{path}: {setting} = {str(config[setting])[:80]}: only the factors of linear layers "
-                "are read, not those of parameters (as of experts) or of blocks. PEFT's "
+                f"{path}: {setting} = {str(config[setting])[:80]}: only the factors of linear "
+                "layers are read, not those of parameters (as of experts) or of blocks. PEFT's "
                 "merge_and_unload adds them to the weights"
             )
     start = str(config.get("init_lora_weights", "")).lower()
