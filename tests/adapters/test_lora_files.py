@@ -153,6 +153,18 @@ def test_a_layer_without_components_has_no_scale_to_fail(tmp_path: Path) -> None
     assert sorted(ranks)[:2] == [0, 2]
 
 
+def test_a_layer_without_components_is_not_adapted_for_the_end_of_its_name(tmp_path: Path) -> None:
+    source = tmp_path / "a"
+    saved_adapter(source, r=2)
+    adapter = read_lora(source)
+    factors = {"up": adapter.factors["blocks.0.up"]}
+    factors["blocks.0.up"] = (torch.zeros(0, 8), torch.zeros(12, 0))
+    write_lora(adapter, factors, tmp_path / "b", form="peft")
+    config = json.loads((tmp_path / "b/adapter_config.json").read_text())
+    assert config["target_modules"] == ["up"]
+    assert config["exclude_modules"] == ["blocks.0.up"]
+
+
 def test_no_layer_left_is_refused(tmp_path: Path) -> None:
     saved_adapter(tmp_path / "a", r=2, lora_alpha=2)
     adapter = read_lora(tmp_path / "a")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -287,8 +288,13 @@ def test_names_that_end_in_one_another(ranks: tuple[int, int], tmp_path: Path) -
     assert write_peft_adapter(model, tmp_path, base="some/base") == dict(
         zip(layers, ranks, strict=True)
     )
-    loaded = peft.PeftModel.from_pretrained(Nested(), tmp_path)
+    check_peft_adapter(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT warns of layers that lack factors
+        loaded = peft.PeftModel.from_pretrained(Nested(), tmp_path)
     torch.testing.assert_close(loaded(x), model(x), rtol=1e-5, atol=1e-5)
+    adapted_ones = [name for name, module in loaded.named_modules() if hasattr(module, "lora_A")]
+    assert len(adapted_ones) == sum(rank > 0 for rank in ranks)
 
 
 @pytest.mark.parametrize("kind", list(MODELS))

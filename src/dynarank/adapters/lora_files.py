@@ -21,7 +21,13 @@ from torch import Tensor
 
 from dynarank.adapters.adapter_checks import CONFIG, WEIGHTS, read_json
 from dynarank.adapters.folding import Factors
-from dynarank.adapters.reader_forms import in_form, mlx_files, resolve_form, scale_settings
+from dynarank.adapters.reader_forms import (
+    in_form,
+    mlx_files,
+    names_to_exclude,
+    resolve_form,
+    scale_settings,
+)
 from dynarank.durable_files import make_readable
 from dynarank.errors import UserError
 
@@ -185,7 +191,8 @@ def write_lora(
         "use_rslora": False,
         "init_lora_weights": True,
         "target_modules": kept,
-        "exclude_modules": None,  # target_modules names every layer in full
+        # target_modules names every layer in full, and of other modules only these are known.
+        "exclude_modules": names_to_exclude(kept, ranks),
         "layers_to_transform": None,
         "layers_pattern": None,
     }

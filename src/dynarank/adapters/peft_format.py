@@ -17,7 +17,7 @@ from dynarank.adapters.folding import Factors, fold
 from dynarank.adapters.inject import adapter_layers, check_plain_head
 from dynarank.adapters.layer import stores_transposed
 from dynarank.adapters.progress import check_at_budget
-from dynarank.adapters.reader_forms import in_form, resolve_form, scale_settings
+from dynarank.adapters.reader_forms import in_form, names_to_exclude, resolve_form, scale_settings
 from dynarank.durable_files import make_readable
 
 
@@ -103,6 +103,7 @@ def write_factors(
         **scale_settings(kept, form),
         # Full names: layers of rank 0, which PEFT refuses, are then simply not among them.
         target_modules=list(kept),
+        exclude_modules=names_to_exclude(kept, [name for name, _ in model.named_modules()]),
         modules_to_save=list(head) or None,
         fan_in_fan_out=transposed,
     )
