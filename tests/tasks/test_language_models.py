@@ -24,6 +24,8 @@ from dynarank.pretrained.hub import HubConfig
 from dynarank.runs.run import run
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
+from dynarank.tasks.causal_config import InstructColumns
+from dynarank.tasks.conversations import find_columns
 from dynarank.tasks.instruct import Instruct
 from dynarank.tasks.token_loss import IGNORED, chunked_sum, lighten_loss, token_terms
 
@@ -296,6 +298,22 @@ def test_the_likeliest_choice_is_found_by_brute_force(
             sums_of.append(sum(own))
         by_size = [value / len(choice) for value, choice in zip(sums_of, choices, strict=True)]
         assert output["chosen"] == (sums_of.index(max(sums_of)), by_size.index(max(by_size)))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"completion": "better"}, ("instruction", "input", "better")),
+        ({"input": "context"}, ("instruction", "context", "output")),
+        ({}, ("instruction", "input", "output")),
+    ],
+)
+def test_a_column_that_is_given_takes_its_role(
+    given: dict[str, str], found: tuple[str, str, str]
+) -> None:
+    names = ["instruction", "input", "output", "better", "context"]
+    columns = find_columns(InstructColumns(**given), names, "FILE", labelled=True)
+    assert (columns.prompt, columns.input, columns.completion) == found
 
 
 def test_an_empty_choice_is_refused(tmp_path: Path) -> None:
