@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 sys.path.insert(0, str(Path(__file__).parent))
 from door_models import MODELS, TARGETS, Rows, batch
 
-from dynarank.integrations.peft import DynaRankConfig, attach, gated_layers
+from dynarank.integrations.peft import DynaRankConfig, attach, finalize, gated_layers
 from dynarank.integrations.transformers import RankAllocationCallback
 
 STEPS = 12
@@ -242,11 +242,24 @@ def test_training_on_after_the_end_is_plain_lora(tmp_path: Path) -> None:
     callback = allocation()
     trainer = trainer_of(tmp_path, callback)
     trainer.train()
-    trainer.optimizer = None
     ranks = callback.ranks
+    factors = [p for name, p in trainer.model.named_parameters() if "lora_" in name]
+    before = [factor.detach().clone() for factor in factors]
     with pytest.warns(UserWarning, match="trained on as plain LoRA"):
         trainer.train()
     assert callback.ranks == ranks
+    assert not any(torch.equal(*pair) for pair in zip(factors, before, strict=True))
+
+
+def test_an_optimizer_from_before_finalize_is_refused(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, allocation(finalize_at_end=False))
+    trainer.train()
+    finalize(trainer.model)
+    with pytest.raises(ValueError, match=r"trainer\.optimizer = None"):
+        trainer.train()
+    trainer.optimizer = None
+    with pytest.warns(UserWarning, match="trained on as plain LoRA"):
+        trainer.train()
 
 
 def test_settings_come_from_attach_too(tmp_path: Path) -> None:

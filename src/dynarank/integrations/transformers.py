@@ -29,12 +29,8 @@ from dynarank.allocation.attaching import Attachment
 from dynarank.integrations.distributed import choose_as_first, world_size
 from dynarank.integrations.gate import GatedLayer
 from dynarank.integrations.logs import log_values, over_budget_message, parameter_ids
-from dynarank.integrations.peft import (
-    DynaRankConfig,
-    add_gates,
-    finalize,
-    gated_layers,
-)
+from dynarank.integrations.peft import DynaRankConfig, add_gates, gated_layers
+from dynarank.integrations.retraining import check_retraining, finalize_trained
 from dynarank.integrations.saved_state import FILE, read_state, restore_factors, write_state
 from dynarank.integrations.settings import settings_from
 from dynarank.integrations.sharding import check_local, refuse_sharding
@@ -153,6 +149,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         """Make the allocator for the Trainer's number of steps, and load its state on resuming."""
         assert model is not None
         if self.ranks is not None and not gated_layers(model, self.adapter):
+            check_retraining(model, unwrapped(optimizer))
             warnings.warn(
                 "the model's ranks are final: it is trained on as plain LoRA", stacklevel=2
             )
@@ -263,6 +260,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
         **_: Any,
     ) -> None:
         """Make the model plain LoRA of its final ranks, or warn that they are not final."""
@@ -275,8 +273,8 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
             return
         self.ranks = self.allocator.ranks()
         if self.finalize_at_end:
-            adapter = next(iter(self._layers.values())).adapter
-            self.ranks = finalize(model, adapter)
+            # The Trainer keeps its optimizer for another train().
+            self.ranks = finalize_trained(model, self._layers, unwrapped(optimizer))
             self._layers = {}
             log.info("the adapter is plain LoRA with %d components", sum(self.ranks.values()))
 
