@@ -160,6 +160,20 @@ def test_a_gated_adapter_loads_what_was_saved_of_it(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(fresh, "llama"), after, rtol=0, atol=0)
 
 
+def test_weights_from_before_the_freeze_are_over_the_budget() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    allocator = RankAllocator(attach(model), schedule())
+    train(model, allocator, "llama", steps=2)
+    early = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, allocator, "llama", steps=STEPS - 2)
+    late = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(early)  # as a Trainer does that tests its best checkpoint
+    with pytest.raises(ValueError, match=r"were frozen with 12: .*over_budget=True"):
+        finalize(model)
+    model.load_state_dict(late)
+    assert sum(finalize(model).values()) == 12
+
+
 def test_it_needs_no_dynarank_in_a_fresh_process(tmp_path: Path) -> None:
     model, _ = trained()
     finalize(model)
