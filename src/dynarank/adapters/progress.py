@@ -39,7 +39,7 @@ class HasProgress(Protocol):
 
 
 def check_at_budget(layers: Iterable[HasProgress]) -> None:
-    """Raise `ValueError` where an allocator has these layers, and their ranks are not those it froze.
+    """Raise `ValueError` where an allocator has these layers, and they hold more than it froze.
 
     Such a model holds more components than its budget allows. Layers that no allocator has ever had
     are of a fixed rank, and are accepted.
