@@ -313,6 +313,25 @@ def test_a_narrow_adapter_becomes_float32() -> None:
         assert {layer.lora_A.dtype, layer.lora_B.dtype, layer.lora_c.dtype} == {torch.float32}
 
 
+def test_factors_stay_wide_where_the_model_becomes_narrow() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    layers = attach(model)
+    for layer in layers.values():
+        layer.lora_c.data.fill_(1 / 3)
+    before = {name: layer.gated_A() for name, layer in layers.items()}
+    for narrow in (model.half, model.bfloat16, copy.deepcopy(model).half):
+        narrowed = narrow()
+        for name, layer in gated_layers(narrowed).items():
+            assert {layer.lora_A.dtype, layer.lora_B.dtype, layer.lora_c.dtype} == {torch.float32}
+            assert torch.equal(layer.gated_A(), before[name])
+    assert model.get_base_model().lm_head.weight.dtype == torch.bfloat16
+    model(**batch("llama")).loss.backward()
+    assert all(bool(layer.lora_c.grad.any()) for layer in layers.values())
+    finalize(model)
+    down = model.bfloat16().get_base_model().model.layers[0].mlp.down_proj
+    assert down.lora_A["default"].weight.dtype == torch.bfloat16  # plain LoRA, as any other
+
+
 def test_refusals_name_what_is_wrong_and_change_nothing() -> None:
     with pytest.raises(ValueError, match="no LoRA layers"):
         attach(MODELS["llama"](), target=2)

@@ -226,7 +226,7 @@ def _gate_layer(layer: Any, adapter: str, start: str, settings: AllocationSettin
         # B may be random too: with c = 0 the model still starts as it was.
         nn.init.kaiming_uniform_(A.weight)
         nn.init.kaiming_uniform_(B.weight)
-    add_gate(A, c=0.0 if start == "paper" else 1.0, settings=settings)
+    add_gate(A, B, c=0.0 if start == "paper" else 1.0, settings=settings)
 
 
 def gated_layers(model: nn.Module, adapter: str | None = None) -> dict[str, GatedLayer]:
