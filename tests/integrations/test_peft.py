@@ -313,6 +313,20 @@ def test_a_narrow_adapter_becomes_float32() -> None:
         assert {layer.lora_A.dtype, layer.lora_B.dtype, layer.lora_c.dtype} == {torch.float32}
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_copy_and_its_original_are_finalized_apart(first: int) -> None:
+    model, _ = trained()
+    models = [model, copy.deepcopy(model)]
+    before = logits(model, "llama")
+    finalize(models[first])
+    assert torch.equal(logits(models[1 - first], "llama"), before)
+    finalize(models[1 - first])
+    for either in models:
+        torch.testing.assert_close(logits(either, "llama"), before, rtol=0, atol=1e-6)
+        down = either.get_base_model().model.layers[0].mlp.down_proj
+        assert type(down.lora_A["default"]) is nn.Linear
+
+
 def test_factors_stay_wide_where_the_model_becomes_narrow() -> None:
     model = peft.get_peft_model(MODELS["llama"](), config("llama"))
     layers = attach(model)

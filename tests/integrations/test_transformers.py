@@ -15,7 +15,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).parent))
 from door_models import MODELS, TARGETS, Rows, batch
@@ -205,6 +205,18 @@ def test_the_best_model_is_one_at_budget(tmp_path: Path) -> None:
     assert trainer.state.best_global_step >= freeze
     assert callback.ranks is not None
     assert sum(callback.ranks.values()) <= 2 * len(callback.ranks)
+
+
+def test_early_stopping_counts_from_the_freeze_on(tmp_path: Path) -> None:
+    callback = allocation()
+    trainer = trainer_of(
+        tmp_path, callback, EarlyStoppingCallback(2), eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1, save_total_limit=1, load_best_model_at_end=True,
+        metric_for_best_model="eval_loss", learning_rate=0.0,
+    )  # fmt: skip
+    trainer.train()
+    freeze = callback.allocator.schedule.freeze_step  # type: ignore[union-attr]
+    assert (trainer.state.best_global_step, trainer.state.global_step) == (freeze, freeze + 2)
 
 
 def test_a_step_that_the_loss_scaler_skips_does_not_count() -> None:

@@ -169,7 +169,12 @@ def remove_gate(A: nn.Linear, B: nn.Linear) -> None:
         hook.remove()
     for linear in (A, B):
         del vars(linear)["_apply"]
-    parametrize.remove_parametrizations(A, "weight", leave_parametrized=True)
+    weight = A.weight.detach()
+    trained = A.get_parameter(_RAW_A).requires_grad
+    # torch's own way takes the property off the class, which copies of the model share.
+    A.__class__ = parametrize.type_before_parametrizations(A)
+    del A.parametrizations
+    A.weight = nn.Parameter(weight, requires_grad=trained)
 
 
 def _apply_never_narrow(linear: nn.Module, fn: Move, recurse: bool = True) -> nn.Module:

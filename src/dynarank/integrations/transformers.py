@@ -211,14 +211,15 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Let the search for the best model begin anew once the ranks are final.
+        """Forget the best evaluation at every step until the ranks are final.
 
-        The allocator itself is called by the optimizer, and only for steps that are really taken.
+        What was evaluated before is over its budget. Early stopping starts anew wherever there is
+        no best one. The allocator itself is called by the optimizer, and only for steps that are
+        really taken.
         """
-        if self.allocator is None or not self.allocator.frozen or self._selects_models:
+        if self.allocator is None or self._selects_models:
             return
-        self._selects_models = True
-        # What was evaluated before was over its budget.
+        self._selects_models = self.allocator.frozen
         state.best_metric = None
         state.best_global_step = None
         state.best_model_checkpoint = None
