@@ -31,6 +31,7 @@ from dynarank.integrations.peft import (
     get_peft_model,
     make_allocator,
 )
+from dynarank.integrations.settings import AllocationSettings
 
 R = 4
 STEPS = 12
@@ -344,6 +345,17 @@ def test_factors_stay_wide_where_the_model_becomes_narrow() -> None:
     finalize(model)
     down = model.bfloat16().get_base_model().model.layers[0].mlp.down_proj
     assert down.lora_A["default"].weight.dtype == torch.bfloat16  # plain LoRA, as any other
+
+
+@pytest.mark.parametrize("cost_aware", [False, True])
+def test_a_budget_of_nothing_is_refused_before_training(cost_aware: bool) -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    layers = attach(model, target=0.05, score="absolute", cost_aware=cost_aware)
+    with pytest.raises(ValueError, match=r"target = 0\.05: over 6 layers.*Give target = 0\.1"):
+        make_allocator(model, total=10)
+    enough = AllocationSettings(target=0.17, score="absolute", cost_aware=cost_aware)
+    allocator = enough.allocator(layers, total=10)
+    assert int(allocator.prune(allocator.allowance(10)).sum()) == 1
 
 
 def test_refusals_name_what_is_wrong_and_change_nothing() -> None:

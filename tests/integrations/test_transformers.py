@@ -212,8 +212,10 @@ def test_early_stopping_counts_from_the_freeze_on(tmp_path: Path) -> None:
     trainer = trainer_of(
         tmp_path, callback, EarlyStoppingCallback(2), eval_strategy="steps", eval_steps=1,
         save_strategy="steps", save_steps=1, save_total_limit=1, load_best_model_at_end=True,
-        metric_for_best_model="eval_loss", learning_rate=0.0,
+        metric_for_best_model="eval_step", greater_is_better=False,
     )  # fmt: skip
+    count = iter(range(100))
+    trainer.compute_metrics = lambda _: {"step": next(count)}  # worse each time
     trainer.train()
     freeze = callback.allocator.schedule.freeze_step  # type: ignore[union-attr]
     assert (trainer.state.best_global_step, trainer.state.global_step) == (freeze, freeze + 2)
