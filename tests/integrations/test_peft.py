@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -366,6 +367,7 @@ def test_refusals_name_what_is_wrong_and_change_nothing() -> None:
         ("target = 5", {"target": 5}),
         ("no adapter 'defalt'.*'default'", {"adapter": "defalt"}),
         ("start = 'svd'", {"start": "svd"}),
+        ("init = 8.*r = 4", {"target": 2, "init": 8}),
         ("intervall is no setting.*'interval'", {"target": 2, "intervall": 3}),
         ("interval = 0", {"target": 2, "interval": 0}),
         ("beta = 1", {"target": 2, "beta": 1}),
@@ -398,6 +400,20 @@ def test_layers_without_plain_matrices_are_refused(changes: dict[str, Any]) -> N
     model = peft.get_peft_model(MODELS["llama"](), config("llama", **changes))
     with pytest.raises(ValueError, match="no plain matrices"):
         attach(model)
+
+
+def test_attention_that_pytorch_fuses_is_refused() -> None:
+    base = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2), "fc": nn.Linear(8, 8)})
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["attn", "fc"]))
+    with pytest.raises(ValueError, match=r"attn: .*MultiheadAttention.*target_modules"):
+        attach(model)
+
+
+@pytest.mark.parametrize("given", [{"target": 10, "r": 4}, {"target": math.inf}, {"target": -1}])
+def test_a_config_refuses_a_target_that_cannot_be(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="target = "):
+        DynaRankConfig(**given)
+    assert DynaRankConfig(target=10, r=4, rank_pattern={"q_proj": 16}).r == 4
 
 
 def test_pruning_to_the_start_is_warned_of() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -105,7 +106,8 @@ class AllocationSettings:
         if kept < 1:
             raise ValueError(
                 f"target = {self.target:g}: over {len(costs)} layers this is less than one "
-                f"component, and no adapter would be left. Give target = {least:.3g} or more"
+                f"component, and no adapter would be left. Give target = "
+                f"{math.ceil(1000 * least) / 1000:g} or more"
             )
 
 
