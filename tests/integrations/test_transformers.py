@@ -286,6 +286,26 @@ def test_settings_come_from_attach_too(tmp_path: Path) -> None:
     assert sum(callback.ranks.values()) == len(callback.ranks)  # type: ignore[union-attr, arg-type]
 
 
+def test_model_init_gates_the_models_that_it_makes(tmp_path: Path) -> None:
+    targets = iter([2, 2, 1])  # the first model is made for the Trainer's own look at it
+
+    def attached() -> Any:
+        model = adapted()
+        attach(model, target=next(targets), interval=2)
+        return model
+
+    callback = RankAllocationCallback()
+    given = {"args": arguments(tmp_path, max_steps=6), "train_dataset": Rows("bert")}
+    trainer = Trainer(model_init=attached, callbacks=[callback], **given)
+    for target in (2, 1):
+        trainer.train()
+        assert sum(callback.ranks.values()) == target * len(callback.ranks)  # type: ignore[union-attr, arg-type]
+        assert gated_layers(trainer.model) == {}
+    plain = Trainer(model_init=adapted, callbacks=[allocation()], **given)
+    with pytest.raises(ValueError, match=r"attach\(model, target=\.\.\.\) in model_init"):
+        plain.train()
+
+
 def test_refusals_come_before_training(tmp_path: Path) -> None:
     plain = {"args": arguments(tmp_path), "train_dataset": Rows("bert")}
     with pytest.raises(ValueError, match="no LoRA layers of PEFT"):

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynarank.allocation.attaching import parameter_ids
 from dynarank.integrations.distributed import world_size
 from dynarank.integrations.finalizing import finalize
 from dynarank.integrations.gate import GatedLayer
-from dynarank.integrations.logs import parameter_ids
 from dynarank.integrations.lora_layers import lora_layers
 
 
