@@ -92,8 +92,8 @@ def parameter_ids(optimizer: torch.optim.Optimizer) -> set[int]:
 def check_coefficients(optimizer: torch.optim.Optimizer, layers: Iterable[Components]) -> None:
     """Raise `ValueError` where the optimizer trains no layer's coefficients c."""
     trained = [id(layer.lora_c) for layer in layers if layer.lora_c.requires_grad]
-    # One of several optimizers may have some layers only.
-    if parameter_ids(optimizer).isdisjoint(trained):
+    # One of several optimizers may have some layers only, and c may be fixed on purpose.
+    if trained and parameter_ids(optimizer).isdisjoint(trained):
         raise ValueError(
             "the optimizer does not train the layers' coefficients c, so that all ranks would be "
             "0. Make it after inject, attach or get_peft_model, of all parameters that require "
