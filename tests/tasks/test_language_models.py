@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from language_models import sums, write_language_model, write_lines
 from tiny import compose, configure
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from dynarank.commands.chat import main as chat
 from dynarank.commands.predict import main as predict
@@ -246,6 +247,34 @@ def test_what_is_written_does_not_depend_on_the_neighbours(
     assert together == [task.write(model, [prompt])[0] for prompt in prompts]
 
 
+def test_a_question_to_be_answered_is_never_cut(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    task: Any = task_of("instruct", sums(1), tmp_path, "task.max_length=64")
+    asked = Dataset.from_list([{"prompt": "x" * 100 + end} for end in "AB"])
+    features = task.features(task.check(asked, "x", False), tokenizer, model, labelled=False)
+    ends = [tokenizer.decode(ids)[-34:] for ids in features["input_ids"]]
+    assert ends == [f"{end}<|im_end|>\n<|im_start|>assistant\n" for end in "AB"]
+    answered = Dataset.from_list([{"prompt": "x" * 20, "completion": "y" * 100}])
+    features = task.features(task.check(answered, "x", True), tokenizer, model)
+    assert len(features["input_ids"][0]) == 64
+
+
+def test_a_question_without_room_for_its_answer_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    """GPT-2's positions end; what is only learned needs none for an answer."""
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_positions=40, n_embd=4, n_layer=1, n_head=1))
+    rows = [{"prompt": "1+1", "completion": "2"}, {"prompt": "1+1+1", "completion": "3"}]
+    task: Any = task_of("instruct", rows, tmp_path, "task.max_length=40", "task.max_answer=17")
+    task.encode(tokenizer, gpt2)
+    said = r"row 1: the prompt has 24 tokens.* 40 positions.* give task\.max_answer=16"
+    with pytest.raises(UserError, match=said):
+        task.features(task.check(Dataset.from_list(rows), "x", False), tokenizer, gpt2, False)
+    task.config.metrics = ["exact_match"]  # written in validation
+    with pytest.raises(UserError, match=said):
+        task.encode(tokenizer, gpt2)
+    task.config.max_answer = 16
+    task.encode(tokenizer, gpt2)
+    assert len(task.write(gpt2, [task.train_features["input_ids"][1][:24]])) == 1
+
+
 def test_the_likeliest_choice_is_found_by_brute_force(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -411,9 +440,10 @@ def check_predict(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.clear()
         out = folder.parent / f"{name}_out.jsonl"
         with contextlib.redirect_stdout(io.StringIO()) as shown:
-            predict([str(folder), "--input", str(file), "--output", str(out)])
+            options = ["--output", str(out), "--max-answer", "1"]
+            predict([str(folder), "--input", str(file), *options])
         records = [json.loads(line) for line in out.read_text().splitlines()]
-        assert all("text" in record for record in records)
+        assert all(len(record["text"]) <= 1 for record in records)
         assert all(("log_likelihood" in record) == (name == "answered") for record in records)
         assert ("perplexity" in shown.getvalue()) == (name == "answered")
         assert ("only 1 of 2 rows end with an answer" in caplog.text) == (name == "mixed")

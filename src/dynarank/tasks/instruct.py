@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from dynarank.errors import UserError
@@ -41,6 +40,7 @@ from dynarank.tasks.language_model import HOST, LanguageModel
 from dynarank.tasks.row_scores import RowScores
 from dynarank.tasks.text_scores import written_scores
 from dynarank.tasks.token_loss import IGNORED
+from dynarank.tasks.written_answers import check_room, prompts_of, write_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -119,7 +119,7 @@ class Instruct(LanguageModel[InstructConfig]):
         self.prepare(tokenizer, model)
         template = tokenizer.chat_template
         choices = (self.config.choices, self.config.columns.choices, *CHOICE_COLUMNS)
-        key = (self.config.max_length, labelled, template, choices)
+        key = (self.config.max_length, labelled, "whole prompts", template, choices)
 
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
             return self.encode_rows(batch, rows, labelled)
@@ -127,6 +127,9 @@ class Instruct(LanguageModel[InstructConfig]):
         features = cached_map(dataset, encoded, key, tokenizer)
         if labelled:
             self.require_labels(features, "the conversations")
+        # Training rows are learned, and never answered.
+        if self._writes(labelled) and dataset is not getattr(self, "train", None):
+            check_room(model, features, self.config.max_answer)
         return features
 
     def encode_rows(
@@ -138,12 +141,15 @@ class Instruct(LanguageModel[InstructConfig]):
             prompts.append(render(self.tokenizer, asked, ask=True))
             text: str = prompts[-1]
             spans: list[Span] = []
+            # A prompt is never cut: its end is the question, and what begins the answer.
+            most = None
             if labelled:
                 text, spans = render_with_answers(self.tokenizer, messages)
+                most = self.config.max_length
             # The chat template has written them.
             tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            ids = tokens["input_ids"][: self.config.max_length]
-            offsets = tokens["offset_mapping"][: self.config.max_length]
+            ids = tokens["input_ids"][:most]
+            offsets = tokens["offset_mapping"][:most]
             inputs.append(ids)
             labels.append(labels_in_spans(offsets, ids, spans, IGNORED))
         features = {"input_ids": inputs, "labels": labels, HOST: rows}
@@ -157,6 +163,9 @@ class Instruct(LanguageModel[InstructConfig]):
             for name in CHOICE_COLUMNS:
                 features[name] = [column[name] for column in columns]
         return features
+
+    def _writes(self, labelled: bool) -> bool:
+        return not labelled or bool(set(self.config.metrics) & set(GENERATED))
 
     @property
     def _has_choices(self) -> bool:
@@ -190,8 +199,8 @@ class Instruct(LanguageModel[InstructConfig]):
         if labelled:
             for output, terms in zip(outputs, self.row_terms(model, batch), strict=True):
                 output["terms"] = terms
-        writes = not labelled or bool(set(self.config.metrics) & set(GENERATED))
-        prompts = self._prompts(batch)
+        writes = self._writes(labelled)
+        prompts = prompts_of(batch)
         if CHOICE_IDS in batch:
             pad_token = self.tokenizer.pad_token_id
             chosen = score_choices(model, batch, pad_token)
@@ -202,45 +211,9 @@ class Instruct(LanguageModel[InstructConfig]):
                 output["text"] = text
         return outputs
 
-    def _prompts(self, batch: Batch) -> list[list[int]]:
-        """Return the tokens of each row up to its last answer."""
-        prompts = []
-        for ids, mask, labels in zip(
-            batch["input_ids"].tolist(),
-            batch["attention_mask"].tolist(),
-            batch["labels"].tolist(),
-            strict=True,
-        ):
-            length = sum(mask)
-            answered = [place for place in range(length) if labels[place] != IGNORED]
-            end = length
-            if answered:
-                end = answered[-1]
-                while end > 0 and labels[end - 1] != IGNORED:
-                    end -= 1
-            prompts.append(ids[:end])
-        return prompts
-
     def write(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """Return what the model writes behind each prompt, greedily.
-
-        Prompts are padded on the left, so that each text goes on from its own last token.
-        """
-        longest = max(len(prompt) for prompt in prompts)
-        pad = self.tokenizer.pad_token_id
-        device = next(model.parameters()).device
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-        tokens = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=self.config.max_answer,
-            do_sample=False,
-            eos_token_id=self.ends,
-            pad_token_id=pad,
-        )
-        texts = self.tokenizer.batch_decode(tokens[:, longest:].cpu(), skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        """Return what the model writes behind each prompt, greedily."""
+        return write_answers(model, self.tokenizer, prompts, self.ends, self.config.max_answer)
 
     def answer(self, model: Any, messages: Sequence[Message]) -> str:
         """Return what the model answers to a conversation, whose last message is the user's."""
