@@ -28,6 +28,7 @@ from dynarank.tasks.causal_config import InstructColumns
 from dynarank.tasks.conversations import find_columns
 from dynarank.tasks.instruct import Instruct
 from dynarank.tasks.token_loss import IGNORED, chunked_sum, lighten_loss, token_terms
+from dynarank.tasks.written_answers import prompts_of
 
 TEXTS = [{"text": text} for text in ("a cat sat", "on the mat it sat", "dog", "the film was good")]
 
@@ -256,6 +257,27 @@ def test_a_question_to_be_answered_is_never_cut(model: Any, tokenizer: Any, tmp_
     answered = Dataset.from_list([{"prompt": "x" * 20, "completion": "y" * 100}])
     features = task.features(task.check(answered, "x", True), tokenizer, model)
     assert len(features["input_ids"][0]) == 64
+
+
+def test_a_conversation_that_is_cut_is_asked_its_last_question(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Its last answer does not fit, and an earlier one must not stand in its place."""
+    talk = [
+        {"role": "user", "content": "q" * 5},
+        {"role": "assistant", "content": "first"},
+        {"role": "user", "content": "z" * 60},
+        {"role": "assistant", "content": "second"},
+    ]
+    settings = ("task.max_length=40", "task.metrics=[log_likelihood,exact_match]")
+    task: Any = task_of("instruct", [{"messages": talk}] * 2, tmp_path, *settings)
+    task.encode(tokenizer, model)
+    features = task.validation_features["validation"]
+    (prompt,) = prompts_of(task.collator(tokenizer)([features[0]]))
+    assert "prompt_ids" not in task.train_features.column_names  # they are never answered
+    whole = task.prompt_ids(talk[:-1])
+    assert len(whole) > 40
+    assert prompt == whole[-40:]
 
 
 def test_a_question_without_room_for_its_answer_is_refused(tokenizer: Any, tmp_path: Path) -> None:
