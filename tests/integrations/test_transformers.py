@@ -301,7 +301,7 @@ def test_model_init_gates_the_models_that_it_makes(tmp_path: Path) -> None:
         trainer.train()
         assert sum(callback.ranks.values()) == target * len(callback.ranks)  # type: ignore[union-attr, arg-type]
         assert gated_layers(trainer.model) == {}
-    plain = Trainer(model_init=adapted, callbacks=[allocation()], **given)
+    plain = Trainer(model_init=lambda: adapted(), callbacks=[allocation()], **given)
     with pytest.raises(ValueError, match=r"attach\(model, target=\.\.\.\) in model_init"):
         plain.train()
 
