@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -229,13 +230,17 @@ def test_a_tokenizer_without_a_template_gets_the_stated_default(
         ),
         ([{"messages": [{"role": "robot", "content": "x"}]}], "role = 'robot': must be one of"),
         ([{"messages": "hello"}], "is no list of messages"),
+        (
+            [{"prompt": text, "completion": "b", "id": "x"} for text in "ab"],
+            r"rows 0 and 1: id = 'x' twice .* task\.columns\.id=null",
+        ),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(
     rows: list[dict[str, Any]], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=said):
-        task_of("instruct", rows, tmp_path)
+        task_of("instruct", rows, tmp_path, *(["task.columns.id=id"] if "id" in rows[0] else []))
 
 
 def test_what_is_written_does_not_depend_on_the_neighbours(
@@ -402,6 +407,11 @@ def test_a_run_learns_sums_and_its_adapter_answers_in_peft_alone(
         count = int((labels[:, 1:] != IGNORED).sum())
         total, tokens = total + float(loss) * count, tokens + count
     assert results.metrics["log_likelihood"] == pytest.approx(-total / tokens, rel=1e-4)
+    losses = pd.read_csv(tmp_path / "run/metrics.csv")["val/loss"].dropna()
+    last = results.last["log_likelihood"]
+    assert losses.iloc[-1] == pytest.approx(
+        -last, rel=1e-5
+    )  # over tokens, in batches of unlike size
 
 
 def check_chat(folder: Path) -> None:

@@ -38,6 +38,7 @@ from dynarank.tasks.conversations import (
 from dynarank.tasks.features import cached_map
 from dynarank.tasks.language_model import HOST, LanguageModel
 from dynarank.tasks.row_scores import RowScores
+from dynarank.tasks.rows import check_ids
 from dynarank.tasks.text_scores import written_scores
 from dynarank.tasks.token_loss import IGNORED
 from dynarank.tasks.written_answers import (
@@ -80,6 +81,7 @@ class Instruct(LanguageModel[InstructConfig]):
         if columns.choices is not None:
             rows[CHOICES] = dataset[columns.choices][:]
         if columns.id is not None and columns.id in dataset.column_names:
+            check_ids(dataset, where, columns.id)
             rows[columns.id] = dataset[columns.id][:]
         return self.check_rows(Rows.from_dict(rows), where, labelled)
 
@@ -226,8 +228,7 @@ class Instruct(LanguageModel[InstructConfig]):
                 output["terms"] = terms
         writes = self._writes(labelled)
         if CHOICE_IDS in batch:
-            pad_token = self.tokenizer.pad_token_id
-            chosen = score_choices(model, batch, pad_token)
+            chosen = score_choices(model, batch, self.tokenizer.pad_token_id)
             for output, choice in zip(outputs, chosen, strict=True):
                 output["chosen"] = choice
         if writes:
