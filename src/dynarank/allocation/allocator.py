@@ -205,6 +205,7 @@ class RankAllocator:
             floor=self.min_rank,
             costs=component_costs(self.layers, scores.device) if self.cost_aware else None,
             later=None if self.regrow else self.allowance(self.schedule.total),
+            later_ceiling=self.max_rank,
         )
         keep = self.agree(keep)  # processes must agree before anything is zeroed
         for layer, pruned in zip(self.layers, (~keep).split(self.sizes), strict=True):
