@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -425,6 +426,7 @@ def check_chat(folder: Path) -> None:
     first, _, again = out.getvalue().splitlines()
     assert first == again
     check_full_chat(folder)
+    check_system(folder / "adapter")
     with pytest.raises(SystemExit, match="2"):
         chat([str(folder), "--max-answer", "0"])
 
@@ -454,6 +456,35 @@ def check_full_chat(folder: Path) -> None:
     assert err.getvalue().count("too long: there is room for 146 tokens") == 1
     with pytest.raises(SystemExit, match="2"):
         chat([str(folder), "--max-answer", "256"])
+
+
+def check_system(adapter: Path) -> None:
+    """The run's system message stands until another is given, or an empty one."""
+    brief = adapter.parent.parent / "brief"
+    shutil.copytree(adapter, brief)
+    origin = json.loads((brief / "dynarank.json").read_text())
+    origin["task"]["system"] = "Brief."
+    (brief / "dynarank.json").write_text(json.dumps(origin))
+    asked: list[str] = []
+
+    def record(self: Any, model: Any, messages: Any) -> str:
+        asked.append(messages[0]["content"])
+        return "x"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Instruct, "answer", record)
+        for options in ([], ["--system", "Long."], ["--system", ""]):
+            patch.setattr("sys.stdin", io.StringIO("1+2\n"))
+            with contextlib.redirect_stdout(io.StringIO()):
+                chat([str(brief), "--max-answer", "4", *options])
+        assert asked == ["Brief.", "Long.", "1+2"]
+        for errors in ("strict", "surrogateescape"):
+            typed = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8", errors=errors)
+            patch.setattr("sys.stdin", typed)
+            with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit):
+                chat([str(brief), "--max-answer", "4"])
+            assert "the standard input holds bytes that are no UTF-8" in err.getvalue()
+    assert len(asked) == 3
 
 
 def check_predict(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
