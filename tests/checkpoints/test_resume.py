@@ -97,7 +97,12 @@ def unbroken(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 SETTINGS: dict[str, list[str]] = {
     "plain": [],
-    "accumulation": ["trainer.accumulate=3", "method=dynarank"],  # and its Fisher score
+    # With the Fisher score, and validations that are unevenly far apart.
+    "accumulation": [
+        "trainer.accumulate=3",
+        "method=dynarank",
+        "trainer.validations_per_epoch=3",
+    ],
     "workers, half epochs": ["trainer.workers=2", "trainer.validations_per_epoch=2"],
     "max_steps": ["trainer.max_steps=33"],
     "no regrowth": ["budget.regrow=false", "budget.unit=parameters"],

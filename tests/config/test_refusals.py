@@ -3,6 +3,7 @@ the model loads."""
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import configure, glue_rows, write_dataset
+from tiny import configure, glue_rows, newest_checkpoint, write_dataset
 
 from dynarank.checkpoints import callback, identity
 from dynarank.checkpoints.storage import (
@@ -87,6 +88,7 @@ OTHER_RUNS = [
     ("budget.init=5", "budget.init was None, is 5"),
     ("dem.eta=0", "dem.eta was 0.1, is 0.0"),
     ("trainer.epochs=4", "trainer.epochs was 3, is 4"),
+    ("optimizer.head_lr=0.1", "optimizer.head_lr was None, is 0.1"),
     ("trainer.max_steps=5", "trainer.max_steps was None, is 5"),
     ("trainer.batch_size=8", "trainer.batch_size was 16, is 8"),
     ("trainer.accumulate=2", "trainer.accumulate was 1, is 2"),
@@ -148,6 +150,20 @@ def test_what_was_accepted_stands_in_the_record(folder: Path, hub_root: Path) ->
     assert results.inexact_resume == ["step 4: optimizer.lr was 0.01, is 0.02"]
     assert '"step 4: optimizer.lr was 0.01, is 0.02"' in (folder / "metrics.json").read_text()
     assert results.resumed_at == [4]
+
+
+def test_what_was_accepted_has_an_effect(folder: Path, hub_root: Path) -> None:
+    changed = ["optimizer.lr=0.02", "optimizer.weight_decay=0.5", "resume.allow_inexact=true"]
+    go_on(folder, hub_root, *changed)
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    rates = {row["step"]: row["train/lr"] for row in csv.DictReader(lines) if row["train/lr"]}
+    # Of nine steps none warms up, and the rate falls by a ninth of its peak at each.
+    expected = {"4": 0.01 * 6 / 9, "5": 0.02 * 5 / 9, "8": 0.02 * 2 / 9, "9": 0.02 / 9}
+    for step, rate in expected.items():
+        assert float(rates[step]) == pytest.approx(rate)
+    groups = newest_checkpoint(folder)["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0]
+    assert {group["initial_lr"] for group in groups} == {0.02}
 
 
 def test_a_checkpoint_from_an_address_is_refused(

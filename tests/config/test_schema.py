@@ -119,6 +119,7 @@ BAD_VALUES = [
     ("task.select=f1", ["task.select = 'f1'", "matthews"]),
     ("task.target=label", ["task.target = 'label'", "class"]),
     ("task.batch_size=0", ["task.batch_size = 0"]),
+    ("task.validation_splits=[x,x]", ["task.validation_splits = ['x', 'x']", "twice"]),
     ("model.targets=[]", ["model.targets = []"]),
 ]
 

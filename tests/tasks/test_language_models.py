@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -29,6 +30,7 @@ from dynarank.tasks.causal_config import InstructColumns
 from dynarank.tasks.conversations import find_columns
 from dynarank.tasks.instruct import Instruct
 from dynarank.tasks.token_loss import IGNORED, chunked_sum, lighten_loss, token_terms
+from dynarank.tasks.written_answers import prompts_of
 
 TEXTS = [{"text": text} for text in ("a cat sat", "on the mat it sat", "dog", "the film was good")]
 
@@ -229,13 +231,17 @@ def test_a_tokenizer_without_a_template_gets_the_stated_default(
         ),
         ([{"messages": [{"role": "robot", "content": "x"}]}], "role = 'robot': must be one of"),
         ([{"messages": "hello"}], "is no list of messages"),
+        (
+            [{"prompt": text, "completion": "b", "id": "x"} for text in "ab"],
+            r"rows 0 and 1: id = 'x' twice .* task\.columns\.id=null",
+        ),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(
     rows: list[dict[str, Any]], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=said):
-        task_of("instruct", rows, tmp_path)
+        task_of("instruct", rows, tmp_path, *(["task.columns.id=id"] if "id" in rows[0] else []))
 
 
 def test_what_is_written_does_not_depend_on_the_neighbours(
@@ -257,6 +263,27 @@ def test_a_question_to_be_answered_is_never_cut(model: Any, tokenizer: Any, tmp_
     answered = Dataset.from_list([{"prompt": "x" * 20, "completion": "y" * 100}])
     features = task.features(task.check(answered, "x", True), tokenizer, model)
     assert len(features["input_ids"][0]) == 64
+
+
+def test_a_conversation_that_is_cut_is_asked_its_last_question(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Its last answer does not fit, and an earlier one must not stand in its place."""
+    talk = [
+        {"role": "user", "content": "q" * 5},
+        {"role": "assistant", "content": "first"},
+        {"role": "user", "content": "z" * 60},
+        {"role": "assistant", "content": "second"},
+    ]
+    settings = ("task.max_length=40", "task.metrics=[log_likelihood,exact_match]")
+    task: Any = task_of("instruct", [{"messages": talk}] * 2, tmp_path, *settings)
+    task.encode(tokenizer, model)
+    features = task.validation_features["validation"]
+    (prompt,) = prompts_of(task.collator(tokenizer)([features[0]]))
+    assert "prompt_ids" not in task.train_features.column_names  # they are never answered
+    whole = task.prompt_ids(talk[:-1])
+    assert len(whole) > 40
+    assert prompt == whole[-40:]
 
 
 def test_a_question_without_room_for_its_answer_is_refused(tokenizer: Any, tmp_path: Path) -> None:
@@ -381,6 +408,11 @@ def test_a_run_learns_sums_and_its_adapter_answers_in_peft_alone(
         count = int((labels[:, 1:] != IGNORED).sum())
         total, tokens = total + float(loss) * count, tokens + count
     assert results.metrics["log_likelihood"] == pytest.approx(-total / tokens, rel=1e-4)
+    losses = pd.read_csv(tmp_path / "run/metrics.csv")["val/loss"].dropna()
+    last = results.last["log_likelihood"]
+    assert losses.iloc[-1] == pytest.approx(
+        -last, rel=1e-5
+    )  # over tokens, in batches of unlike size
 
 
 def check_chat(folder: Path) -> None:

@@ -203,6 +203,18 @@ def test_a_dot_reaches_into_a_nested_column(ending: str, tmp_path: Path) -> None
     assert task.validation["validation"]["translation.ro"][:] == ["salut", "pa"]
 
 
+def test_nested_columns_that_no_dot_reaches_into_stay_whole(tmp_path: Path) -> None:
+    """The answers of a question are nested too, beside its text or inside the same column."""
+    answers = {"text": ["on"], "answer_start": [4]}
+    row = {"id": "a", "question": "where", "doc": {"text": "sat on", "more": {"answers": answers}}}
+    rows = [{**row, "answers": answers}, {**row, "id": "b", "answers": answers}]
+    for column in ("answers", "doc.more.answers"):
+        dotted = ["task.columns.context=doc.text", f"task.columns.answers={column}"]
+        task = read(tmp_path, rows, *dotted, name="question_answering")
+        assert task.train["doc.text"][:] == ["sat on", "sat on"]
+        assert task.train["_texts"][:] == [["on"], ["on"]]
+
+
 def test_a_nested_text_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl, row 2: translation\.ro is missing"):
         read(tmp_path, [*NESTED, {"id": 3, "translation": {"en": "only"}}], *DOTTED, name="seq2seq")
@@ -386,6 +398,13 @@ def test_numbers_that_are_all_alike_are_refused_before_training(
     refused(said, tmp_path, labelled(3, 3, 3), **options)
     said = r"validation_file = .*: label is 2\.5 in all 2 rows that validate, so that pearson"
     refused(said, tmp_path, labelled(1, 2, 3), **options, validation=labelled(2.5, 2.5))
+
+
+def test_test_rows_with_numbers_that_are_all_alike_are_refused(tmp_path: Path) -> None:
+    write_file(tmp_path / "test.jsonl", labelled(3, 3))
+    said = r"^task\.test_file = .*: label is 3 in all 2 rows of the test, .* or null"
+    test_file = f"task.test_file={tmp_path / 'test.jsonl'}"
+    refused(said, tmp_path, labelled(1, 2, 3), test_file, name="text_regression")
 
 
 def test_a_sample_of_numbers_that_are_all_alike_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from dynarank.training.library_internals import (
     is_log_step,
     sharding_blocks,
     uncount_step,
+    validate_behind,
 )
 
 
@@ -78,6 +79,25 @@ def test_a_step_that_was_counted_can_be_taken_back(tmp_path: Path) -> None:
     module = Small(uncounted=4)
     train(module, tmp_path)
     assert module.counts == [1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+class Validated(Small):
+    """Validates behind three batches, unevenly far apart."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        validate_behind(self.trainer, batch_idx, batch_idx in (1, 6, 11))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.validated = [*getattr(self, "validated", []), self.trainer.global_step]
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(torch.ones(1, 1))
+
+
+def test_a_validation_can_be_called_for_behind_any_batch(tmp_path: Path) -> None:
+    module = Validated()
+    train(module, tmp_path, num_sanity_val_steps=0)
+    assert module.validated == [2, 7, 12]
 
 
 def test_a_loss_scaler_is_known(tmp_path: Path) -> None:

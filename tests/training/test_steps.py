@@ -199,7 +199,7 @@ def test_the_penaltys_gradient_does_not_depend_on_the_losss_scale(
 def test_a_gradient_that_no_scale_makes_finite_stops_too(
     recorded: Recorded, hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynarank.training.module.MAX_SKIPPED_STEPS", 3)
+    monkeypatch.setattr("dynarank.training.loss_scaling.MAX_SKIPPED_STEPS", 3)
 
     def spoil(module: FineTuning) -> None:
         module.get_parameter("model.classifier.out_proj.bias").grad[0] = torch.nan

@@ -100,7 +100,10 @@ class Checkpoints(Callback):
         """Restore what was saved here, or save where it is time. Raises `Interrupted`."""
         # Not before: what Lightning sets up until the first batch may draw random numbers.
         if self._to_restore is not None:
-            restore_random_state(self._to_restore["random"][trainer.global_rank])
+            states = self._to_restore["random"]
+            # With more devices than before, the new ranks draw from the seeds they began with.
+            if trainer.global_rank < len(states):
+                restore_random_state(states[trainer.global_rank])
             restore_loop_position(trainer, self._to_restore)
             self._to_restore = None
         # Inside a window there are gradients of its first batches, which no checkpoint holds.

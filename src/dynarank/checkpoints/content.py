@@ -17,6 +17,7 @@ from dynarank.training.cut import cut_as_saved
 from dynarank.training.history_file import HistoryFile
 from dynarank.training.module import FineTuning
 from dynarank.training.nonfinite import NonFiniteError
+from dynarank.training.optimizer import optimizer_as_set
 
 ROWS = "metrics_csv"
 """A checkpoint's entry with the history so far: metrics.csv, compressed, as bytes in a tensor."""
@@ -116,6 +117,7 @@ class RunContent:
         other = difference(self.module, checkpoint["state_dict"])
         if other is not None:
             raise UserError(f"{path}: is of another model: {other}")
+        optimizer_as_set(checkpoint, self.module.configure_optimizers())
         self.module.history = checkpoint["history"]
         # Those of version 0.1 lack it.
         self.module.collapsed = checkpoint.get("collapsed")

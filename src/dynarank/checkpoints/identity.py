@@ -52,6 +52,11 @@ FIXED = (
     "total_steps",
 )
 """What a run cannot change and stay itself. Anything else that differs makes a resume inexact."""
+GIVEN_OR_NOT = ("optimizer.head_lr",)
+"""Values that a run may change, but not between null and a value.
+
+With a rate of its own, the head stands in another group of the optimizer, and its moments too.
+"""
 FREE = (
     "output_dir",
     "logger",
@@ -161,7 +166,8 @@ def differences(saved: dict[str, Any], present: dict[str, Any]) -> tuple[list[st
     for name in sorted(saved.keys() & present.keys()):
         if saved[name] != present[name]:
             words = f"{name} was {saved[name]}, is {present[name]}"
-            (fixed if _is_below(name, FIXED) else inexact).append(words)
+            appeared = name in GIVEN_OR_NOT and None in (saved[name], present[name])
+            (fixed if appeared or _is_below(name, FIXED) else inexact).append(words)
     fixed.sort(key=lambda words: (".name was " not in words, words))
     return fixed, sorted(inexact)
 

@@ -86,9 +86,10 @@ class TrainerConfig:
     nodes: Annotated[int, Gt(0)] = 1
     """Machines."""
     validations_per_epoch: Annotated[int, Gt(0)] = 1
-    """How often an epoch scores the validation splits."""
+    """How often an epoch scores the validation splits, evenly spread over its optimizer steps; the
+    last time at its end. With more validations than steps, each step is followed by one."""
     log_every: Annotated[int, Gt(0)] = 10
-    """Batches between two logged steps."""
+    """Optimizer steps between two logged ones."""
     workers: Annotated[int, Ge(0)] = 0
     """Processes that collate batches; 0: the training process does it itself."""
     compile: bool = False

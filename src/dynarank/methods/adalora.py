@@ -24,6 +24,7 @@ from dynarank.adapters.folding import Factors
 from dynarank.adapters.inject import find_linears
 from dynarank.adapters.peft_format import write_factors
 from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.errors import UserError
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import AdaLoRAConfig
 from dynarank.methods.exact_adalora import ExactAllocator
@@ -188,6 +189,13 @@ class AdaLoRA(Method[AdaLoRAConfig]):
 
     def allocator(self, total_steps: int) -> AdaLoRAAllocation:
         schedule = schedule_of(self.budget, total_steps, shape="cubic_adalora")
+        # PEFT scores a step's triplets before the freeze alone: without a score, all are alike.
+        if schedule.freeze_step < 2 and self.budget.target < self.budget.initial:
+            raise UserError(
+                f"budget.final = {self.budget.final:g}: of {total_steps} steps, the ranks would be "
+                f"final behind step {schedule.freeze_step}, before AdaLoRA has scores. Train "
+                "longer (trainer.epochs, trainer.max_steps), or lower budget.final"
+            )
         cost_aware = self.budget.unit == "parameters"
         return AdaLoRAAllocation(self.tuner, self.layers, schedule, cost_aware)
 

@@ -8,12 +8,24 @@ from typing import Any
 from dynarank.config.schema import TrainConfig
 from dynarank.tasks.base import Task
 from dynarank.training.module import FineTuning
+from dynarank.training.validation_times import validation_steps
 
 log = logging.getLogger(__name__)
 
 
-def log_plan(config: TrainConfig, module: FineTuning, task: Task[Any]) -> None:
-    """Print T and the schedule before step 0."""
+SHOWN = 12
+"""Validations of an epoch that are named one by one."""
+
+
+def log_plan(config: TrainConfig, module: FineTuning, task: Task[Any], batches: int) -> None:
+    """Print T, the validations and the schedule before step 0.
+
+    Args:
+        config: the run's.
+        module: what is trained.
+        task: with its rows.
+        batches: of an epoch.
+    """
     splits = {**task.validation, **task.test}
     rows = ", ".join(f"{len(data):,} {split}" for split, data in splits.items())
     log.info(
@@ -27,6 +39,13 @@ def log_plan(config: TrainConfig, module: FineTuning, task: Task[Any]) -> None:
         config.trainer.accumulate,
         config.lr,
     )
+    asked = config.trainer.validations_per_epoch
+    if asked > 1:
+        steps = validation_steps(batches, asked, config.trainer.accumulate)
+        named = [str(step) for step in steps]
+        if len(named) > SHOWN:
+            named[SHOWN // 2 : -SHOWN // 2] = ["..."]
+        log.info("validations: %d an epoch, behind its steps %s", len(steps), ", ".join(named))
     if module.allocation is None:
         return
     allocator = module.allocation.allocator

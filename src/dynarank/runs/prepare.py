@@ -193,7 +193,7 @@ def build_training(config: TrainConfig, loaded: ModelLoaded) -> Prepared:
         raise UserError(f"method={config.method.name}: {error}") from None
     if config.trainer.compile:
         module.compile_training_pass()
-    log_plan(config, module, task)
+    log_plan(config, module, task, data.batches_per_epoch)
     if this_rank():
         # The ranks share the weights, not the dropout.
         torch.manual_seed(config.seed + this_rank())

@@ -22,6 +22,11 @@ from dynarank.training.distributed import build_strategy
 from dynarank.training.own_callbacks import build_callbacks
 from dynarank.training.progress_bar import OneLineBar
 from dynarank.training.trackers import build_loggers
+from dynarank.training.validation_times import (
+    ValidationTimes,
+    validation_batches,
+    validation_interval,
+)
 
 
 def quiet_libraries() -> None:
@@ -51,6 +56,14 @@ def build_trainer(
 ) -> pl.Trainer:
     """Return Lightning's trainer for a run."""
     callbacks: list[Callback] = [checkpoints, *build_callbacks(config.trainer.callbacks)]
+    ends = validation_batches(
+        prepared.data.batches_per_epoch,
+        config.trainer.validations_per_epoch,
+        config.trainer.accumulate,
+    )
+    interval = validation_interval(ends)
+    if interval is None:
+        callbacks.append(ValidationTimes(ends))
     on_terminal = _on_terminal()
     if on_terminal:
         callbacks.append(OneLineBar())
@@ -65,11 +78,7 @@ def build_trainer(
         max_time=config.trainer.max_time,
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.trainer.clip or None,  # a bound of 0 would make all gradients 0
-        val_check_interval=validation_interval(
-            prepared.data.batches_per_epoch,
-            config.trainer.validations_per_epoch,
-            config.trainer.accumulate,
-        ),
+        val_check_interval=interval or 1.0,
         log_every_n_steps=config.trainer.log_every,
         num_sanity_val_steps=0,  # its scores would be taken for a validation's
         use_distributed_sampler=False,  # the samplers share rows out by themselves
@@ -81,23 +90,6 @@ def build_trainer(
         plugins=[DurableIO(RunContent(prepared.module)), *_no_requeueing()],
         default_root_dir=folder,
     )
-
-
-def validation_interval(batches: int, per_epoch: int, accumulate: int) -> int | float:
-    """Return the number of batches between two validations.
-
-    They fall on ends of accumulation windows, where the weights are those that a checkpoint holds.
-
-    Args:
-        batches: of an epoch.
-        per_epoch: how many validations an epoch has.
-        accumulate: batches of an optimizer step.
-
-    Returns:
-        1.0, Lightning's word for the epoch's end, where that is the only validation.
-    """
-    every = batches // (per_epoch * accumulate) * accumulate
-    return 1.0 if per_epoch == 1 or every == 0 else every
 
 
 def _no_requeueing() -> list[SLURMEnvironment]:

@@ -17,7 +17,7 @@ from dynarank.tasks.baselines import Baseline
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.features import token_counts
 from dynarank.tasks.files import read_file
-from dynarank.tasks.rows import check_ids, check_texts, sample_rows
+from dynarank.tasks.rows import check_ids, check_texts, reach_nested, sample_rows
 from dynarank.tasks.sources import cut_validation, describe, open_splits
 
 if TYPE_CHECKING:
@@ -150,8 +150,7 @@ class Task(ABC, Generic[ConfigT]):
         if len(dataset) == 0:
             raise UserError(f"{where} is empty")
         columns = self.columns(labelled)
-        if any("." in column for column in columns.values()):
-            dataset = dataset.flatten()  # a dot reaches into a nested column
+        dataset = reach_nested(dataset, list(columns.values()))
         for role, column in columns.items():
             if column not in dataset.column_names:
                 raise UserError(

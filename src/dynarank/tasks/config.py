@@ -100,6 +100,11 @@ class TaskConfig:
         check_settings("task", self)
         if not self.validation_splits:
             raise ValueError("task.validation_splits = []: name at least one split to score")
+        if len(set(self.validation_splits)) < len(self.validation_splits):
+            raise ValueError(
+                f"task.validation_splits = {self.validation_splits}: a split is named twice. "
+                "Name each once"
+            )
         unknown = [kind for kind in self.architectures if kind not in ARCHITECTURES]
         if unknown or not self.architectures:
             raise ValueError(

@@ -38,9 +38,16 @@ from dynarank.tasks.conversations import (
 from dynarank.tasks.features import cached_map
 from dynarank.tasks.language_model import HOST, LanguageModel
 from dynarank.tasks.row_scores import RowScores
+from dynarank.tasks.rows import check_ids
 from dynarank.tasks.text_scores import written_scores
 from dynarank.tasks.token_loss import IGNORED
-from dynarank.tasks.written_answers import check_room, prompts_of, write_answers
+from dynarank.tasks.written_answers import (
+    PROMPT_IDS,
+    check_room,
+    prompt_batch,
+    prompts_of,
+    write_answers,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,6 +81,7 @@ class Instruct(LanguageModel[InstructConfig]):
         if columns.choices is not None:
             rows[CHOICES] = dataset[columns.choices][:]
         if columns.id is not None and columns.id in dataset.column_names:
+            check_ids(dataset, where, columns.id)
             rows[columns.id] = dataset[columns.id][:]
         return self.check_rows(Rows.from_dict(rows), where, labelled)
 
@@ -119,26 +127,35 @@ class Instruct(LanguageModel[InstructConfig]):
         self.prepare(tokenizer, model)
         template = tokenizer.chat_template
         choices = (self.config.choices, self.config.columns.choices, *CHOICE_COLUMNS)
-        key = (self.config.max_length, labelled, "whole prompts", template, choices)
+        # Training rows are learned, and never answered.
+        asked = self._writes(labelled) and dataset is not getattr(self, "train", None)
+        key = (self.config.max_length, labelled, asked, template, choices)
 
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
-            return self.encode_rows(batch, rows, labelled)
+            return self.encode_rows(batch, rows, labelled, asked)
 
         features = cached_map(dataset, encoded, key, tokenizer)
         if labelled:
             self.require_labels(features, "the conversations")
-        # Training rows are learned, and never answered.
-        if self._writes(labelled) and dataset is not getattr(self, "train", None):
+        if asked:
             check_room(model, features, self.config.max_answer)
         return features
 
     def encode_rows(
-        self, batch: dict[str, list[Any]], rows: list[int], labelled: bool
+        self, batch: dict[str, list[Any]], rows: list[int], labelled: bool, asked: bool = False
     ) -> dict[str, Any]:
+        """Return the columns of rows.
+
+        Args:
+            batch: the rows.
+            rows: their numbers.
+            labelled: whether they have answers.
+            asked: whether the model is to answer them.
+        """
         inputs, labels, prompts = [], [], []
         for messages in batch[MESSAGES]:
-            asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-            prompts.append(render(self.tokenizer, asked, ask=True))
+            before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+            prompts.append(render(self.tokenizer, before, ask=True))
             text: str = prompts[-1]
             spans: list[Span] = []
             # A prompt is never cut: its end is the question, and what begins the answer.
@@ -153,6 +170,8 @@ class Instruct(LanguageModel[InstructConfig]):
             inputs.append(ids)
             labels.append(labels_in_spans(offsets, ids, spans, IGNORED))
         features = {"input_ids": inputs, "labels": labels, HOST: rows}
+        if asked:
+            features[PROMPT_IDS] = self._prompt_ids(prompts, labelled)
         if self._has_choices:
             columns = [
                 choice_features(
@@ -163,6 +182,11 @@ class Instruct(LanguageModel[InstructConfig]):
             for name in CHOICE_COLUMNS:
                 features[name] = [column[name] for column in columns]
         return features
+
+    def _prompt_ids(self, prompts: list[str], labelled: bool) -> list[list[int]]:
+        """Return the prompts' tokens; of rows with answers the last `max_length`, as of choices."""
+        ids: list[list[int]] = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        return [one[-self.config.max_length :] for one in ids] if labelled else ids
 
     def _writes(self, labelled: bool) -> bool:
         return not labelled or bool(set(self.config.metrics) & set(GENERATED))
@@ -183,13 +207,16 @@ class Instruct(LanguageModel[InstructConfig]):
             batch = collate_texts(features)
             if CHOICE_IDS in features[0]:
                 batch |= choice_batch(features)
+            if PROMPT_IDS in features[0]:
+                batch[PROMPT_IDS] = prompt_batch(features)
             return batch
 
         return collate
 
     def inputs(self, batch: Batch) -> Batch:
         kept = super().inputs(batch)
-        return {name: value for name, value in kept.items() if name not in CHOICE_COLUMNS}
+        own = (*CHOICE_COLUMNS, PROMPT_IDS)
+        return {name: value for name, value in kept.items() if name not in own}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
         """Return of each row its terms, and the text and the choice where these are asked for."""
@@ -200,14 +227,12 @@ class Instruct(LanguageModel[InstructConfig]):
             for output, terms in zip(outputs, self.row_terms(model, batch), strict=True):
                 output["terms"] = terms
         writes = self._writes(labelled)
-        prompts = prompts_of(batch)
         if CHOICE_IDS in batch:
-            pad_token = self.tokenizer.pad_token_id
-            chosen = score_choices(model, batch, pad_token)
+            chosen = score_choices(model, batch, self.tokenizer.pad_token_id)
             for output, choice in zip(outputs, chosen, strict=True):
                 output["chosen"] = choice
         if writes:
-            for output, text in zip(outputs, self.write(model, prompts), strict=True):
+            for output, text in zip(outputs, self.write(model, prompts_of(batch)), strict=True):
                 output["text"] = text
         return outputs
 

@@ -20,6 +20,33 @@ def sample_rows(dataset: Dataset, rows: int | None, seed: int) -> Dataset:
     return dataset.shuffle(seed=seed).select(range(rows))
 
 
+def reach_nested(dataset: Dataset, columns: Sequence[str]) -> Dataset:
+    """Return the rows with the nested columns that a dotted name reaches into taken apart.
+
+    Others stay as they are: SQuAD's answers are nested too, and are one column.
+
+    Args:
+        dataset: the rows.
+        columns: names; of `doc.text`, the column `doc` is taken apart.
+    """
+    from datasets import concatenate_datasets
+
+    depth = max(column.count(".") for column in columns) if columns else 0
+    for level in range(1, depth + 1):
+        parents = set()
+        for column in columns:
+            # A data set may have columns with a dot in their names.
+            if column not in dataset.column_names and column.count(".") >= level:
+                parents.add(".".join(column.split(".")[:level]))
+        apart = [name for name in dataset.column_names if name in parents]
+        if apart:
+            taken_apart = dataset.select_columns(apart).flatten(max_depth=2)  # one level
+            rest = dataset.remove_columns(apart)
+            parts = [rest, taken_apart] if rest.column_names else [taken_apart]
+            dataset = concatenate_datasets(parts, axis=1)
+    return dataset
+
+
 def check_ids(dataset: Dataset, where: str, column: str) -> None:
     """Raise `UserError` where a value of the column occurs twice.
 

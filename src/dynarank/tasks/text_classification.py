@@ -53,6 +53,15 @@ class TextClassification(Classification[TextClassificationConfig]):
                     "value. Give other rows to task.validation_file, or more by "
                     "task.validation_share or task.max_validation_rows"
                 )
+        for split, dataset in self.test.items():
+            numbers = np.unique(dataset[label][:])
+            if len(numbers) == 1:
+                setting = "test_split" if self.config.train_file is None else "test_file"
+                raise UserError(
+                    f"{describe(self.config, split)}: {label} is {numbers[0]:g} in all "
+                    f"{len(dataset)} rows of the test, so that {self.config.select} has no value. "
+                    f"Give other rows to task.{setting}, or null"
+                )
 
     def check_sample(self, split: str, rows: np.ndarray) -> None:
         label = self.config.columns.label

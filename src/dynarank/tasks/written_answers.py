@@ -1,4 +1,4 @@
-"""What a language model writes behind a prompt: where prompts end, their room, and the writing."""
+"""What a language model writes behind a prompt: prompts, their room, and the writing."""
 
 from __future__ import annotations
 
@@ -17,35 +17,33 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def prompt_length(tokens: int, labels: Sequence[int]) -> int:
-    """Return how many tokens of a row stand before its last answer; all of them without one.
+PROMPT_IDS = "prompt_ids"
+"""Column of features: the tokens of a row up to where its last answer begins."""
 
-    Args:
-        tokens: tokens of the row, without padding.
-        labels: its labels, and perhaps those of padding behind them.
-    """
-    answered = [place for place in range(tokens) if labels[place] != IGNORED]
-    if not answered:
-        return tokens
-    end = answered[-1]
-    while end > 0 and labels[end - 1] != IGNORED:
-        end -= 1
-    return end
+
+def prompt_batch(features: Sequence[dict[str, Any]]) -> Tensor:
+    """Return the prompts of a batch, (batch, longest), `IGNORED` behind them."""
+    longest = max(len(feature[PROMPT_IDS]) for feature in features)
+    tokens = torch.full((len(features), longest), IGNORED)
+    for row, feature in enumerate(features):
+        tokens[row, : len(feature[PROMPT_IDS])] = torch.tensor(feature[PROMPT_IDS])
+    return tokens
 
 
 def prompts_of(batch: Batch) -> list[list[int]]:
-    """Return the tokens of each row of a batch up to its last answer."""
-    parts = (batch[name].tolist() for name in ("input_ids", "attention_mask", "labels"))
-    return [
-        ids[: prompt_length(sum(mask), labels)] for ids, mask, labels in zip(*parts, strict=True)
-    ]
+    """Return the tokens of each row's prompt."""
+    prompts = []
+    for row in batch[PROMPT_IDS]:
+        ids: list[int] = row[row != IGNORED].tolist()
+        prompts.append(ids)
+    return prompts
 
 
 def check_room(model: Any, features: Dataset, max_answer: int) -> None:
     """Refuse a row that the model has no positions for together with an answer.
 
     Args:
-        features: `input_ids` and `labels` of the rows.
+        features: of the rows, with their prompts.
         max_answer: tokens of an answer at most.
 
     Raises:
@@ -55,8 +53,7 @@ def check_room(model: Any, features: Dataset, max_answer: int) -> None:
     if room is None:
         return
     room -= prompt_vectors(model)
-    rows = zip(features["input_ids"][:], features["labels"][:], strict=True)
-    lengths = [prompt_length(len(ids), labels) for ids, labels in rows]
+    lengths = [len(ids) for ids in features[PROMPT_IDS][:]]
     longest = max(lengths)
     if longest + max_answer <= room:
         return

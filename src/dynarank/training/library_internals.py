@@ -40,6 +40,16 @@ def uncount_step(trainer: pl.Trainer) -> None:
         progress.completed -= 1
 
 
+def validate_behind(trainer: pl.Trainer, batch: int, due: bool) -> None:
+    """Have Lightning validate behind a batch of the epoch, counted from 0, or not behind it.
+
+    It validates where the batches so far are a multiple of `val_check_batch`, which it derives from
+    `val_check_interval` at the training's start, and looks at anew behind each batch.
+    """
+    done = batch + 1
+    trainer.val_check_batch = done if due else done + 1
+
+
 def sharding_blocks(model: nn.Module) -> Sequence[str]:
     """Return the class names of the blocks that transformers keeps whole on one device."""
     return getattr(model, "_no_split_modules", None) or ()

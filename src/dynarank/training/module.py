@@ -27,18 +27,14 @@ from dynarank.training.library_internals import (
     uncount_step,
     window_scale,
 )
-from dynarank.training.nonfinite import FiniteCheck, NonFiniteError, first_nonfinite_gradient
+from dynarank.training.loss_scaling import SkippedSteps
+from dynarank.training.nonfinite import FiniteCheck
 from dynarank.training.optimizer import build_optimizer, clip_gradient
 from dynarank.training.optimizer_steps import OptimizerSteps
 from dynarank.training.rank_allocation import RankAllocation
 from dynarank.training.split_scores import COLLAPSED, PLACE, SELECTION, SplitScores
 from dynarank.training.validation_lines import ValidationLines, log_scores
-
-MAX_SKIPPED_STEPS = 50
-"""Steps that a loss scaler may skip in a row.
-
-It halves its scale each time: scaled down by 2^50, no gradient overflows any more.
-"""
+from dynarank.training.window_loss import WindowLoss
 
 
 class FineTuning(LightningModule):
@@ -85,8 +81,8 @@ class FineTuning(LightningModule):
         """The one prediction of all rows of a split at the last validation, in words, if any."""
         self.blocks: Sequence[str] = sharding_blocks(method.model)
         self.finite_check = FiniteCheck()
-        self.skipped_steps = 0
-        """Steps that a loss scaler has skipped in a row."""
+        self.skipped_steps = SkippedSteps()
+        self.window_loss = WindowLoss()
         self._sharded = False
         self._figures: dict[str, Tensor | float] = {}
         self._lines = ValidationLines()
@@ -163,7 +159,9 @@ class FineTuning(LightningModule):
         if self.trainer.world_size > 1:
             loss, mean = weighted_mean(loss, self.task.loss_terms(batch))
         size = self.task.batch_size(batch)
-        self.log("train/loss", mean, batch_size=size)
+        accumulate = self.trainer.accumulate_grad_batches
+        of_step = self.window_loss.mean_with(mean, batch_idx, accumulate)
+        self.log("train/loss", of_step, batch_size=size)
         self._figures = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
         penalty = None if self.method.closed_form_penalty else self._penalty()
         if penalty is not None:
@@ -226,17 +224,10 @@ class FineTuning(LightningModule):
             NonFiniteError: the scaler has skipped `MAX_SKIPPED_STEPS` in a row.
         """
         if self.steps.taken:
-            self.skipped_steps = 0
+            self.skipped_steps.end()
             scheduler.step()
             return
-        self.skipped_steps += 1
-        if self.skipped_steps == MAX_SKIPPED_STEPS:
-            place = first_nonfinite_gradient(self.model) or "no parameter"
-            raise NonFiniteError(
-                self.trainer.global_step,
-                f"the loss scaler skipped {MAX_SKIPPED_STEPS} steps in a row, and halved its scale "
-                f"each time; not finite: {place}",
-            )
+        self.skipped_steps.add(self.model, self.trainer.global_step)
         uncount_step(self.trainer)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -265,9 +256,10 @@ class FineTuning(LightningModule):
         """Collect a batch's predictions and log its loss."""
         loss = self.task.score(self.model, batch, self.scores[dataloader_idx])
         label = self.scores.labels[dataloader_idx]
-        size = self.task.batch_size(batch)
+        # Of language models a batch's loss is a mean over tokens, and so is that of a split.
+        terms = int(self.task.loss_terms(batch))
         self.log(
-            f"val/{label}loss", loss, batch_size=size, add_dataloader_idx=False, sync_dist=True
+            f"val/{label}loss", loss, batch_size=terms, add_dataloader_idx=False, sync_dist=True
         )
         self._lines.log_progress(batch_idx + 1, self.trainer.num_val_batches[dataloader_idx])
 

@@ -83,6 +83,29 @@ def build_optimizer(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def optimizer_as_set(checkpoint: dict[str, Any], built: dict[str, Any]) -> None:
+    """Put the settings of a run into the optimizer's part of a checkpoint that it goes on from.
+
+    torch keeps rates and decays beside the moments, and would restore those of the run's beginning
+    where `resume.allow_inexact` let others pass. Equal settings leave every bit as it is.
+
+    Args:
+        checkpoint: whose groups, and rates of the schedule, are changed in place.
+        built: what `build_optimizer` returned for the run at hand.
+    """
+    groups = built["optimizer"].param_groups
+    schedule, saved_schedule = built["lr_scheduler"]["scheduler"], checkpoint["lr_schedulers"][0]
+    taken, rates = saved_schedule["last_epoch"], []
+    saved_groups = checkpoint["optimizer_states"][0]["param_groups"]
+    for group, saved, linear in zip(groups, saved_groups, schedule.lr_lambdas, strict=True):
+        saved["weight_decay"] = group["weight_decay"]
+        saved["initial_lr"] = group["initial_lr"]
+        saved["lr"] = group["initial_lr"] * linear(taken)
+        rates.append(saved["lr"])
+    saved_schedule["base_lrs"] = list(schedule.base_lrs)
+    saved_schedule["_last_lr"] = rates
+
+
 def _with_factor(
     optimizer: torch.optim.Optimizer,
     scheduler: LambdaLR,
