@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import lightning.pytorch as pl
 import pytest
 import torch
 from datasets import Dataset
@@ -23,6 +23,7 @@ from dynarank.commands.predict import main as predict
 from dynarank.config.schema import to_config
 from dynarank.errors import UserError
 from dynarank.pretrained.hub import HubConfig
+from dynarank.runs.prepare import prepare
 from dynarank.runs.run import run
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
@@ -408,11 +409,17 @@ def test_a_run_learns_sums_and_its_adapter_answers_in_peft_alone(
         count = int((labels[:, 1:] != IGNORED).sum())
         total, tokens = total + float(loss) * count, tokens + count
     assert results.metrics["log_likelihood"] == pytest.approx(-total / tokens, rel=1e-4)
-    losses = pd.read_csv(tmp_path / "run/metrics.csv")["val/loss"].dropna()
-    last = results.last["log_likelihood"]
-    assert losses.iloc[-1] == pytest.approx(
-        -last, rel=1e-5
-    )  # over tokens, in batches of unlike size
+
+
+def test_a_validations_loss_is_over_its_tokens(model_folder: Path, tmp_path: Path) -> None:
+    """As its log-likelihood is, though the batches hold unlike numbers of them."""
+    file = write_lines(tmp_path / "rows.jsonl", [{"text": "ab" * (1 + 9 * n)} for n in range(6)])
+    files = [f"task.train_file={file}", f"task.validation_file={file}"]
+    settings = [f"model.path={model_folder}", *files, "trainer.batch_size=2"]
+    prepared = prepare(configure(tmp_path, tmp_path, "task=causal_lm", *settings), tmp_path)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    (logged,) = trainer.validate(prepared.module, prepared.data, verbose=False)
+    assert logged["val/loss"] == pytest.approx(-logged["val/log_likelihood"], rel=1e-5)
 
 
 def check_chat(folder: Path) -> None:

@@ -35,6 +35,8 @@ class Setting:
             loggers=[],
             callbacks=[],
             strategy=None,
+            is_last_batch=False,
+            global_step=8,  # of a run that took all of its steps
             state=SimpleNamespace(fn="fit"),
             _logger_connector=self.logging,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,38 @@ def test_steps_that_the_scaler_of_half_precision_skips_do_not_count(
     assert all(len(set(seen.values())) == 1 for seen in recorded.seen), recorded.seen
     assert 10 < newest_checkpoint(tmp_path)["global_step"] < 20
     assert results.at_budget
+
+
+@pytest.mark.parametrize("method", ["global_svd", "dynarank"])
+def test_a_freeze_that_skipped_steps_put_off_comes_at_the_end(
+    method: str,
+    recorded: Recorded,
+    hub_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where the last step itself is skipped, whose gradients are no scores."""
+
+    def overflow(module: FineTuning) -> None:
+        if method == "dynarank" and module.trainer.is_last_batch and module.current_epoch == 3:
+            for parameter in module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(torch.inf)
+
+    monkeypatch.setattr(FineTuning, "on_after_backward", overflow)
+    late = ["budget.init=4", "budget.target=1", "budget.final=0", "budget.unit=components"]
+    with caplog.at_level("WARNING", logger="dynarank"):
+        results = run(configure(tmp_path, hub_root, f"method={method}", *late, "trainer.epochs=4"))
+    taken = newest_checkpoint(tmp_path)["global_step"]
+    assert taken < 12 == results.total_steps
+    assert results.at_budget
+    assert results.components_kept == results.components_target == 12
+    assert results.selected["step"] == taken
+    history = json.loads((tmp_path / "rank_history.json").read_text())
+    assert history[-1] == {"step": taken, "ranks": results.ranks}
+    assert f"the epochs end after {taken} of 12, so that the ranks become final here" in caplog.text
+    assert "max_time" not in caplog.text
 
 
 @pytest.mark.parametrize("clip", [0, 1])

@@ -182,11 +182,10 @@ def export(tested: Tested) -> Exported:
     trained = tested.selected.scored.trained
     trainer, module = trained.trainer, trained.prepared.module
     if trainer.global_step < module.total_steps:
-        log.warning(
-            "trainer.max_time ended the run after %d of %d steps",
-            trainer.global_step,
-            module.total_steps,
-        )
+        reason = "trainer.max_time ended the run"
+        if trainer.current_epoch >= trained.config.epochs:
+            reason = "the loss scaler of trainer.precision=16-mixed skipped steps: the epochs ended"
+        log.warning("%s after %d of %d steps", reason, trainer.global_step, module.total_steps)
     if trainer.is_global_zero:
         remove_adapters(trained.folder)  # a killed finish may have left part of one
         write_adapter(trained.folder, trained.config, trained.prepared, _results(tested))

@@ -40,6 +40,14 @@ def uncount_step(trainer: pl.Trainer) -> None:
         progress.completed -= 1
 
 
+def ends_last_epoch(trainer: pl.Trainer) -> bool:
+    """Return whether the present batch is the last one of the last epoch.
+
+    A run of few steps, or of little time, may end before.
+    """
+    return bool(trainer.is_last_batch) and trainer.current_epoch + 1 == trainer.max_epochs
+
+
 def validate_behind(trainer: pl.Trainer, batch: int, due: bool) -> None:
     """Have Lightning validate behind a batch of the epoch, counted from 0, or not behind it.
 

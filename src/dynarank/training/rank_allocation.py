@@ -5,6 +5,7 @@ It is thin: what is decided, and when, is the allocator's (`dynarank.allocation`
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from dynarank.training.distributed import (
     choose_as_rank_zero,
     copy_rank_zero,
 )
-from dynarank.training.library_internals import is_log_step
+from dynarank.training.library_internals import ends_last_epoch, is_log_step
 from dynarank.training.nonfinite import NonFiniteError
 from dynarank.training.optimizer_steps import OptimizerSteps
 from dynarank.training.rank_map import draw_rank_map, place
+
+log = logging.getLogger(__name__)
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """The quantiles of the scores that are logged."""
@@ -58,10 +61,41 @@ class RankAllocation(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Account for the batch's optimizer step, if it took one, and log."""
-        if self.steps.taken and self._step_allocator(pl_module):
+        missed = self._misses_its_freeze(trainer)
+        if missed:
+            self._catch_up(trainer, pl_module)
+        if (missed or self.steps.taken) and self._step_allocator(pl_module):
             self._after_pruning(trainer, pl_module)
         if is_log_step(trainer):  # also where a loss scaler skipped the step
             self._log(pl_module)
+
+    def _misses_its_freeze(self, trainer: Trainer) -> bool:
+        """Return whether training ends with this batch, and its freeze lies behind that.
+
+        All epochs together have at least T steps, so that it is only where steps were skipped.
+        """
+        if self.allocator.frozen or not ends_last_epoch(trainer):
+            return False
+        return self.allocator.t + self.steps.taken < self.allocator.schedule.freeze_step
+
+    def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the allocator's next step be that of the freeze, with its scores and its budget."""
+        schedule = self.allocator.schedule
+        log.warning(
+            "the loss scaler of trainer.precision=16-mixed skipped steps: the epochs end after %d "
+            "of %d, so that the ranks become final here, and not behind step %d",
+            trainer.global_step,
+            schedule.total,
+            schedule.freeze_step,
+        )
+        self.allocator.t = schedule.freeze_step - 1
+        if self.steps.taken:
+            return
+        # What overflowed is no score. Zeros leave the order of the smoothed scores as it is.
+        for parameter in pl_module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        pl_module.method.observe_gradients()  # type: ignore[operator, union-attr]
 
     def _step_allocator(self, pl_module: LightningModule) -> bool:
         """Let the allocator account for one step, and return whether it pruned."""
@@ -94,7 +128,9 @@ class RankAllocation(Callback):
             cut_run(trainer, pl_module)
         if not ranks:  # a method that cuts weights, not components
             return
-        self.history.append({"step": self.allocator.t, "ranks": ranks})
+        # The allocator's own count runs ahead where the end of training took its freeze's place.
+        step = min(self.allocator.t, trainer.global_step)
+        self.history.append({"step": step, "ranks": ranks})
         self._draw(trainer, ranks)
 
     def _log(self, pl_module: LightningModule) -> None:
