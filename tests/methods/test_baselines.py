@@ -14,7 +14,6 @@ from transformers import GPT2Config
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.allocation.schedule import BudgetSchedule
-from dynarank.errors import UserError
 from dynarank.methods import build_method
 from dynarank.methods.adalora import AdaLoRAAllocation
 from dynarank.methods.bottleneck import BottleneckLinear, bottleneck_parameters
@@ -229,13 +228,15 @@ def test_adaloras_ranks_are_exact_under_ties_and_without_pruning(init: int) -> N
     assert sum(method.ranks().values()) == 2 * 12
 
 
-def test_adaloras_freeze_before_its_first_score_is_refused() -> None:
+def test_adaloras_freeze_before_its_first_score_is_told(caplog: pytest.LogCaptureFixture) -> None:
     method = adapted("adalora", roberta(tiny_roberta()), target=1, init=3)
-    with pytest.raises(UserError, match=r"budget\.final = 0\.5: of 2 steps, .* behind step 1, bef"):
-        method.allocator(2)
+    method.allocator(2)
+    assert "budget.final = 0.5: of 2 steps, the ranks are final behind step 1, bef" in caplog.text
+    caplog.clear()
     assert method.allocator(3).schedule.freeze_step == 2
     unpruned = adapted("adalora", roberta(tiny_roberta()), target=2, init=2)
     assert unpruned.allocator(2).schedule.freeze_step == 1
+    assert not caplog.text
 
 
 def test_adalora_resumes_where_it_stopped() -> None:

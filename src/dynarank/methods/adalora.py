@@ -11,6 +11,7 @@ B (d_out, r).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from dynarank.adapters.folding import Factors
 from dynarank.adapters.inject import find_linears
 from dynarank.adapters.peft_format import write_factors
 from dynarank.allocation.schedule import BudgetSchedule
-from dynarank.errors import UserError
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import AdaLoRAConfig
 from dynarank.methods.exact_adalora import ExactAllocator
@@ -37,6 +37,8 @@ from dynarank.methods.ranked import (
     schedule_of,
 )
 from dynarank.rounding import round_half_up
+
+log = logging.getLogger(__name__)
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc", "ipt")
 """PEFT's running averages, each a tensor by parameter name, which PEFT itself does not save."""
@@ -191,10 +193,12 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         schedule = schedule_of(self.budget, total_steps, shape="cubic_adalora")
         # PEFT scores a step's triplets before the freeze alone: without a score, all are alike.
         if schedule.freeze_step < 2 and self.budget.target < self.budget.initial:
-            raise UserError(
-                f"budget.final = {self.budget.final:g}: of {total_steps} steps, the ranks would be "
-                f"final behind step {schedule.freeze_step}, before AdaLoRA has scores. Train "
-                "longer (trainer.epochs, trainer.max_steps), or lower budget.final"
+            log.warning(
+                "budget.final = %g: of %d steps, the ranks are final behind step %d, before "
+                "AdaLoRA has scores: the first matrices keep theirs. Train longer, or lower it",
+                self.budget.final,
+                total_steps,
+                schedule.freeze_step,
             )
         cost_aware = self.budget.unit == "parameters"
         return AdaLoRAAllocation(self.tuner, self.layers, schedule, cost_aware)
