@@ -116,6 +116,9 @@ def change_config(**values: Any) -> Callable[[Path], None]:
         (change_config(peft_type="IA3"), "peft_type = 'IA3'"),
         (change_config(use_dora=True), "use_dora"),
         (change_config(init_lora_weights="pissa_niter_4"), "changed the base weights"),
+        (change_config(init_lora_weights="lora_ga"), "changed the base weights"),
+        (change_config(target_parameters=["experts.w"]), "only the factors of linear layers are"),
+        (change_config(use_bdlora={"nblocks": 2}), "only the factors of linear layers are read"),
         (change_config(lora_alpha="high"), "lora_alpha = 'high'"),
         (change_config(alpha_pattern={"(a+)+b": 3}), "could take for ever"),
         (change_config(alpha_pattern={".*.*.*.*x": 3}), "could take for ever"),
@@ -148,6 +151,18 @@ def test_a_layer_without_components_has_no_scale_to_fail(tmp_path: Path) -> None
     save_file(tensors, path)
     ranks = [len(lora_A) for lora_A, _ in read_lora(tmp_path).factors.values()]
     assert sorted(ranks)[:2] == [0, 2]
+
+
+def test_a_layer_without_components_is_not_adapted_for_the_end_of_its_name(tmp_path: Path) -> None:
+    source = tmp_path / "a"
+    saved_adapter(source, r=2)
+    adapter = read_lora(source)
+    factors = {"up": adapter.factors["blocks.0.up"]}
+    factors["blocks.0.up"] = (torch.zeros(0, 8), torch.zeros(12, 0))
+    write_lora(adapter, factors, tmp_path / "b", form="peft")
+    config = json.loads((tmp_path / "b/adapter_config.json").read_text())
+    assert config["target_modules"] == ["up"]
+    assert config["exclude_modules"] == ["blocks.0.up"]
 
 
 def test_no_layer_left_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dynarank.adapters.adapter_checks import check_peft_adapter
 from dynarank.adapters.folding import fold, merge
-from dynarank.adapters.inject import adapter_layers, inject
+from dynarank.adapters.inject import adapter_layers, inject, mark_trainable
 from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
 from dynarank.allocation.allocator import RankAllocator
@@ -186,6 +187,22 @@ def test_merge_refuses_a_quantized_weight_and_leaves_the_model_alone() -> None:
     assert torch.equal(layers["first"].base.weight, before)
 
 
+def test_merge_refuses_a_shared_weight_until_it_is_the_layers_own() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    layers = inject(model, ["1"], R)
+    train_to(layers, [3])
+    x = torch.randn(5, 4)
+    expected = model(x)
+    with pytest.raises(ValueError, match="1 shares its weight with 0, which merging would change"):
+        merge(model)
+    assert list(adapter_layers(model)) == ["1"]
+    base = model.get_submodule("1").base
+    assert isinstance(base, nn.Linear)
+    base.weight = nn.Parameter(base.weight.detach().clone())
+    torch.testing.assert_close(merge(model)(x), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_peft_alone_loads_the_adapter_to_the_same_outputs(kind: str, tmp_path: Path) -> None:
     make, head = MODELS[kind]
@@ -204,6 +221,20 @@ def test_peft_alone_loads_the_adapter_to_the_same_outputs(kind: str, tmp_path: P
     trained_head = model.get_submodule(head).state_dict()
     assert set(loaded_head) == set(trained_head)
     assert all(torch.equal(loaded_head[key], value) for key, value in trained_head.items())
+
+
+def test_a_head_that_holds_adapters_is_refused_before_training_and_before_writing(
+    tmp_path: Path,
+) -> None:
+    model = mixed()
+    train_to(inject(model, ["first", "third"], R), [3, 3])
+    with pytest.raises(ValueError, match=r"third has an adapter .* exclude=\['third'\]"):
+        mark_trainable(model, head=["third"])
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(ValueError, match="third has an adapter"):
+        write_peft_adapter(model, tmp_path / "a", base="some/base", head=["second", "third"])
+    assert not (tmp_path / "a").exists()
+    write_peft_adapter(model, tmp_path / "a", base="some/base", head=["second"])
 
 
 @pytest.mark.parametrize("kind", list(MODELS))
@@ -257,8 +288,13 @@ def test_names_that_end_in_one_another(ranks: tuple[int, int], tmp_path: Path) -
     assert write_peft_adapter(model, tmp_path, base="some/base") == dict(
         zip(layers, ranks, strict=True)
     )
-    loaded = peft.PeftModel.from_pretrained(Nested(), tmp_path)
+    check_peft_adapter(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT warns of layers that lack factors
+        loaded = peft.PeftModel.from_pretrained(Nested(), tmp_path)
     torch.testing.assert_close(loaded(x), model(x), rtol=1e-5, atol=1e-5)
+    adapted_ones = [name for name, module in loaded.named_modules() if hasattr(module, "lora_A")]
+    assert len(adapted_ones) == sum(rank > 0 for rank in ranks)
 
 
 @pytest.mark.parametrize("kind", list(MODELS))

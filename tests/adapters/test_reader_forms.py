@@ -28,7 +28,7 @@ from dynarank.adapters.inject import inject
 from dynarank.adapters.lora_files import read_lora, write_lora
 from dynarank.adapters.peft_format import write_peft_adapter
 from dynarank.adapters.rank_patterns import as_settings, ranks_of
-from dynarank.adapters.reader_forms import READERS, resolve_form, without_zeros
+from dynarank.adapters.reader_forms import READERS, names_to_exclude, resolve_form, without_zeros
 from dynarank.errors import UserError
 
 RANKS = [3, 1, 0, 6, 2, 5]
@@ -227,3 +227,11 @@ def test_the_printed_ranks_make_a_peft_model_of_these_ranks(home: Path) -> None:
             assert module.scaling["default"] == 1
     assert found == ranks
     assert f"lora_rank_pattern: {json.dumps(config.rank_pattern)}" in text
+
+
+def test_names_that_end_in_a_kept_one_are_excluded_but_never_a_kept_one() -> None:
+    modules = ["fc", "block.fc", "block.fcs", "wide.block.fc", "other"]
+    assert names_to_exclude(["fc"], modules) == ["block.fc", "wide.block.fc"]
+    assert names_to_exclude(["fc", "wide.block.fc"], modules) is None  # it ends in block.fc
+    assert names_to_exclude(["block.fc"], modules) == ["wide.block.fc"]
+    assert names_to_exclude(["other"], modules) is None

@@ -426,6 +426,20 @@ def test_steps_that_a_scaler_skips_do_not_count(fused: bool) -> None:
         assert ranks.t == counted
 
 
+@pytest.mark.parametrize("cost_aware", [False, True])
+def test_pruning_for_good_spends_the_whole_budget_under_a_ceiling(cost_aware: bool) -> None:
+    """The first layer's are all better, but it may keep two in the end."""
+    layers = adapters([9.0, 8.0, 7.0, 6.0], [5.0, 4.0, 3.0, 2.0])
+    last = BudgetSchedule(4, 2, 10, warmup=0, final=0, interval=1, shape="linear")
+    ranks = RankAllocator(
+        layers, last, regrow=False, max_rank=2, cost_aware=cost_aware,
+        fixed_scores=torch.tensor([9.0, 8, 7, 6, 5, 4, 3, 2]),
+    )  # fmt: skip
+    for _ in range(10):
+        ranks.step()
+    assert list(ranks.ranks().values()) == [2, 2]
+
+
 def test_no_layer_ends_above_max_rank_and_the_budget_is_full() -> None:
     """Without the ceiling, one layer would keep all that is left."""
     strong, weak = [4.0, 3.9, 3.8, 3.7], [1.0, 0.001, 0.001, 0.001]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynarank.allocation.selection import (
-    keeping_fit,
+    best_components,
     top_components,
     top_parameters,
     with_ceiling,
@@ -120,7 +120,7 @@ def test_a_narrow_component_that_fills_a_later_budget_outlives_better_wide_ones(
     later = top_parameters(torch.where(by_worth, scores, torch.tensor(-1.0)), costs, 13)
     assert float(costs[later].sum()) == 10
 
-    kept = top_parameters(keeping_fit(scores, costs, 13), costs, 15)
+    kept = best_components(scores, [4], 15, costs=costs, later=13)
     assert kept.tolist() == [True, True, True, False]
     later = top_parameters(torch.where(kept, scores, torch.tensor(-1.0)), costs, 13)
     assert float(costs[later].sum()) == 13
@@ -139,6 +139,6 @@ def test_what_a_later_budget_would_take_is_always_kept(
     later = data.draw(st.integers(0, now))
     values = torch.tensor(scores)
     wanted = top_parameters(values, costs, later)
-    kept = top_parameters(keeping_fit(values, costs, later), costs, now)
+    kept = best_components(values, [size], now, costs=costs, later=later)
     assert not (wanted & ~kept).any()
     assert float(costs[kept].sum()) <= now

@@ -17,6 +17,7 @@ import pytest
 import torch
 from tiny import REPOSITORY
 
+from dynarank.checkpoints import resume
 from dynarank.checkpoints.resume import copy_run, find_resumption
 from dynarank.checkpoints.storage import (
     DamagedCheckpoint,
@@ -91,6 +92,17 @@ def test_a_checkpoint_of_another_name_is_copied_under_its_usual_one(
 def test_in_its_own_folder_a_checkpoint_needs_its_usual_name(three: list[Path]) -> None:
     with pytest.raises(UserError, match=r"Call it step-00000020.ckpt, and the file beside it"):
         find_resumption(str(renamed(three[1])), three[1].parents[1])
+
+
+def test_a_later_process_does_not_take_the_copy_for_a_run_that_would_be_lost(
+    three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher starts it once the first has copied the checkpoint."""
+    save(tmp_path / "new", 10)
+    with pytest.raises(UserError, match="holds an unfinished run"):
+        find_resumption(str(three[0]), tmp_path / "new")
+    monkeypatch.setattr(resume, "is_first", lambda: False)
+    assert find_resumption(str(three[0]), tmp_path / "new") is not None
 
 
 def test_what_is_whole_comes_back_as_it_was(three: list[Path]) -> None:

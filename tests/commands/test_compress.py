@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import peft
@@ -11,7 +12,12 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny import sentences
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from dynarank.adapters.lora_files import read_lora
 from dynarank.commands.calibration import measure_moments
@@ -111,6 +117,31 @@ def test_calibrated_the_sample_loses_less_of_its_outputs(
         return error
 
     assert lost(tmp_path / "seen") < lost(tmp_path / "plain")
+
+
+def test_a_language_models_adapter_is_stored_as_small_as_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Padding one layer's 8 components to all layers would make it larger than before."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=9, num_attention_heads=2, **sizes))
+    pattern = {"layers.0.mlp.down_proj": 8}
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=1,
+        rank_pattern=pattern,
+        target_modules="all-linear",
+        init_lora_weights=False,
+    )
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "all")
+    for size in (["--parameters", "600"], ["--energy", "0.999999"]):
+        out = tmp_path / size[0]
+        main([str(tmp_path / "all"), str(out), *size])
+        (said,) = re.findall(r"parameters became ([\d,]+);", capsys.readouterr().out)
+        most = int(said.replace(",", ""))
+        stored = load_file(out / "adapter_model.safetensors").values()
+        assert sum(tensor.numel() for tensor in stored) == most
+        assert size[0] == "--energy" or most <= 600
 
 
 @pytest.mark.parametrize(

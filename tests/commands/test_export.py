@@ -8,13 +8,15 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from huggingface_hub import HfApi
 from lightning.pytorch.callbacks import Timer
+from safetensors.torch import load_file, save_file
 from tiny import configure
 
-from dynarank.commands.export import main
+from dynarank.commands.export import main, stored_note
 from dynarank.commands.merged import rounded_away
 from dynarank.runs.run import run
 
@@ -33,7 +35,6 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def adapted(hub_root: Path, adapter: Path) -> torch.Tensor:
-    import peft
     from transformers import AutoModelForSequenceClassification
 
     base = AutoModelForSequenceClassification.from_pretrained(
@@ -106,6 +107,26 @@ def test_the_ranks_are_printed_for_others(
     for wrong in wrong_ones:
         with pytest.raises(SystemExit, match="2"):
             main([str(finished), *wrong])
+
+
+def test_an_adapter_that_learned_nothing_has_no_ranks_to_print(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = tmp_path / "untrained"
+    shutil.copytree(finished / "adapter", adapter)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    zeroed = {key: value * ("lora_B" not in key) for key, value in tensors.items()}
+    save_file(zeroed, adapter / "adapter_model.safetensors")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(adapter), "--rank-pattern"])
+    assert "every component is zero" in capsys.readouterr().err
+
+
+def test_what_is_no_lora_is_not_said_to_be_read_by_others(tmp_path: Path) -> None:
+    peft.PromptTuningConfig(num_virtual_tokens=4).save_pretrained(str(tmp_path))
+    assert stored_note(tmp_path) == (
+        "an adapter of PEFT's type PROMPT_TUNING, which is read by PEFT alone"
+    )
 
 
 def test_a_dry_run_names_what_would_be_sent_and_sends_nothing(
@@ -218,7 +239,6 @@ def test_a_run_on_a_narrow_base_is_merged_in_float32(
     narrow: Path, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each merged weight is the rounded base and the whole update, by PEFT's own account."""
-    import peft
     from transformers import AutoModelForSequenceClassification
 
     main([str(narrow), str(tmp_path / "merged"), "--merged", "--hub-root", str(hub_root)])

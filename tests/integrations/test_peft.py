@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from dynarank.integrations.peft import (
     get_peft_model,
     make_allocator,
 )
+from dynarank.integrations.settings import AllocationSettings
 
 R = 4
 STEPS = 12
@@ -158,6 +160,20 @@ def test_a_gated_adapter_loads_what_was_saved_of_it(tmp_path: Path) -> None:
     attach(fresh)
     fresh.load_adapter(str(tmp_path), "default")
     torch.testing.assert_close(logits(fresh, "llama"), after, rtol=0, atol=0)
+
+
+def test_weights_from_before_the_freeze_are_over_the_budget() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    allocator = RankAllocator(attach(model), schedule())
+    train(model, allocator, "llama", steps=2)
+    early = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, allocator, "llama", steps=STEPS - 2)
+    late = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(early)  # as a Trainer does that tests its best checkpoint
+    with pytest.raises(ValueError, match=r"were frozen with 12: .*over_budget=True"):
+        finalize(model)
+    model.load_state_dict(late)
+    assert sum(finalize(model).values()) == 12
 
 
 def test_it_needs_no_dynarank_in_a_fresh_process(tmp_path: Path) -> None:
@@ -299,6 +315,50 @@ def test_a_narrow_adapter_becomes_float32() -> None:
         assert {layer.lora_A.dtype, layer.lora_B.dtype, layer.lora_c.dtype} == {torch.float32}
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_copy_and_its_original_are_finalized_apart(first: int) -> None:
+    model, _ = trained()
+    models = [model, copy.deepcopy(model)]
+    before = logits(model, "llama")
+    finalize(models[first])
+    assert torch.equal(logits(models[1 - first], "llama"), before)
+    finalize(models[1 - first])
+    for either in models:
+        torch.testing.assert_close(logits(either, "llama"), before, rtol=0, atol=1e-6)
+        down = either.get_base_model().model.layers[0].mlp.down_proj
+        assert type(down.lora_A["default"]) is nn.Linear
+
+
+def test_factors_stay_wide_where_the_model_becomes_narrow() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    layers = attach(model)
+    for layer in layers.values():
+        layer.lora_c.data.fill_(1 / 3)
+    before = {name: layer.gated_A() for name, layer in layers.items()}
+    for narrow in (model.half, model.bfloat16, copy.deepcopy(model).half):
+        narrowed = narrow()
+        for name, layer in gated_layers(narrowed).items():
+            assert {layer.lora_A.dtype, layer.lora_B.dtype, layer.lora_c.dtype} == {torch.float32}
+            assert torch.equal(layer.gated_A(), before[name])
+    assert model.get_base_model().lm_head.weight.dtype == torch.bfloat16
+    model(**batch("llama")).loss.backward()
+    assert all(bool(layer.lora_c.grad.any()) for layer in layers.values())
+    finalize(model)
+    down = model.bfloat16().get_base_model().model.layers[0].mlp.down_proj
+    assert down.lora_A["default"].weight.dtype == torch.bfloat16  # plain LoRA, as any other
+
+
+@pytest.mark.parametrize("cost_aware", [False, True])
+def test_a_budget_of_nothing_is_refused_before_training(cost_aware: bool) -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    layers = attach(model, target=0.05, score="absolute", cost_aware=cost_aware)
+    with pytest.raises(ValueError, match=r"target = 0\.05: over 6 layers.*Give target = 0\.1"):
+        make_allocator(model, total=10)
+    enough = AllocationSettings(target=0.17, score="absolute", cost_aware=cost_aware)
+    allocator = enough.allocator(layers, total=10)
+    assert int(allocator.prune(allocator.allowance(10)).sum()) == 1
+
+
 def test_refusals_name_what_is_wrong_and_change_nothing() -> None:
     with pytest.raises(ValueError, match="no LoRA layers"):
         attach(MODELS["llama"](), target=2)
@@ -307,6 +367,7 @@ def test_refusals_name_what_is_wrong_and_change_nothing() -> None:
         ("target = 5", {"target": 5}),
         ("no adapter 'defalt'.*'default'", {"adapter": "defalt"}),
         ("start = 'svd'", {"start": "svd"}),
+        ("init = 8.*r = 4", {"target": 2, "init": 8}),
         ("intervall is no setting.*'interval'", {"target": 2, "intervall": 3}),
         ("interval = 0", {"target": 2, "interval": 0}),
         ("beta = 1", {"target": 2, "beta": 1}),
@@ -339,6 +400,20 @@ def test_layers_without_plain_matrices_are_refused(changes: dict[str, Any]) -> N
     model = peft.get_peft_model(MODELS["llama"](), config("llama", **changes))
     with pytest.raises(ValueError, match="no plain matrices"):
         attach(model)
+
+
+def test_attention_that_pytorch_fuses_is_refused() -> None:
+    base = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2), "fc": nn.Linear(8, 8)})
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["attn", "fc"]))
+    with pytest.raises(ValueError, match=r"attn: .*MultiheadAttention.*target_modules"):
+        attach(model)
+
+
+@pytest.mark.parametrize("given", [{"target": 10, "r": 4}, {"target": math.inf}, {"target": -1}])
+def test_a_config_refuses_a_target_that_cannot_be(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="target = "):
+        DynaRankConfig(**given)
+    assert DynaRankConfig(target=10, r=4, rank_pattern={"q_proj": 16}).r == 4
 
 
 def test_pruning_to_the_start_is_warned_of() -> None:

@@ -15,12 +15,12 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).parent))
 from door_models import MODELS, TARGETS, Rows, batch
 
-from dynarank.integrations.peft import DynaRankConfig, attach, gated_layers
+from dynarank.integrations.peft import DynaRankConfig, attach, finalize, gated_layers
 from dynarank.integrations.transformers import RankAllocationCallback
 
 STEPS = 12
@@ -207,6 +207,20 @@ def test_the_best_model_is_one_at_budget(tmp_path: Path) -> None:
     assert sum(callback.ranks.values()) <= 2 * len(callback.ranks)
 
 
+def test_early_stopping_counts_from_the_freeze_on(tmp_path: Path) -> None:
+    callback = allocation()
+    trainer = trainer_of(
+        tmp_path, callback, EarlyStoppingCallback(2), eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1, save_total_limit=1, load_best_model_at_end=True,
+        metric_for_best_model="eval_step", greater_is_better=False,
+    )  # fmt: skip
+    count = iter(range(100))
+    trainer.compute_metrics = lambda _: {"step": next(count)}  # worse each time
+    trainer.train()
+    freeze = callback.allocator.schedule.freeze_step  # type: ignore[union-attr]
+    assert (trainer.state.best_global_step, trainer.state.global_step) == (freeze, freeze + 2)
+
+
 def test_a_step_that_the_loss_scaler_skips_does_not_count() -> None:
     callback = allocation()
     model = adapted()
@@ -242,11 +256,24 @@ def test_training_on_after_the_end_is_plain_lora(tmp_path: Path) -> None:
     callback = allocation()
     trainer = trainer_of(tmp_path, callback)
     trainer.train()
-    trainer.optimizer = None
     ranks = callback.ranks
+    factors = [p for name, p in trainer.model.named_parameters() if "lora_" in name]
+    before = [factor.detach().clone() for factor in factors]
     with pytest.warns(UserWarning, match="trained on as plain LoRA"):
         trainer.train()
     assert callback.ranks == ranks
+    assert not any(torch.equal(*pair) for pair in zip(factors, before, strict=True))
+
+
+def test_an_optimizer_from_before_finalize_is_refused(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, allocation(finalize_at_end=False))
+    trainer.train()
+    finalize(trainer.model)
+    with pytest.raises(ValueError, match=r"trainer\.optimizer = None"):
+        trainer.train()
+    trainer.optimizer = None
+    with pytest.warns(UserWarning, match="trained on as plain LoRA"):
+        trainer.train()
 
 
 def test_settings_come_from_attach_too(tmp_path: Path) -> None:
@@ -257,6 +284,26 @@ def test_settings_come_from_attach_too(tmp_path: Path) -> None:
         model=model, args=arguments(tmp_path), train_dataset=Rows("bert"), callbacks=[callback]
     ).train()
     assert sum(callback.ranks.values()) == len(callback.ranks)  # type: ignore[union-attr, arg-type]
+
+
+def test_model_init_gates_the_models_that_it_makes(tmp_path: Path) -> None:
+    targets = iter([2, 2, 1])  # the first model is made for the Trainer's own look at it
+
+    def attached() -> Any:
+        model = adapted()
+        attach(model, target=next(targets), interval=2)
+        return model
+
+    callback = RankAllocationCallback()
+    given = {"args": arguments(tmp_path, max_steps=6), "train_dataset": Rows("bert")}
+    trainer = Trainer(model_init=attached, callbacks=[callback], **given)
+    for target in (2, 1):
+        trainer.train()
+        assert sum(callback.ranks.values()) == target * len(callback.ranks)  # type: ignore[union-attr, arg-type]
+        assert gated_layers(trainer.model) == {}
+    plain = Trainer(model_init=lambda: adapted(), callbacks=[allocation()], **given)
+    with pytest.raises(ValueError, match=r"attach\(model, target=\.\.\.\) in model_init"):
+        plain.train()
 
 
 def test_refusals_come_before_training(tmp_path: Path) -> None:

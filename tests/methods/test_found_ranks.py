@@ -63,11 +63,24 @@ def test_what_does_not_fit_is_named(allocated: Path, tmp_path: Path) -> None:
     assert found_ranks(str(allocated), costs, target=1) == ranks
     with pytest.raises(ValueError, match=r"budget.target = 0.5 stands for 6. Set budget.target=1"):
         found_ranks(str(allocated), costs, target=0.5)
+    with pytest.raises(ValueError, match=r"budget.target = 8 stands for 96. Set budget.target=1"):
+        found_ranks(str(allocated), costs, target=8)  # a budget that the pattern does not fill
     other = {key.replace("query", "q_proj"): cost for key, cost in costs.items()}
     with pytest.raises(ValueError, match=r"query is no target of this model .* same model"):
         found_ranks(str(allocated), other, target=1)
     with pytest.raises(UserError, match=r"holds neither ranks.json nor adapter_config.json"):
         read_found_ranks(str(tmp_path))
+
+
+def test_shuffled_ranks_above_the_start_end_the_run_in_one_message(
+    allocated: Path, hub_root: Path, tmp_path: Path
+) -> None:
+    ranks = dict.fromkeys(read_found_ranks(str(allocated)), 0)
+    ranks[next(iter(ranks))] = 12
+    (tmp_path / "ranks.json").write_text(json.dumps(ranks))
+    shuffled = ("method=dynarank", "method.score=shuffled", f"method.rank_pattern_from={tmp_path}")
+    with pytest.raises(UserError, match=r"method=dynarank: "):
+        run(configure(tmp_path / "run", hub_root, *FAST, *shuffled, "budget.target=1"))
 
 
 def test_a_mistake_ends_the_run_in_one_message(hub_root: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from killing import begin, start
 from lightning.pytorch.callbacks import Timer
 from tiny import CONF, configure
 
+import dynarank.runs.run as run_module
 from dynarank.checkpoints import lock as run_lock
 from dynarank.checkpoints.lock import locked
 from dynarank.checkpoints.storage import newest_valid
@@ -28,7 +29,7 @@ from dynarank.commands.predict import main as predict_main
 from dynarank.commands.user_errors import user_errors
 from dynarank.errors import UserError
 from dynarank.runs import export
-from dynarank.runs.run import run
+from dynarank.runs.run import _seconds, run
 from dynarank.runs.summary import summary_rows
 from dynarank.training.module import FineTuning
 
@@ -164,6 +165,26 @@ def test_a_run_out_of_time_before_the_freeze_is_no_result(
             ]
         )
     assert "ended before its ranks were frozen" in capsys.readouterr().err
+
+
+def test_a_run_out_of_time_goes_on_when_it_is_given_more(
+    hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Iterator[int] = iter(range(1000))
+    with monkeypatch.context() as hurried:
+        hurried.setattr(Timer, "time_elapsed", lambda *_: 0.0 if next(calls) < 2 else 3601.0)
+        first = run(configure(tmp_path, hub_root, "trainer.max_time=00:01:00:00"))
+    assert not first.at_budget
+    again = configure(tmp_path, hub_root, "trainer.max_time=00:01:00:00", "resume.path=auto")
+    with monkeypatch.context() as spent:
+        spent.setattr(run_module, "_seconds", lambda span: 0)
+        assert run(again).seconds == first.seconds  # it has no time left, and is finished
+    assert _seconds("01:02:03:04") == 93784
+    longer = configure(tmp_path, hub_root, "trainer.max_time=00:03:00:00", "resume.path=auto")
+    results = run(longer)
+    assert results.at_budget
+    assert len(results.resumed_at) == 1
+    assert (tmp_path / "adapter").is_dir()
 
 
 @pytest.fixture

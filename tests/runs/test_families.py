@@ -29,6 +29,20 @@ def answering(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Resul
     return run(configure(tmp_path_factory.mktemp("qa"), hub_root, "task=squad_v2", *SHORT))
 
 
+def test_a_run_that_lost_its_end_writes_the_tasks_files_again(
+    hub_root: Path, tmp_path: Path
+) -> None:
+    """Its last weights are the selected ones, and were scored by the process that is gone."""
+    settings = ("task=squad", "trainer.epochs=1", "budget.interval=1", "optimizer.lr=0.01")
+    before = run(configure(tmp_path, hub_root, *settings))
+    predictions = (tmp_path / "predictions.json").read_text()
+    for name in ("metrics.json", "predictions.json"):
+        (tmp_path / name).unlink()
+    again = run(configure(tmp_path, hub_root, *settings, "resume.path=auto"))
+    assert again.metrics == before.metrics
+    assert (tmp_path / "predictions.json").read_text() == predictions
+
+
 def test_question_answering_leaves_squads_files(answering: Results, hub_root: Path) -> None:
     from datasets import load_dataset
 

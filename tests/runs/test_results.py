@@ -11,7 +11,7 @@ import pytest
 
 from dynarank.config.command_line import program_to_print
 from dynarank.runs import results
-from dynarank.runs.results import Results, read_results, write_results
+from dynarank.runs.results import Results, read_results, write_artifacts, write_results
 from dynarank.runs.summary import collapse_warning, next_steps, summary_rows
 
 
@@ -107,3 +107,9 @@ def test_the_next_commands_are_as_they_are_typed_here(
     assert next_steps(given)[0] == "Next: .venv/bin/dynarank report 'out/a run'"
     monkeypatch.setenv("PATH", str(scripts))
     assert program_to_print() == "dynarank"
+
+
+def test_a_prediction_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    """NaN is no JSON: other readers than Python's refuse a file that holds it."""
+    write_artifacts({"predictions.jsonl": [{"log_likelihood": float("nan")}]}, tmp_path)
+    assert (tmp_path / "predictions.jsonl").read_text() == '{"log_likelihood": null}\n'

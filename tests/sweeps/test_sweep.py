@@ -67,9 +67,17 @@ def test_resumed_it_runs_what_is_missing_or_failed(launched: Any, tmp_path: Path
     after = [seen_by_run(tmp_path / "s" / f"p{index}")["pid"] for index in (0, 1, 2)]
     assert (after[0], after[2]) == tuple(before)
     assert [point.status() for point in read_sweep(tmp_path / "s")] == ["done"] * 3
-    launched([5, 4, 3], resume=True)  # other overrides: that one is not finished
-    assert seen_by_run(tmp_path / "s" / "p0")["pid"] != before[0]
-    assert seen_by_run(tmp_path / "s" / "p2")["pid"] == before[1]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_finished_runs_of_other_settings_are_not_replaced(
+    launched: Any, tmp_path: Path, resume: bool
+) -> None:
+    launched([1, 3])
+    before = seen_by_run(tmp_path / "s" / "p0")["pid"]
+    with pytest.raises(UserError, match=r"2 of these runs would replace finished ones of other"):
+        launched([5, 6], resume=resume)
+    assert seen_by_run(tmp_path / "s" / "p0")["pid"] == before
 
 
 def test_resumed_a_run_goes_on_where_it_was_begun(launched: Any, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import io
 import json
+import math
 import re
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +233,19 @@ def test_nothing_becomes_an_empty_field(tmp_path: Path) -> None:
     for ending in (".csv", ".tsv"):
         write_file(tmp_path / f"a{ending}", [{"a": None, "b": 1}])
         assert read(tmp_path / f"a{ending}") == {"a": [""], "b": ["1"]}
+
+
+def test_what_json_has_no_form_for_is_written_as_text(tmp_path: Path) -> None:
+    """As a parquet file may hold it, and predict --keep-all carries it over."""
+    day = dt.datetime(2024, 1, 31, 12)
+    row = {"when": day, "raw": b"a", "exact": Decimal("1.50"), "none": math.nan, "all": [day]}
+    text = "2024-01-31T12:00:00"
+    write_file(tmp_path / "a.jsonl", [row])
+    (line,) = (tmp_path / "a.jsonl").read_text().splitlines()
+    wanted = {"when": text, "raw": "b'a'", "exact": "1.50", "none": None, "all": [text]}
+    assert json.loads(line) == wanted
+    write_file(tmp_path / "a.csv", [row])
+    assert read(tmp_path / "a.csv")["all"] == [f'["{text}"]']
 
 
 TEXTS = st.lists(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from datasets import Dataset
 from language_models import sums, write_language_model, write_lines
 from tiny import compose, configure
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from dynarank.commands.chat import main as chat
 from dynarank.commands.predict import main as predict
@@ -25,8 +27,11 @@ from dynarank.runs.prepare import prepare
 from dynarank.runs.run import run
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
+from dynarank.tasks.causal_config import InstructColumns
+from dynarank.tasks.conversations import find_columns
 from dynarank.tasks.instruct import Instruct
 from dynarank.tasks.token_loss import IGNORED, chunked_sum, lighten_loss, token_terms
+from dynarank.tasks.written_answers import prompts_of
 
 TEXTS = [{"text": text} for text in ("a cat sat", "on the mat it sat", "dog", "the film was good")]
 
@@ -250,6 +255,55 @@ def test_what_is_written_does_not_depend_on_the_neighbours(
     assert together == [task.write(model, [prompt])[0] for prompt in prompts]
 
 
+def test_a_question_to_be_answered_is_never_cut(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    task: Any = task_of("instruct", sums(1), tmp_path, "task.max_length=64")
+    asked = Dataset.from_list([{"prompt": "x" * 100 + end} for end in "AB"])
+    features = task.features(task.check(asked, "x", False), tokenizer, model, labelled=False)
+    ends = [tokenizer.decode(ids)[-34:] for ids in features["input_ids"]]
+    assert ends == [f"{end}<|im_end|>\n<|im_start|>assistant\n" for end in "AB"]
+    answered = Dataset.from_list([{"prompt": "x" * 20, "completion": "y" * 100}])
+    features = task.features(task.check(answered, "x", True), tokenizer, model)
+    assert len(features["input_ids"][0]) == 64
+
+
+def test_a_conversation_that_is_cut_is_asked_its_last_question(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Its last answer does not fit, and an earlier one must not stand in its place."""
+    talk = [
+        {"role": "user", "content": "q" * 5},
+        {"role": "assistant", "content": "first"},
+        {"role": "user", "content": "z" * 60},
+        {"role": "assistant", "content": "second"},
+    ]
+    settings = ("task.max_length=40", "task.metrics=[log_likelihood,exact_match]")
+    task: Any = task_of("instruct", [{"messages": talk}] * 2, tmp_path, *settings)
+    task.encode(tokenizer, model)
+    features = task.validation_features["validation"]
+    (prompt,) = prompts_of(task.collator(tokenizer)([features[0]]))
+    assert "prompt_ids" not in task.train_features.column_names  # they are never answered
+    whole = task.prompt_ids(talk[:-1])
+    assert len(whole) > 40
+    assert prompt == whole[-40:]
+
+
+def test_a_question_without_room_for_its_answer_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    """GPT-2's positions end; what is only learned needs none for an answer."""
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_positions=40, n_embd=4, n_layer=1, n_head=1))
+    rows = [{"prompt": "1+1", "completion": "2"}, {"prompt": "1+1+1", "completion": "3"}]
+    task: Any = task_of("instruct", rows, tmp_path, "task.max_length=40", "task.max_answer=17")
+    task.encode(tokenizer, gpt2)
+    said = r"row 1: the prompt has 24 tokens.* 40 positions.* give task\.max_answer=16"
+    with pytest.raises(UserError, match=said):
+        task.features(task.check(Dataset.from_list(rows), "x", False), tokenizer, gpt2, False)
+    task.config.metrics = ["exact_match"]  # written in validation
+    with pytest.raises(UserError, match=said):
+        task.encode(tokenizer, gpt2)
+    task.config.max_answer = 16
+    task.encode(tokenizer, gpt2)
+    assert len(task.write(gpt2, [task.train_features["input_ids"][1][:24]])) == 1
+
+
 def test_the_likeliest_choice_is_found_by_brute_force(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -273,6 +327,22 @@ def test_the_likeliest_choice_is_found_by_brute_force(
             sums_of.append(sum(own))
         by_size = [value / len(choice) for value, choice in zip(sums_of, choices, strict=True)]
         assert output["chosen"] == (sums_of.index(max(sums_of)), by_size.index(max(by_size)))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"completion": "better"}, ("instruction", "input", "better")),
+        ({"input": "context"}, ("instruction", "context", "output")),
+        ({}, ("instruction", "input", "output")),
+    ],
+)
+def test_a_column_that_is_given_takes_its_role(
+    given: dict[str, str], found: tuple[str, str, str]
+) -> None:
+    names = ["instruction", "input", "output", "better", "context"]
+    columns = find_columns(InstructColumns(**given), names, "FILE", labelled=True)
+    assert (columns.prompt, columns.input, columns.completion) == found
 
 
 def test_an_empty_choice_is_refused(tmp_path: Path) -> None:
@@ -363,6 +433,7 @@ def check_chat(folder: Path) -> None:
     first, _, again = out.getvalue().splitlines()
     assert first == again
     check_full_chat(folder)
+    check_system(folder / "adapter")
     with pytest.raises(SystemExit, match="2"):
         chat([str(folder), "--max-answer", "0"])
 
@@ -394,6 +465,35 @@ def check_full_chat(folder: Path) -> None:
         chat([str(folder), "--max-answer", "256"])
 
 
+def check_system(adapter: Path) -> None:
+    """The run's system message stands until another is given, or an empty one."""
+    brief = adapter.parent.parent / "brief"
+    shutil.copytree(adapter, brief)
+    origin = json.loads((brief / "dynarank.json").read_text())
+    origin["task"]["system"] = "Brief."
+    (brief / "dynarank.json").write_text(json.dumps(origin))
+    asked: list[str] = []
+
+    def record(self: Any, model: Any, messages: Any) -> str:
+        asked.append(messages[0]["content"])
+        return "x"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Instruct, "answer", record)
+        for options in ([], ["--system", "Long."], ["--system", ""]):
+            patch.setattr("sys.stdin", io.StringIO("1+2\n"))
+            with contextlib.redirect_stdout(io.StringIO()):
+                chat([str(brief), "--max-answer", "4", *options])
+        assert asked == ["Brief.", "Long.", "1+2"]
+        for errors in ("strict", "surrogateescape"):
+            typed = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8", errors=errors)
+            patch.setattr("sys.stdin", typed)
+            with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit):
+                chat([str(brief), "--max-answer", "4"])
+            assert "the standard input holds bytes that are no UTF-8" in err.getvalue()
+    assert len(asked) == 3
+
+
 def check_predict(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Rows with answers are scored and answered; those without are answered, without a word."""
     question = {"role": "user", "content": "1+2"}
@@ -410,9 +510,10 @@ def check_predict(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.clear()
         out = folder.parent / f"{name}_out.jsonl"
         with contextlib.redirect_stdout(io.StringIO()) as shown:
-            predict([str(folder), "--input", str(file), "--output", str(out)])
+            options = ["--output", str(out), "--max-answer", "1"]
+            predict([str(folder), "--input", str(file), *options])
         records = [json.loads(line) for line in out.read_text().splitlines()]
-        assert all("text" in record for record in records)
+        assert all(len(record["text"]) <= 1 for record in records)
         assert all(("log_likelihood" in record) == (name == "answered") for record in records)
         assert ("perplexity" in shown.getvalue()) == (name == "answered")
         assert ("only 1 of 2 rows end with an answer" in caplog.text) == (name == "mixed")

@@ -279,12 +279,13 @@ def test_a_missing_value_is_named_with_its_row(ending: str, how: str, tmp_path: 
 
 
 def test_not_a_number_is_no_class(tmp_path: Path) -> None:
-    refused(r"label is missing in row 1", tmp_path, labelled(1.0, float("nan"), 2.0))
+    train = labelled(1.0, float("nan"), 2.0)
+    refused(r"label is missing in row 1", tmp_path, train, ending=".parquet")
 
 
 @pytest.mark.parametrize(
     ("ending", "bad"),
-    [(".csv", "five"), (".csv", "1,5"), (".csv", "inf"), (".jsonl", float("nan"))],
+    [(".csv", "five"), (".csv", "1,5"), (".csv", "inf"), (".parquet", float("nan"))],
 )
 def test_what_is_no_number_is_named_with_its_row(ending: str, bad: Any, tmp_path: Path) -> None:
     said = rf"^task\.train_file = .*, row 2: label = {bad!r} is not a finite number"

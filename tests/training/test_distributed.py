@@ -50,6 +50,11 @@ def calm_hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"train": glue_rows("stsb", 45, 0), "validation": glue_rows("stsb", 19, 7)},
     )
     write_dataset(
+        root / "datasets/nyu-mll/glue",
+        "cola",
+        {"train": glue_rows("cola", 45, 0), "validation": glue_rows("cola", 19, 7)},
+    )
+    write_dataset(
         root / "datasets/EdinburghNLP/xsum",
         "default",
         {"train": summary_rows(45, 0), "validation": summary_rows(13, 7)},
@@ -66,7 +71,7 @@ SUMMARIES = [
 ]
 CASES = {
     "regression": ["task=stsb"],
-    "sensitivity": ["task=stsb", "method.score=sensitivity"],
+    "sensitivity": ["task=cola", "method.score=sensitivity"],  # and classes
     "fisher": ["task=stsb", "trainer.accumulate=2", "method=dynarank"],  # and accumulation
     "adalora": ["task=stsb", "method=adalora"],
     "summaries": SUMMARIES,

@@ -30,6 +30,7 @@ _LORA = (
     "rank_pattern",
     "alpha_pattern",
     "target_modules",
+    "exclude_modules",
     "fan_in_fan_out",
 )
 _PROMPT_SIZES = (
@@ -111,7 +112,7 @@ def _peft_defaults(peft_type: str) -> dict[str, Any]:
 
 
 def _check_lora(path: Path, config: dict[str, Any], largest: int) -> None:
-    for name in ("target_modules", "modules_to_save"):
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
         if not _is_list_of_names(config.get(name) or []):
             raise UserError(f"{path}: {name} must be a list of module names")
     for name in ("rank_pattern", "alpha_pattern"):

@@ -5,11 +5,14 @@ Torch only. Legend: k components that a layer kept, A (k, d_in), B (d_out, k), s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from dynarank.adapters.inject import adapter_layers, replace_module
 from dynarank.adapters.layer import DoRALinear, stores_transposed
+from dynarank.adapters.linears import weight_holders
 from dynarank.adapters.progress import check_at_budget
 
 Factors = tuple[Tensor, Tensor]
@@ -36,18 +39,13 @@ def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
 
     Raises:
         ValueError: an allocator has these layers, and has not frozen their ranks; or a base weight
-            is quantized, so that an update cannot be added to it. The model is then left as it was.
+            is quantized, so that an update cannot be added to it, or shared with another module,
+            which the update would change too. The model is then left as it was.
     """
     layers = adapter_layers(model)
     if not over_budget:
         check_at_budget(layers.values())
-    for name, layer in layers.items():
-        # In a loop of its own, so that a refusal leaves no layer merged.
-        if not layer.weight.is_floating_point():
-            raise ValueError(
-                f"{name} has a {layer.weight.dtype} weight: "
-                "load the base model unquantized to merge"
-            )
+    _check_mergeable(model, layers)  # of all, so that a refusal leaves no layer merged
     for name, layer in layers.items():
         weight = layer.weight
         delta = layer.delta_weight()  # (d_out, d_in)
@@ -58,3 +56,22 @@ def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
         weight.copy_((weight.to(wide) + delta.to(wide)).to(weight.dtype))
         replace_module(model, name, layer.base)
     return model
+
+
+def _check_mergeable(model: nn.Module, layers: Mapping[str, DoRALinear]) -> None:
+    """Raise `ValueError` where a layer's weight cannot take its update, or not that alone."""
+    holders = weight_holders(model)
+    for name, layer in layers.items():
+        if not layer.weight.is_floating_point():
+            raise ValueError(
+                f"{name} has a {layer.weight.dtype} weight: "
+                "load the base model unquantized to merge"
+            )
+        others = [other for other in holders.get(id(layer.weight), []) if other != f"{name}.base"]
+        if others:
+            raise ValueError(
+                f"{name} shares its weight with {others[0]}, which merging would change too. Give "
+                f"it a copy first: base = model.get_submodule({name!r}).base; base.weight = "
+                "nn.Parameter(base.weight.detach().clone()). For a tied transformers model, set "
+                "config.tie_word_embeddings = False, too"
+            )

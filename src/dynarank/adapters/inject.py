@@ -128,10 +128,32 @@ def adapter_layers(model: nn.Module) -> dict[str, DoRALinear]:
 
 
 def mark_trainable(model: nn.Module, head: Sequence[str] = ()) -> None:
-    """Let the adapters and the modules named in `head` train, and nothing else."""
+    """Let the adapters and the modules named in `head` train, and nothing else.
+
+    Raises:
+        ValueError: an adapter is inside such a module (see `check_plain_head`).
+    """
+    check_plain_head(model, head)
     model.requires_grad_(False)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     for layer in adapter_layers(model).values():
         for parameter in (layer.lora_A, layer.lora_B, layer.lora_c):
             parameter.requires_grad_(True)
+
+
+def check_plain_head(model: nn.Module, head: Sequence[str]) -> None:
+    """Refuse modules that are to be trained in full, and hold adapters.
+
+    No PEFT adapter can hold both: its `modules_to_save` are plain modules.
+
+    Raises:
+        ValueError: an adapter is inside a module that `head` names, or is one.
+    """
+    for name in head:
+        for inner, module in model.get_submodule(name).named_modules(prefix=name):
+            if isinstance(module, DoRALinear):
+                raise ValueError(
+                    f"{inner} has an adapter and is part of the head {name!r}, which is trained in "
+                    f"full. Leave it out: inject(..., exclude=[{name!r}])"
+                )

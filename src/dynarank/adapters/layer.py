@@ -13,7 +13,6 @@ receives no gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import chain
 from typing import cast
 
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from dynarank.adapters import check_settings, fast_path
 from dynarank.adapters.linears import is_linear, linear_shape, stores_transposed
+from dynarank.adapters.narrowing import Move, never_narrow
 from dynarank.adapters.progress import AllocationProgress
 
 __all__ = ["DoRALinear", "is_linear", "linear_shape", "stores_transposed"]
@@ -132,16 +132,10 @@ class DoRALinear(nn.Module):
         """Return which components are not zero, (r') bool. Their number is the layer's rank."""
         return self.mask & (self.lora_c != 0)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DoRALinear:
-        def move_but_never_narrow(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if moved.element_size() < tensor.element_size():
-                return tensor.to(moved.device)  # the old values, to the bit
-            return moved
-
+    def _apply(self, fn: Move, recurse: bool = True) -> DoRALinear:
         if recurse:
             self.base._apply(fn)  # the frozen base may become narrow
-        super()._apply(move_but_never_narrow, recurse=False)
+        super()._apply(never_narrow(fn), recurse=False)
         return self
 
     def extra_repr(self) -> str:

@@ -56,6 +56,20 @@ def stores_transposed(base: nn.Module) -> bool:
     return is_conv1d(base)
 
 
+def weight_holders(model: nn.Module) -> dict[int, list[str]]:
+    """Return the full names of the modules that hold each parameter themselves, by its id().
+
+    A parameter of several modules is shared, as a tied `lm_head` shares the embeddings' weight:
+    what is added to it changes all of them. A module that the model holds twice counts once.
+    """
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in dict.fromkeys(module._parameters.values()):
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(name)
+    return holders
+
+
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """Return (d_in, d_out) of a linear map. Raises `TypeError` for any other module."""
     if isinstance(module, nn.Linear):  # also 4-bit linears, whose packed weight has another shape

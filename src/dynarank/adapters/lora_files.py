@@ -21,7 +21,13 @@ from torch import Tensor
 
 from dynarank.adapters.adapter_checks import CONFIG, WEIGHTS, read_json
 from dynarank.adapters.folding import Factors
-from dynarank.adapters.reader_forms import in_form, mlx_files, resolve_form, scale_settings
+from dynarank.adapters.reader_forms import (
+    in_form,
+    mlx_files,
+    names_to_exclude,
+    resolve_form,
+    scale_settings,
+)
 from dynarank.durable_files import make_readable
 from dynarank.errors import UserError
 
@@ -29,7 +35,7 @@ _A = ".lora_A.weight"
 _B = ".lora_B.weight"
 _MODEL = "base_model.model."
 """What PEFT puts before a module's name."""
-_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """PEFT's initializations that take the first update out of the base weights."""
 _QUANTIFIER = re.compile(r"[*+{]")
 _QUANTIFIED_GROUP = re.compile(r"\)[*+{?]")
@@ -56,7 +62,8 @@ def read_lora(folder: Path) -> LoraFiles:
 
     Raises:
         UserError: the folder holds none, or one of a kind whose ranks cannot be changed: DoRA's
-            magnitudes, biases of B, embeddings, or an initialization that changed the base.
+            magnitudes, biases of B, embeddings, parameters of experts, or an initialization that
+            changed the base.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -101,6 +108,13 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
     for setting in ("use_dora", "lora_bias"):
         if config.get(setting):
             raise UserError(f"{path}: {setting} = true: such an adapter is more than its factors")
+    for setting in ("target_parameters", "use_bdlora"):
+        if config.get(setting):
+            raise UserError(
+                f"{path}: {setting} = {str(config[setting])[:80]}: only the factors of linear "
+                "layers are read, not those of parameters (as of experts) or of blocks. PEFT's "
+                "merge_and_unload adds them to the weights"
+            )
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_CHANGES_THE_BASE):
         raise UserError(
@@ -177,7 +191,8 @@ def write_lora(
         "use_rslora": False,
         "init_lora_weights": True,
         "target_modules": kept,
-        "exclude_modules": None,  # target_modules names every layer in full
+        # target_modules names every layer in full, and of other modules only these are known.
+        "exclude_modules": names_to_exclude(kept, ranks),
         "layers_to_transform": None,
         "layers_pattern": None,
     }

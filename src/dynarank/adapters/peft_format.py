@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from dynarank.adapters.adapter_checks import CONFIG
 from dynarank.adapters.folding import Factors, fold
-from dynarank.adapters.inject import adapter_layers
+from dynarank.adapters.inject import adapter_layers, check_plain_head
 from dynarank.adapters.layer import stores_transposed
 from dynarank.adapters.progress import check_at_budget
-from dynarank.adapters.reader_forms import in_form, resolve_form, scale_settings
+from dynarank.adapters.reader_forms import in_form, names_to_exclude, resolve_form, scale_settings
 from dynarank.durable_files import make_readable
 
 
@@ -47,8 +47,8 @@ def write_peft_adapter(
 
     Raises:
         ValueError: an allocator has these layers, and has not frozen their ranks; every layer has
-            rank 0, which PEFT cannot represent; a trained value is not finite; or there is no such
-            form.
+            rank 0, which PEFT cannot represent; an adapter is inside the head; a trained value is
+            not finite; or there is no such form.
     """
     layers = adapter_layers(model)
     if not over_budget:
@@ -87,6 +87,7 @@ def write_factors(
     import peft
     from safetensors.torch import save_file
 
+    check_plain_head(model, head)
     form = resolve_form(form, task_type)
     ranks = {name: len(lora_A) for name, (lora_A, _) in factors.items()}
     kept = {name: parts for name, parts in factors.items() if ranks[name]}
@@ -102,6 +103,7 @@ def write_factors(
         **scale_settings(kept, form),
         # Full names: layers of rank 0, which PEFT refuses, are then simply not among them.
         target_modules=list(kept),
+        exclude_modules=names_to_exclude(kept, [name for name, _ in model.named_modules()]),
         modules_to_save=list(head) or None,
         fan_in_fan_out=transposed,
     )

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 
 @dataclass
 class AllocationProgress:
@@ -17,6 +19,13 @@ class AllocationProgress:
     """Optimizer steps that the allocator was told of."""
     frozen: bool = False
     """Whether the kept components are final."""
+    kept: int | None = None
+    """How many components all layers keep together; None before they are final."""
+
+    def freeze(self, masks: Iterable[Tensor]) -> None:
+        """Make the components that the layers' masks keep, (r) bool each, final."""
+        self.frozen = True
+        self.kept = sum(int(mask.sum()) for mask in masks)
 
 
 class HasProgress(Protocol):
@@ -24,17 +33,43 @@ class HasProgress(Protocol):
 
     progress: AllocationProgress | None
 
+    def active(self) -> Tensor:
+        """Return which components are not zero, (r) bool."""
+        ...
+
 
 def check_at_budget(layers: Iterable[HasProgress]) -> None:
-    """Raise `ValueError` where an allocator has these layers, and has not frozen their ranks.
+    """Raise `ValueError` where an allocator has these layers, and they hold more than it froze.
 
     Such a model holds more components than its budget allows. Layers that no allocator has ever had
     are of a fixed rank, and are accepted.
     """
+    held: dict[int, int] = {}
+    allocations: dict[int, AllocationProgress] = {}
     for layer in layers:
         progress = layer.progress
-        if progress is None or progress.frozen:
-            continue
+        if progress is not None:
+            _check_frozen(progress)
+            allocations[id(progress)] = progress
+            held[id(progress)] = held.get(id(progress), 0) + int(layer.active().sum())
+    for key, progress in allocations.items():
+        _check_kept(progress, held[key])
+
+
+def _check_kept(progress: AllocationProgress, held: int) -> None:
+    # Weights from before the freeze may have been loaded since, with all that they hold.
+    # Fewer are no fault: some layers alone may be asked for, and a kept c may be zero.
+    if progress.kept is not None and held > progress.kept:
+        raise ValueError(
+            f"the model holds {held} components, and its ranks were frozen with {progress.kept}: "
+            "weights from before the freeze were loaded. Load those of the run's end, or of a "
+            "checkpoint from behind the freeze. To write a model that is over its budget, pass "
+            "over_budget=True"
+        )
+
+
+def _check_frozen(progress: AllocationProgress) -> None:
+    if not progress.frozen:
         raise ValueError(
             f"the ranks are not final: the allocator was stepped {progress.step} times, and "
             f"freezes the ranks at step {progress.freeze_step}. Call allocator.step() after every "

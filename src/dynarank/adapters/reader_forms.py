@@ -20,7 +20,7 @@ k. So there are several:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -92,6 +92,22 @@ def scale_settings(factors: Mapping[str, Factors], form: str) -> dict[str, Any]:
         "rank_pattern": dict(pattern) if form in ("peft", "gguf") else {},
         "alpha_pattern": dict(pattern) if form == "peft" else {},
     }
+
+
+def names_to_exclude(kept: Iterable[str], modules: Iterable[str]) -> list[str] | None:
+    """Return PEFT's `exclude_modules` beside the full names of the kept layers; None for none.
+
+    PEFT takes each name for the end of others, too, and would give those an adapter of zeros.
+
+    Args:
+        modules: the full names of other modules.
+    """
+    names = set(kept)
+    ends = tuple("." + name for name in names)
+    others = [name for name in modules if name not in names and name.endswith(ends)]
+    # An excluded name is the end of others likewise, and may be that of a kept one.
+    safe = [other for other in others if not any(name.endswith("." + other) for name in names)]
+    return sorted(safe) or None
 
 
 def without_zeros(factors: Mapping[str, Factors]) -> dict[str, Factors]:

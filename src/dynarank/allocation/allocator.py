@@ -132,10 +132,6 @@ class RankAllocator:
         """Whether the kept components are final."""
         return self.progress.frozen
 
-    @frozen.setter
-    def frozen(self, frozen: bool) -> None:
-        self.progress.frozen = frozen
-
     def step(self) -> bool:
         """Account for one optimizer step; return whether it pruned.
 
@@ -209,6 +205,7 @@ class RankAllocator:
             floor=self.min_rank,
             costs=component_costs(self.layers, scores.device) if self.cost_aware else None,
             later=None if self.regrow else self.allowance(self.schedule.total),
+            later_ceiling=self.max_rank,
         )
         keep = self.agree(keep)  # processes must agree before anything is zeroed
         for layer, pruned in zip(self.layers, (~keep).split(self.sizes), strict=True):
@@ -230,7 +227,7 @@ class RankAllocator:
         The other components are exactly zero from now on.
         """
         self._mask_out(keep)
-        self.frozen = True
+        self.progress.freeze(layer.mask for layer in self.layers)
 
     def _mask_out(self, keep: Tensor) -> None:
         for layer, kept in zip(self.layers, keep.split(self.sizes), strict=True):
@@ -292,7 +289,9 @@ class RankAllocator:
         """
         check_saved(state, self.state_dict())
         self.t = int(state["t"])
-        self.frozen = bool(state["frozen"])
+        self.progress.frozen = False
+        if state["frozen"]:
+            self.progress.freeze(layer.mask for layer in self.layers)
         self.ema = state["ema"].to(self.ema.device, torch.float32)
         if self.scorer.sensitivity is not None and state["sensitivity"] is not None:
             self.scorer.sensitivity.load_state_dict(state["sensitivity"])

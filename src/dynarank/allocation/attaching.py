@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dynarank.allocation.components import Components
 from dynarank.allocation.dem import add_dem_gradient
 
 if TYPE_CHECKING:
@@ -14,11 +16,20 @@ if TYPE_CHECKING:
 
 
 class Attachment:
-    """The hooks that drive an allocator from an optimizer. `remove()` takes them away."""
+    """The hooks that drive an allocator from an optimizer. `remove()` takes them away.
+
+    Args:
+        optimizer: torch's, or a wrapper that has torch's as its `optimizer`, as accelerate's.
+
+    Raises:
+        ValueError: the optimizer trains none of the layers' coefficients, or is of another kind.
+    """
 
     def __init__(
         self, allocator: RankAllocator, optimizer: torch.optim.Optimizer, eta: float
     ) -> None:
+        optimizer = unwrapped(optimizer)
+        check_coefficients(optimizer, allocator.layers)
         self.allocator = allocator
         self.eta = eta
         self.penalty: Tensor | None = None
@@ -50,3 +61,41 @@ class Attachment:
         infinite = getattr(optimizer, "found_inf", None)
         if infinite is None or not bool(infinite):
             self.allocator.step()
+
+
+def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    """Return torch's optimizer inside others' wrappers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    # accelerate's wrapper is an Optimizer by its class, but has no hooks that would be called.
+    while not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        if not hasattr(optimizer, "optimizer"):
+            raise ValueError(
+                f"the optimizer is a {type(optimizer).__name__}, which is neither one of torch's "
+                "nor a wrapper of one: call allocator.step() after each of its steps instead"
+            )
+        optimizer = optimizer.optimizer
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+def parameter_ids(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Return the identities of an optimizer's parameters."""
+    identities: set[int] = set()
+    for group in optimizer.param_groups:
+        identities.update(id(parameter) for parameter in group["params"])
+    return identities
+
+
+def check_coefficients(optimizer: torch.optim.Optimizer, layers: Iterable[Components]) -> None:
+    """Raise `ValueError` where the optimizer trains no layer's coefficients c."""
+    trained = [id(layer.lora_c) for layer in layers if layer.lora_c.requires_grad]
+    # One of several optimizers may have some layers only, and c may be fixed on purpose.
+    if trained and parameter_ids(optimizer).isdisjoint(trained):
+        raise ValueError(
+            "the optimizer does not train the layers' coefficients c, so that all ranks would be "
+            "0. Make it after inject, attach or get_peft_model, of all parameters that require "
+            "gradients"
+        )

@@ -18,6 +18,7 @@ def best_components(
     floor: int = 0,
     costs: Tensor | None = None,
     later: int | None = None,
+    later_ceiling: int | None = None,
 ) -> Tensor:
     """Return what the model keeps, (n) bool.
 
@@ -28,14 +29,24 @@ def best_components(
         floor: components that every layer keeps at least.
         costs: the parameters of each component, (n); None to count components.
         later: the last budget, where pruning is for good; None where pruned ones may return.
+        later_ceiling: components that a layer may keep under the last budget; None for no limit.
     """
     scores = with_floors(scores, sizes, floor)
+    if later is not None:
+        # A caller that drives the pruning may ask for less than the last budget.
+        allowed = with_ceiling(scores, sizes, later_ceiling)
+        lasting = _best(allowed, costs, min(count, later))
+        # What fills the last budget must not go before: wide components with higher scores would
+        # be left, of which none fits, or more of one layer than it may keep.
+        scores = torch.where(lasting, torch.full_like(scores, torch.inf), scores)
+    return _best(scores, costs, count)
+
+
+def _best(scores: Tensor, costs: Tensor | None, count: int) -> Tensor:
+    """Return the best components, by number or, where costs are given, by parameters, (n) bool."""
     if costs is None:
         # Fewer than the count may be left that can be kept at all.
         return top_components(scores, count) & (scores >= 0)
-    if later is not None:
-        # A caller that drives the pruning may ask for less than the last budget.
-        scores = keeping_fit(scores, costs, min(count, later))
     return top_parameters(scores, costs, count)
 
 
@@ -77,21 +88,6 @@ def top_parameters(scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     keep[kept] = True
     return keep
-
-
-def keeping_fit(scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
-    """Return the scores with infinity for the components that a later budget would take, (n).
-
-    Where pruning is for good, the narrow components that fill a later budget's last parameters
-    may be gone by then: wide ones with higher scores would be left, of which none fits.
-
-    Args:
-        scores: (n), as in `top_parameters`.
-        costs: likewise.
-        parameters: the later budget.
-    """
-    later = top_parameters(scores, costs, parameters)
-    return torch.where(later, torch.full_like(scores, torch.inf), scores)
 
 
 def with_ceiling(scores: Tensor, sizes: Sequence[int], ceiling: int | None) -> Tensor:

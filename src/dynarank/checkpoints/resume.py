@@ -22,6 +22,7 @@ from dynarank.checkpoints.storage import (
 from dynarank.durable_files import write_durably
 from dynarank.errors import UserError
 from dynarank.run_folder import CHECKPOINTS, is_finished
+from dynarank.training.distributed import is_first
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,12 @@ def _named_checkpoint(path: Path, folder: Path) -> Resumption:
 
 
 def _refuse_to_lose(folder: Path) -> None:
-    """Raise `UserError` where the folder holds a run, finished or not."""
+    """Raise `UserError` where the folder holds a run, finished or not.
+
+    The first process alone looks: a launcher starts the others once it has begun there.
+    """
+    if not is_first():
+        return
     if is_finished(folder):
         raise UserError(
             f"{folder} holds a finished run. Keep it and choose another: hydra.run.dir=DIR, or "

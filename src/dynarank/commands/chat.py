@@ -40,7 +40,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command's options."""
     parser = CommandParser("chat", __doc__)
     parser.add_argument("source", type=user_path, metavar="RUN_OR_ADAPTER_DIR")
-    parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
+    parser.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="a system message before the conversation (default: task.system; empty: none)",
+    )
     parser.add_argument(
         "--max-answer", type=int, default=256, metavar="N", help="tokens of an answer at most"
     )
@@ -85,7 +89,7 @@ def chat(options: argparse.Namespace) -> None:
         )
     task.prepare(predictor.tokenizer, predictor.model)
     task.config.max_answer = options.max_answer
-    system = options.system or task.config.system
+    system = task.config.system if options.system is None else options.system or None
     room = _room(predictor.model, options.max_answer)
     conversation = Conversation(task, system, room)
     for line in _lines():
@@ -164,8 +168,20 @@ def _lines() -> Iterator[str]:
     while True:
         if asks:
             print(ASK, end="", flush=True)
-        line = sys.stdin.readline()
+        line = _read_line()
         if not line or line.strip() == QUIT:
             return
         if line.strip():
             yield line.strip()
+
+
+def _read_line() -> str:
+    try:
+        line = sys.stdin.readline()
+        # In the C locale, halves of surrogate pairs stand for bytes that are no text.
+        line.encode()
+    except UnicodeError:
+        raise UserError(
+            "the standard input holds bytes that are no UTF-8. Convert it first, as by iconv"
+        ) from None
+    return line

@@ -1,7 +1,8 @@
 """Make any PEFT LoRA adapter smaller after training, without training.
 
 Every layer's update is decomposed by its singular values, and the best components of the whole
-adapter are kept. The result is a plain PEFT LoRA adapter with a rank pattern.
+adapter are kept. The result is a plain PEFT LoRA adapter with a rank pattern. Readers that want
+another form get it from it by dynarank export SMALLER OUT --format.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def compress_folder(options: argparse.Namespace) -> None:
         )
     except ValueError as error:
         raise UserError(str(error)) from None
-    write_lora(adapter, smaller.factors, options.out)
+    # Padded to one rank, as is usual for a language model, it could be larger than before.
+    write_lora(adapter, smaller.factors, options.out, form="peft")
     before = sum(A.numel() + B.numel() for A, B in factors.values())
     what = "update" if moments is None else "output on the sample"
     summary = (

@@ -57,7 +57,7 @@ def write_export(adapter: Path, options: argparse.Namespace) -> None:
         notes = write_merged(adapter, options.out, hub, options.base, options.dtype)
     elif options.format is None:
         copy_adapter(adapter, options.out)
-        notes = [read_by(stored_form(adapter))]
+        notes = [stored_note(adapter)]
     else:
         notes = write_form(adapter, options.out, options.format)
     for note in notes:
@@ -173,15 +173,17 @@ def copy_adapter(adapter: Path, out: Path) -> None:
     raise UserError(f"{trained} has no form that PEFT knows, and is no PEFT adapter")
 
 
-def stored_form(adapter: Path) -> str:
-    """Return the form that an adapter is stored in."""
+def stored_note(adapter: Path) -> str:
+    """Return who reads an adapter as it is stored, in a sentence."""
     from dynarank.adapters.adapter_checks import CONFIG, read_json
 
     config = read_json(adapter / CONFIG)
+    if config.get("peft_type") != "LORA":
+        return f"an adapter of PEFT's type {config.get('peft_type')}, which is read by PEFT alone"
     # llama.cpp divides by each layer's rank itself: its form has ranks, and no alphas beside them.
     if config.get("alpha_pattern"):
-        return "peft"
-    return "gguf" if config.get("rank_pattern") else "padded"
+        return read_by("peft")
+    return read_by("gguf" if config.get("rank_pattern") else "padded")
 
 
 def read_by(form: str) -> str:
@@ -219,9 +221,14 @@ def rank_pattern_text(adapter: Path) -> str:
     """Return an adapter's ranks as the settings with which others train plain LoRA on them.
 
     Raises:
-        UserError: it is no PEFT LoRA adapter.
+        UserError: it is no PEFT LoRA adapter, or one that has learned nothing.
     """
     from dynarank.adapters.lora_files import read_lora
     from dynarank.adapters.rank_patterns import as_settings, ranks_of
 
-    return as_settings(ranks_of(read_lora(adapter)))
+    ranks = ranks_of(read_lora(adapter))
+    if not ranks:
+        raise UserError(
+            f"{adapter}: every component is zero, so that it has no ranks. Name a trained adapter"
+        )
+    return as_settings(ranks)

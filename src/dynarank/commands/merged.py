@@ -30,11 +30,12 @@ def write_merged(
         what the user should know about the precision, a sentence each.
 
     Raises:
-        UserError: what was trained cannot be added to weights.
+        UserError: what was trained cannot be added to weights, or not without changing others.
     """
     import peft
     import torch
 
+    from dynarank.runs.base_weights import untie_to_merge
     from dynarank.runs.predictor import load_run
 
     # Whether it may be over its budget was asked when the adapter was looked for.
@@ -44,6 +45,7 @@ def write_merged(
     if isinstance(model, peft.PeftModel):
         if model.active_peft_config.is_prompt_learning:
             raise UserError(_not_mergeable(loaded.origin.method))
+        notes += untie_to_merge(model)
         config = loaded.origin.model_config()
         narrow = config.dtype != DTYPES[0]
         if loaded.dequantized is not None:

@@ -48,13 +48,19 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run Python code that comes with the base model",
     )
+    parser.add_argument(
+        "--max-answer",
+        type=int,
+        metavar="N",
+        help="tokens of an answer at most (default: the run's task.max_answer)",
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--device", help="cpu, cuda, mps; by default a GPU where there is one")
     add_hub_root(parser)
 
 
 def load_named_run(options: argparse.Namespace) -> Predictor:
-    """Return the predictor that the options name, with their names of columns."""
+    """Return the predictor that the options name, as they change its task. Raises `UserError`."""
     from dynarank.pretrained.hub import HubConfig
     from dynarank.runs.predictor import load_predictor
 
@@ -67,7 +73,18 @@ def load_named_run(options: argparse.Namespace) -> Predictor:
         over_budget=options.over_budget,
     )
     _rename_columns(predictor.task, options.column)
+    _limit_answers(predictor.task, options.max_answer)
     return predictor
+
+
+def _limit_answers(task: Task[Any], most: int | None) -> None:
+    if most is None:
+        return
+    if not hasattr(task.config, "max_answer"):
+        raise UserError(f"--max-answer {most}: task={task.config.name} has no task.max_answer")
+    if most < 1:
+        raise UserError(f"--max-answer {most}: at least 1")
+    task.config.max_answer = most
 
 
 def _rename_columns(task: Task[Any], given: Sequence[str]) -> None:

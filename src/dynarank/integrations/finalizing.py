@@ -74,7 +74,7 @@ def _cut(gated: GatedLayer) -> int:
     kept = gated.active().nonzero().flatten()
     scale = gated.scaling
     A, B = layer.lora_A[adapter], layer.lora_B[adapter]
-    remove_gate(A)
+    remove_gate(A, B)
     rank = len(kept)
     if rank == 0:
         _forget(layer, adapter)

@@ -8,11 +8,15 @@ Legend: r components of the layer, A (r, d_in) and B (d_out, r) of PEFT's layer,
 PEFT reads A as `lora_A[adapter].weight` everywhere: in its forward passes for every kind of base
 layer, in merging and in combining adapters. There it finds diag(c * mask) A. So no layer of PEFT is
 replaced, and a state dict holds that product under A's usual name: a plain LoRA adapter.
+
+While a layer has a gate, A, B and c stay as wide as they are under `.to`, `.half` and `.bfloat16`,
+which a Trainer may call: in bfloat16, c would not move at usual learning rates.
 """
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
+from dynarank.adapters.narrowing import Move, never_narrow
 from dynarank.adapters.progress import AllocationProgress
 from dynarank.integrations.settings import AllocationSettings
 
@@ -42,7 +47,7 @@ class Gate(nn.Module):
         # Trainers exempt parameters from weight decay by their names, and c must not decay.
         # An adapter that PEFT has frozen, as one that is not active, has a frozen c.
         self.lora_c_like_bias = nn.Parameter(
-            torch.full((len(A),), c, device=A.device), requires_grad=A.requires_grad
+            torch.full((len(A),), c, device=A.device, dtype=A.dtype), requires_grad=A.requires_grad
         )
         self.register_buffer("mask", torch.ones(len(A), dtype=torch.bool, device=A.device))
         self.progress: AllocationProgress | None = None
@@ -145,21 +150,36 @@ def find_gate(linear: nn.Module) -> Gate | None:
     return first if isinstance(first, Gate) else None
 
 
-def add_gate(linear: nn.Linear, c: float, settings: AllocationSettings | None) -> None:
+def add_gate(A: nn.Linear, B: nn.Linear, c: float, settings: AllocationSettings | None) -> None:
     """Put a gate on A. A keeps its parameter, so that an optimizer that has it still trains it."""
-    gate = Gate(linear.weight, c=c, settings=settings)
-    parametrize.register_parametrization(linear, "weight", gate)
+    gate = Gate(A.weight, c=c, settings=settings)
+    parametrize.register_parametrization(A, "weight", gate)
     gate.hooks = [
-        linear.register_state_dict_post_hook(_fold_state),
-        linear.register_load_state_dict_pre_hook(_unfold_state),
+        A.register_state_dict_post_hook(_fold_state),
+        A.register_load_state_dict_pre_hook(_unfold_state),
     ]
+    for linear in (A, B):
+        # On the instance, where `nn.Module` of a parent finds it: the class is PEFT's to choose.
+        vars(linear)["_apply"] = MethodType(_apply_never_narrow, linear)
 
 
-def remove_gate(linear: nn.Linear) -> None:
+def remove_gate(A: nn.Linear, B: nn.Linear) -> None:
     """Take the gate away; A becomes what PEFT read through it."""
-    for hook in gate_of(linear).hooks:
+    for hook in gate_of(A).hooks:
         hook.remove()
-    parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
+    for linear in (A, B):
+        del vars(linear)["_apply"]
+    weight = A.weight.detach()
+    trained = A.get_parameter(_RAW_A).requires_grad
+    # torch's own way takes the property off the class, which copies of the model share.
+    A.__class__ = parametrize.type_before_parametrizations(A)
+    del A.parametrizations
+    A.weight = nn.Parameter(weight, requires_grad=trained)
+
+
+def _apply_never_narrow(linear: nn.Module, fn: Move, recurse: bool = True) -> nn.Module:
+    # A's parts, the gate among them, are given the same move.
+    return type(linear)._apply(linear, never_narrow(fn), recurse)
 
 
 def _fold_state(

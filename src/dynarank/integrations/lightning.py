@@ -26,12 +26,12 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from dynarank.adapters.inject import adapter_layers
 from dynarank.allocation.allocator import RankAllocator
-from dynarank.allocation.attaching import Attachment
+from dynarank.allocation.attaching import Attachment, parameter_ids
 from dynarank.allocation.components import Components
 from dynarank.allocation.dem import add_dem_gradient
 from dynarank.integrations.distributed import choose_as_first, world_size
 from dynarank.integrations.gate import GatedLayer
-from dynarank.integrations.logs import log_values, over_budget_message, parameter_ids
+from dynarank.integrations.logs import log_values, over_budget_message
 from dynarank.integrations.saved_state import raw_factors, restore_factors
 from dynarank.integrations.settings import AllocationSettings, settings_from
 

@@ -34,11 +34,3 @@ def over_budget_message(allocator: RankAllocator) -> str:
         f"and is not at its budget of {wanted}. Resume the run, or train for the number of steps "
         "that it was started with"
     )
-
-
-def parameter_ids(optimizer: torch.optim.Optimizer) -> set[int]:
-    """Return the identities of an optimizer's parameters."""
-    identities: set[int] = set()
-    for group in optimizer.param_groups:
-        identities.update(id(parameter) for parameter in group["params"])
-    return identities

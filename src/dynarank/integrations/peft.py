@@ -23,6 +23,7 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.lora import ParamWrapper
+from peft.tuners.lora.layer import MultiheadAttention
 from torch import nn
 
 from dynarank.adapters import STARTS
@@ -31,7 +32,7 @@ from dynarank.allocation.allocator import RankAllocator
 from dynarank.integrations.finalizing import finalize
 from dynarank.integrations.gate import GatedLayer, add_gate, find_gate
 from dynarank.integrations.lora_layers import adapter_to_gate, lora_layers
-from dynarank.integrations.settings import AllocationSettings, mean_size, settings_from
+from dynarank.integrations.settings import AllocationSettings, settings_from
 from dynarank.integrations.sharding import check_local
 
 __all__ = [
@@ -64,11 +65,17 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
     """`paper`: A and B are random and c = 0. `lora`: as LoRA starts, with B = 0 and c = 1."""
 
     def __post_init__(self) -> None:
+        self.allocation()  # checks them, before r is made of the target
         if self.r is None:
             self.r = math.ceil(1.5 * self.target)
-        # By name: super() would reach AllocationSettings alone, which the next line checks.
+        # By name: super() would reach AllocationSettings alone.
         peft.LoraConfig.__post_init__(self)
-        self.allocation()
+        largest = max([self.r, *(self.rank_pattern or {}).values()])
+        if self.target > largest:
+            raise ValueError(
+                f"target = {self.target:g} is above r = {largest}: pruning only takes away. Give "
+                f"r = {math.ceil(1.5 * self.target)}, or a smaller target"
+            )
 
     def allocation(self) -> AllocationSettings:
         """Return the allocation's settings."""
@@ -146,17 +153,16 @@ def attach(
         ValueError: the model has no such adapter, or one that is gated already, merged, trained
             (with `paper`), or of a kind that has no matrices A and B; or a setting is out of range.
     """
-    layers = add_gates(model, settings_from(target, settings), adapter=adapter, start=start)
-    size = mean_size(layers.values())
-    if init is not None and init != size:
-        raise ValueError(
-            f"init = {init}, but the LoRA layers have r = {size:g}. Give both the same"
-        )
-    return layers
+    checked = settings_from(target, settings)
+    return add_gates(model, checked, adapter=adapter, start=start, init=init)
 
 
 def add_gates(
-    model: nn.Module, settings: AllocationSettings | None, adapter: str | None, start: str
+    model: nn.Module,
+    settings: AllocationSettings | None,
+    adapter: str | None,
+    start: str,
+    init: int | None = None,
 ) -> dict[str, GatedLayer]:
     """Put gates on an adapter's layers, once all of them are known to be fit for it."""
     if start not in STARTS:
@@ -166,8 +172,14 @@ def add_gates(
     members = {key: layer for key, layer in found.items() if _has(layer, name)}
     for key, layer in members.items():
         _check_layer(key, layer, name, start)
+    sizes = [layer.r[name] for layer in members.values()]
+    size = sum(sizes) / len(sizes)
+    if init not in (None, size):
+        raise ValueError(
+            f"init = {init}, but the LoRA layers have r = {size:g}. Give both the same"
+        )
     if settings is not None:
-        _check_target(settings.target, [layer.r[name] for layer in members.values()])
+        _check_target(settings.target, size)
     keep_differentiable(model)
     for layer in members.values():
         _gate_layer(layer, name, start, settings)
@@ -179,6 +191,11 @@ def _has(layer: Any, adapter: str) -> bool:
 
 
 def _check_layer(name: str, layer: Any, adapter: str, start: str) -> None:
+    if isinstance(layer, MultiheadAttention):
+        raise ValueError(
+            f"{name}: PEFT adapts an nn.MultiheadAttention in two parts of one rank, which dynamic "
+            "ranks would part, so that PEFT could not load it. Leave it out of target_modules"
+        )
     factors = dict(layer.lora_A.items())  # a ModuleDict has no get()
     A = factors.get(adapter)
     is_matrix = isinstance(A, nn.Linear) and not isinstance(layer, ParamWrapper)
@@ -201,8 +218,7 @@ def _check_layer(name: str, layer: Any, adapter: str, start: str) -> None:
         )
 
 
-def _check_target(target: float, sizes: list[int]) -> None:
-    size = sum(sizes) / len(sizes)
+def _check_target(target: float, size: float) -> None:
     if target > size:
         raise ValueError(
             f"target = {target:g}, but the LoRA layers have r = {size:g}: pruning only takes "
@@ -226,7 +242,7 @@ def _gate_layer(layer: Any, adapter: str, start: str, settings: AllocationSettin
         # B may be random too: with c = 0 the model still starts as it was.
         nn.init.kaiming_uniform_(A.weight)
         nn.init.kaiming_uniform_(B.weight)
-    add_gate(A, c=0.0 if start == "paper" else 1.0, settings=settings)
+    add_gate(A, B, c=0.0 if start == "paper" else 1.0, settings=settings)
 
 
 def gated_layers(model: nn.Module, adapter: str | None = None) -> dict[str, GatedLayer]:

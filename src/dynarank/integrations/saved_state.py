@@ -6,7 +6,7 @@ A checkpoint's adapter holds diag(c * mask) A, from which A and c cannot be told
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from dynarank.integrations.gate import GatedLayer
 
 FILE = "dynarank.safetensors"
 """The file's name in a checkpoint's folder."""
+_LAST_FILE = "trainer_state.json"
+"""The last file that transformers' Trainer writes into a checkpoint."""
 _PARTS = ("lora_A", "lora_c", "mask")
 _MOMENTS = ("mean", "deviation")
 
@@ -100,3 +102,37 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         moments[key] = [tensors.pop(name) for name in names]
     state["sensitivity"] = moments if has_moments else None
     return state, {name.removeprefix("layer."): tensor for name, tensor in tensors.items()}
+
+
+def state_file(folders: Iterable[Any], step: int) -> Path:
+    """Return the first folder's allocation file that is there: the one to resume from at a step.
+
+    Args:
+        folders: where it may be. Entries that name no folder, as None or True, are passed over.
+
+    Raises:
+        ValueError: it is in none of them.
+    """
+    tried = [Path(folder) / FILE for folder in folders if isinstance(folder, str | Path)]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"{' and '.join(map(str, tried))}: there is no state of the allocation, without which "
+        "the run cannot be resumed. Give RankAllocationCallback(resume_from=...), the folder "
+        f"of checkpoint-{step}, or start the run anew"
+    )
+
+
+def newest_saved(output_dir: str, step: int) -> Path:
+    """Return where the allocation's file goes in the checkpoint that a Trainer has just written."""
+    name = f"checkpoint-{step}"
+    root = Path(output_dir)
+    # A search over hyperparameters has a folder for each trial.
+    saved = [root / name / _LAST_FILE, *root.glob(f"run-*/{name}/{_LAST_FILE}")]
+    newest = max((path for path in saved if path.is_file()), key=_changed)
+    return newest.with_name(FILE)
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime

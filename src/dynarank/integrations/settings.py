@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.allocator_checks import check_bounds
-from dynarank.allocation.components import Components
+from dynarank.allocation.components import Components, component_parameters
 from dynarank.allocation.config import SCORES
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.errors import nearest
+from dynarank.rounding import round_half_up
 
 
 @dataclass(kw_only=True)
@@ -74,10 +76,16 @@ class AllocationSettings:
         )
 
     def allocator(self, layers: Mapping[str, Components], total: int) -> RankAllocator:
-        """Return an allocator of these layers for a run of `total` optimizer steps."""
+        """Return an allocator of these layers for a run of `total` optimizer steps.
+
+        Raises:
+            ValueError: nothing of the adapter would be left at the end, or as `RankAllocator`.
+        """
+        schedule = self.schedule(init=mean_size(layers.values()), total=total)
+        self._check_end(schedule, layers)
         return RankAllocator(
             layers,
-            self.schedule(init=mean_size(layers.values()), total=total),
+            schedule,
             beta=self.beta,
             regrow=self.regrow,
             score=self.score,
@@ -85,6 +93,22 @@ class AllocationSettings:
             min_rank=self.min_rank,
             max_rank=self.max_rank,
         )
+
+    def _check_end(self, schedule: BudgetSchedule, layers: Mapping[str, Components]) -> None:
+        """Raise `ValueError` where the budget of the end is below one component."""
+        costs = [component_parameters(layer) for layer in layers.values()]
+        kept = schedule.keep(schedule.total, len(costs))
+        # One component of the cheapest layer must fit into what the mean layer may hold.
+        least = 1 / len(costs)
+        if self.cost_aware:
+            kept = round_half_up(self.target * sum(costs)) // min(costs)
+            least = min(costs) / sum(costs)
+        if kept < 1:
+            raise ValueError(
+                f"target = {self.target:g}: over {len(costs)} layers this is less than one "
+                f"component, and no adapter would be left. Give target = "
+                f"{math.ceil(1000 * least) / 1000:g} or more"
+            )
 
 
 def mean_size(layers: Iterable[Components]) -> float:

@@ -25,23 +25,23 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dynarank.allocation.allocator import RankAllocator
-from dynarank.allocation.attaching import Attachment
+from dynarank.allocation.attaching import Attachment, unwrapped
 from dynarank.integrations.distributed import choose_as_first, world_size
 from dynarank.integrations.gate import GatedLayer
-from dynarank.integrations.logs import log_values, over_budget_message, parameter_ids
-from dynarank.integrations.peft import (
-    DynaRankConfig,
-    add_gates,
-    finalize,
-    gated_layers,
+from dynarank.integrations.logs import log_values, over_budget_message
+from dynarank.integrations.peft import DynaRankConfig, add_gates, gated_layers
+from dynarank.integrations.retraining import check_retraining, finalize_trained
+from dynarank.integrations.saved_state import (
+    newest_saved,
+    read_state,
+    restore_factors,
+    state_file,
+    write_state,
 )
-from dynarank.integrations.saved_state import FILE, read_state, restore_factors, write_state
 from dynarank.integrations.settings import settings_from
 from dynarank.integrations.sharding import check_local, refuse_sharding
 
 log = logging.getLogger(__name__)
-_LAST_FILE = "trainer_state.json"
-"""The last file that a Trainer writes into a checkpoint."""
 
 
 class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
@@ -88,7 +88,8 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         resume_from: str | Path | None = None,
         **settings: Any,
     ) -> None:
-        self.settings = settings_from(target, settings)
+        self._given = settings_from(target, settings)
+        self.settings = self._given
         self.adapter = adapter
         self.start = start
         self.finalize_at_end = finalize_at_end
@@ -115,12 +116,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         layers = gated_layers(model, self.adapter)
         if not layers:
             layers = self._gate(model)
-        for layer in layers.values():
-            # TRL narrows what trains on a quantized model; c would not move in bfloat16.
-            for factor in (layer.lora_A, layer.lora_B, layer.lora_c):
-                factor.data = factor.data.float()
-        self._set_settings(layers)
-        self._layers = layers
+        self._adopt(layers)
 
     def _gate(self, model: nn.Module) -> dict[str, GatedLayer]:
         settings, start = self.settings, self.start
@@ -133,8 +129,15 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
                 configs[name] = config.plain()
         return add_gates(model, settings, adapter=self.adapter, start=start)
 
-    def _set_settings(self, layers: dict[str, GatedLayer]) -> None:
-        self.settings = self.settings or next(iter(layers.values())).gate.settings
+    def _adopt(self, layers: dict[str, GatedLayer]) -> None:
+        """Make these the layers whose ranks are allocated, with the settings that hold for them."""
+        for layer in layers.values():
+            # TRL narrows what trains on a quantized model; c would not move in bfloat16.
+            for factor in (layer.lora_A, layer.lora_B, layer.lora_c):
+                factor.data = factor.data.float()
+        self._layers = layers
+        # Each model that `model_init` makes may have been attached with others.
+        self.settings = self._given or next(iter(layers.values())).gate.settings
         if self.settings is None:
             raise ValueError(
                 "the allocation has no target: give RankAllocationCallback(target=...), the mean "
@@ -152,41 +155,52 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Make the allocator for the Trainer's number of steps, and load its state on resuming."""
         assert model is not None
-        if self.ranks is not None and not gated_layers(model, self.adapter):
-            warnings.warn(
-                "the model's ranks are final: it is trained on as plain LoRA", stacklevel=2
-            )
-            return
-        if not self._layers:
-            raise ValueError(
-                "RankAllocationCallback was added to a Trainer that was made already. Give it in "
-                "Trainer(callbacks=[...]), so that it meets the model before the optimizer does"
-            )
-        assert self.settings is not None
-        # Sharding that was set up since the Trainer was made shows in the tensors alone.
-        for name, layer in self._layers.items():
-            check_local(name, layer.lora_A, layer.lora_B, rank=layer.r)
         # train() may be called again, with an optimizer of its own.
         self._detach()
-        inner = unwrapped(optimizer)
-        first = next(iter(self._layers.values()))
-        if id(first.lora_c) not in parameter_ids(inner):
-            raise ValueError(
-                "the optimizer does not train the layers' coefficients c. Call attach(model) "
-                "before you make the optimizer, or let the Trainer make it"
-            )
-        self.allocator = self.settings.allocator(self._layers, total=state.max_steps)
+        layers = gated_layers(model, self.adapter)
+        if not layers:
+            self._train_without_gates(model, optimizer)
+            return
+        # Sharding that was set up since the Trainer was made shows in the tensors alone.
+        for name, layer in layers.items():
+            check_local(name, layer.lora_A, layer.lora_B, rank=layer.r)
+        self._adopt(layers)
+        assert self.settings is not None
+        self.ranks = None
+        self.allocator = self.settings.allocator(layers, total=state.max_steps)
         if world_size() > 1:
             self.allocator.agree = choose_as_first
         if state.global_step > 0:
             self._resume(args, state)
         # What a run that resumes behind the freeze remembers as its best was at budget.
         self._selects_models = self.allocator.frozen
-        self._attachment = self.allocator.attach(inner, eta=self.settings.eta)
+        assert optimizer is not None
+        self._attachment = self.allocator.attach(optimizer, eta=self.settings.eta)
+
+    def _train_without_gates(self, model: nn.Module, optimizer: Any) -> None:
+        """Let a finalized model be trained on; refuse any other."""
+        if self.ranks is not None:
+            check_retraining(model, unwrapped(optimizer))
+            warnings.warn(
+                "the model's ranks are final: it is trained on as plain LoRA", stacklevel=3
+            )
+        elif self._layers:
+            raise ValueError(
+                "the Trainer has made another model since, whose layers have no gates: call "
+                "attach(model, target=...) in model_init"
+            )
+        else:
+            raise ValueError(
+                "RankAllocationCallback was added to a Trainer that was made already. Give it in "
+                "Trainer(callbacks=[...]), so that it meets the model before the optimizer does"
+            )
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         assert self.allocator is not None
-        path = self._state_file(args, state)
+        folders = [self.resume_from, getattr(args, "resume_from_checkpoint", None)]
+        if args.output_dir:
+            folders.append(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        path = state_file(folders, state.global_step)
         allocator_state, tensors = read_state(path)
         try:
             restore_factors(self._layers, tensors)
@@ -194,34 +208,18 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         except ValueError as error:
             raise ValueError(f"{path} does not fit this run: {error}") from None
 
-    def _state_file(self, args: TrainingArguments, state: TrainerState) -> Path:
-        """Return the allocation's file in the checkpoint that the run resumes from."""
-        name = f"checkpoint-{state.global_step}"
-        folders = [self.resume_from, getattr(args, "resume_from_checkpoint", None)]
-        if args.output_dir:
-            folders.append(Path(args.output_dir) / name)
-        # `resume_from_checkpoint` may be None or True, which name no folder.
-        tried = [Path(folder) / FILE for folder in folders if isinstance(folder, str | Path)]
-        for path in tried:
-            if path.is_file():
-                return path
-        raise ValueError(
-            f"{' and '.join(map(str, tried))}: there is no state of the allocation, without which "
-            "the run cannot be resumed. Give RankAllocationCallback(resume_from=...), the folder "
-            f"of {name}, or start the run anew"
-        )
-
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Let the search for the best model begin anew once the ranks are final.
+        """Forget the best evaluation at every step until the ranks are final.
 
-        The allocator itself is called by the optimizer, and only for steps that are really taken.
+        What was evaluated before is over its budget. Early stopping starts anew wherever there is
+        no best one. The allocator itself is called by the optimizer, and only for steps that are
+        really taken.
         """
-        if self.allocator is None or not self.allocator.frozen or self._selects_models:
+        if self.allocator is None or self._selects_models:
             return
-        self._selects_models = True
-        # What was evaluated before was over its budget.
+        self._selects_models = self.allocator.frozen
         state.best_metric = None
         state.best_global_step = None
         state.best_model_checkpoint = None
@@ -250,12 +248,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         if self.allocator is None or self._attachment is None or not state.is_world_process_zero:
             return
         # Not as transformers' ExportableState: it holds JSON alone, and makes a new callback of it.
-        name = f"checkpoint-{state.global_step}"
-        root = Path(args.output_dir)
-        # A search over hyperparameters has a folder for each trial: the newest was just saved.
-        saved = [root / name / _LAST_FILE, *root.glob(f"run-*/{name}/{_LAST_FILE}")]
-        newest = max((path for path in saved if path.is_file()), key=_changed)
-        write_state(newest.with_name(FILE), self.allocator, self._layers)
+        write_state(newest_saved(args.output_dir, state.global_step), self.allocator, self._layers)
 
     def on_train_end(
         self,
@@ -263,6 +256,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
         **_: Any,
     ) -> None:
         """Make the model plain LoRA of its final ranks, or warn that they are not final."""
@@ -275,8 +269,8 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
             return
         self.ranks = self.allocator.ranks()
         if self.finalize_at_end:
-            adapter = next(iter(self._layers.values())).adapter
-            self.ranks = finalize(model, adapter)
+            # The Trainer keeps its optimizer for another train().
+            self.ranks = finalize_trained(model, self._layers, unwrapped(optimizer))
             self._layers = {}
             log.info("the adapter is plain LoRA with %d components", sum(self.ranks.values()))
 
@@ -284,17 +278,3 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
-
-
-def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    """Return torch's optimizer inside accelerate's."""
-    # accelerate's wrapper is an Optimizer by its class, but has no hooks that would be called.
-    while not hasattr(optimizer, "_optimizer_step_post_hooks"):
-        assert hasattr(optimizer, "optimizer"), f"{type(optimizer).__name__} wraps no optimizer"
-        optimizer = optimizer.optimizer
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    return optimizer
-
-
-def _changed(path: Path) -> float:
-    return path.stat().st_mtime

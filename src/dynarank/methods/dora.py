@@ -62,7 +62,8 @@ class DoRA(Method[DoRAConfig]):
             self.layers,
             schedule_of(self.budget, total_steps, self.budget.schedule),
             beta=self.config.beta,
-            regrow=self.budget.regrow,
+            # A component that is fixed at c = 0 has no gradient to return by.
+            regrow=self.budget.regrow and self.config.train_c,
             # The allocator has no score of that name: `fixed_scores` takes the place of any.
             score="random" if shuffled else self.config.score,
             cost_aware=cost_aware,

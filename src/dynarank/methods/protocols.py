@@ -15,13 +15,16 @@ class Allocator(Protocol):
     """What distributes ranks over a run: `RankAllocator`, or a baseline's in the same form."""
 
     t: int
-    frozen: bool
     sizes: list[int]
     """Components that each layer starts with."""
     schedule: BudgetSchedule
     agree: Callable[[Tensor], Tensor]
     """From the components that this process would keep, (n) bool, to those that all processes
     keep."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the kept components are final."""
 
     @property
     def ema(self) -> Tensor:

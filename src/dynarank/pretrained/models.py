@@ -248,6 +248,12 @@ def positions(model: nn.Module) -> int | None:
     return min(config.max_position_embeddings, *lengths) if lengths else None
 
 
+def prompt_vectors(model: Any) -> int:
+    """Return how many trained vectors stand before a text, as prompt tuning puts them there."""
+    adapters = getattr(model, "peft_config", {})
+    return int(getattr(adapters.get("default"), "num_virtual_tokens", 0))
+
+
 def check_length(model: Any, tokens: int, setting: str, generated: bool = False) -> None:
     """Raise `UserError` where the model has too few positions for a text of so many tokens.
 
@@ -255,9 +261,7 @@ def check_length(model: Any, tokens: int, setting: str, generated: bool = False)
         setting: what bounds the text, for errors.
         generated: whether it is the decoder's text, before which no prompt vectors stand.
     """
-    adapters = getattr(model, "peft_config", {})
-    prompt_vectors = getattr(adapters.get("default"), "num_virtual_tokens", 0)
-    vectors = 0 if generated else prompt_vectors
+    vectors = 0 if generated else prompt_vectors(model)
     room = positions(model)
     if room is None or tokens + vectors <= room:
         return

@@ -96,7 +96,7 @@ def score(trained: Trained) -> Scored:
     trainer, module, data = trained.trainer, trained.prepared.module, trained.prepared.data
     if module.average is not None:
         module.average.apply(module)  # validations within `fit` saw it, too
-    last = _score_last(trainer, module, data)
+    last = _score_last(trained)
     selecting_score = last[trained.config.task.select]
     if data.sample is not None:
         # Checkpoints were compared on a sample of the rows. What is reported is scored on all.
@@ -105,13 +105,20 @@ def score(trained: Trained) -> Scored:
     return Scored(trained=trained, selecting_score=selecting_score, last=last)
 
 
-def _score_last(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> Metrics:
+def _score_last(trained: Trained) -> Metrics:
     """Return the scores of the last step's weights.
 
-    They are scored now where max_steps ended the run inside an epoch.
+    They are scored now where max_steps ended the run inside an epoch. Where an earlier process
+    scored them, this one sees the rows again: the task's own files are made of that.
     """
-    if not module.history or module.history[-1]["step"] != trainer.global_step:
+    trainer, module, data = trained.trainer, trained.prepared.module, trained.prepared.data
+    resumption = trained.prepared.resumption
+    scored_before = resumption is not None and resumption.manifest.step == trainer.global_step
+    is_scored = bool(module.history) and module.history[-1]["step"] == trainer.global_step
+    if not is_scored:
         return validate(trainer, module, data)
+    if scored_before:
+        validate(trainer, module, data)
     last = dict(module.history[-1])
     del last["epoch"], last["step"]
     return last

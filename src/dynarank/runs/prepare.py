@@ -185,9 +185,12 @@ def build_training(config: TrainConfig, loaded: ModelLoaded) -> Prepared:
         data.batches_per_epoch, config.epochs, config.trainer.accumulate, config.trainer.max_steps
     )
     located.check.add(total_steps=total_steps)
-    module = FineTuning(
-        model, task, method, config.optimizer, config.lr, total_steps, config.trainer.ema
-    )
+    try:
+        module = FineTuning(
+            model, task, method, config.optimizer, config.lr, total_steps, config.trainer.ema
+        )
+    except ValueError as error:  # the method's, of its budget over these steps
+        raise UserError(f"method={config.method.name}: {error}") from None
     if config.trainer.compile:
         module.compile_training_pass()
     log_plan(config, module, task, data.batches_per_epoch)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dynarank.checkpoints.identity import package_versions
-from dynarank.durable_files import json_text, write_json, write_text
+from dynarank.durable_files import json_text, without_nan, write_json, write_text
 from dynarank.run_folder import (
     HISTORY,
     METRICS,
@@ -147,7 +147,7 @@ def write_artifacts(artifacts: Mapping[str, Any], folder: Path) -> None:
     announce_files(folder, artifacts)
     for name, content in artifacts.items():
         if name.endswith(".jsonl"):
-            lines = [json.dumps(item, ensure_ascii=False) for item in content]
+            lines = [json.dumps(without_nan(item), ensure_ascii=False) for item in content]
             write_text(folder / name, "".join(line + "\n" for line in lines))
         else:
             write_json(folder / name, content)

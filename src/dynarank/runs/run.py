@@ -66,7 +66,7 @@ def train(config: TrainConfig, folder: Path, signals: Signals, start: float) -> 
     goes_on_here = prepared.resumption is not None and prepared.resumption.is_in(folder)
     if goes_on_here and is_finished(folder):
         results = _whole_results(folder)
-        if results is not None:
+        if results is not None and not _asks_for_more(config, prepared, results):
             log.info("the run is finished already")
             return results
         if is_first():
@@ -126,6 +126,27 @@ def _whole_results(folder: Path) -> Results | None:
     except (UserError, TypeError) as error:
         log.warning("restored from the checkpoint: %s", error)
         return None
+
+
+def _asks_for_more(config: TrainConfig, prepared: Prepared, results: Results) -> bool:
+    """Return whether a finished run lacks what this command asks for, and say what that is."""
+    assert prepared.resumption is not None
+    reached, total = prepared.resumption.manifest, prepared.module.total_steps
+    limit = config.trainer.max_time
+    has_time = limit is None or _seconds(limit) > reached.seconds
+    if reached.finished and reached.step < total and has_time:
+        log.info("trainer.max_time ended the run at step %d of %d: it goes on", reached.step, total)
+        return True
+    if prepared.task.test and results.test_metrics is None:
+        log.info("the run is finished; its test rows are scored now")
+        return True
+    return False
+
+
+def _seconds(span: str) -> int:
+    """Return the seconds of DD:HH:MM:SS."""
+    days, hours, minutes, seconds = map(int, span.split(":"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def start_over(folder: Path, resumption: Resumption | None) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from dynarank.config.command_line import command_to_start, program_to_print, quote
 from dynarank.errors import UserError, kind_and_first_line
+from dynarank.run_folder import is_finished
 from dynarank.sweeps.executors import Executor
 from dynarank.sweeps.naming import tracker_environment, varying, without
 from dynarank.sweeps.point import POINT, START_OVER, Job, Point, sigterm_forwarded
@@ -92,8 +93,8 @@ def launch(
     unfinished = [point for point in points if not (resume and point.finished)]
     refuse_running(unfinished)
     sweep = Path(str(config.hydra.sweep.dir))
-    if not resume:
-        refuse_finished(points, sweep)
+    refuse_finished([] if resume else points, sweep)
+    refuse_others(unfinished, sweep)
     _record_points(sweep, points)
     if not sampled:
         to_go = "" if unfinished == points else f", {len(unfinished)} to go"
@@ -162,6 +163,17 @@ def refuse_finished(points: Sequence[Point], sweep: Path) -> None:
             f"hydra.sweep.dir = {sweep}: {len(finished)} of these {len(points)} runs are finished "
             f"there already, the first in {finished[0].folder}. Keep them and run the others with "
             "sweep.resume=true, or name another folder"
+        )
+
+
+def refuse_others(points: Sequence[Point], sweep: Path) -> None:
+    """Raise `UserError` where a point's folder holds a finished run of other settings."""
+    others = [point for point in points if is_finished(point.folder) and not point.finished]
+    if others:
+        raise UserError(
+            f"hydra.sweep.dir = {sweep}: {len(others)} of these runs would replace finished ones "
+            f"of other settings, the first in {others[0].folder}. Name another folder, or remove "
+            "what is there"
         )
 
 

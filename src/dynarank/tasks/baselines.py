@@ -65,8 +65,8 @@ class PredictionSpread(Metric):
     highest_label: Tensor
     rows: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, synchronized: bool = True) -> None:
+        super().__init__(sync_on_compute=synchronized)
         for name, kind in (("low", "min"), ("lowest_label", "min")):
             self.add_state(name, torch.tensor(float("inf")), dist_reduce_fx=kind)
         for name, kind in (("high", "max"), ("highest_label", "max")):
@@ -93,14 +93,20 @@ class LabelScores(nn.Module):
     Args:
         metrics: by name.
         class_names: by class number; empty where numbers are predicted.
+        synchronized: whether `compute` takes in what other processes saw; as the metrics' own.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric], class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        metrics: Mapping[str, Metric],
+        class_names: Sequence[str] = (),
+        synchronized: bool = True,
+    ) -> None:
         super().__init__()
         by_name: dict[str, Metric | MetricCollection] = dict(metrics)
         # Groups would share the states of metrics that look alike after the first batch.
         self.metrics = MetricCollection(by_name, compute_groups=False)
-        self.spread = PredictionSpread()
+        self.spread = PredictionSpread(synchronized)
         self.class_names = list(class_names)
         self.collapsed: str | None = None
         """After `compute`: the one prediction that all rows share, in words; None if they differ.

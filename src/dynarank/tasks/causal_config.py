@@ -54,7 +54,7 @@ class LanguageModelConfig(TaskConfig):
     """What both language-model tasks state."""
 
     max_length: int = 512
-    """Tokens of a row; longer ones are cut at the end."""
+    """Tokens of a row; longer ones are cut at the end. Questions to be answered are not."""
     packing: bool = False
     """Fill a training feature of max_length tokens with several rows, whose attention is kept
     apart. Needs the extra llm (trl)."""

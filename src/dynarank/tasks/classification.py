@@ -109,7 +109,8 @@ class Classification(Task[ConfigT]):
     def baseline(self, rows: Dataset) -> Baseline:
         """Return the scores of the most frequent class of the rows."""
         labels = torch.as_tensor(rows[self.config.columns.label][:])
-        scores = self.scores(self.config.splits[0])
+        # The first process alone asks, so that nothing may wait for the others.
+        scores = label_scores(self.config.metrics, self.class_names, synchronized=False)
         scores.update(torch.full_like(labels, int(labels.bincount().argmax())), labels)
         metrics = {name: float(value) for name, value in scores.compute().items()}
         return Baseline("majority class", metrics)
@@ -136,23 +137,30 @@ class Classification(Task[ConfigT]):
         return record
 
 
-def label_scores(names: Sequence[str], class_names: Sequence[str]) -> LabelScores:
+def label_scores(
+    names: Sequence[str], class_names: Sequence[str], synchronized: bool = True
+) -> LabelScores:
     """Return fresh scores of classes or numbers.
 
     Args:
         names: metrics, some of those in `tasks.config.METRICS` for a class or a number.
         class_names: by class number; empty for numbers.
+        synchronized: whether `compute` takes in what other processes saw, and waits for them.
     """
     classes = len(class_names)
+    common: dict[str, Any] = {"sync_on_compute": synchronized}
     f1_kind: dict[str, Any] = {"task": "multiclass", "average": "macro"}
     if classes == 2:
         f1_kind = {"task": "binary"}
     makers: dict[str, Callable[[], Metric]] = {
-        "accuracy": lambda: Accuracy(task="multiclass", num_classes=classes, average="micro"),
-        "f1": lambda: F1Score(num_classes=classes, **f1_kind),
-        "matthews": lambda: Matthews(num_classes=classes),
-        "pearson": PearsonCorrCoef,
-        "spearman": SpearmanCorrCoef,
-        "rmse": lambda: MeanSquaredError(squared=False),
+        "accuracy": lambda: Accuracy(
+            task="multiclass", num_classes=classes, average="micro", **common
+        ),
+        "f1": lambda: F1Score(num_classes=classes, **f1_kind, **common),
+        "matthews": lambda: Matthews(num_classes=classes, **common),
+        "pearson": lambda: PearsonCorrCoef(**common),
+        "spearman": lambda: SpearmanCorrCoef(**common),
+        "rmse": lambda: MeanSquaredError(squared=False, **common),
     }
-    return LabelScores({name: makers[name]() for name in names}, class_names)
+    metrics = {name: makers[name]() for name in names}
+    return LabelScores(metrics, class_names, synchronized)

@@ -60,10 +60,12 @@ def find_columns(
             )
     if columns.messages is not None or columns.prompt is not None:
         return columns
+    given = {role: name for role, name in vars(columns).items() if name is not None}
     for form in FORMS:
         optional = () if labelled else ("completion",)
-        if all(name in names for role, name in form.items() if role not in optional):
-            return replace(columns, **form)
+        wanted = form | {role: given[role] for role in form if role in given}
+        if all(name in names for role, name in wanted.items() if role not in optional):
+            return replace(columns, **wanted)
     raise UserError(
         f"{where} has the columns {', '.join(names)}, which are no known form: messages, "
         "conversations, prompt and completion, or instruction and output. Name yours in "

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynarank.durable_files import without_nan
 from dynarank.errors import UserError, kind_and_first_line
 from dynarank.settings import expand_user
 from dynarank.tasks.delimited import read_csv, read_tsv, text_lines
@@ -195,7 +196,8 @@ READERS: dict[str, Callable[[Path], Columns]] = {
 def write_file(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows of like keys to a file, by its ending.
 
-    Nested values become JSON in a format that has none.
+    Nested values become JSON in a format that has none. In JSON, a date or a time becomes its ISO
+    text, another value without a form there its text, and a number that is not finite becomes null.
 
     Raises:
         UserError: The ending is none of the known ones, or the file is a .tsv, which quotes
@@ -216,7 +218,7 @@ def _write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _write_json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(_written_json(row) + "\n")
 
 
 def _write_tsv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -260,5 +262,13 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, (list, dict)):
-        return json.dumps(value, ensure_ascii=False)
+        return _written_json(value)
     return "" if value is None else str(value)
+
+
+def _written_json(value: Any) -> str:
+    return json.dumps(without_nan(value), ensure_ascii=False, default=_as_text)
+
+
+def _as_text(value: Any) -> str:
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from dynarank.errors import UserError
@@ -42,6 +41,13 @@ from dynarank.tasks.row_scores import RowScores
 from dynarank.tasks.rows import check_ids
 from dynarank.tasks.text_scores import written_scores
 from dynarank.tasks.token_loss import IGNORED
+from dynarank.tasks.written_answers import (
+    PROMPT_IDS,
+    check_room,
+    prompt_batch,
+    prompts_of,
+    write_answers,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -121,34 +127,51 @@ class Instruct(LanguageModel[InstructConfig]):
         self.prepare(tokenizer, model)
         template = tokenizer.chat_template
         choices = (self.config.choices, self.config.columns.choices, *CHOICE_COLUMNS)
-        key = (self.config.max_length, labelled, template, choices)
+        # Training rows are learned, and never answered.
+        asked = self._writes(labelled) and dataset is not getattr(self, "train", None)
+        key = (self.config.max_length, labelled, asked, template, choices)
 
         def encoded(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
-            return self.encode_rows(batch, rows, labelled)
+            return self.encode_rows(batch, rows, labelled, asked)
 
         features = cached_map(dataset, encoded, key, tokenizer)
         if labelled:
             self.require_labels(features, "the conversations")
+        if asked:
+            check_room(model, features, self.config.max_answer)
         return features
 
     def encode_rows(
-        self, batch: dict[str, list[Any]], rows: list[int], labelled: bool
+        self, batch: dict[str, list[Any]], rows: list[int], labelled: bool, asked: bool = False
     ) -> dict[str, Any]:
+        """Return the columns of rows.
+
+        Args:
+            batch: the rows.
+            rows: their numbers.
+            labelled: whether they have answers.
+            asked: whether the model is to answer them.
+        """
         inputs, labels, prompts = [], [], []
         for messages in batch[MESSAGES]:
-            asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-            prompts.append(render(self.tokenizer, asked, ask=True))
+            before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+            prompts.append(render(self.tokenizer, before, ask=True))
             text: str = prompts[-1]
             spans: list[Span] = []
+            # A prompt is never cut: its end is the question, and what begins the answer.
+            most = None
             if labelled:
                 text, spans = render_with_answers(self.tokenizer, messages)
+                most = self.config.max_length
             # The chat template has written them.
             tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            ids = tokens["input_ids"][: self.config.max_length]
-            offsets = tokens["offset_mapping"][: self.config.max_length]
+            ids = tokens["input_ids"][:most]
+            offsets = tokens["offset_mapping"][:most]
             inputs.append(ids)
             labels.append(labels_in_spans(offsets, ids, spans, IGNORED))
         features = {"input_ids": inputs, "labels": labels, HOST: rows}
+        if asked:
+            features[PROMPT_IDS] = self._prompt_ids(prompts, labelled)
         if self._has_choices:
             columns = [
                 choice_features(
@@ -159,6 +182,14 @@ class Instruct(LanguageModel[InstructConfig]):
             for name in CHOICE_COLUMNS:
                 features[name] = [column[name] for column in columns]
         return features
+
+    def _prompt_ids(self, prompts: list[str], labelled: bool) -> list[list[int]]:
+        """Return the prompts' tokens; of rows with answers the last `max_length`, as of choices."""
+        ids: list[list[int]] = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        return [one[-self.config.max_length :] for one in ids] if labelled else ids
+
+    def _writes(self, labelled: bool) -> bool:
+        return not labelled or bool(set(self.config.metrics) & set(GENERATED))
 
     @property
     def _has_choices(self) -> bool:
@@ -176,13 +207,16 @@ class Instruct(LanguageModel[InstructConfig]):
             batch = collate_texts(features)
             if CHOICE_IDS in features[0]:
                 batch |= choice_batch(features)
+            if PROMPT_IDS in features[0]:
+                batch[PROMPT_IDS] = prompt_batch(features)
             return batch
 
         return collate
 
     def inputs(self, batch: Batch) -> Batch:
         kept = super().inputs(batch)
-        return {name: value for name, value in kept.items() if name not in CHOICE_COLUMNS}
+        own = (*CHOICE_COLUMNS, PROMPT_IDS)
+        return {name: value for name, value in kept.items() if name not in own}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
         """Return of each row its terms, and the text and the choice where these are asked for."""
@@ -192,56 +226,19 @@ class Instruct(LanguageModel[InstructConfig]):
         if labelled:
             for output, terms in zip(outputs, self.row_terms(model, batch), strict=True):
                 output["terms"] = terms
-        writes = not labelled or bool(set(self.config.metrics) & set(GENERATED))
-        prompts = self._prompts(batch)
+        writes = self._writes(labelled)
         if CHOICE_IDS in batch:
             chosen = score_choices(model, batch, self.tokenizer.pad_token_id)
             for output, choice in zip(outputs, chosen, strict=True):
                 output["chosen"] = choice
         if writes:
-            for output, text in zip(outputs, self.write(model, prompts), strict=True):
+            for output, text in zip(outputs, self.write(model, prompts_of(batch)), strict=True):
                 output["text"] = text
         return outputs
 
-    def _prompts(self, batch: Batch) -> list[list[int]]:
-        """Return the tokens of each row up to its last answer."""
-        prompts = []
-        for ids, mask, labels in zip(
-            batch["input_ids"].tolist(),
-            batch["attention_mask"].tolist(),
-            batch["labels"].tolist(),
-            strict=True,
-        ):
-            length = sum(mask)
-            answered = [place for place in range(length) if labels[place] != IGNORED]
-            end = length
-            if answered:
-                end = answered[-1]
-                while end > 0 and labels[end - 1] != IGNORED:
-                    end -= 1
-            prompts.append(ids[:end])
-        return prompts
-
     def write(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """Return what the model writes behind each prompt, greedily.
-
-        Prompts are padded on the left, so that each text goes on from its own last token.
-        """
-        longest = max(len(prompt) for prompt in prompts)
-        pad = self.tokenizer.pad_token_id
-        device = next(model.parameters()).device
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-        tokens = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=self.config.max_answer,
-            do_sample=False,
-            eos_token_id=self.ends,
-            pad_token_id=pad,
-        )
-        texts = self.tokenizer.batch_decode(tokens[:, longest:].cpu(), skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        """Return what the model writes behind each prompt, greedily."""
+        return write_answers(model, self.tokenizer, prompts, self.ends, self.config.max_answer)
 
     def answer(self, model: Any, messages: Sequence[Message]) -> str:
         """Return what the model answers to a conversation, whose last message is the user's."""

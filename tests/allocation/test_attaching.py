@@ -1,0 +1,57 @@
+"""What an allocator may be attached to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dynarank.adapters.inject import inject, mark_trainable
+from dynarank.allocation.allocator import RankAllocator
+from dynarank.allocation.schedule import BudgetSchedule
+
+
+def adapted() -> tuple[nn.Module, RankAllocator]:
+    model = nn.Sequential(nn.Linear(4, 4))
+    layers = inject(model, ["0"], r=2)
+    mark_trainable(model)
+    return model, RankAllocator(layers, BudgetSchedule(init=2, target=1, total=8, interval=1))
+
+
+def trained_by(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+
+def test_an_optimizer_without_the_coefficients_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    early = trained_by(model)
+    layers = inject(model, ["0"], r=2)
+    mark_trainable(model)
+    allocator = RankAllocator(layers, BudgetSchedule(init=2, target=1, total=8))
+    with pytest.raises(ValueError, match="does not train the layers' coefficients c"):
+        allocator.attach(early)
+    early.step()
+    assert allocator.t == 0  # no hook was left behind
+
+
+def test_what_is_no_optimizer_is_refused() -> None:
+    _, allocator = adapted()
+    mistaken: Any = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="the optimizer is a Linear"):
+        allocator.attach(mistaken)
+
+
+def test_accelerates_optimizer_counts_the_steps_that_it_really_takes() -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, allocator = adapted()
+    model, optimizer = accelerator.prepare(model, trained_by(model))
+    allocator.attach(optimizer, eta=0.1)
+    for _ in range(6):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(torch.ones(1, 4)).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+    assert allocator.t == 3
