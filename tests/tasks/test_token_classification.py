@@ -262,6 +262,21 @@ def test_labels_stand_at_the_first_token_of_each_word(tokenizer: Any) -> None:
     assert int(task.loss_terms(batch)) == 3
 
 
+def test_a_row_without_any_token_counts_as_outside(tokenizer: Any) -> None:
+    task = configured("task.labels=[X]", "task.metrics=[f1,recall,accuracy]")
+    rows = {"tokens": [["cat"], [" ", " "], ["dog"]], "tags": [["B-X"], ["B-X", "O"], ["B-X"]]}
+    task.validation = {"validation": task.check(Dataset.from_dict(rows), "rows", labelled=True)}
+    features = task.features(task.validation["validation"], tokenizer, None)  # type: ignore[arg-type]
+    task.validation_features = {"validation": features}
+    assert features["row"][:] == [0, 2]
+    scores = task.scores("validation")
+    right = (np.asarray([1]), np.asarray([1.0]))
+    scores.update([0], [right])
+    assert scores.compute() == {"f1": 1, "recall": 1, "accuracy": 1}  # a sample of one row
+    scores.update([1], [right])
+    assert scores.compute() == pytest.approx({"f1": 0.8, "recall": 2 / 3, "accuracy": 3 / 4})
+
+
 def tagged(count: int, seed: int) -> list[dict[str, Any]]:
     """Sentences in which `cat` and `dog` begin an entity, that a following `sat` or `ran` is of."""
     rows = []

@@ -102,3 +102,6 @@ def test_a_sample_without_a_score_is_refused_before_training(
     task.encode(tokenizer, None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"task\.validation_sample = 1: label is .* Take more rows"):
         TaskData(task, tokenizer, batch_size=4, seed=0)
+    said = r"task\.validation_sample = 1: of validation, that is 1 inputs for 2 devices\. Take at"
+    with pytest.raises(UserError, match=said):
+        TaskData(task, tokenizer, batch_size=4, seed=0, world_size=2)

@@ -26,7 +26,7 @@ from dynarank.tasks.row_scores import RowScores
 from dynarank.tasks.tag_schemes import OUTSIDE, Span, predicted_spans
 from dynarank.tasks.tagged_rows import TaggedRows
 from dynarank.tasks.token_config import TokenClassificationConfig
-from dynarank.tasks.word_windows import encode_word_windows
+from dynarank.tasks.word_windows import encode_word_windows, pad, spread
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -226,8 +226,12 @@ class TokenClassification(Task[TokenClassificationConfig]):
         self, split: str, seen: list[int], guesses: list[Guess]
     ) -> tuple[dict[str, float], dict[str, Any], list[list[str]]]:
         """Return the scores of the rows that the seen features belong to, by kind, and the tags."""
-        features = self.scored_features(split).select(seen)
+        all_features = self.scored_features(split)
+        features = all_features.select(seen)
         rows = np.unique(self.rows_of(features))
+        if len(seen) == len(all_features):  # no sample, so that no row was left out
+            # A row of which the tokenizer makes no token has no feature, and counts as outside.
+            rows = np.arange(len(self.scored_rows(split)))
         renumbered = np.searchsorted(rows, self.rows_of(features))
         features = features.remove_columns("row").add_column("row", renumbered)
         dataset = self.scored_rows(split).select(rows)
@@ -258,20 +262,6 @@ class TokenClassification(Task[TokenClassificationConfig]):
         _, by_kind, _ = self._evaluate(split, seen, guesses)
         prefix = self.config.split_label(split).replace("/", "_")
         return {f"{prefix}entities.json": by_kind} if by_kind else {}
-
-
-def spread(places: Sequence[int], values: Sequence[int], length: int, filler: int) -> list[int]:
-    """Return a list of so many fillers, with each value at its place."""
-    row = [filler] * length
-    for place, value in zip(places, values, strict=True):
-        row[place] = value
-    return row
-
-
-def pad(row: list[int], length: int, filler: int, left: bool) -> list[int]:
-    """Return a row filled up to a length, at its left or at its right."""
-    rest = [filler] * (length - len(row))
-    return rest + row if left else row + rest
 
 
 def _guesses(logits: Tensor, batch: Batch) -> list[Guess]:

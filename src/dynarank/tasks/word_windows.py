@@ -136,3 +136,17 @@ def _words_of_characters(words: Sequence[str]) -> np.ndarray:
         characters[: len(word) - len(word.lstrip())] = -1
         parts.append(characters)
     return np.concatenate(parts) if parts else np.zeros(0, dtype=int)
+
+
+def spread(places: Sequence[int], values: Sequence[int], length: int, filler: int) -> list[int]:
+    """Return a list of so many fillers, with each value at its place."""
+    row = [filler] * length
+    for place, value in zip(places, values, strict=True):
+        row[place] = value
+    return row
+
+
+def pad(row: list[int], length: int, filler: int, left: bool) -> list[int]:
+    """Return a row filled up to a length, at its left or at its right."""
+    rest = [filler] * (length - len(row))
+    return rest + row if left else row + rest

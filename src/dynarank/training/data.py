@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
+from dynarank.errors import UserError
 from dynarank.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
@@ -148,7 +149,16 @@ class TaskData(LightningDataModule):
         for split, features in task.validation_features.items():
             sampled = self._sampled_rows(features, self.sample)
             if sampled is not None:
+                self._check_sample_size(split, np.isin(task.rows_of(features), sampled).sum())
                 task.check_sample(split, sampled)
+
+    def _check_sample_size(self, split: str, count: int) -> None:
+        """Raise `UserError` where so many features leave a device without one."""
+        if count < self.world_size:
+            raise UserError(
+                f"task.validation_sample = {self.sample}: of {split}, that is {count} inputs for "
+                f"{self.world_size} devices. Take at least one a device, or all rows: null"
+            )
 
     @property
     def batches_per_epoch(self) -> int:
