@@ -65,7 +65,7 @@ def test_without_dropout_a_cut_run_computes_what_a_masked_one_does(
 def test_a_finished_runs_checkpoint_holds_the_kept_components_alone(
     method: str, hub_root: Path, tmp_path: Path
 ) -> None:
-    sizes = ["budget.target=2", "budget.init=6", "trainer.max_steps=2"]
+    sizes = ["budget.target=2", "budget.init=6", "trainer.max_steps=3"]
     run(configure(tmp_path, hub_root, *f"method={method}".split(), *sizes))
     saved = newest_checkpoint(tmp_path)
     of_c = [
