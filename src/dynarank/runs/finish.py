@@ -118,10 +118,20 @@ def _score_last(trained: Trained) -> Metrics:
     if not is_scored:
         return validate(trainer, module, data)
     if scored_before:
-        validate(trainer, module, data)
+        _see_again(trainer, module, data)
     last = dict(module.history[-1])
     del last["epoch"], last["step"]
     return last
+
+
+def _see_again(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> None:
+    """Have the validation rows predicted, and log nothing: their scores are in the history."""
+    loggers = trainer.loggers
+    trainer.loggers = []
+    try:
+        validate(trainer, module, data)
+    finally:
+        trainer.loggers = loggers
 
 
 def validate(trainer: pl.Trainer, module: FineTuning, data: TaskData) -> Metrics:
