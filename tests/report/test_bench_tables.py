@@ -12,7 +12,7 @@ from scipy import stats
 from tiny import REPOSITORY
 
 from dynarank.errors import UserError
-from dynarank.report.bench_overview import overviews
+from dynarank.report.bench_overview import over_budgets, overviews
 from dynarank.report.bench_pairs import differences
 from dynarank.report.bench_tables import (
     BEGIN,
@@ -64,9 +64,9 @@ def test_differences_are_paired_and_corrected_over_the_family() -> None:
 
 
 def test_the_first_sentence_is_the_answer() -> None:
-    assert "dynarank better than evenly placed LoRA" in answer(cells({"dynarank": 0.03}))
-    assert "none better than" in answer(cells({"random": 0.0}))
-    assert "none better, random worse than" in answer(cells({"random": -0.03}))
+    assert "better: `dynarank` at 0.25; worse: none" in answer(cells({"dynarank": 0.03}))
+    assert "better: none; worse: none" in answer(cells({"random": 0.0}))
+    assert "better: none; worse: `random` at 0.25" in answer(cells({"random": -0.03}))
     assert answer(cells({"dynarank": 0.03}, tasks=("sst2",))).startswith("Not yet answered")
     assert answer([]).startswith("Not yet answered")
 
@@ -98,20 +98,43 @@ def test_the_documentation_shows_the_committed_cells(
     )
 
 
-def test_the_overview_has_the_means_by_task_of_the_arms_that_ran_on_all() -> None:
-    found = cells({"dynarank": 0.03, "random": -0.01})
-    found += [replace(c, arm="adalora") for c in found if (c.arm, c.task) == ("random", "cola")]
-    (grid,) = overviews(found)
-    arms = [row[0] for row in grid.rows]
-    assert arms == ["dynarank", "lora_even", "random"]
-    tasks = sorted({cell.task for cell in found})
-    for row in grid.rows:
-        arm = row[0]
+def test_the_budgets_stand_beside_each_other_on_the_tasks_that_all_have() -> None:
+    found = cells({"dynarank": 0.03, "random": 0.0}, tasks=("cola", "mrpc", "sst2"))
+    wide = [replace(c, budget=1.0) for c in found if c.task != "mrpc" and c.arm != "random"]
+    grid = over_budgets([*found, *wide])
+    assert grid.headings[1:] == ("evenly placed LoRA, mean of 2 tasks", "dynarank less that")
+    for row, budget in zip(grid.rows, (0.25, 1.0), strict=True):
         means = []
-        for task in tasks:
+        for task in ("cola", "sst2"):
+            of_task = [
+                c.score for c in found if (c.arm, c.task) == ("lora_even", task) and c.seed < 100
+            ]
+            means.append(sum(of_task) / len(of_task))
+        assert float(row[0]) == budget
+        assert float(row[1]) == pytest.approx(sum(means) / 2, abs=6e-4)
+    by_budget = {d.budget: d for d in differences([*found, *wide]) if d.arm == "dynarank"}
+    assert float(grid.rows[0][2].split()[0]) == pytest.approx(
+        by_budget[0.25].scores.difference, abs=6e-4
+    )
+    assert over_budgets([]).rows == []
+
+
+def test_the_overview_has_the_means_by_task_and_leaves_open_what_did_not_run() -> None:
+    found = cells({"dynarank": 0.03, "random": -0.02}, tasks=("cola", "mrpc", "sst2"))
+    of_random = [cell for cell in found if cell.arm == "random"]
+    found += [replace(cell, arm="paper") for cell in of_random if cell.task != "mrpc"]
+    found += [replace(cell, arm="adalora") for cell in of_random if cell.task == "cola"]
+    (grid,) = overviews(found)
+    shown = {row[0]: row for row in grid.rows}
+    assert list(shown)[:2] == ["dynarank", "lora_even"]  # the best difference first
+    assert set(shown) == {"dynarank", "lora_even", "random", "paper"}  # adalora has five pairs
+    assert (shown["paper"][2], shown["paper"][4]) == ("", "")  # no mrpc, and so no mean
+    for arm in ("dynarank", "lora_even", "random"):
+        means = []
+        for task in ("cola", "mrpc", "sst2"):
             scores = [c.score for c in found if (c.arm, c.task) == (arm, task) and c.seed < 100]
             means.append(sum(scores) / len(scores))
-        shown = [float(word) for word in row[1 : len(tasks) + 2]]
-        assert shown == pytest.approx([*means, sum(means) / len(means)], abs=6e-4)
+        figures = [float(word) for word in shown[arm][1:5]]
+        assert figures == pytest.approx([*means, sum(means) / 3], abs=6e-4)
     (difference,) = (d for d in differences(found) if d.arm == "dynarank")
-    assert float(grid.rows[0][-4]) == pytest.approx(difference.scores.difference, abs=6e-5)
+    assert float(shown["dynarank"][-4]) == pytest.approx(difference.scores.difference, abs=6e-5)

@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
 from dynarank.report.bench_pairs import Difference, compared, differences
-from dynarank.report.bench_sections import Grid, interval, signed, small
+from dynarank.report.bench_sections import Grid, interval, numbered, plain, signed, small
 from dynarank.sweeps.bench import BASELINE, Cell
+
+
+def over_budgets(cells: Sequence[Cell]) -> Grid:
+    """Return a row for each budget: the baseline's mean score, and how far the others are from it.
+
+    The mean is over the tasks that the baseline was run on under every budget, each counted once.
+    The others are those with pairs enough under two budgets or more.
+    """
+    found = {(one.arm, one.budget): one for one in differences(cells) if one.judged}
+    by_budget: dict[float, dict[str, list[float]]] = {}
+    for cell in compared(cells):
+        if cell.arm == BASELINE:
+            by_budget.setdefault(cell.budget, {}).setdefault(cell.task, []).append(cell.score)
+    if not by_budget:
+        return Grid((), [])
+    shared = set.intersection(*[set(by_task) for by_task in by_budget.values()])
+    budgets_of = Counter(arm for arm, _ in found)
+    arms = sorted(arm for arm, count in budgets_of.items() if count > 1)
+    rows = []
+    for budget, by_task in sorted(by_budget.items()):
+        mean = fmean(fmean(by_task[task]) for task in shared) if shared else math.nan
+        row = [f"{budget:g}", plain(mean)]
+        for arm in arms:
+            row.append(_change(found.get((arm, budget))))
+        rows.append(row)
+    base = f"evenly placed LoRA, mean of {numbered(len(shared), 'task')}"
+    return Grid(("budget", base, *(f"{arm} less that" for arm in arms)), rows)
+
+
+def _change(one: Difference | None) -> str:
+    if one is None:
+        return ""
+    scores = one.scores
+    return f"{signed(scores.difference, 3)} ({scores.low:+.3f} to {scores.high:+.3f})"
 
 
 def overviews(cells: Sequence[Cell]) -> list[Grid]:
     """Return a table for each budget that the baseline was run under, the best arm first.
 
-    Arms that were not run on all of the baseline's tasks are left out. An arm's mean is over its
-    tasks, each counted once.
+    The best is the one with the highest difference from the baseline. Arms with too few pairs are
+    left out. An arm's mean is over all tasks, each counted once; it is open where one is missing.
     """
     found = {(one.budget, one.arm): one for one in differences(cells)}
     scores: dict[float, dict[str, dict[str, list[float]]]] = {}
@@ -34,23 +70,24 @@ def _overview(
     found: dict[tuple[float, str], Difference],
 ) -> Grid:
     tasks = sorted(scores[BASELINE])
-    means = {}
-    for arm, of_arm in scores.items():
-        if set(tasks) <= set(of_arm):
-            means[arm] = [fmean(of_arm[task]) for task in tasks]
+    shown = {arm: found[budget, arm] for arm in scores if (budget, arm) in found}
+    gains = {arm: one.scores.difference for arm, one in shown.items() if one.judged}
+    gains[BASELINE] = 0.0
     rows = []
-    for arm in sorted(means, key=lambda arm: -fmean(means[arm])):
-        one = found.get((budget, arm))
+    for arm in sorted(gains, key=lambda arm: -gains[arm]):
+        means = [fmean(scores[arm][task]) for task in tasks if task in scores[arm]]
+        cells = [f"{fmean(scores[arm][task]):.3f}" if task in scores[arm] else "" for task in tasks]
+        cells.append(f"{fmean(means):.3f}" if len(means) == len(tasks) else "")
         compared_with = ["", "", "", ""]
-        if one is not None:
+        if arm in shown:
+            one = shown[arm]
             compared_with = [
                 signed(one.scores.difference),
                 interval(one.scores.low, one.scores.high),
                 str(one.scores.n),
                 small(one.adjusted),
             ]
-        shown = [f"{mean:.3f}" for mean in [*means[arm], fmean(means[arm])]]
-        rows.append([arm, *shown, *compared_with])
+        rows.append([arm, *cells, *compared_with])
     headings = (
         f"budget {budget:g}",
         *tasks,

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 from dynarank.errors import UserError
-from dynarank.report.bench_overview import overviews
+from dynarank.report.bench_overview import over_budgets, overviews
 from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, differences
 from dynarank.report.bench_questions import history_section, paper_section, scores_section
 from dynarank.report.bench_ranks import ranks_section
@@ -20,7 +20,6 @@ from dynarank.report.bench_recipe import claim, recipe_section
 from dynarank.report.bench_sections import (
     Grid,
     Section,
-    a_matrix,
     difference_grid,
     listed,
     numbered,
@@ -39,28 +38,22 @@ them, or the overview alone."""
 
 
 def answer(cells: Sequence[Cell]) -> str:
-    """Return what is shown of the recipe, then a sentence for each budget; or that it is open."""
+    """Return what is shown of the recipe, and of all methods; or that it is open."""
     judged = [d for d in differences(cells) if d.judged]
     if not judged:
         return (
             "Not yet answered: no method has been compared with evenly placed LoRA on as many as "
             f"{LEAST_PAIRS} pairs of task and seed."
         )
-    sentences = [claim(cells)] if claim(cells) else []
-    for budget in sorted({difference.budget for difference in judged}):
-        of_budget = [d for d in judged if d.budget == budget]
-        better = [d.arm for d in of_budget if d.adjusted < ALPHA and d.scores.difference > 0]
-        worse = [d.arm for d in of_budget if d.adjusted < ALPHA and d.scores.difference < 0]
-        tasks = len({task for d in of_budget for task in d.tasks})
-        what = [f"{listed(better)} better" if better else "none better"]
-        if worse:
-            what.append(f"{listed(worse)} worse")
-        sentences.append(
-            f"At {a_matrix(budget)}, of {numbered(len(of_budget), 'method')} on "
-            f"{numbered(tasks, 'task')} at tuned rates, {', '.join(what)} than evenly placed LoRA "
-            f"(p < {ALPHA} after Holm)."
-        )
-    return " ".join(sentences)
+    better = [f"`{d.arm}` at {d.budget:g}" for d in judged if d.verdict > 0]
+    worse = [f"`{d.arm}` at {d.budget:g}" for d in judged if d.verdict < 0]
+    tasks = len({task for d in judged for task in d.tasks})
+    overall = (
+        f"Of all {numbered(len(judged), 'comparison')} with evenly placed LoRA, each method at its "
+        f"tuned rate on up to {numbered(tasks, 'task')}, better: {listed(better) or 'none'}; "
+        f"worse: {listed(worse) or 'none'} (p < {ALPHA} after Holm over all of them)."
+    )
+    return f"{claim(cells)} {overall}".strip()
 
 
 def sections(cells: Sequence[Cell]) -> list[Section]:
@@ -69,7 +62,7 @@ def sections(cells: Sequence[Cell]) -> list[Section]:
         Section(
             "Against evenly placed LoRA",
             answer(cells),
-            [*overviews(cells), difference_grid(differences(cells))],
+            [over_budgets(cells), *overviews(cells), difference_grid(differences(cells))],
         ),
         recipe_section(cells),
         spread_section(cells),
@@ -156,8 +149,5 @@ def update_page(page: Path, cells: Sequence[Cell]) -> None:
 
 
 def overview_text(cells: Sequence[Cell]) -> str:
-    """Return the answer and the overview of the lowest budget as markdown."""
-    parts = [answer(cells)]
-    for grid in overviews(cells)[:1]:
-        parts += ["", *grid.markdown()]
-    return "\n".join(parts)
+    """Return the answer and the overview of all budgets as markdown."""
+    return "\n".join([answer(cells), "", *over_budgets(cells).markdown()])
