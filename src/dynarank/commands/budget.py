@@ -197,14 +197,15 @@ def print_costs(overrides: list[str], with_memory: bool = False) -> None:
 
 def advice(target: float) -> str:
     """Return which method the measurements speak for under a budget; docs/science.md has them."""
-    if target < 1:
+    if target < 0.5:
         return (
-            "Below one component a matrix method=dynarank, which prunes from one in every matrix, "
-            "was better than LoRA spread evenly over the same parameters; LoRA in the upper layers "
-            "(method.placement=last_layers) was level with it (docs/science.md)."
+            "Below half a component a matrix method=dynarank, which prunes from one in every "
+            "matrix, was about two points above LoRA spread evenly over the same parameters; LoRA "
+            "in the upper layers (method.placement=last_layers) was level with it "
+            "(docs/science.md)."
         )
     return (
-        "At one component a matrix and more, nothing was shown to be better than a tuned "
+        "At half a component a matrix and more, nothing was shown to be better than a tuned "
         "method=lora; dynarank compress makes its adapter smaller afterwards (docs/science.md)."
     )
 
