@@ -355,6 +355,19 @@ def test_the_freeze_keeps_the_largest_gates_whatever_their_factors() -> None:
     assert all(layer.mask.tolist() == [True, False] for layer in method.layers.values())
 
 
+def test_a_fixed_component_that_was_pruned_never_takes_anothers_place() -> None:
+    """It has no gradient to return by, and would be kept at c = 0."""
+    budget = {"target": 1, "init": 3, "warmup": 0.0, "regrow": True}
+    method = adapted("dynarank", roberta(), {"dropout": 0.0}, **budget)
+    allocator = method.allocator(4)
+    allocator.ema = torch.arange(36.0)
+    allocator.prune(24)
+    allocator.ema = torch.arange(36.0, 0, -1)  # the first twelve, now gone, would be the best
+    allocator.freeze(allocator.prune(12))
+    assert sum(int(layer.mask.sum()) for layer in method.layers.values()) == 12
+    assert sum(method.ranks().values()) == 12
+
+
 # --- bounds ---
 
 
