@@ -36,7 +36,8 @@ class BudgetConfig:
     interval: Annotated[int, Gt(0)] = 100
     """Optimizer steps from one pruning to the next."""
     regrow: bool = True
-    """Whether a pruned component may return before the freeze (the paper's gentle pruning)."""
+    """Whether a pruned component may return before the freeze (the paper's gentle pruning); one
+    whose c is fixed (method.train_c=false) never can."""
     schedule: Annotated[str, OneOf(SHAPES)] = "cubic"
     """How the budget falls: cubic (the paper's, slow first), cubic_adalora (fast first), linear,
     or step (all at once)."""
