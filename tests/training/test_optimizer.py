@@ -9,7 +9,12 @@ from torch import nn
 
 from dynarank import inject, mark_trainable
 from dynarank.config.schema import OptimizerConfig
-from dynarank.training.optimizer import build_optimizer, parameter_groups, resolve_total_steps
+from dynarank.training.optimizer import (
+    build_optimizer,
+    optimizer_as_set,
+    parameter_groups,
+    resolve_total_steps,
+)
 
 
 @pytest.fixture
@@ -115,3 +120,20 @@ def test_what_the_kernel_does_not_take_is_optimized_all_the_same(
     monkeypatch.setattr(torch.optim, "AdamW", without_kernel)
     built = build_optimizer(nn.Linear(2, 2), OptimizerConfig(), 0.01, 20, fused=True)
     assert not built["optimizer"].param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_that_goes_on_keeps_the_kernel_that_its_own_run_chose(
+    model: nn.Module, fused: bool
+) -> None:
+    def build(fused: bool) -> dict[str, Any]:
+        return build_optimizer(model, OptimizerConfig(), lr=1.0, total_steps=10, fused=fused)
+
+    before, after = build(not fused), build(fused)
+    checkpoint = {
+        "optimizer_states": [before["optimizer"].state_dict()],
+        "lr_schedulers": [before["lr_scheduler"]["scheduler"].state_dict()],
+    }
+    optimizer_as_set(checkpoint, after)
+    after["optimizer"].load_state_dict(checkpoint["optimizer_states"][0])
+    assert [bool(group["fused"]) for group in after["optimizer"].param_groups] == [fused] * 2

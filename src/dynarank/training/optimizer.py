@@ -86,8 +86,9 @@ def build_optimizer(
 def optimizer_as_set(checkpoint: dict[str, Any], built: dict[str, Any]) -> None:
     """Put the settings of a run into the optimizer's part of a checkpoint that it goes on from.
 
-    torch keeps rates and decays beside the moments, and would restore those of the run's beginning
-    where `resume.allow_inexact` let others pass. Equal settings leave every bit as it is.
+    torch keeps rates, decays and the choice of kernel beside the moments, and would restore those
+    of the run's beginning where `resume.allow_inexact` let others pass. Equal settings leave every
+    bit as it is.
 
     Args:
         checkpoint: whose groups, and rates of the schedule, are changed in place.
@@ -99,6 +100,8 @@ def optimizer_as_set(checkpoint: dict[str, Any], built: dict[str, Any]) -> None:
     saved_groups = checkpoint["optimizer_states"][0]["param_groups"]
     for group, saved, linear in zip(groups, saved_groups, schedule.lr_lambdas, strict=True):
         saved["weight_decay"] = group["weight_decay"]
+        # A loss scaler, which another precision may have brought, is not for a fused optimizer.
+        saved["fused"] = group["fused"]
         saved["initial_lr"] = group["initial_lr"]
         saved["lr"] = group["initial_lr"] * linear(taken)
         rates.append(saved["lr"])
