@@ -167,6 +167,14 @@ def test_mistakes_are_one_message_and_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_one_message(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(finished), "/proc/out", "--target", "r1"])
+    assert "/proc/out cannot be written (" in capsys.readouterr().err
+
+
 def test_a_foreign_adapter_needs_no_base_and_cannot_be_calibrated(
     finished: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

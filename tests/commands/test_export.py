@@ -203,6 +203,14 @@ def test_a_folder_in_use_is_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_folder_that_cannot_be_written_is_one_message(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(finished), "/proc/out"])
+    assert "/proc/out cannot be written (" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_run_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

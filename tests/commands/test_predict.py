@@ -268,6 +268,7 @@ MISTAKES = [
     ("RUN --input in.csv --output o.csv --column txt=words", "--column txt=words"),
     ("RUN --input in.csv --output o.csv --base ./gone", "--base = ./gone: no such folder"),
     ("RUN --input in.csv --output in.csv/o.csv", "--output: in.csv cannot be made (File exists)"),
+    ("RUN --input in.csv --output /proc/o.csv", "--output: /proc cannot be written ("),
     ("RUN --input in.csv --output o.csv --device gpu0", "--device gpu0: "),
     ("RUN --input in.csv --output o.csv --keep wrds", "no such column. Did you mean 'words'?"),
     ("RUN --input in.csv --output o.csv --format csv", "--format csv: is for --input - alone"),

@@ -15,6 +15,7 @@ from dynarank.commands.command_line import (
     CommandParser,
     add_hub_root,
     exit_on_user_error,
+    refuse_bad_folder,
     user_path,
 )
 from dynarank.errors import UserError
@@ -81,8 +82,7 @@ def compress_folder(options: argparse.Namespace) -> None:
     source = options.adapter
     if (source / ADAPTER).is_dir():
         source = source / ADAPTER
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UserError(f"{options.out}: is there already. Name a new folder")
+    refuse_bad_folder(options.out)
     adapter = read_lora(source)
     factors = {name: pair for name, pair in without_zeros(adapter.factors).items() if len(pair[0])}
     moments = None
