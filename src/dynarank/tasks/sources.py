@@ -35,8 +35,8 @@ def check_source(config: TaskConfig) -> None:
     if config.path is not None and config.train_file is not None:
         raise UserError(
             f"task.path = {config.path}, task.train_file = {config.train_file}: two sources. With "
-            "files of your own, use task=text_classification, text_pair_classification, "
-            "text_regression, question_answering or seq2seq"
+            f"files of your own, use a task that is for them, as task={config.family}; or set "
+            "task.path=null"
         )
     if config.validation_file is not None and config.train_file is None:
         raise UserError(
