@@ -66,6 +66,8 @@ def load_named_run(options: argparse.Namespace) -> Predictor:
     from dynarank.pretrained.hub import HubConfig
     from dynarank.runs.predictor import load_predictor
 
+    if options.max_answer is not None and options.max_answer < 1:
+        raise UserError(f"--max-answer {options.max_answer}: at least 1")
     predictor = load_predictor(
         options.source,
         HubConfig(options.hub_root),
@@ -84,8 +86,6 @@ def _limit_answers(task: Task[Any], most: int | None) -> None:
         return
     if not hasattr(task.config, "max_answer"):
         raise UserError(f"--max-answer {most}: task={task.config.name} has no task.max_answer")
-    if most < 1:
-        raise UserError(f"--max-answer {most}: at least 1")
     task.config.max_answer = most
 
 
