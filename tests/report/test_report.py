@@ -72,6 +72,22 @@ def test_settings_that_follow_from_others_do_not_name_rows(tmp_path: Path) -> No
     assert varied_settings(read_runs([tmp_path])[0]) == ["method.name", "method.alpha"]
 
 
+def test_a_tasks_own_setting_names_rows_where_it_alone_differs(tmp_path: Path) -> None:
+    """As in a sweep over task.max_train_rows: such runs were called the same one."""
+    for seed in (0, 1):
+        for rows in (100, 200):
+            settings = {"max_train_rows": rows, "labels": ["b", "a"]}
+            name = f"{rows}-{seed}"
+            write_run(tmp_path / name, "cola", "dora", seed, rows / 1000, settings=settings)
+        write_run(tmp_path / f"rte-{seed}", "rte", "dora", seed, 0.5)
+    runs = read_runs([tmp_path])[0]
+    assert varied_settings(runs) == ["task.max_train_rows"]
+    table = build_table(runs)
+    assert table.implied == []  # a task's options follow from the task
+    means = {setting: table.summary(setting, "cola") for setting in table.settings}
+    assert [one and one.mean for one in means.values()] == [0.1, 0.2, None]
+
+
 def test_a_model_that_its_path_names_is_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", "cola", "dora", 0, 0.5)
     config = folder / ".hydra" / "config.yaml"

@@ -19,10 +19,14 @@ IGNORED = (
     "hydra.",
     "trainer.log_every",
     "trainer.workers",
+    "task.name",
+    "task.title",
+    "task.shown",
+    "task.place",
 )
-"""Settings that do not make runs different."""
-OF_KINDS = ("method.", "model.", "budget.init")
-"""Settings that always differ where a method, a model or a budget does."""
+"""Settings that do not make runs different. A task is a table's column, and not of a row."""
+OF_KINDS = ("method.", "model.", "task.", "budget.init")
+"""Settings that always differ where a method, a model, a task or a budget does."""
 
 
 def varied_settings(runs: Sequence[Run]) -> list[str]:
@@ -61,13 +65,17 @@ def implied_settings(runs: Sequence[Run], chosen: Sequence[str]) -> list[str]:
 
 
 def _candidates(runs: Sequence[Run]) -> list[str]:
-    """Return the settings that may tell runs apart, in the order in which they name a row."""
+    """Return the settings that may tell runs apart, in the order in which they name a row.
+
+    A task's come last: where another setting differs along with them, that one names the row.
+    """
     names: dict[str, None] = {}
     for run in runs:
         names.update(dict.fromkeys(run.settings))
-    candidates = [name for name in names if not name.startswith((*IGNORED, "task."))]
+    candidates = [name for name in names if not name.startswith(IGNORED)]
 
     def rank(name: str) -> tuple[int, str]:
-        return (FIRST.index(name) if name in FIRST else len(FIRST), name)
+        other = len(FIRST) + name.startswith("task.")
+        return (FIRST.index(name) if name in FIRST else other, name)
 
     return sorted(candidates, key=rank)
