@@ -271,6 +271,14 @@ def test_choices_that_are_no_texts_are_named_by_row(
         task.check(asked, "x", labelled)
 
 
+def test_packing_without_trl_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynarank.tasks.packed.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"task\.packing = true: .* pip install 'dynarank\[llm\]'"):
+        task_of("causal_lm", TEXTS, tmp_path, "task.packing=true")
+
+
 def test_what_is_written_does_not_depend_on_the_neighbours(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
