@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynarank.errors import UserError, first_line, kind_and_first_line, nearest
 from dynarank.pretrained.hub import PACKAGE, HubConfig, Source, locate
+from dynarank.settings import expand_user
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.files import read_file
 
@@ -97,9 +98,19 @@ def open_splits(
         "test": ("task.test_file", config.test_file),
     }
     splits = {}
+    fields: dict[Path, str] = {}
     for split, (field, file) in files.items():
-        if file is not None:
-            splits[split] = read(field, file, used)
+        if file is None:
+            continue
+        other = fields.setdefault(Path(expand_user(file)).resolve(), field)
+        if other != field:
+            log.warning(
+                "%s = %s: is %s, too, so that its scores say nothing of other rows",
+                field,
+                file,
+                other,
+            )
+        splits[split] = read(field, file, used)
     return splits
 
 
