@@ -12,6 +12,7 @@ from run_folders import write_overrides, write_run
 from tiny import configure
 
 from dynarank.commands.report import main
+from dynarank.errors import UserError
 from dynarank.report.agreement import agreement_matrix, rank_agreement
 from dynarank.report.comparisons import differences
 from dynarank.report.markdown import report_text, scores_table
@@ -108,6 +109,14 @@ def test_what_is_not_finished_or_over_budget_is_listed_and_left_out(sweep: Path)
     failed = read_runs([sweep])[1][0]
     assert str(failed) == f"{sweep / 'dead'}: failed: budget.init = 1 is below budget.target = 2"
     assert "Traceback" in failed.output
+
+
+def test_a_run_without_its_configuration_is_said_to_lack_it(tmp_path: Path) -> None:
+    """As output_dir=DIR leaves it: Hydra's files are then in another folder."""
+    folder = write_run(tmp_path / "a", "cola", "dora", 0, 0.5)
+    (folder / ".hydra/config.yaml").unlink()
+    with pytest.raises(UserError, match=r"no finished run .*\n  .*/a: has no \.hydra/config\.yaml"):
+        read_runs([folder])
 
 
 def test_files_and_pictures_are_written(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
