@@ -117,7 +117,12 @@ class TaskConfig:
             )
         known = self.metric_names()
         if self.select not in known:
-            raise ValueError(f"task.select = {self.select!r}: must be one of {known}")
+            metrics = getattr(self, "metrics", None)  # some families have no such setting
+            where = "" if metrics is None else f", of those in task.metrics = {metrics}"
+            raise ValueError(
+                f"task.select = {self.select!r}: must be a metric that is scored, and of which "
+                f"higher is better{where}: {', '.join(known) or 'there is none'}"
+            )
 
     def metric_names(self) -> list[str]:
         """Return the names of what can pick an epoch in all splits, as `select` has them."""
@@ -160,7 +165,8 @@ class TaskConfig:
         for metric in metrics:
             if metric not in known:
                 raise ValueError(
-                    f"task.metrics = {metrics}: {metric!r} is none of those for a {kind}: {known}"
+                    f"task.metrics = {metrics}: {metric!r} is none of those for a {kind}: "
+                    f"{', '.join(known)}"
                 )
 
 
