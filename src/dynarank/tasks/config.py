@@ -64,7 +64,8 @@ class TaskConfig:
     revision: str | None = None
     """The hub's branch, tag or commit; null: its main branch."""
     train_file: Annotated[str | None, UserPath()] = None
-    """Instead of task.path, a file of your own: .csv, .tsv, .jsonl or .parquet."""
+    """Instead of task.path, a file of your own: .csv, .tsv, .jsonl or .parquet; for words and tags
+    also CoNLL's columns, for images also a folder."""
     validation_file: Annotated[str | None, UserPath()] = None
     """null: a seeded share of train_file."""
     validation_share: Annotated[float, Gt(0), Lt(1)] = 0.1
