@@ -111,6 +111,13 @@ def test_what_is_not_finished_or_over_budget_is_listed_and_left_out(sweep: Path)
     assert "Traceback" in failed.output
 
 
+def test_a_file_that_lies_elsewhere_for_each_seed_names_no_rows(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        settings = {"train_file": f"/scratch/job{seed}/rows.csv"}
+        write_run(tmp_path / str(seed), "cola", "dora", seed, 0.5, settings=settings)
+    assert varied_settings(read_runs([tmp_path])[0]) == []
+
+
 def test_a_run_without_its_configuration_is_said_to_lack_it(tmp_path: Path) -> None:
     """As output_dir=DIR leaves it: Hydra's files are then in another folder."""
     folder = write_run(tmp_path / "a", "cola", "dora", 0, 0.5)

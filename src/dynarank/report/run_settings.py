@@ -43,10 +43,16 @@ def varied_settings(runs: Sequence[Run]) -> list[str]:
 
 
 def _adds_a_difference(key: str, chosen: Sequence[str], runs: Sequence[Run]) -> bool:
-    """Return whether two runs that are alike in the chosen settings differ in this one."""
+    """Return whether two runs that are alike in the chosen settings differ in this one.
+
+    In a task's setting only runs of one seed are compared: for each seed a file may lie in another
+    folder, as a cluster's jobs have it.
+    """
+    of_task = key.startswith("task.")
     first_values: dict[tuple[Any, ...], Any] = {}
     for run in runs:
-        row = (run.task, *(run.settings.get(name, OPEN) for name in chosen))
+        seed = run.seed if of_task else None
+        row = (run.task, seed, *(run.settings.get(name, OPEN) for name in chosen))
         value = run.settings.get(key, OPEN)
         if first_values.setdefault(row, value) != value:
             return True
