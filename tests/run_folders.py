@@ -22,13 +22,15 @@ SHOWN_METRICS = {"qqp": ["accuracy", "f1"], "xsum": ["rouge1", "rouge2", "rougeL
 def write_run(folder: Path, task: str, method: str, seed: int, score: float, **more: Any) -> Path:
     """Write what the report reads of a run.
 
-    `more` may hold alpha, parameters, at_budget, ranks, and `results`, fields of metrics.json.
+    `more` may hold alpha, parameters, at_budget, ranks, and `results`, fields of metrics.json, and
+    `settings`, of the task.
     """
     (folder / ".hydra").mkdir(parents=True)
     method_settings = {"name": method}
     if method == "dora":
         method_settings["alpha"] = more.get("alpha", 8)
     task_settings: dict[str, Any] = {"name": task, "labels": ["a", "b"]}
+    task_settings |= more.get("settings", {})
     if task in TITLES:
         task_settings["title"] = TITLES[task]
     if task in SHOWN_METRICS:

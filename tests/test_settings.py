@@ -17,6 +17,7 @@ class Sizes:
     share: Annotated[float, Ge(0), Lt(1)] = 0.5
     count: Annotated[int | None, Gt(0)] = None
     free: float = 0.0
+    large: Annotated[int, Lt(2**32)] = 0
     kind: Annotated[str, OneOf(("a", "b"))] = "a"
     kinds: Annotated[list[str], OneOf(("a", "b"))] = field(default_factory=list)
     time: Annotated[str, Form(r"\d\d:\d\d", "HH:MM")] = "00:00"
@@ -34,6 +35,7 @@ class Sizes:
         ({"share": math.nan}, "sizes.share = nan: must be a finite number"),
         ({"free": math.inf}, "sizes.free = inf: must be a finite number"),
         ({"free": -math.inf}, "sizes.free = -inf: must be a finite number"),
+        ({"large": 2**32}, "sizes.large = 4294967296: must be below 4,294,967,296"),
         ({"count": 0}, "sizes.count = 0: must be above 0"),
         ({"kind": "c"}, "sizes.kind = 'c': must be one of a, b"),
         ({"kinds": ["a", "c"]}, "sizes.kinds = ['a', 'c']: must be one of a, b"),

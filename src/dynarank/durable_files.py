@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from dynarank.errors import UserError
+
+CACHE = "DYNARANK_CACHE"
+"""The environment's variable that names `cache_folder`."""
 TEMPORARY = ".tmp"
 """The end of the name of a file that is being written. A killed process may leave one."""
 
@@ -109,7 +113,32 @@ def make_readable(folder: Path, also_folder: bool = False) -> None:
             path.chmod(0o666 & ~mask)
 
 
+def made_cache(folder: Path, variable: str, to_write: bool = True) -> Path:
+    """Make a cache's folder, and return it.
+
+    Args:
+        variable: of the environment, by which the user names another place.
+        to_write: whether something is written there now. What lies there may be read only.
+
+    Raises:
+        UserError: it cannot be made, or written.
+    """
+    reason = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+    if reason is None and to_write and not os.access(folder, os.W_OK):
+        reason = "no right to write"
+    if reason is not None:
+        raise UserError(
+            f"{folder}: this cache cannot be written ({reason}). Name another place in the "
+            f"environment: {variable}=DIR"
+        )
+    return folder
+
+
 def cache_folder() -> Path:
     """Return where what was fetched or unpacked is kept: $DYNARANK_CACHE, or ~/.cache/dynarank."""
     # An empty variable counts as none: as a path it would be the working folder.
-    return Path(os.environ.get("DYNARANK_CACHE") or Path.home() / ".cache" / "dynarank")
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "dynarank")

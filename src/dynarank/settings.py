@@ -26,6 +26,11 @@ class Rule(Protocol):
         """Return the rule as it ends a sentence that begins with 'must be'."""
 
 
+def _number(bound: float) -> str:
+    """Return a bound as people write it: a whole number with all its digits."""
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+
+
 @dataclass(frozen=True)
 class Ge:
     """The number must be at least the bound."""
@@ -36,7 +41,7 @@ class Ge:
         return value >= self.bound
 
     def __str__(self) -> str:
-        return f"at least {self.bound:g}"
+        return f"at least {_number(self.bound)}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Gt:
         return value > self.bound
 
     def __str__(self) -> str:
-        return f"above {self.bound:g}"
+        return f"above {_number(self.bound)}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Lt:
         return value < self.bound
 
     def __str__(self) -> str:
-        return f"below {self.bound:g}"
+        return f"below {_number(self.bound)}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Le:
         return value <= self.bound
 
     def __str__(self) -> str:
-        return f"at most {self.bound:g}"
+        return f"at most {_number(self.bound)}"
 
 
 @dataclass(frozen=True)

@@ -75,3 +75,10 @@ def test_a_target_that_matches_nothing_is_a_users_mistake(base_hub: Path) -> Non
     config = to_config(compose(["output_dir=x", f"hub.root={base_hub}", "model.targets=[foo]"]))
     with pytest.raises(UserError, match=r"model\.targets: target 'foo' matches no linear layer"):
         budget.costs(config)
+
+
+def test_a_method_that_does_not_fit_has_no_memory(base_hub: Path) -> None:
+    more = ["method=lora", "method.placement=feed_forward", "model.targets=[query]"]
+    config = to_config(compose(["output_dir=x", f"hub.root={base_hub}", *more]))
+    with pytest.raises(UserError, match=r"^--memory, method=lora: method\.placement = feed_forw"):
+        budget.memory_lines(config)

@@ -150,6 +150,7 @@ def test_a_language_models_adapter_is_stored_as_small_as_is_said(
         (["--target", "big"], "--target big: must be r and a number"),
         (["--energy", "1.5"], "energy = 1.5: must lie above 0"),
         (["--target", "r1", "--calibrate", "nowhere.csv"], "nowhere.csv: there is no such file"),
+        (["--energy", "2", "--calibrate", "nowhere.csv"], "energy = 2.0: must lie above 0"),
         (["--target", "r1", "--base", "x"], "--base goes with --calibrate"),
     ],
 )
@@ -165,6 +166,14 @@ def test_mistakes_are_one_message_and_leave_nothing(
         main([str(finished), str(tmp_path / "out"), *words, "--hub-root", str(hub_root)])
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(finished), "/proc/out", "--target", "r1"])
+    assert "/proc/out cannot be written (" in capsys.readouterr().err
 
 
 def test_a_foreign_adapter_needs_no_base_and_cannot_be_calibrated(

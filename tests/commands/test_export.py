@@ -164,10 +164,19 @@ def test_a_push_sends_the_folder_in_one_commit_and_a_refusal_is_one_error(
     assert sent["files"] == sorted(path.name for path in (finished / "adapter").iterdir())
     assert (sent["name"], sent["private"], sent["exist_ok"]) == ("me/x", True, True)
     monkeypatch.undo()
-    for name, reason in (("me/x", "HF_TOKEN"), ("no name", "must be OWNER/NAME")):
+    wrong = {"no name": "must be OWNER/NAME", "x": "it names no owner", "me/a--b": "OWNER/NAME"}
+    for name, reason in ({"me/x": "HF_TOKEN"} | wrong).items():
         with pytest.raises(SystemExit, match="2"):
             main([str(finished), "--push-to-hub", name])  # the tests are offline
         assert reason in capsys.readouterr().err
+
+    def unreachable(self: HfApi, name: str, **options: object) -> None:
+        raise RuntimeError("no route")  # each client's errors are of its own kind
+
+    monkeypatch.setattr(HfApi, "create_repo", unreachable)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(finished), "--push-to-hub", "me/x"])
+    assert "error: --push-to-hub me/x: RuntimeError: no route." in capsys.readouterr().err
 
 
 def test_a_run_over_budget_is_exported_only_when_asked(
@@ -201,6 +210,14 @@ def test_a_folder_in_use_is_left_alone(
         main([str(finished), str(tmp_path)])
     assert f"{tmp_path}: is there already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(finished), "/proc/out"])
+    assert "/proc/out cannot be written (" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_named(

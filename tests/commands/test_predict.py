@@ -265,9 +265,12 @@ MISTAKES = [
     ("RUN --input missing.csv --output o.csv", "--input missing.csv: there is no such file"),
     ("RUN --input in.csv --output o.xls", "--output o.xls: the ending must be one of .csv"),
     ("RUN --input in.csv --output o.csv", "--input in.csv has no column 'sentence'; it has words"),
+    ("RUN --input in.csv --output o.csv", "Name yours by --column text=NAME\n"),
+    ("RUN --input twice.csv --output o.csv", "(1 such ids). Make them unique\n"),
     ("RUN --input in.csv --output o.csv --column txt=words", "--column txt=words"),
     ("RUN --input in.csv --output o.csv --base ./gone", "--base = ./gone: no such folder"),
     ("RUN --input in.csv --output in.csv/o.csv", "--output: in.csv cannot be made (File exists)"),
+    ("RUN --input in.csv --output /proc/o.csv", "--output: /proc cannot be written ("),
     ("RUN --input in.csv --output o.csv --device gpu0", "--device gpu0: "),
     ("RUN --input in.csv --output o.csv --keep wrds", "no such column. Did you mean 'words'?"),
     ("RUN --input in.csv --output o.csv --format csv", "--format csv: is for --input - alone"),
@@ -296,6 +299,7 @@ def test_mistakes_are_named(
     monkeypatch.chdir(tmp_path)
     Path("in.csv").write_text("words\nthe cat\n")
     Path("long.csv").write_text("sentence\n" + "cat " * 90 + "\n")
+    Path("twice.csv").write_text("sentence,idx\nthe cat,1\nthe dog,1\n")
     Path("folder.csv").mkdir()
     words = [str(cola) if word == "RUN" else word for word in line.split()]
     with pytest.raises(SystemExit) as stopped:

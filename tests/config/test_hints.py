@@ -10,7 +10,13 @@ from tiny import CONF
 
 from dynarank.config.command_line import expand_arguments
 from dynarank.config.describe import setting_names
-from dynarank.config.hints import SAME_IN_OTHER_WORDS, quoting_hint, refuse_mistakes
+from dynarank.config.hints import (
+    OWN_FILES,
+    SAME_IN_OTHER_WORDS,
+    quoting_hint,
+    refuse_mistakes,
+    variant_hint,
+)
 from dynarank.errors import UserError
 
 
@@ -32,7 +38,9 @@ from dynarank.errors import UserError
         ("max_length=64", "Type task.max_length=64"),
         ("model=org/name", "Type model.path=org/name"),
         ("model=/data/m", "Type model.path=/data/m"),
-        ("task=rows.csv", "task.train_file=rows.csv"),
+        ("task=rows.csv", "Type task=text_classification task.train_file=rows.csv, "),
+        ("task=rows.jsonl", ", causal_lm, instruct, image_classification"),
+        ("task=dev.conll", "Type task=token_classification task.train_file=dev.conll, "),
     ],
 )
 def test_the_answer_says_what_to_type(override: str, remedy: str) -> None:
@@ -42,6 +50,24 @@ def test_the_answer_says_what_to_type(override: str, remedy: str) -> None:
     assert message.startswith(f"{override}: ")
     assert remedy in message
     assert "\n" not in message
+
+
+def test_a_setting_of_another_method_or_task_says_whose_it_is() -> None:
+    """Hydra says no more than that it could not override it."""
+    hint = variant_hint("Could not override 'method.rho'.")
+    assert hint is not None
+    assert hint.startswith("method.rho: is a setting of other methods alone: eva. Leave it out")
+    hint = variant_hint("Could not override 'task.null_threshold'.")
+    assert hint is not None
+    assert "of other families of tasks alone: question_answering." in hint
+    assert variant_hint("Could not override 'method.rhoo'.") is None
+    assert variant_hint("Could not find 'task/cols'") is None
+
+
+def test_the_tasks_for_own_files_are_all_there_are() -> None:
+    """Those whose file in conf/ takes its rows from task.train_file."""
+    files = (CONF / "task").glob("*.yaml")
+    assert set(OWN_FILES) == {one.stem for one in files if "train_file: null" in one.read_text()}
 
 
 def test_what_is_right_passes() -> None:

@@ -116,7 +116,7 @@ BAD_VALUES = [
     ("logger.mode=of", ["logger.mode = 'of'", "offline"]),
     ("seed=-1", ["seed = -1"]),
     ("task.metrics=[pearson]", ["task.metrics", "pearson", "matthews"]),
-    ("task.select=f1", ["task.select = 'f1'", "matthews"]),
+    ("task.select=f1", ["task.select = 'f1'", "of those in task.metrics = ['matthews']: matt"]),
     ("task.target=label", ["task.target = 'label'", "class"]),
     ("task.batch_size=0", ["task.batch_size = 0"]),
     ("task.validation_splits=[x,x]", ["task.validation_splits = ['x', 'x']", "twice"]),

@@ -12,6 +12,7 @@ from run_folders import write_overrides, write_run
 from tiny import configure
 
 from dynarank.commands.report import main
+from dynarank.errors import UserError
 from dynarank.report.agreement import agreement_matrix, rank_agreement
 from dynarank.report.comparisons import differences
 from dynarank.report.markdown import report_text, scores_table
@@ -72,6 +73,22 @@ def test_settings_that_follow_from_others_do_not_name_rows(tmp_path: Path) -> No
     assert varied_settings(read_runs([tmp_path])[0]) == ["method.name", "method.alpha"]
 
 
+def test_a_tasks_own_setting_names_rows_where_it_alone_differs(tmp_path: Path) -> None:
+    """As in a sweep over task.max_train_rows: such runs were called the same one."""
+    for seed in (0, 1):
+        for rows in (100, 200):
+            settings = {"max_train_rows": rows, "labels": ["b", "a"]}
+            name = f"{rows}-{seed}"
+            write_run(tmp_path / name, "cola", "dora", seed, rows / 1000, settings=settings)
+        write_run(tmp_path / f"rte-{seed}", "rte", "dora", seed, 0.5)
+    runs = read_runs([tmp_path])[0]
+    assert varied_settings(runs) == ["task.max_train_rows"]
+    table = build_table(runs)
+    assert table.implied == []  # a task's options follow from the task
+    means = {setting: table.summary(setting, "cola") for setting in table.settings}
+    assert [one and one.mean for one in means.values()] == [0.1, 0.2, None]
+
+
 def test_a_model_that_its_path_names_is_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", "cola", "dora", 0, 0.5)
     config = folder / ".hydra" / "config.yaml"
@@ -92,6 +109,21 @@ def test_what_is_not_finished_or_over_budget_is_listed_and_left_out(sweep: Path)
     failed = read_runs([sweep])[1][0]
     assert str(failed) == f"{sweep / 'dead'}: failed: budget.init = 1 is below budget.target = 2"
     assert "Traceback" in failed.output
+
+
+def test_a_file_that_lies_elsewhere_for_each_seed_names_no_rows(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        settings = {"train_file": f"/scratch/job{seed}/rows.csv"}
+        write_run(tmp_path / str(seed), "cola", "dora", seed, 0.5, settings=settings)
+    assert varied_settings(read_runs([tmp_path])[0]) == []
+
+
+def test_a_run_without_its_configuration_is_said_to_lack_it(tmp_path: Path) -> None:
+    """As output_dir=DIR leaves it: Hydra's files are then in another folder."""
+    folder = write_run(tmp_path / "a", "cola", "dora", 0, 0.5)
+    (folder / ".hydra/config.yaml").unlink()
+    with pytest.raises(UserError, match=r"no finished run .*\n  .*/a: has no \.hydra/config\.yaml"):
+        read_runs([folder])
 
 
 def test_files_and_pictures_are_written(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

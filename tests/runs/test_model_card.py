@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def folders(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         folder = tmp_path_factory.mktemp(name)
         (folder / ".hydra").mkdir()
         overrides = ["task=cola", f"hub.root={hub_root}", f"hydra.run.dir={folder}", "budget=r2"]
+        overrides += ["model.path=/home/anna/bert", "task.train_file='/home/anna/my rows.csv'"]
         lines = [f"- {text}\n" for text in overrides]
         (folder / ".hydra/overrides.yaml").write_text("".join(lines))
         run(configure(folder, hub_root, *SETTINGS))
@@ -44,13 +46,16 @@ def test_the_hubs_class_reads_it_and_its_numbers_are_the_runs(folders: tuple[Pat
     assert f"{record['adapter_parameters']:,} parameters, at its budget" in text
     for name, rank in json.loads((folder / "ranks.json").read_text()).items():
         assert f"| {name} | {rank} |" in text
-    assert "dynarank train task=cola budget=r2\n" in text
+    command = text.split("dynarank train ")[1].split("\n")[0]
+    own = ["model.path=bert", "task.train_file='my rows.csv'"]
+    assert shlex.split(command) == ["task=cola", "budget=r2", *own]
 
 
 def test_it_names_no_folder_and_is_the_same_for_two_runs(folders: tuple[Path, Path]) -> None:
     first, second = (folder / "adapter/README.md" for folder in folders)
     assert first.read_bytes() == second.read_bytes()
     assert str(folders[0]) not in first.read_text()
+    assert "anna" not in first.read_text()
 
 
 def test_how_it_is_loaded_works_as_printed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from dynarank.config.command_line import program_to_print
 from dynarank.runs import results
 from dynarank.runs.results import Results, read_results, write_artifacts, write_results
-from dynarank.runs.summary import collapse_warning, next_steps, summary_rows
+from dynarank.runs.summary import collapse_warning, next_steps, places, summary_rows
 
 
 def finished(folder: Path) -> Results:
@@ -107,6 +108,18 @@ def test_the_next_commands_are_as_they_are_typed_here(
     assert next_steps(given)[0] == "Next: .venv/bin/dynarank report 'out/a run'"
     monkeypatch.setenv("PATH", str(scripts))
     assert program_to_print() == "dynarank"
+
+
+def test_a_run_over_budget_is_told_to_go_on(tmp_path: Path) -> None:
+    """A report leaves it out, and predict takes it only when told: both would refuse it."""
+    given = replace(finished(tmp_path / "a run"), at_budget=False)
+    (step,) = next_steps(given)  # it has learned nothing, and left no adapter
+    said = "Next: the same command with resume=auto "
+    assert step.startswith(said)
+    assert shlex.split(step.removeprefix(said))[0] == f"hydra.run.dir='{tmp_path / 'a run'}'"
+    (tmp_path / "a run" / "over_budget").mkdir(parents=True)
+    assert " --over-budget --input FILE" in next_steps(given)[1]
+    assert any("larger than its budget" in line for line in places(given))
 
 
 def test_a_prediction_that_is_not_finite_is_null(tmp_path: Path) -> None:

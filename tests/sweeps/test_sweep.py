@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import struct
@@ -25,7 +26,8 @@ from dynarank.errors import UserError
 from dynarank.runs.run import run
 from dynarank.sweeps import sweep
 from dynarank.sweeps.executors import Processes
-from dynarank.sweeps.point import Job
+from dynarank.sweeps.naming import resume_hint
+from dynarank.sweeps.point import Job, Point
 from dynarank.sweeps.sweep import read_sweep
 
 
@@ -120,6 +122,24 @@ def test_interrupted_it_starts_no_other_point(
         signal.signal(signal.SIGINT, before)
     assert started == [0]
     assert [point.status() for point in read_sweep(tmp_path / "s")] == ["missing"] * 3
+
+
+def test_runs_that_would_share_a_folder_are_refused(
+    launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_folder(number: int, overrides: list[str]) -> Point:
+        return Point(number, tmp_path / "s" / "same", overrides)
+
+    monkeypatch.setattr(sweep, "_point", one_folder)
+    with pytest.raises(UserError, match=r"subdir: runs #0 and #1 would have the folder .*/same"):
+        launched([1, 3])
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_way_to_go_on_is_quoted_for_hydra_and_for_the_shell() -> None:
+    words = shlex.split(resume_hint(Path("out/a sweep=1")))
+    assert words[-1] == "hydra.sweep.dir='out/a sweep=1'"
+    assert resume_hint(Path("out/s")).endswith(" sweep.resume=true hydra.sweep.dir=out/s")
 
 
 def test_a_point_never_sweeps(launched: Any, monkeypatch: pytest.MonkeyPatch) -> None:

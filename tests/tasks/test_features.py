@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from datasets import Dataset
 from tiny import write_tokenizer
@@ -107,3 +108,13 @@ def test_features_do_not_go_by_what_the_tokenizer_did_last(tmp_path: Path) -> No
         )
         fingerprints.add(features._fingerprint)
     assert len(fingerprints) == 1
+
+
+def test_a_cache_that_cannot_be_made_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    rows = Dataset.from_dict({"text": ["the cat sat"]})
+    with pytest.raises(UserError, match=r"this cache cannot be written .*HF_DATASETS_CACHE=DIR"):
+        cached_map(rows, dict, (), word_tokenizer(tmp_path))

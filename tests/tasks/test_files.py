@@ -345,7 +345,18 @@ BROKEN: list[tuple[str, str | bytes, str]] = [
     ("many.csv", "a,b\n1,x\n2,y,z\n", r"row 1 \(line 3\) has 3 fields where the header has 2"),
     ("few.tsv", "a\tb\n1\tx\n2 y\n", r"row 1 \(line 3\) has 1 fields where the header has 2"),
     ("twice.csv", "a,b,a\n1,2,3\n", r"the header names a column twice: a, b, a"),
-    ("open.csv", 'a,b\n1,x\n"2,y\n3,z\n', r"line 4: unexpected end of data"),
+    ("open.csv", 'a,b\n1,x\n"2,y\n3,z\n', r"line 3: a quotation mark opens a field, and none"),
+    ("open_first.csv", '"a,b\n1,x\n', r"line 1: a quotation mark opens a field, and none"),
+    (
+        "huge.jsonl",
+        '{"n": 1}\n{"n": 99999999999999999999}\n',
+        r"row 1: n = 99999999999999999999 is a whole number beyond 64 bits, which only",
+    ),
+    (
+        "endless.jsonl",
+        '{"n": ' + "9" * 5000 + "}\n",
+        r"row 0 \(line 1\) holds a number of too many digits",
+    ),
     ("astray.csv", 'a,b\n"x"y,1\n', r"line 2: ',' expected after '\"'"),
     (
         "broken.jsonl",

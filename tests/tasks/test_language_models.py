@@ -231,7 +231,12 @@ def test_a_tokenizer_without_a_template_gets_the_stated_default(
             "row 0: has no message of the assistant",
         ),
         ([{"messages": [{"role": "robot", "content": "x"}]}], "role = 'robot': must be one of"),
+        (
+            [{"messages": [{"role": ["user"], "content": "x"}]}],
+            r"role = \['user'\]: must be one of",
+        ),
         ([{"messages": "hello"}], "is no list of messages"),
+        ([{"prompt": "a", "completion": ""}], "row 0: completion = '' is no text"),
         (
             [{"prompt": text, "completion": "b", "id": "x"} for text in "ab"],
             r"rows 0 and 1: id = 'x' twice .* task\.columns\.id=null",
@@ -243,6 +248,35 @@ def test_rows_that_cannot_be_used_are_named(
 ) -> None:
     with pytest.raises(UserError, match=said):
         task_of("instruct", rows, tmp_path, *(["task.columns.id=id"] if "id" in rows[0] else []))
+
+
+def test_a_table_leaves_an_answer_out_by_an_empty_text(tmp_path: Path) -> None:
+    """A .csv file to be answered may have the column of answers, and nothing in some rows."""
+    task: Any = task_of("instruct", sums(1), tmp_path)
+    rows = Dataset.from_list([{"prompt": "1+1", "completion": answer} for answer in ("2", "", " ")])
+    messages = task.check(rows, "x", labelled=False)["messages"][:]
+    assert [len(one) for one in messages] == [2, 1, 1]
+    assert not task.can_be_scored(rows)
+
+
+@pytest.mark.parametrize("choices", [None, "yes,no", [], [1, 2], ["yes", None], ["yes", ""]])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_choices_that_are_no_texts_are_named_by_row(
+    choices: Any, labelled: bool, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "a", "completion": "yes", "choices": ["yes", "no"]}]
+    task: Any = task_of("instruct", rows, tmp_path, "task.columns.choices=choices")
+    asked = Dataset.from_list([rows[0] | {"choices": choices}])
+    with pytest.raises(UserError, match=r"x, row 0: choices = .* is no list of texts"):
+        task.check(asked, "x", labelled)
+
+
+def test_packing_without_trl_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynarank.tasks.packed.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"task\.packing = true: .* pip install 'dynarank\[llm\]'"):
+        task_of("causal_lm", TEXTS, tmp_path, "task.packing=true")
 
 
 def test_what_is_written_does_not_depend_on_the_neighbours(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -137,6 +138,18 @@ def test_a_download_that_fails_says_what_to_do(
     with pytest.raises(
         UserError, match=r"No matching distribution.*or put vaderSentiment-0\.5\.zip into"
     ):
+        packaged.fetch(folder=tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"file/cache: this cache .*DYNARANK_CACHE=DIR"):
+        packaged.fetch(folder=tmp_path / "file" / "cache")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r": this cache cannot be written \(no right to write\)"):
         packaged.fetch(folder=tmp_path)
 
 

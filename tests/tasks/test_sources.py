@@ -358,3 +358,17 @@ def test_rows_with_nested_values_can_be_cut(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     splits = opened(config(train_file=str(tmp_path / "a.jsonl")), HubConfig(), 0)
     assert all(row["label"]["deep"] == int(row["text"]) for part in splits.values() for row in part)
+
+
+def test_a_file_that_is_named_twice_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train, other = write_rows(tmp_path / "a.csv", 4), write_rows(tmp_path / "b.csv", 4)
+    open_splits(config(train_file=train, validation_file=other), HubConfig())
+    assert not caplog.messages
+    same = str(tmp_path / "." / "a.csv")
+    open_splits(config(train_file=train, validation_file=other, test_file=same), HubConfig())
+    assert caplog.messages == [
+        f"task.test_file = {same}: is task.train_file, too, so that its scores say nothing of "
+        "other rows"
+    ]

@@ -88,7 +88,7 @@ def compress(
         ValueError: no layers, not exactly one size, or a size out of range; a factor that is not
             a matrix or not finite, or factors that do not fit each other.
     """
-    _check_sizes(target=target, parameters=parameters, energy=energy, per_layer=per_layer)
+    check_sizes(target=target, parameters=parameters, energy=energy, per_layer=per_layer)
     if not factors:
         raise ValueError("no layers to compress: the adapter holds no low-rank factors")
     decompositions = {}
@@ -108,9 +108,10 @@ def compress(
     return _cut(decompositions, ranks, costs)
 
 
-def _check_sizes(
+def check_sizes(
     target: float | None, parameters: int | None, energy: float | None, per_layer: bool
 ) -> None:
+    """Raise `ValueError` unless exactly one size is given, and can be; see `compress`."""
     given = {"target": target, "parameters": parameters, "energy": energy}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:

@@ -220,8 +220,11 @@ def memory_lines(config: TrainConfig) -> list[str]:
     model, head = _empty_model(config)
     targets = resolve_targets(config.model, model.config.model_type)
     method = build_method(config.method, config.budget, config.dem)
-    with torch_device("meta"):
-        adapted = method.adapt(model, targets, head)
+    try:
+        with torch_device("meta"):
+            adapted = method.adapt(model, targets, head)
+    except ValueError as error:
+        raise UserError(f"--memory, method={config.method.name}: {error}") from None
     memory = estimate_memory(config, model, adapted, build_task(config.task))
     parts = {
         "frozen weights": memory.base,

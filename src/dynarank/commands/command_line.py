@@ -94,11 +94,41 @@ def refuse_existing(
 
 
 def make_folder(option: str, folder: Path) -> None:
-    """Make a folder that files will be written into. Raises `UserError` where that fails."""
+    """Make a folder that files will be written into, and write into it once.
+
+    Raises:
+        UserError: it cannot be made, or cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{option}: {folder} cannot be made ({error.strerror})") from None
+    check_writable(f"{option}: {folder}", folder)
+
+
+def refuse_bad_folder(out: Path) -> None:
+    """Raise `UserError` where a new folder is there already and not empty, or cannot be made."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already. Name a new folder")
+    above = out.absolute()
+    while not above.exists():
+        above = above.parent
+    check_writable(str(out), above)
+
+
+def check_writable(field: str, folder: Path) -> None:
+    """Write into a folder once, and leave nothing there. Raises `UserError` where that fails.
+
+    Args:
+        field: what the user gave, for the message.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{field} cannot be written ({error.strerror}). Name another folder"
+        ) from None
 
 
 @contextmanager

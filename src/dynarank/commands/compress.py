@@ -10,15 +10,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dynarank.commands.command_line import (
     CommandParser,
     add_hub_root,
     exit_on_user_error,
+    refuse_bad_folder,
     user_path,
 )
 from dynarank.errors import UserError
 from dynarank.run_folder import ADAPTER
+from dynarank.settings import expand_user
 
 EXAMPLES = """examples:
   dynarank compress ADAPTER SMALLER --target r4          four components a layer on average
@@ -74,15 +77,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def compress_folder(options: argparse.Namespace) -> None:
     """Compress the folder that the options name, write the result, and print what was lost."""
-    from dynarank.adapters.compress import compress
+    from dynarank.adapters.compress import check_sizes, compress
     from dynarank.adapters.lora_files import read_lora, write_lora
     from dynarank.adapters.reader_forms import without_zeros
+    from dynarank.tasks.files import no_such_file
 
     source = options.adapter
     if (source / ADAPTER).is_dir():
         source = source / ADAPTER
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UserError(f"{options.out}: is there already. Name a new folder")
+    refuse_bad_folder(options.out)
+    sizes: dict[str, Any] = {
+        "target": _components(options.target),
+        "parameters": options.parameters,
+        "energy": options.energy,
+        "per_layer": options.per_layer,
+    }
+    try:
+        check_sizes(**sizes)  # before a model is loaded and the rows run through it
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if options.calibrate is not None and not Path(expand_user(options.calibrate)).exists():
+        raise no_such_file("--calibrate", options.calibrate)
     adapter = read_lora(source)
     factors = {name: pair for name, pair in without_zeros(adapter.factors).items() if len(pair[0])}
     moments = None
@@ -93,14 +108,7 @@ def compress_folder(options: argparse.Namespace) -> None:
         hub = HubConfig(options.hub_root)
         moments = measure_moments(source, factors, options.calibrate, hub, options.base)
     try:
-        smaller = compress(
-            factors,
-            target=_components(options.target),
-            parameters=options.parameters,
-            energy=options.energy,
-            per_layer=options.per_layer,
-            moments=moments,
-        )
+        smaller = compress(factors, **sizes, moments=moments)
     except ValueError as error:
         raise UserError(str(error)) from None
     # Padded to one rank, as is usual for a language model, it could be larger than before.

@@ -15,7 +15,12 @@ from functools import partial
 from typing import Any
 
 from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
-from dynarank.commands.run_options import add_run_options, load_named_run, score_lines
+from dynarank.commands.run_options import (
+    add_run_options,
+    columns_as_options,
+    load_named_run,
+    score_lines,
+)
 from dynarank.commands.table_files import check_input, check_output, read_rows
 from dynarank.durable_files import json_text, write_json
 
@@ -28,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_input(options.input, options.format)
         if options.output is not None:
             check_output(options.output, options.input, options.overwrite, (".json",))
-        result = evaluate(options)
+        with columns_as_options():
+            result = evaluate(options)
         if options.output is not None:
             write_json(options.output, result)
         print(json_text(result) if options.json else _as_lines(result), end="")

@@ -20,6 +20,7 @@ from dynarank.commands.command_line import (
     CommandParser,
     add_hub_root,
     exit_on_user_error,
+    refuse_bad_folder,
     user_path,
 )
 from dynarank.commands.merged import DTYPES, sync_files, write_merged
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 options.out = Path(folder) / "adapter"
                 write_export(adapter, options)
             return
-        refuse_filled_folder(options.out)
+        refuse_bad_folder(options.out)
         write_export(adapter, options)
 
 
@@ -150,12 +151,6 @@ def adapter_folder(options: argparse.Namespace) -> Path:
             f"--format, one of {', '.join(FORMS)}; only PEFT's merge_and_unload merges it"
         )
     return find_adapter(folder, options.over_budget)
-
-
-def refuse_filled_folder(out: Path) -> None:
-    """Raise `UserError` where the folder to be written is there already, and not empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already. Name a new folder")
 
 
 def copy_adapter(adapter: Path, out: Path) -> None:

@@ -19,7 +19,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dynarank.commands.command_line import CommandParser, exit_on_user_error, make_folder, user_path
-from dynarank.commands.run_options import add_run_options, load_named_run, score_lines
+from dynarank.commands.run_options import (
+    add_run_options,
+    columns_as_options,
+    load_named_run,
+    score_lines,
+)
 from dynarank.commands.table_files import (
     FORMATS,
     check_input,
@@ -50,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_files(options)
         predictor = load_named_run(options)
         if options.input is not None:
-            _predict_file(predictor, options)
+            with columns_as_options():
+                _predict_file(predictor, options)
         if options.glue_submission is not None:
             _write_submission(predictor, options)
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from dynarank.errors import UserError, kind_and_first_line
-
-REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-"""The form of a repository's name on the hub."""
+from dynarank.errors import UserError, first_line, kind_and_first_line
 
 
 def check_repository(name: str) -> None:
     """Raise `UserError` for what is no name of a repository."""
-    if not REPOSITORY.fullmatch(name):
-        raise UserError(f"--push-to-hub {name}: must be OWNER/NAME, of letters, digits, . _ and -")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    reason = "" if "/" in name else "it names no owner"
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        reason = first_line(error)
+    if reason:
+        raise UserError(f"--push-to-hub {name}: must be OWNER/NAME ({reason.rstrip('.')})")
 
 
 def describe_push(folder: Path, repository: str, private: bool) -> list[str]:
@@ -37,7 +41,6 @@ def push(folder: Path, repository: str, private: bool) -> str:
         UserError: the hub refuses, or cannot be reached. The folder stays as it is.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     hub = HfApi()
     try:
@@ -45,7 +48,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
         commit = hub.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="Add an adapter by dynarank"
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # every client and proxy has its own way of not connecting
         raise UserError(
             f"--push-to-hub {repository}: {kind_and_first_line(error)}. Give a token that may "
             "write there by HF_TOKEN, or log in by `hf auth login`; --dry-run sends nothing"

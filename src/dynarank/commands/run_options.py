@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dynarank.commands.command_line import add_hub_root, user_path
@@ -64,6 +66,8 @@ def load_named_run(options: argparse.Namespace) -> Predictor:
     from dynarank.pretrained.hub import HubConfig
     from dynarank.runs.predictor import load_predictor
 
+    if options.max_answer is not None and options.max_answer < 1:
+        raise UserError(f"--max-answer {options.max_answer}: at least 1")
     predictor = load_predictor(
         options.source,
         HubConfig(options.hub_root),
@@ -82,9 +86,19 @@ def _limit_answers(task: Task[Any], most: int | None) -> None:
         return
     if not hasattr(task.config, "max_answer"):
         raise UserError(f"--max-answer {most}: task={task.config.name} has no task.max_answer")
-    if most < 1:
-        raise UserError(f"--max-answer {most}: at least 1")
     task.config.max_answer = most
+
+
+@contextmanager
+def columns_as_options() -> Iterator[None]:
+    """Have a task's errors about columns name `--column`: a finished run takes no settings."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error).replace(", or set task.columns.id=null", "")
+        message = message.replace("Name yours in", "Name yours by")
+        message = re.sub(r"task\.columns\.(\w+)", r"--column \1=NAME", message)
+        raise UserError(message) from None
 
 
 def _rename_columns(task: Task[Any], given: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Rows that predict and evaluate read and write: files, standard input, and standard output."""
+"""Rows that predict and evaluate read and write: files, and standard input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 STANDARD = "-"
-"""Stands for standard input, and for standard output."""
+"""Stands for standard input."""
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 NEEDED = (METRICS, HISTORY, RANKS, RANK_HISTORY, FILES, LOCK_OWNER)
 """Files of a run's that no output may replace, or stand in for before the run has ended."""

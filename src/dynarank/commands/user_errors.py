@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dynarank.config.command_line import command_to_resume
 from dynarank.config.guard import guarded, refuse_pickle
-from dynarank.config.hints import hints, quoting_hint, refuse_mistakes
+from dynarank.config.hints import hints, quoting_hint, refuse_mistakes, variant_hint
 from dynarank.config.redaction import redact
 from dynarank.errors import Interrupted, UserError
 
@@ -80,7 +80,8 @@ def user_message(error: Exception, arguments: Sequence[str], conf: Path) -> str 
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         if isinstance(error, OverrideParseException):
             return quoting_hint(error.override, str(error).splitlines()[0])
-        return "\n  ".join([*hints(arguments, conf), *_hydra_lines(error)])
+        known = variant_hint(str(error))
+        return known or "\n  ".join([*hints(arguments, conf), *_hydra_lines(error)])
     if isinstance(error, OSError) and error.filename is not None and _is_raised_by_hydra(error):
         return (
             f"the output folder {error.filename} cannot be written ({error.strerror}). "

@@ -33,6 +33,11 @@ def _escape_mark(found: re.Match[str]) -> str:
     return 2 * backslashes + ("\\'" if mark else "")
 
 
+def typed_setting(name: str, value: str | Path) -> str:
+    """Return NAME=VALUE as it is typed in a shell, quoted for Hydra and for the shell."""
+    return shlex.quote(f"{name}={quote(value)}")
+
+
 def own_script() -> Path | None:
     """Return the script that this process was started by, a clone's train.py as a rule.
 

@@ -73,6 +73,13 @@ def setting_names() -> list[str]:
     return list(names)
 
 
+def variants_with(name: str) -> list[str]:
+    """Return the methods, or families of tasks, that have a setting; none for other settings."""
+    group = name.partition(".")[0]
+    schemas = _variants(group).items()
+    return [variant for variant, schema in schemas if name in _names_in(schema, f"{group}.")]
+
+
 def _names_in(schema: Any, prefix: str) -> Iterator[str]:
     for field in dataclasses.fields(schema):
         yield from _names_of(schema, field.name, prefix)

@@ -49,6 +49,21 @@ SAME_IN_OTHER_WORDS = {
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?|true|false", re.IGNORECASE)
 NUMBER_OF_GROUP = {"budget": "budget.target", "dem": "dem.eta"}
 DATA_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+TAGGED_FILES = (".conll", ".bio", ".iob", ".iob2", ".iobes")
+OWN_FILES = (
+    "text_classification",
+    "text_pair_classification",
+    "text_regression",
+    "token_classification",
+    "question_answering",
+    "seq2seq",
+    "causal_lm",
+    "instruct",
+    "image_classification",
+)
+"""The tasks for files of the user's own."""
+NOT_THERE = re.compile(r"Could not override '([\w.]+)'")
+"""What Hydra says of a setting that the chosen method or task lacks."""
 
 
 def refuse_mistakes(overrides: Sequence[str], conf: Path) -> None:
@@ -77,11 +92,13 @@ def _hint_for_group(group: str, value: str, groups: Mapping[str, list[str]]) -> 
     is_path = "/" in value or value.startswith("~") or Path(value).is_dir()
     if group == "model" and is_path:
         return "Type model.path={value}. " + choices
-    if group == "task" and value.lower().endswith(DATA_FILES):
+    if group == "task" and value.lower().endswith((*DATA_FILES, *TAGGED_FILES)):
+        is_tagged = value.lower().endswith(TAGGED_FILES)
+        fitting = "token_classification" if is_tagged else OWN_FILES[0]
+        others = ", ".join(task for task in OWN_FILES if task != fitting)
         return (
-            "Type task=text_classification task.train_file={value}, "
-            "or another task for own files: text_pair_classification, text_regression, "
-            "question_answering, seq2seq"
+            f"Type task={fitting} task.train_file={{value}}, or another task for own files: "
+            f"{others}"
         )
     return ""
 
@@ -116,6 +133,25 @@ def hints(overrides: Sequence[str], conf: Path) -> Iterator[str]:
                     yield f"{name}={choice}: {nearest(choice, groups[name])}"
         elif name not in settings:
             yield f"{name}: {nearest(name, [*settings, *groups])}"
+
+
+def variant_hint(message: str) -> str | None:
+    """Return who has the setting that Hydra could not override; None where nobody has it.
+
+    Args:
+        message: Hydra's.
+    """
+    from dynarank.config.describe import variants_with
+
+    found = NOT_THERE.search(message)
+    owners = variants_with(found[1]) if found else []
+    if found is None or not owners:
+        return None
+    kind = "methods" if found[1].startswith("method.") else "families of tasks"
+    return (
+        f"{found[1]}: is a setting of other {kind} alone: {', '.join(owners)}. Leave it out, or "
+        "choose one of them"
+    )
 
 
 def quoting_hint(override: str, reason: str) -> str:

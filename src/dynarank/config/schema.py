@@ -197,7 +197,8 @@ class TrainConfig:
     seed: Annotated[int, Ge(0), Lt(2**32)] = 1  # numpy takes no larger one
     """Decides the new weights, the order of rows, and dropout."""
     output_dir: Annotated[str, UserPath()] = "???"
-    """The run's folder; by default the one of hydra.run.dir."""
+    """The run's folder; by default that of hydra.run.dir, which is the one to give: Hydra writes
+    the configuration there, and a report reads it."""
 
     def __post_init__(self) -> None:
         check_settings("", self)

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dynarank.durable_files import cache_folder, file_sha256, make_readable
+from dynarank.durable_files import CACHE, cache_folder, file_sha256, made_cache, make_readable
 from dynarank.errors import UserError, kind_and_first_line
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,8 @@ def unpacked(field: str, file: Path) -> Path:
     if file_hash(folder) is not None:
         return folder
     log.info("%s: unpacked into %s, once; this takes a while", file.name, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside its place, for a rename is all or nothing only within one file system.
-    staging = Path(tempfile.mkdtemp(dir=folder.parent))
+    staging = Path(tempfile.mkdtemp(dir=made_cache(folder.parent, CACHE)))
     try:
         _unpack(field, file, staging)
         record = f"{file.name}\n{digest}\n{file_sha256(staging / WEIGHTS)}\n"

@@ -19,10 +19,14 @@ IGNORED = (
     "hydra.",
     "trainer.log_every",
     "trainer.workers",
+    "task.name",
+    "task.title",
+    "task.shown",
+    "task.place",
 )
-"""Settings that do not make runs different."""
-OF_KINDS = ("method.", "model.", "budget.init")
-"""Settings that always differ where a method, a model or a budget does."""
+"""Settings that do not make runs different. A task is a table's column, and not of a row."""
+OF_KINDS = ("method.", "model.", "task.", "budget.init")
+"""Settings that always differ where a method, a model, a task or a budget does."""
 
 
 def varied_settings(runs: Sequence[Run]) -> list[str]:
@@ -39,10 +43,16 @@ def varied_settings(runs: Sequence[Run]) -> list[str]:
 
 
 def _adds_a_difference(key: str, chosen: Sequence[str], runs: Sequence[Run]) -> bool:
-    """Return whether two runs that are alike in the chosen settings differ in this one."""
+    """Return whether two runs that are alike in the chosen settings differ in this one.
+
+    In a task's setting only runs of one seed are compared: for each seed a file may lie in another
+    folder, as a cluster's jobs have it.
+    """
+    of_task = key.startswith("task.")
     first_values: dict[tuple[Any, ...], Any] = {}
     for run in runs:
-        row = (run.task, *(run.settings.get(name, OPEN) for name in chosen))
+        seed = run.seed if of_task else None
+        row = (run.task, seed, *(run.settings.get(name, OPEN) for name in chosen))
         value = run.settings.get(key, OPEN)
         if first_values.setdefault(row, value) != value:
             return True
@@ -61,13 +71,17 @@ def implied_settings(runs: Sequence[Run], chosen: Sequence[str]) -> list[str]:
 
 
 def _candidates(runs: Sequence[Run]) -> list[str]:
-    """Return the settings that may tell runs apart, in the order in which they name a row."""
+    """Return the settings that may tell runs apart, in the order in which they name a row.
+
+    A task's come last: where another setting differs along with them, that one names the row.
+    """
     names: dict[str, None] = {}
     for run in runs:
         names.update(dict.fromkeys(run.settings))
-    candidates = [name for name in names if not name.startswith((*IGNORED, "task."))]
+    candidates = [name for name in names if not name.startswith(IGNORED)]
 
     def rank(name: str) -> tuple[int, str]:
-        return (FIRST.index(name) if name in FIRST else len(FIRST), name)
+        other = len(FIRST) + name.startswith("task.")
+        return (FIRST.index(name) if name in FIRST else other, name)
 
     return sorted(candidates, key=rank)

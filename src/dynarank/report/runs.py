@@ -171,7 +171,7 @@ def read_runs(
     """
     folders = list(run_folders(places))
     runs: list[Run] = []
-    left_out: list[LeftOut] = []
+    left_out = _without_settings(places)
     for number, folder in enumerate(folders, start=1):
         try:
             outcome = read_run(folder)
@@ -187,6 +187,16 @@ def read_runs(
         lines = "".join(f"\n  {one}" for one in left_out)
         raise UserError(f"no finished run in {', '.join(map(str, places))}{lines}")
     return runs, left_out
+
+
+def _without_settings(places: Sequence[Path]) -> list[LeftOut]:
+    """Return the named folders of finished runs that lack their configuration."""
+    found = []
+    for place in places:
+        if (place / METRICS).is_file() and not (place / CONFIG).is_file():
+            reason = f"has no {CONFIG}; where hydra.run.dir names a run's folder, Hydra writes it"
+            found.append(LeftOut(place, reason))
+    return found
 
 
 def run_folders(places: Sequence[Path]) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dynarank.config.command_line import quote
 from dynarank.config.schema import TrainConfig
 from dynarank.run_folder import read_overrides
 from dynarank.runs.results import Results
@@ -193,4 +194,12 @@ def _command(config: TrainConfig, folder: Path) -> str:
     if overrides is None:  # a run of the library's, which no command began
         overrides = [f"task={config.task.name}", f"method={config.method.name}"]
     kept = [text for text in overrides if not text.lstrip("+").startswith(PASSING)]
+    kept = [_without_folder(text) for text in kept]
     return shlex.join(["dynarank", "train", *kept])
+
+
+def _without_folder(override: str) -> str:
+    """Return an override with the last name alone of a path on this machine."""
+    name, sign, value = override.partition("=")
+    path = Path(value.strip("'\""))
+    return f"{name}={quote(path.name)}" if sign and path.is_absolute() else override

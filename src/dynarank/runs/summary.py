@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dynarank.config.command_line import program_to_print
+from dynarank.config.command_line import program_to_print, typed_setting
 from dynarank.run_folder import (
     ADAPTER,
     HISTORY,
+    OVER_BUDGET,
     PREDICTION_LINES,
     PREDICTIONS,
     RANK_MAP,
@@ -72,7 +73,16 @@ def summary_rows(results: Results) -> Mapping[str, str]:
 
 def next_steps(results: Results) -> list[str]:
     """Return the commands that a finished run is for, a line each, as they are typed here."""
-    program, folder = program_to_print(), shlex.quote(str(_shown(Path(results.output_dir))))
+    shown = _shown(Path(results.output_dir))
+    program, folder = program_to_print(), shlex.quote(str(shown))
+    if not results.at_budget:
+        # A report leaves such a run out, and predict refuses it unless it is told otherwise.
+        place = typed_setting("hydra.run.dir", shown)
+        steps = [f"Next: the same command with resume=auto {place} and a longer trainer.max_time"]
+        if (Path(results.output_dir) / OVER_BUDGET).is_dir():
+            more = "--over-budget --input FILE --output FILE"
+            steps.append(f"      {program} predict {folder} {more}")
+        return steps
     return [
         f"Next: {program} report {folder}",
         f"      {program} predict {folder} --input FILE --output FILE",
@@ -100,6 +110,7 @@ def places(results: Results) -> list[str]:
     shown = _shown(folder)
     meanings = {
         ADAPTER: "the adapter, for PEFT and for dynarank predict",
+        OVER_BUDGET: "the adapter, larger than its budget",
         RANK_MAP: "the rank of every matrix",
         PREDICTIONS: "answers",
         PREDICTION_LINES: "texts generated",

@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
+
+from dynarank.config.command_line import typed_setting
+from dynarank.errors import UserError
 
 LONGEST_TAG = 64
 """Characters of a tag; W&B takes no longer one."""
+
+
+def resume_hint(sweep: Path) -> str:
+    """Return the words that say how a sweep goes on."""
+    return f"the same command with sweep.resume=true {typed_setting('hydra.sweep.dir', sweep)}"
+
+
+def refuse_shared(points: Sequence[tuple[int, Path]]) -> None:
+    """Raise `UserError` where two runs would have one folder: the later would replace the other.
+
+    Args:
+        points: the number and the folder of each.
+    """
+    numbers: dict[Path, int] = {}
+    for number, folder in points:
+        if folder in numbers:
+            raise UserError(
+                f"hydra.sweep.subdir: runs #{numbers[folder]} and #{number} would have the folder "
+                f"{folder}, where the later replaces the other. Name each by its number: "
+                "'hydra.sweep.subdir=${hydra.job.num}'"
+            )
+        numbers[folder] = number
 
 
 def varying(overrides: Sequence[str], all_overrides: Sequence[Sequence[str]], config: Any) -> Any:

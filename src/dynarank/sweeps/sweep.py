@@ -19,7 +19,7 @@ from dynarank.config.command_line import command_to_start, program_to_print, quo
 from dynarank.errors import UserError, kind_and_first_line
 from dynarank.run_folder import is_finished
 from dynarank.sweeps.executors import Executor
-from dynarank.sweeps.naming import tracker_environment, varying, without
+from dynarank.sweeps.naming import refuse_shared, resume_hint, tracker_environment, varying, without
 from dynarank.sweeps.point import POINT, START_OVER, Job, Point, sigterm_forwarded
 from dynarank.sweeps.progress import Progress
 
@@ -108,9 +108,7 @@ def launch(
             executor.run(jobs, sweep, progress)
     except KeyboardInterrupt as error:
         # Of the same type, because SweepTerminated has an exit code of its own.
-        raise type(error)(
-            f"Go on: the same command with sweep.resume=true hydra.sweep.dir={sweep}"
-        ) from None
+        raise type(error)(f"Go on: {resume_hint(sweep)}") from None
     if not sampled:
         log.info("%s", progress.table())
         log.info("compare them: %s report %s", program_to_print(), shlex.quote(str(sweep)))
@@ -128,6 +126,7 @@ def _compose_points(
         composed.append(one)
     check_sources(composed)
     points = [_point(one, given) for one, given in zip(composed, job_overrides, strict=True)]
+    refuse_shared([(point.number, point.folder) for point in points])
     return _in_recorded_folders(points, Path(str(config.hydra.sweep.dir)))
 
 
@@ -290,6 +289,6 @@ def _job_return(point: Point, sweep: Path) -> Any:
         f"the first being #{point.number}: {point.failure()}\n"
         f"  {point.folder / 'output.txt'} tells more. The others are finished. "
         "Once it is mended:\n"
-        f"  the same command with sweep.resume=true hydra.sweep.dir={sweep}"
+        f"  {resume_hint(sweep)}"
     )
     return result

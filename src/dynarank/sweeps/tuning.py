@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynarank.config.command_line import command_to_print, program_to_print
 from dynarank.errors import UserError
+from dynarank.sweeps.naming import resume_hint
 from dynarank.sweeps.search_space import Space, import_optuna, without_housekeeping
 
 if TYPE_CHECKING:
@@ -231,9 +232,8 @@ class Tuning:
     def command(self, parameters: dict[str, Any]) -> str:
         """Return the command line that runs these settings alone."""
         words = command_to_print()
-        for override in without_housekeeping(self.space.fixed):
-            if override != "experiment=tune":
-                words.append(override)
+        fixed = without_housekeeping(self.space.fixed)
+        words += [override for override in fixed if override != "experiment=tune"]
         words += [f"{name}={value}" for name, value in parameters.items()]
         if any(word.startswith("experiment=") for word in words):
             words.append("hydra.mode=RUN")  # the experiment may sweep by itself
@@ -259,7 +259,7 @@ class Tuning:
 
     def how_to_resume(self) -> str:
         """Return a sentence that names the command by which the search goes on."""
-        return f"Go on: the same command with sweep.resume=true hydra.sweep.dir={self.folder}"
+        return f"Go on: {resume_hint(self.folder)}"
 
 
 def _consecutive(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:

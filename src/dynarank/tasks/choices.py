@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dynarank.errors import UserError
 from dynarank.tasks.token_loss import IGNORED, token_terms
 
 if TYPE_CHECKING:
@@ -27,6 +28,27 @@ CHOICE_IDS, CHOICE_STARTS, CHOICE_SIZES = CHOICE_COLUMNS = (
 )
 """Columns of features: the tokens of the prompt with each choice, the place of the choice's first
 token, and the length of its text in characters."""
+
+
+def check_choices(values: Sequence[Any], where: str, column: str) -> list[list[str]]:
+    """Return the choices of every row.
+
+    Args:
+        values: the column's values.
+        where: the rows' source, for errors.
+        column: the column's name, for errors.
+
+    Raises:
+        UserError: a row has no list of texts.
+    """
+    for row, value in enumerate(values):
+        is_list = isinstance(value, list) and bool(value)
+        if not is_list or not all(isinstance(choice, str) and choice for choice in value):
+            raise UserError(
+                f"{where}, row {row}: {column} = {str(value)[:80]!r} is no list of texts, as json "
+                "lines and parquet hold them. Mend or drop the row"
+            )
+    return list(values)
 
 
 def choice_features(

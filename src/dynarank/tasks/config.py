@@ -64,7 +64,8 @@ class TaskConfig:
     revision: str | None = None
     """The hub's branch, tag or commit; null: its main branch."""
     train_file: Annotated[str | None, UserPath()] = None
-    """Instead of task.path, a file of your own: .csv, .tsv, .jsonl or .parquet."""
+    """Instead of task.path, a file of your own: .csv, .tsv, .jsonl or .parquet; for words and tags
+    also CoNLL's columns, for images also a folder."""
     validation_file: Annotated[str | None, UserPath()] = None
     """null: a seeded share of train_file."""
     validation_share: Annotated[float, Gt(0), Lt(1)] = 0.1
@@ -117,7 +118,12 @@ class TaskConfig:
             )
         known = self.metric_names()
         if self.select not in known:
-            raise ValueError(f"task.select = {self.select!r}: must be one of {known}")
+            metrics = getattr(self, "metrics", None)  # some families have no such setting
+            where = "" if metrics is None else f", of those in task.metrics = {metrics}"
+            raise ValueError(
+                f"task.select = {self.select!r}: must be a metric that is scored, and of which "
+                f"higher is better{where}: {', '.join(known) or 'there is none'}"
+            )
 
     def metric_names(self) -> list[str]:
         """Return the names of what can pick an epoch in all splits, as `select` has them."""
@@ -160,7 +166,8 @@ class TaskConfig:
         for metric in metrics:
             if metric not in known:
                 raise ValueError(
-                    f"task.metrics = {metrics}: {metric!r} is none of those for a {kind}: {known}"
+                    f"task.metrics = {metrics}: {metric!r} is none of those for a {kind}: "
+                    f"{', '.join(known)}"
                 )
 
 

@@ -73,8 +73,14 @@ def find_columns(
     )
 
 
-def as_messages(row: dict[str, Any], columns: InstructColumns, where: str) -> list[Message]:
-    """Return a row's messages. Raises `UserError` where they are none, naming what is wrong."""
+def as_messages(
+    row: dict[str, Any], columns: InstructColumns, where: str, labelled: bool
+) -> list[Message]:
+    """Return a row's messages. Raises `UserError` where they are none, naming what is wrong.
+
+    Args:
+        labelled: whether an answer must be a text; if not, a blank one is none.
+    """
     if columns.messages is not None:
         return _checked(row[columns.messages], where)
     assert columns.prompt is not None
@@ -84,7 +90,9 @@ def as_messages(row: dict[str, Any], columns: InstructColumns, where: str) -> li
         question = f"{question}\n\n{_text(more, f'{where}: {columns.input}')}"
     messages = [{"role": "user", "content": question}]
     answer = row.get(columns.completion) if columns.completion is not None else None
-    if answer is not None:
+    # A .csv file leaves an answer out by an empty text.
+    is_given = answer is not None and (labelled or bool(str(answer).strip()))
+    if is_given:
         content = _text(answer, f"{where}: {columns.completion}")
         messages.append({"role": "assistant", "content": content})
     return messages
@@ -107,7 +115,7 @@ def _checked(value: Any, where: str) -> list[Message]:
             raise UserError(f"{place} is {type(message).__name__}, not {{role, content}}")
         role = message.get("role") or message.get("from")
         content = message.get("content") or message.get("value")
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise UserError(f"{place}: role = {role!r}: must be one of {', '.join(ROLES)}")
         messages.append({"role": ROLES[role], "content": _text(content, f"{place}: content")})
     return messages
@@ -124,7 +132,7 @@ def all_answered(dataset: Dataset, columns: InstructColumns) -> bool:
     found = find_columns(columns, dataset.column_names, "the input", labelled=False)
     answered = 0
     for number, row in enumerate(dataset):
-        messages = as_messages(row, found, f"the input, row {number}")
+        messages = as_messages(row, found, f"the input, row {number}", labelled=False)
         answered += messages[-1]["role"] == "assistant"
     if 0 < answered < len(dataset):
         log.warning("not scored: only %d of %d rows end with an answer", answered, len(dataset))
@@ -150,7 +158,7 @@ def read_conversations(
     """
     rows = []
     for number, row in enumerate(dataset):
-        messages = as_messages(row, columns, f"{where}, row {number}")
+        messages = as_messages(row, columns, f"{where}, row {number}", labelled)
         if labelled:
             check_answered(messages, f"{where}, row {number}")
             messages = up_to_last_answer(messages)

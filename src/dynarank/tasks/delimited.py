@@ -107,15 +107,24 @@ def _read_delimited(path: Path, **dialect: Any) -> dict[str, list[Any]]:
     # The first line was taken to look at it, and is put back.
     reader = csv.reader(chain([first_line], lines), strict=True, **dialect)
     rows = (row for row in reader if row)  # without blank lines
+    ended = 0  # the last line of the last whole row
     try:
         header = [name.strip() for name in next(rows, [])]
         _check_header(header)
         columns: list[list[str]] = [[] for _ in header]
+        ended = reader.line_num
         for index, row in enumerate(rows):
+            ended = reader.line_num
             where = f"row {index} (line {reader.line_num})"
             for column, value in zip(columns, _fitted(row, header, where), strict=True):
                 column.append(value)
     except csv.Error as error:
+        # csv says this of the last line alone, which may be far behind the mark.
+        if "end of data" in str(error):
+            raise UserError(
+                f"line {ended + 1}: a quotation mark opens a field, and none closes it. Mend the "
+                "line"
+            ) from None
         raise UserError(f"line {reader.line_num}: {error}") from None
     return {name: column for name, column in zip(header, columns, strict=True) if name}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynarank.durable_files import file_sha256
+from dynarank.durable_files import file_sha256, made_cache
 from dynarank.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CACHE = "HF_DATASETS_CACHE"
+"""The environment's variable that names the folder of the cache."""
 ENCODING = 2
 """The version of our own encoding: raised when features change, so that older ones are not used."""
 KEY_SETTINGS = (
@@ -57,6 +59,9 @@ def cached_map(
         function: takes a batch of rows and their numbers, and returns columns of features.
         key: the settings that the function depends on.
         tokenizer: the tokenizer that the function uses.
+
+    Raises:
+        UserError: the cache cannot be written.
     """
     import datasets
     from datasets.fingerprint import Hasher
@@ -66,8 +71,8 @@ def cached_map(
     # As texts, for datasets hashes pickles, and equal objects may be pickled differently.
     fingerprint = Hasher.hash([str(part) for part in parts])
     # Of rows that are in memory alone, as those of a file, datasets itself would keep nothing.
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "dynarank-features"
-    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(datasets.config.HF_DATASETS_CACHE) / "dynarank-features"
+    folder = made_cache(place, CACHE, to_write=False)
     cached = folder / f"{fingerprint}.arrow"
 
     def mapped() -> Dataset:
@@ -84,6 +89,7 @@ def cached_map(
         return mapped()
     except (ArrowException, OSError) as error:
         if not cached.is_file():
+            made_cache(folder, CACHE)
             raise
         log.warning("%s was damaged, and is made anew: %s", cached, first_line(error))
         cached.unlink()

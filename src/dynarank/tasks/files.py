@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Columns = dict[str, list[Any]]
+LARGEST = 2**63
+"""A whole number from this on has no type of its own in a data set."""
 SHOWN = 80
 """Characters of a value that an error shows."""
 
@@ -125,6 +127,11 @@ def _describe_broken(name: str, values: list[Any]) -> str:
             f"row {sound}: {name!r} = {shown} holds half of a surrogate pair, which is no text. "
             "Mend or drop the row"
         )
+    if isinstance(value, int) and not -LARGEST <= value < LARGEST:
+        return (
+            f"row {sound}: {name} = {shown} is a whole number beyond 64 bits, which only a text "
+            "can hold. Mend or drop the row"
+        )
     before = {type(other).__name__ for other in values[:sound] if other is not None}
     return (
         f"row {sound}: {name} = {shown} is of the type {type(value).__name__}, and the rows before "
@@ -166,6 +173,8 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
         if line.lstrip().startswith("[") or line.strip() == "{":
             hint = " (one JSON object a line is meant, not one document)"
         raise UserError(f"{where} is not JSON: {error.msg}{hint}") from None
+    except ValueError:  # Python reads no number of thousands of digits
+        raise UserError(f"{where} holds a number of too many digits. Mend or drop it") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply") from None
     if not isinstance(row, dict):

@@ -23,6 +23,7 @@ from dynarank.tasks.chat_text import (
 from dynarank.tasks.choices import (
     CHOICE_COLUMNS,
     CHOICE_IDS,
+    check_choices,
     choice_batch,
     choice_features,
     choice_scores,
@@ -79,7 +80,8 @@ class Instruct(LanguageModel[InstructConfig]):
         messages = read_conversations(dataset, columns, where, labelled, self.config.system)
         rows: dict[str, list[Any]] = {MESSAGES: messages}
         if columns.choices is not None:
-            rows[CHOICES] = dataset[columns.choices][:]
+            given = dataset[columns.choices][:]
+            rows[CHOICES] = check_choices(given, where, columns.choices)
         if columns.id is not None and columns.id in dataset.column_names:
             check_ids(dataset, where, columns.id)
             rows[columns.id] = dataset[columns.id][:]
@@ -95,8 +97,6 @@ class Instruct(LanguageModel[InstructConfig]):
                     f"{where}, row {number}: the answer {answer!r} is none of its choices: "
                     f"{', '.join(map(repr, choices))}"
                 )
-            if "" in choices:
-                raise UserError(f"{where}, row {number}: an empty choice has no tokens to score")
         return dataset
 
     def can_be_scored(self, rows: Dataset) -> bool:

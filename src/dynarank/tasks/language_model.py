@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dynarank.errors import UserError
+from dynarank.pretrained.hub import HubConfig
 from dynarank.tasks.base import Batch, Collator, Task
 from dynarank.tasks.causal_config import LIKELIHOODS, LanguageModelConfig
-from dynarank.tasks.packed import SEGMENTS, pack, packed_batch
+from dynarank.tasks.packed import SEGMENTS, check_packing, pack, packed_batch
 from dynarank.tasks.row_scores import RowScores
 from dynarank.tasks.token_loss import IGNORED, lighten_loss, token_terms
 
@@ -37,6 +38,11 @@ class LanguageModel(Task[ConfigT]):
     def __init__(self, config: ConfigT) -> None:
         super().__init__(config)
         self.tokenizer: PreTrainedTokenizerBase
+
+    def read(self, hub: HubConfig, seed: int = 0) -> None:
+        if self.config.packing:
+            check_packing()  # before a model is loaded
+        super().read(hub, seed)
 
     def model_options(self) -> dict[str, Any]:
         return {}

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dynarank.durable_files import cache_folder, file_sha256
+from dynarank.durable_files import CACHE, cache_folder, file_sha256, made_cache
 from dynarank.errors import UserError, nearest
 from dynarank.tasks import questions
 from dynarank.tasks.questions import load_questions
@@ -88,8 +88,7 @@ def fetch(archive: Archive = RATED, folder: Path | None = None) -> Path:
     folder = folder or cache_folder()
     file = folder / archive.name
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _download(archive, folder)
+        _download(archive, made_cache(folder, CACHE))
     digest = file_sha256(file)
     if digest != archive.sha256:
         raise UserError(

@@ -6,6 +6,7 @@ Legend: T tokens of a feature, made of segments, which are whole rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,19 +21,24 @@ SEGMENTS = "seq_lengths"
 """The column of the lengths of a feature's segments, as TRL names it."""
 
 
+def check_packing() -> None:
+    """Raise `UserError` where TRL is not installed, without which no rows can be packed."""
+    if find_spec("trl") is None:
+        raise UserError(
+            "task.packing = true: rows are packed by TRL, which is not installed: "
+            "pip install 'dynarank[llm]', or task.packing=false"
+        )
+
+
 def pack(features: Dataset, length: int) -> Dataset:
     """Return features of up to `length` tokens that hold several rows each, by best fit.
 
     Raises:
         UserError: TRL, whose packing this is, is not installed.
     """
-    try:
-        from trl.data_utils import pack_dataset
-    except ImportError:
-        raise UserError(
-            "task.packing = true: rows are packed by TRL, which is not installed: "
-            "pip install 'dynarank[llm]', or task.packing=false"
-        ) from None
+    check_packing()
+    from trl.data_utils import pack_dataset
+
     # TRL packs lists that are as long as the tokens, and refuses all else.
     kept = features.select_columns(["input_ids", "labels"])
     return pack_dataset(kept, seq_length=length, strategy="bfd")

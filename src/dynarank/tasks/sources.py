@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynarank.errors import UserError, first_line, kind_and_first_line, nearest
 from dynarank.pretrained.hub import PACKAGE, HubConfig, Source, locate
+from dynarank.settings import expand_user
 from dynarank.tasks.config import TaskConfig
 from dynarank.tasks.files import read_file
 
@@ -35,8 +36,8 @@ def check_source(config: TaskConfig) -> None:
     if config.path is not None and config.train_file is not None:
         raise UserError(
             f"task.path = {config.path}, task.train_file = {config.train_file}: two sources. With "
-            "files of your own, use task=text_classification, text_pair_classification, "
-            "text_regression, question_answering or seq2seq"
+            f"files of your own, use a task that is for them, as task={config.family}; or set "
+            "task.path=null"
         )
     if config.validation_file is not None and config.train_file is None:
         raise UserError(
@@ -97,9 +98,19 @@ def open_splits(
         "test": ("task.test_file", config.test_file),
     }
     splits = {}
+    fields: dict[Path, str] = {}
     for split, (field, file) in files.items():
-        if file is not None:
-            splits[split] = read(field, file, used)
+        if file is None:
+            continue
+        other = fields.setdefault(Path(expand_user(file)).resolve(), field)
+        if other != field:
+            log.warning(
+                "%s = %s: is %s, too, so that its scores say nothing of other rows",
+                field,
+                file,
+                other,
+            )
+        splits[split] = read(field, file, used)
     return splits
 
 
