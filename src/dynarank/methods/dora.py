@@ -34,7 +34,7 @@ class DoRA(Method[DoRAConfig]):
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         initial = self.budget.initial
-        check_some_left(self.budget, len(find_linears(model, targets, self.head)))
+        check_some_left(self.budget, model, find_linears(model, targets, self.head))
         self.layers = inject(
             model,
             targets,
