@@ -46,8 +46,8 @@ class DoRAConfig(MethodConfig):
     score_seed: Annotated[int, Ge(0)] = 0
     """Decides what score=random and score=shuffled draw."""
     rank_pattern_from: Annotated[str | None, UserPath()] = None
-    """For score=shuffled: the folder of a finished run whose ranks are permuted over the matrices
-    of each shape."""
+    """For score=shuffled: the folder of a finished run under the same budget, whose ranks are
+    permuted over the matrices of each shape."""
     init: Annotated[str, OneOf(STARTS)] = "paper"
     """paper (c = 0, A and B random), or lora (c = 1, B = 0), which learns from the first step."""
     c_lr_ratio: Annotated[float, Gt(0)] = 1.0
