@@ -445,6 +445,10 @@ def test_diff_pruning_keeps_the_budgets_weights_and_loads_again(tmp_path: Path) 
         penalties.append(penalty)
     assert penalties[0] is not None
     assert penalties[-1] is None
+    # DDP ends a run in which what trains has no gradient: from the freeze on, the gates have none.
+    trained_now = [p for p in method.model.parameters() if p.requires_grad]
+    assert len(trained_now) < sum(len(group["params"]) for group in optimizer.param_groups)
+    assert all(p.grad is not None for p in trained_now)
     assert nominal == 0.5 * 2 * (4 * 32 + 2 * 48) == method.adapter_parameters()
     assert int(allocator.active_count()) == nominal
     method.model.eval()

@@ -81,4 +81,4 @@ class DiffAllocation:
             raise ValueError("it is of another budget or of other weights")
         self.t, self.frozen = state["t"], state["frozen"]
         for gated in self.differences:
-            gated.final = self.frozen  # masks and differences come with the model's own state
+            gated.end_gates(self.frozen)  # masks and differences come with the model's own state

@@ -65,4 +65,12 @@ class GatedDifference(nn.Module):
         """Keep the differences, each times its sure gate, where `keep` has them."""
         self.difference.mul_(sure_gates(self.log_alpha)).mul_(keep)
         self.mask.copy_(keep)
-        self.final = True
+        self.end_gates(True)
+
+    def end_gates(self, final: bool) -> None:
+        """Say whether the gates are gone; they do not train then.
+
+        DDP waits for the gradients of all that trains, and gates that are gone have none.
+        """
+        self.final = final
+        self.log_alpha.requires_grad_(not final)
