@@ -63,13 +63,14 @@ def weight_holders(model: nn.Module) -> dict[int, list[str]]:
     is added to it changes all of them. A module that two others hold has two places. Of a module
     that is itself in two places, what it holds is counted once.
     """
-    places: list[tuple[str, nn.Module | None]] = [("", model)]
+    places: list[tuple[str, nn.Module]] = [("", model)]
     for name, parent in model.named_modules():  # each object once
         for child, module in parent._modules.items():
-            places.append((f"{name}.{child}" if name else child, module))
+            if module is not None:
+                places.append((f"{name}.{child}" if name else child, module))
     holders: dict[int, list[str]] = {}
     for name, module in places:
-        for parameter in {} if module is None else dict.fromkeys(module._parameters.values()):
+        for parameter in dict.fromkeys(module._parameters.values()):
             if parameter is not None:
                 holders.setdefault(id(parameter), []).append(name)
     return holders
