@@ -66,7 +66,7 @@ class DiffAllocation:
 
     def carried(self) -> dict[Tensor, Carry]:
         """See `dynarank.methods.protocols.MovesParameters`. The moments stay as they are."""
-        maps = {}
+        maps: dict[Tensor, Carry] = {}
         for gated, factor in zip(self.differences, self._factors, strict=True):
             # An average of the bare difference would miss the gate that is now in the difference.
             maps[gated.difference] = Carry(
