@@ -38,8 +38,8 @@ def cannot_allocate(score: str, init: float, target: float, cost_aware: bool) ->
     if init == 1 and target < 1:
         return (
             "of one component a layer, each is its layer's whole update: all shares are one, "
-            "whatever the data, and the first layers keep theirs. Take another score, or "
-            "budget.init=2 or more"
+            "whatever the data, and the first layers keep theirs. Take another score, or an init "
+            "of 2 or more"
         )
     if init == 2 and target == 1:
         return (
