@@ -18,7 +18,7 @@ from dynarank.adapters.inject import find_linears
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError
 from dynarank.methods import build_method
-from dynarank.methods.config import DynaRankConfig
+from dynarank.methods.config import DynaRankConfig, LoRAConfig
 from dynarank.methods.found_ranks import found_ranks, read_found_ranks
 from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.runs.run import run
@@ -62,6 +62,11 @@ def test_a_run_that_spent_parameters_rounded_up_from_a_half_is_taken(tmp_path: P
     costs = {"a": 7, "b": 7, "c": 15}  # half of 29 is 14.5, halves up
     (tmp_path / "ranks.json").write_text(json.dumps({"a": 0, "b": 0, "c": 1}))
     assert found_ranks(str(tmp_path), costs, target=0.5) == {"a": 0, "b": 0, "c": 1}
+
+
+def test_ranks_of_a_run_and_a_placement_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match=r"method\.placement = random: .* Give one of the two"):
+        LoRAConfig(name="lora", placement="random", rank_pattern_from="run")
 
 
 def test_ranks_of_another_budget_are_not_shuffled(tmp_path: Path) -> None:

@@ -128,6 +128,14 @@ class LoRAConfig(MethodConfig):
     """A run's folder, or a PEFT LoRA adapter's: train on the ranks found there, which
     budget.target must be the mean of; null: on those of placement."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank_pattern_from is not None and self.placement != "even":
+            raise ValueError(
+                f"method.placement = {self.placement}: rank_pattern_from says where the components "
+                "lie. Give one of the two"
+            )
+
 
 @dataclass
 class AdaLoRAConfig(MethodConfig):
