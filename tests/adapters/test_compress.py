@@ -71,6 +71,19 @@ def test_a_number_of_parameters_is_never_exceeded(parameters: int) -> None:
         assert smaller.lost == pytest.approx(0, abs=1e-12)
 
 
+def test_a_component_that_does_not_fit_keeps_no_other_from_being_kept() -> None:
+    draw = torch.Generator().manual_seed(0)
+    wide = torch.randn(2, 60, generator=draw), 100 * torch.randn(40, 2, generator=draw)
+    narrow = torch.randn(2, 6, generator=draw), torch.randn(4, 2, generator=draw)
+    factors = {"wide": wide, "narrow": narrow}
+    kept = {}
+    for parameters in (10, 99, 119, 120, 219):
+        smaller = compress(factors, parameters=parameters)
+        kept[parameters] = tuple(layer.rank_after for layer in smaller.layers.values())
+    # A wide component takes 100, a narrow one 10, and the wide ones explain more for each.
+    assert kept == {10: (0, 1), 99: (0, 2), 119: (1, 1), 120: (1, 2), 219: (2, 1)}
+
+
 @pytest.mark.parametrize("energy", [0.3, 0.9, 0.999, 1.0])
 def test_the_energy_asked_for_stays_and_one_component_less_would_not_do(energy: float) -> None:
     factors = random_factors()

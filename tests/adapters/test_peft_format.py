@@ -203,6 +203,20 @@ def test_merge_refuses_a_shared_weight_until_it_is_the_layers_own() -> None:
     torch.testing.assert_close(merge(model)(x), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_merge_refuses_a_module_that_is_used_without_its_adapter_too() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    model.append(model[0])  # the adapter stands in the first of its two places
+    layers = inject(model, ["0"], R)
+    train_to(layers, [3])
+    with pytest.raises(ValueError, match="0 shares its weight with 2, which merging would change"):
+        merge(model)
+    model[2] = model[0]  # with its adapter, it may be used twice
+    x = torch.randn(5, 4)
+    expected = model(x)
+    torch.testing.assert_close(merge(model)(x), expected, rtol=1e-5, atol=1e-5)
+    assert not adapter_layers(model)
+
+
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_peft_alone_loads_the_adapter_to_the_same_outputs(kind: str, tmp_path: Path) -> None:
     make, head = MODELS[kind]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dynarank import BudgetSchedule, DoRALinear, RankAllocator
+from dynarank.allocation.allocator_checks import cannot_allocate
 from dynarank.allocation.schedule import budget_schedule
 from dynarank.allocation.sensitivity import Sensitivity
 
@@ -134,6 +135,22 @@ def test_a_budget_of_parameters_is_spent_up_to_a_component() -> None:
     spent = sum(rank * costs[name] for name, rank in allocator.ranks().items())
     left = 2 * sum(costs.values()) - spent
     assert 0 <= left < min(costs[name] for name, rank in allocator.ranks().items() if rank < 4)
+
+
+def test_relative_shares_of_single_components_are_ties_and_are_warned_of() -> None:
+    adapters = layers((6, 5), (7, 5), (8, 5), (9, 5), r=1)
+    for place, layer in enumerate(adapters.values()):
+        layer.lora_c.data.fill_(10.0**place)  # the last layer has by far the largest update
+    allocator = RankAllocator(adapters, BudgetSchedule(1, 0.5, 20), beta=0.0)
+    allocator.update()
+    assert allocator.prune(2).tolist() == [True, True, False, False]
+    warned = cannot_allocate("relative", init=1, target=0.5, cost_aware=False)
+    assert warned is not None
+    assert "the first layers keep theirs" in warned
+    assert "exactly one" in str(cannot_allocate("relative", init=2, target=1, cost_aware=False))
+    assert "the price alone" in str(cannot_allocate("relative", init=3, target=2, cost_aware=True))
+    for score, init, target in (("relative", 3, 2), ("relative", 1, 1), ("fisher", 1, 0.5)):
+        assert cannot_allocate(score, init=init, target=target, cost_aware=False) is None
 
 
 def test_every_layer_keeps_its_floor() -> None:

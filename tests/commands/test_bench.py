@@ -24,6 +24,11 @@ from dynarank.sweeps.bench import Cell, append_cell
         ("--seeds", "100", "seed 100 tunes, and compares nothing"),
         ("--workers", "0", "must be a whole number from 1, not '0'"),
         ("--report", "page.html", "holds no cells yet"),
+        (
+            "--arms",
+            "replayed,lora_even",
+            "--arms: replayed takes its rate or its ranks from dynarank",
+        ),
     ],
 )
 def test_a_mistake_is_answered_before_anything_runs(
@@ -46,6 +51,17 @@ def test_the_plan_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     tasks = ["cola:longer", "rte:whole"]
     plan = (tmp_path / "cells.csv", tasks, [0.25, 8.0], ["adalora"], None, 2, range(1, 4))
     assert asked == [plan]
+
+
+def test_an_arm_runs_alone_where_the_file_holds_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_runs, "run_bench", lambda *plan: None)
+    file = tmp_path / "cells.csv"
+    append_cell(file, Cell("dynarank", "sst2", 0.25, 1, 4e-3, "accuracy", 0.5, 0.5))
+    main([str(file), "--arms", "shuffled", "--tasks", "sst2"])
+    with pytest.raises(SystemExit):
+        main([str(file), "--arms", "shuffled", "--tasks", "rte"])
 
 
 def test_a_cell_that_differs_fails_the_repetition(

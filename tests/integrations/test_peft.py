@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +358,15 @@ def test_a_budget_of_nothing_is_refused_before_training(cost_aware: bool) -> Non
     enough = AllocationSettings(target=0.17, score="absolute", cost_aware=cost_aware)
     allocator = enough.allocator(layers, total=10)
     assert int(allocator.prune(allocator.allowance(10)).sum()) == 1
+
+
+def test_a_score_that_cannot_tell_layers_apart_is_warned_of() -> None:
+    layers = inject(MODELS["llama"](), TARGETS["llama"], r=1)
+    with pytest.warns(UserWarning, match="score = 'relative': of one component a layer"):
+        AllocationSettings(target=0.5).allocator(layers, total=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AllocationSettings(target=0.5, score="fisher").allocator(layers, total=10)
 
 
 def test_refusals_name_what_is_wrong_and_change_nothing() -> None:

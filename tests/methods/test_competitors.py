@@ -423,6 +423,21 @@ def test_the_expected_number_of_open_gates_is_that_of_many_draws() -> None:
         assert float((draws > 0).float().mean()) == pytest.approx(expected, abs=5e-3)
 
 
+def test_an_average_follows_the_difference_that_takes_its_gate_in() -> None:
+    method = adapted("diff_pruning", roberta(), target=0.5, warmup=0.0, final=0.5)
+    gated = method.differences["roberta.encoder.layer.0.attention.self.query.weight"]
+    torch.nn.init.normal_(gated.difference)
+    gated.log_alpha.data.normal_()  # most gates are neither open nor shut
+    average = {n: p.detach().clone() for n, p in method.model.named_parameters()}
+    allocator = method.allocator(2)  # the freeze is its first step
+    assert allocator.step()
+    carry_over(method.model, [], average, allocator.carried())
+    for name, parameter in method.model.named_parameters():
+        if name.endswith(".difference"):
+            assert torch.equal(average[name], parameter), name
+    assert bool(gated.mask.any())
+
+
 def test_diff_pruning_keeps_the_budgets_weights_and_loads_again(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -445,6 +460,10 @@ def test_diff_pruning_keeps_the_budgets_weights_and_loads_again(tmp_path: Path) 
         penalties.append(penalty)
     assert penalties[0] is not None
     assert penalties[-1] is None
+    # DDP ends a run in which what trains has no gradient: from the freeze on, the gates have none.
+    trained_now = [p for p in method.model.parameters() if p.requires_grad]
+    assert len(trained_now) < sum(len(group["params"]) for group in optimizer.param_groups)
+    assert all(p.grad is not None for p in trained_now)
     assert nominal == 0.5 * 2 * (4 * 32 + 2 * 48) == method.adapter_parameters()
     assert int(allocator.active_count()) == nominal
     method.model.eval()

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import configure, tiny_roberta
+from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from dynarank.adapters.inject import find_linears
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError
 from dynarank.methods import build_method
-from dynarank.methods.config import DynaRankConfig
+from dynarank.methods.config import DynaRankConfig, LoRAConfig
 from dynarank.methods.found_ranks import found_ranks, read_found_ranks
 from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.runs.run import run
@@ -55,6 +56,27 @@ def test_a_run_whose_budget_was_rounded_up_from_a_half_is_taken(tmp_path: Path) 
     ranks = {f"m{i}": int(i < 3) for i in range(10)}  # 2.5 components, halves up
     (tmp_path / "ranks.json").write_text(json.dumps(ranks))
     assert found_ranks(str(tmp_path), dict.fromkeys(ranks, 8), target=0.25) == ranks
+
+
+def test_a_run_that_spent_parameters_rounded_up_from_a_half_is_taken(tmp_path: Path) -> None:
+    costs = {"a": 7, "b": 7, "c": 15}  # half of 29 is 14.5, halves up
+    (tmp_path / "ranks.json").write_text(json.dumps({"a": 0, "b": 0, "c": 1}))
+    assert found_ranks(str(tmp_path), costs, target=0.5) == {"a": 0, "b": 0, "c": 1}
+
+
+def test_ranks_of_a_run_and_a_placement_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match=r"method\.placement = random: .* Give one of the two"):
+        LoRAConfig(name="lora", placement="random", rank_pattern_from="run")
+
+
+def test_ranks_of_another_budget_are_not_shuffled(tmp_path: Path) -> None:
+    net = nn.ModuleDict({"a": nn.Linear(3, 4), "b": nn.Linear(4, 3), "c": nn.Linear(3, 3)})
+    (tmp_path / "ranks.json").write_text(json.dumps({"a": 2, "b": 2, "c": 2}))
+    config = DynaRankConfig(name="dynarank", score="shuffled", rank_pattern_from=str(tmp_path))
+    method: Any = build_method(config, BudgetConfig(target=1, init=2), DemConfig())
+    method.adapt(net, ["a", "b", "c"], [])
+    with pytest.raises(ValueError, match=r"has 6 components .* Set budget.target=2"):
+        method.allocator(10)
 
 
 def test_what_does_not_fit_is_named(allocated: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
+from dynarank.config.schema import SCHEMAS
 from dynarank.errors import UserError
 from dynarank.methods import build_method
 from dynarank.methods.config import DoRAConfig, MethodConfig
@@ -65,6 +66,21 @@ def test_the_penalty_is_eta_times_dem_or_nothing() -> None:
     )
     method.dem.eta = 0.0
     assert method.penalty(False) is None
+
+
+@pytest.mark.parametrize("name", ["dora", "dynarank", "adalora", "global_svd", "sora", "gora"])
+@pytest.mark.parametrize("unit", ["components", "parameters"])
+def test_a_budget_that_leaves_nothing_is_refused_before_training(name: str, unit: str) -> None:
+    # One component costs 6, 9 or 12 parameters: 0.2 stands for 5.4, and half of three for one.
+    net = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 6), "c": nn.Linear(6, 6)})
+    target = {"components": 0.16, "parameters": 0.2}[unit]
+    sized = BudgetConfig(target=target, unit=unit)
+    config: Any = SCHEMAS[f"method/{name}"]
+    with pytest.raises(ValueError, match=r"Give at least (0\.1\d+|0\.2\d+), or") as raised:
+        build_method(config(name=name), sized, DemConfig()).adapt(net, ["a", "b", "c"], [])
+    # The advice is one that is taken.
+    sized.target = float(str(raised.value).partition("at least ")[2].partition(",")[0])
+    build_method(config(name=name), sized, DemConfig()).adapt(net, ["a", "b", "c"], [])
 
 
 def test_head_only_trains_the_head_and_wants_one() -> None:

@@ -100,6 +100,8 @@ def test_the_first_question_names_the_tasks_where_placement_matters() -> None:
         in spread_section(play(dict.fromkeys(gains, 0))).answer
     )
     assert spread_section(play({"lora_even": 0})).answer.startswith("The data carry no answer")
+    begun = Cell("lora_last_layers", "sst2", 0.25, 1, 1e-3, "accuracy", 0.9, 0.1, 10_368, 9)
+    assert spreads([*cells, begun]) == spreads(cells)
 
 
 def test_a_score_is_held_against_its_controls() -> None:
@@ -164,6 +166,18 @@ def test_ranks_repeat_where_they_were_made_to(monkeypatch: pytest.MonkeyPatch) -
     answer = ranks_section(cells).answer
     assert "Over seeds, ranks agree more than chance for 1 of 2: `dynarank` at 0.25" in answer
     assert ranks_section([]).answer.startswith("The data carry no answer")
+
+
+def test_the_means_are_of_the_runs_that_are_compared() -> None:
+    tuned = []
+    for seed, rate in ((100, 1e-3), (100, 2e-3), (100, 4e-3), (101, 2e-3), (101, 1e-3)):
+        loss = 0.1 if rate == 2e-3 else 0.3
+        tuned.append(Cell("dynarank", "sst2", 0.25, seed, rate, "accuracy", 0.5, loss, 10_368, 9))
+    played = [Cell("dynarank", "sst2", 0.25, 1, 2e-3, "accuracy", 0.8, 0.2, 10_368, 9)]
+    # The rate that was the best before the tuning went on.
+    played.append(Cell("dynarank", "sst2", 0.25, 1, 1e-3, "accuracy", 0.2, 0.9, 10_368, 9))
+    assert "| dynarank | 0.002 | 1 | 0.8000 | 0.2000 | 10,368 |" in tables([*tuned, *played])
+    assert "| dynarank | 0.002 | 0 |" in tables(tuned)
 
 
 def test_every_method_shows_its_parameters() -> None:

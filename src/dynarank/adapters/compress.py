@@ -77,7 +77,7 @@ def compress(
         factors: A (k, d_in) and B (d_out, k) by layer, the scale folded into either.
         target: components that a layer keeps on average; L target, rounded, halves up, are kept.
         parameters: at most this many parameters are kept, taken in the order of what a component
-            explains for each of its parameters.
+            explains for each of its parameters; one that does not fit is left out.
         energy: the share of the squared update that stays at least, above 0 and at most 1.
         per_layer: whether every layer keeps the same share of the budget, instead of the best of
             all layers. It does not go with `parameters`.
@@ -166,10 +166,7 @@ def _choose(
     sizes = [len(of_layer) for of_layer in values.values()]
     owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     if parameters is not None:
-        cost = torch.tensor(list(costs.values()))[owner]
-        # Stable, since only then the order of ties is the same on every machine.
-        order = torch.argsort(squares / cost, descending=True, stable=True)
-        kept = order[cost[order].cumsum(0) <= parameters]
+        kept = _that_fit(squares, torch.tensor(list(costs.values()))[owner], parameters)
     else:
         order = torch.argsort(squares, descending=True, stable=True)
         if target is not None:
@@ -184,6 +181,27 @@ def _choose(
     # A layer's values fall, so that its kept ones are always its first: a number says which.
     ranks = torch.bincount(owner[kept], minlength=len(sizes)).tolist()
     return dict(zip(values, ranks, strict=True))
+
+
+def _that_fit(squares: Tensor, cost: Tensor, parameters: int) -> Tensor:
+    """Return the positions of the components that so many parameters pay for, best first.
+
+    One that does not fit is left out, and the next is tried, as in the methods' own budgets.
+
+    Args:
+        squares: what each component explains, (n).
+        cost: the parameters of each component, (n), the same for all of a layer.
+        parameters: how many may be spent.
+    """
+    # Stable, since only then the order of ties is the same on every machine.
+    order = torch.argsort(squares / cost, descending=True, stable=True).tolist()
+    costs = cost.tolist()
+    kept = []
+    for index in order:
+        if costs[index] <= parameters:
+            kept.append(index)
+            parameters -= costs[index]
+    return torch.tensor(kept, dtype=torch.int64)
 
 
 def _cut(

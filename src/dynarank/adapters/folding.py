@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dynarank.adapters.inject import adapter_layers, replace_module
+from dynarank.adapters.inject import adapter_layers
 from dynarank.adapters.layer import DoRALinear, stores_transposed
 from dynarank.adapters.linears import weight_holders
 from dynarank.adapters.progress import check_at_budget
@@ -46,7 +46,7 @@ def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
     if not over_budget:
         check_at_budget(layers.values())
     _check_mergeable(model, layers)  # of all, so that a refusal leaves no layer merged
-    for name, layer in layers.items():
+    for layer in layers.values():
         weight = layer.weight
         delta = layer.delta_weight()  # (d_out, d_in)
         if stores_transposed(layer.base):
@@ -54,7 +54,11 @@ def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
         # The sum is rounded once to a narrow base, and a float64 base keeps its digits.
         wide = torch.promote_types(weight.dtype, delta.dtype)
         weight.copy_((weight.to(wide) + delta.to(wide)).to(weight.dtype))
-        replace_module(model, name, layer.base)
+    # In every place that an adapter stands in: the update is in the weight now.
+    for parent in list(model.modules()):
+        for child, module in list(parent._modules.items()):
+            if isinstance(module, DoRALinear):
+                setattr(parent, child, module.base)
     return model
 
 

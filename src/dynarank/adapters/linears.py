@@ -57,13 +57,19 @@ def stores_transposed(base: nn.Module) -> bool:
 
 
 def weight_holders(model: nn.Module) -> dict[int, list[str]]:
-    """Return the full names of the modules that hold each parameter themselves, by its id().
+    """Return the full names of the places whose module holds each parameter itself, by its id().
 
-    A parameter of several modules is shared, as a tied `lm_head` shares the embeddings' weight:
-    what is added to it changes all of them. A module that the model holds twice counts once.
+    A parameter of several places is shared, as a tied `lm_head` shares the embeddings' weight: what
+    is added to it changes all of them. A module that two others hold has two places. Of a module
+    that is itself in two places, what it holds is counted once.
     """
+    places: list[tuple[str, nn.Module]] = [("", model)]
+    for name, parent in model.named_modules():  # each object once
+        for child, module in parent._modules.items():
+            if module is not None:
+                places.append((f"{name}.{child}" if name else child, module))
     holders: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
+    for name, module in places:
         for parameter in dict.fromkeys(module._parameters.values()):
             if parameter is not None:
                 holders.setdefault(id(parameter), []).append(name)

@@ -35,6 +35,12 @@ def cannot_allocate(score: str, init: float, target: float, cost_aware: bool) ->
             "shares of a layer are alike in all layers, so that the price alone decides, and wide "
             "matrices keep nothing. Take absolute, sensitivity or fisher where parameters count"
         )
+    if init == 1 and target < 1:
+        return (
+            "of one component a layer, each is its layer's whole update: all shares are one, "
+            "whatever the data, and the first layers keep theirs. Take another score, or an init "
+            "of 2 or more"
+        )
     if init == 2 and target == 1:
         return (
             "from 2 components a layer to 1 it keeps exactly one in each layer, whatever the data: "

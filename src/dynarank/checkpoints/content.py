@@ -35,8 +35,9 @@ PARTS = (
 """What a checkpoint must hold for a run to go on from it."""
 
 
-ALSO_SAVED = (".mask", ".lora_c")
-"""Endings of what pruning changes, though it may not be trained."""
+ALSO_SAVED = (".mask", ".lora_c", ".log_alpha")
+"""Endings of what pruning changes, though it may not be trained: Diff Pruning's gates train until
+the freeze, and a checkpoint from before it fits no model without them."""
 _FORMER_CUT = "optimizer_names"
 """An entry of earlier versions, which cut their files and not the model."""
 

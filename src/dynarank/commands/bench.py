@@ -93,6 +93,8 @@ def _run(options: argparse.Namespace) -> None:
     seeds = range(1, options.seeds + 1)
     if shared := set(seeds) & set(TUNING_SEEDS):
         raise UserError(f"--seeds {options.seeds}: seed {min(shared)} tunes, and compares nothing")
+    if options.repeat is None:
+        _refuse_without_sources(options, arms, tasks, budgets)
     from dynarank.sweeps.bench_runs import repeat_cells, run_bench
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -104,6 +106,30 @@ def _run(options: argparse.Namespace) -> None:
             sys.exit(NOT_EQUAL)
         return
     run_bench(options.file, tasks, budgets, arms, options.most, options.workers, seeds)
+
+
+def _refuse_without_sources(
+    options: argparse.Namespace,
+    arms: Sequence[str],
+    tasks: Sequence[str],
+    budgets: Sequence[float],
+) -> None:
+    """Raise `UserError` for an arm that takes from another, which is neither asked for nor there.
+
+    Nothing of that arm could be run, and the command would end without a word.
+    """
+    there = set(arms)
+    for cell in read_cells(options.file):
+        if cell.task in tasks and cell.budget in budgets:
+            there.add(cell.arm)
+    for arm in arms:
+        for source in (ARMS[arm].rate_of, ARMS[arm].ranks_of):
+            if source is not None and source not in there:
+                raise UserError(
+                    f"--arms: {arm} takes its rate or its ranks from {source}, of which "
+                    f"{options.file} holds no cell under these tasks and budgets. Name both: "
+                    f"--arms {source},{arm}"
+                )
 
 
 def _report(options: argparse.Namespace) -> None:

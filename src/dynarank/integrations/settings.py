@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from dynarank.allocation.allocator import RankAllocator
-from dynarank.allocation.allocator_checks import check_bounds
+from dynarank.allocation.allocator_checks import cannot_allocate, check_bounds
 from dynarank.allocation.components import Components, component_parameters
 from dynarank.allocation.config import SCORES
 from dynarank.allocation.schedule import BudgetSchedule
@@ -78,11 +79,16 @@ class AllocationSettings:
     def allocator(self, layers: Mapping[str, Components], total: int) -> RankAllocator:
         """Return an allocator of these layers for a run of `total` optimizer steps.
 
+        It warns where the score cannot tell layers apart.
+
         Raises:
             ValueError: nothing of the adapter would be left at the end, or as `RankAllocator`.
         """
         schedule = self.schedule(init=mean_size(layers.values()), total=total)
         self._check_end(schedule, layers)
+        reason = cannot_allocate(self.score, schedule.init, self.target, self.cost_aware)
+        if reason is not None:
+            warnings.warn(f"score = {self.score!r}: {reason}", stacklevel=2)
         return RankAllocator(
             layers,
             schedule,

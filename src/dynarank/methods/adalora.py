@@ -169,7 +169,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         refuse_bounds(self.budget, "AdaLoRA", "min_rank", "max_rank")
         names = find_linears(model, targets, self.head)
-        check_some_left(self.budget, len(names))
+        check_some_left(self.budget, model, names)
         config = AdaLoraConfig(
             init_r=self.budget.initial,
             # PEFT wants a whole number. The allocation states the exact one.

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from dynarank.adapters.inject import inject
+from dynarank.adapters.inject import find_linears, inject
 from dynarank.adapters.layer import DoRALinear
 from dynarank.adapters.peft_format import write_peft_adapter
 from dynarank.allocation.components import component_parameters
 from dynarank.methods.base import ConfigT, Method, MethodSize
-from dynarank.methods.ranked import pruned_size
+from dynarank.methods.ranked import check_some_left, pruned_size
 
 
 class ComponentMethod(Method[ConfigT]):
@@ -23,7 +23,12 @@ class ComponentMethod(Method[ConfigT]):
     def wrap(
         self, model: nn.Module, targets: Sequence[str], r: int, alpha: float, dropout: float
     ) -> None:
-        """Put r components into every target layer: A random, B zero and c one, as in LoRA."""
+        """Put r components into every target layer: A random, B zero and c one, as in LoRA.
+
+        Raises:
+            ValueError: the budget leaves no component in the end.
+        """
+        check_some_left(self.budget, model, find_linears(model, targets, self.head))
         self.layers = inject(
             model,
             targets,

@@ -46,8 +46,8 @@ class DoRAConfig(MethodConfig):
     score_seed: Annotated[int, Ge(0)] = 0
     """Decides what score=random and score=shuffled draw."""
     rank_pattern_from: Annotated[str | None, UserPath()] = None
-    """For score=shuffled: the folder of a finished run whose ranks are permuted over the matrices
-    of each shape."""
+    """For score=shuffled: the folder of a finished run under the same budget, whose ranks are
+    permuted over the matrices of each shape."""
     init: Annotated[str, OneOf(STARTS)] = "paper"
     """paper (c = 0, A and B random), or lora (c = 1, B = 0), which learns from the first step."""
     c_lr_ratio: Annotated[float, Gt(0)] = 1.0
@@ -127,6 +127,14 @@ class LoRAConfig(MethodConfig):
     rank_pattern_from: str | None = None
     """A run's folder, or a PEFT LoRA adapter's: train on the ranks found there, which
     budget.target must be the mean of; null: on those of placement."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank_pattern_from is not None and self.placement != "even":
+            raise ValueError(
+                f"method.placement = {self.placement}: rank_pattern_from says where the components "
+                "lie. Give one of the two"
+            )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,11 @@ from torch import Tensor
 
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.methods.hard_concrete import GatedDifference, open_probability
+from dynarank.methods.protocols import Carry
+
+
+def _same(moment: Tensor) -> Tensor:
+    return moment
 
 
 class DiffAllocation:
@@ -27,6 +33,8 @@ class DiffAllocation:
         self.sizes = [gated.mask.numel() for gated in self.differences]
         self.t = 0
         self.frozen = False
+        self._factors: list[Tensor] = []
+        """What the cut multiplied each difference by, until `carried` gives it on."""
 
     @property
     def ema(self) -> Tensor:
@@ -53,8 +61,19 @@ class DiffAllocation:
         # A small model may have fewer weights than the budget has parameters.
         keep[torch.topk(all_sizes, min(self.kept, len(all_sizes)), sorted=False).indices] = True
         for gated, part in zip(self.differences, self.agree(keep).split(self.sizes), strict=True):
-            gated.settle(part.view_as(gated.mask))
+            self._factors.append(gated.settle(part.view_as(gated.mask)))
         self.frozen = True
+
+    def carried(self) -> dict[Tensor, Carry]:
+        """See `dynarank.methods.protocols.MovesParameters`. The moments stay as they are."""
+        maps: dict[Tensor, Carry] = {}
+        for gated, factor in zip(self.differences, self._factors, strict=True):
+            # An average of the bare difference would miss the gate that is now in the difference.
+            maps[gated.difference] = Carry(
+                value=partial(torch.mul, factor), first=_same, second=_same
+            )
+        self._factors = []  # as large as the model's weights
+        return maps
 
     def budget(self) -> float:
         """Return the schedule's mean number of components, the unit of all budgets."""
@@ -81,4 +100,4 @@ class DiffAllocation:
             raise ValueError("it is of another budget or of other weights")
         self.t, self.frozen = state["t"], state["frozen"]
         for gated in self.differences:
-            gated.final = self.frozen  # masks and differences come with the model's own state
+            gated.end_gates(self.frozen)  # masks and differences come with the model's own state

@@ -18,7 +18,7 @@ from dynarank.allocation.controls import scores_for_ranks, shuffle_ranks
 from dynarank.allocation.dem import add_dem_gradient, dem_penalty
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import DoRAConfig, DynaRankConfig
-from dynarank.methods.found_ranks import read_found_ranks
+from dynarank.methods.found_ranks import found_ranks
 from dynarank.methods.ranked import check_some_left, pruned_size, schedule_of
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class DoRA(Method[DoRAConfig]):
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         initial = self.budget.initial
-        check_some_left(self.budget, len(find_linears(model, targets, self.head)))
+        check_some_left(self.budget, model, find_linears(model, targets, self.head))
         self.layers = inject(
             model,
             targets,
@@ -78,25 +78,21 @@ class DoRA(Method[DoRAConfig]):
         """Return scores that keep another run's ranks, permuted over the matrices of a shape.
 
         Raises:
-            ValueError: the run's ranks are of other matrices, or above what these start with.
+            ValueError: the run's ranks are of other matrices, of another budget, or above what
+                these start with.
         """
         assert self.config.rank_pattern_from is not None
-        ranks = read_found_ranks(self.config.rank_pattern_from)
-        if not ranks.keys() <= self.layers.keys():
-            raise ValueError(
-                f"method.rank_pattern_from = {self.config.rank_pattern_from}: its ranks are of "
-                "other matrices than those of this model"
-            )
+        costs = {name: component_parameters(layer) for name, layer in self.layers.items()}
+        # Of another budget, more would go than the ranks leave, or others would stay beside them.
+        ranks = found_ranks(self.config.rank_pattern_from, costs, self.budget.target)
         shapes = {
             name: (layer.in_features, layer.out_features) for name, layer in self.layers.items()
         }
-        everywhere = {name: ranks.get(name, 0) for name in self.layers}
-        costs = [component_parameters(layer) for layer in self.layers.values()]
-        shuffled = shuffle_ranks(everywhere, shapes, self.config.score_seed)
+        shuffled = shuffle_ranks(ranks, shapes, self.config.score_seed)
         return scores_for_ranks(
             ranks=[shuffled[name] for name in self.layers],
             sizes=[layer.r for layer in self.layers.values()],
-            costs=costs if self.budget.unit == "parameters" else None,
+            costs=list(costs.values()) if self.budget.unit == "parameters" else None,
             seed=self.config.score_seed,
         )
 

@@ -61,7 +61,8 @@ def found_ranks(place: str, costs: Mapping[str, int], target: float) -> dict[str
         )
     components, wanted = sum(ranks.values()), round_half_up(target * len(costs))
     parameters = sum(rank * costs[name] for name, rank in ranks.items())
-    budget = target * sum(costs.values())
+    # Rounded as a run's own budget is, which it may have spent to the last parameter.
+    budget = round_half_up(target * sum(costs.values()))
     # A run by parameters leaves less than a component over, as a rule.
     fits = budget - 2 * max(costs.values()) < parameters <= budget
     if components != wanted and not fits:

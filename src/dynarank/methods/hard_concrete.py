@@ -61,8 +61,21 @@ class GatedDifference(nn.Module):
         return gates(self.log_alpha) * self.difference
 
     @torch.no_grad()
-    def settle(self, keep: Tensor) -> None:
-        """Keep the differences, each times its sure gate, where `keep` has them."""
-        self.difference.mul_(sure_gates(self.log_alpha)).mul_(keep)
+    def settle(self, keep: Tensor) -> Tensor:
+        """Keep the differences, each times its sure gate, where `keep` has them.
+
+        Returns what they were multiplied by.
+        """
+        factor = sure_gates(self.log_alpha) * keep
+        self.difference.mul_(factor)
         self.mask.copy_(keep)
-        self.final = True
+        self.end_gates(True)
+        return factor
+
+    def end_gates(self, final: bool) -> None:
+        """Say whether the gates are gone; they do not train then.
+
+        DDP waits for the gradients of all that trains, and gates that are gone have none.
+        """
+        self.final = final
+        self.log_alpha.requires_grad_(not final)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dynarank.adapters.layer import stores_transposed
+from torch import nn
+
+from dynarank.adapters.layer import linear_shape, stores_transposed
 from dynarank.allocation.config import BudgetConfig
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.methods.base import MethodSize
@@ -29,12 +32,7 @@ def schedule_of(budget: BudgetConfig, total_steps: int, shape: str) -> BudgetSch
 
 
 def pruned_size(budget: BudgetConfig, matrices: int, nominal: int) -> MethodSize:
-    """Return the size of a method that prunes from `budget.init` to `budget.target`.
-
-    Raises:
-        ValueError: the budget leaves no component.
-    """
-    check_some_left(budget, matrices)
+    """Return the size of a method that prunes from `budget.init` to `budget.target`."""
     return MethodSize(
         label=f"rank {budget.initial} to {budget.target}",
         matrices=matrices,
@@ -44,14 +42,33 @@ def pruned_size(budget: BudgetConfig, matrices: int, nominal: int) -> MethodSize
     )
 
 
-def check_some_left(budget: BudgetConfig, matrices: int) -> None:
-    """Raise `ValueError` where a budget rounds to no component at all."""
-    if round_half_up(budget.target * matrices) == 0:
+def check_some_left(budget: BudgetConfig, model: nn.Module, names: Sequence[str]) -> None:
+    """Raise `ValueError` where a budget leaves no component, of the matrices that are named."""
+    matrices = len(names)
+    if not matrices:
+        return  # what adapts them says so
+    if budget.unit == "parameters":
+        costs = [sum(linear_shape(model.get_submodule(name))) for name in names]
+        cheapest, total = min(costs), sum(costs)
+        if round_half_up(budget.target * total) < cheapest:
+            raise ValueError(
+                f"budget.target = {budget.target:g}: pays for "
+                f"{round_half_up(budget.target * total):,} parameters, and a component takes "
+                f"{cheapest:,} or more. Give at least {_rounded_up(cheapest / total)}, or train "
+                "the head alone with method=head"
+            )
+    elif round_half_up(budget.target * matrices) == 0:
         raise ValueError(
             f"budget.target = {budget.target:g}: leaves none of {matrices} matrices a component. "
             # Half a component rounds up to one.
-            f"Give at least {0.5 / matrices:.3g}, or train the head alone with method=head"
+            f"Give at least {_rounded_up(0.5 / matrices)}, or train the head alone with method=head"
         )
+
+
+def _rounded_up(value: float) -> str:
+    """Return a number in three digits that is not below it."""
+    digits = 2 - math.floor(math.log10(value))
+    return f"{math.ceil(value * 10**digits) / 10**digits:.3g}"
 
 
 def refuse_bounds(budget: BudgetConfig, method: str, *bounds: str) -> None:

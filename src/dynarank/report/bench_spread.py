@@ -58,7 +58,10 @@ class Spread:
 
 
 def spreads(cells: Sequence[Cell]) -> list[Spread]:
-    """Return the spreads by budget and task, where two placements have two seeds in common."""
+    """Return the spreads by budget and task, where two placements have two seeds in common.
+
+    A placement that has run on one seed alone, as in a bench under way, is left out.
+    """
     table: dict[tuple[float, str], dict[str, dict[int, float]]] = {}
     for cell in compared(cells):
         if cell.arm in (*FIXED, DRAWN):
@@ -66,7 +69,8 @@ def spreads(cells: Sequence[Cell]) -> list[Spread]:
             arms.setdefault(cell.arm, {})[cell.seed] = cell.score
     found = []
     for (budget, task), arms in sorted(table.items(), key=lambda item: item[0][0]):
-        fixed = {arm: arms[arm] for arm in FIXED if arm in arms}
+        # With it, no two seeds would be common to all, and the task would be gone.
+        fixed = {arm: arms[arm] for arm in FIXED if len(arms.get(arm, ())) >= 2}
         seeds = sorted(set.intersection(*map(set, fixed.values()))) if fixed else []
         if len(fixed) >= 2 and len(seeds) >= 2:
             drawn = list(arms.get(DRAWN, {}).values())

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from dynarank.errors import UserError
 from dynarank.report.bench_overview import over_budgets, overviews
-from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, differences
+from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, compared, differences
 from dynarank.report.bench_questions import history_section, paper_section, scores_section
 from dynarank.report.bench_ranks import ranks_section
 from dynarank.report.bench_recipe import claim, recipe_section
@@ -26,7 +26,7 @@ from dynarank.report.bench_sections import (
 )
 from dynarank.report.bench_spread import spread_section
 from dynarank.sweeps.bench import Cell
-from dynarank.sweeps.bench_tuning import best_rate, is_tuning
+from dynarank.sweeps.bench_tuning import best_rate
 
 BEGIN, BEGIN_SHORT, END = (
     "<!-- bench: begin -->",
@@ -98,10 +98,10 @@ def _means(cells: Sequence[Cell]) -> Grid:
         "parameters",
     )
     groups: dict[tuple[float, str, str], list[Cell]] = {}
-    for cell in cells:
-        group = groups.setdefault((cell.budget, cell.task, cell.arm), [])
-        if not is_tuning(cell) and not math.isnan(cell.score):
-            group.append(cell)
+    for cell in cells:  # what was tuned and has not been compared yet has a row, too
+        groups.setdefault((cell.budget, cell.task, cell.arm), [])
+    for cell in compared(cells):
+        groups[cell.budget, cell.task, cell.arm].append(cell)
     rows = []
     for (budget, task, arm), group in groups.items():
         rate = best_rate(cells, arm, task, budget)

@@ -25,11 +25,12 @@ def cut_run(trainer: Trainer, module: LightningModule) -> Cuts:
     All processes of a run call it at the same step, with the same masks.
     """
     cuts = cut_to_kept(module)
-    if not cuts:
-        return cuts
+    left_out = False
     for optimizer in trainer.optimizers:
         cut_optimizer(optimizer, cuts)
-        _leave_out_untrained(optimizer)
+        left_out = _leave_out_untrained(optimizer) or left_out
+    if not cuts and not left_out:
+        return cuts
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAverage):
             callback.cut(cuts)
@@ -54,13 +55,21 @@ def cut_as_saved(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     cut_to_kept(model, kept)
 
 
-def _leave_out_untrained(optimizer: torch.optim.Optimizer) -> None:
-    """Take the parameters of rank-0 layers out, as an optimizer made after the cut has none.
+def _leave_out_untrained(optimizer: torch.optim.Optimizer) -> bool:
+    """Take what trains no more out, as an optimizer made after the cut has none; say if any is.
 
-    A saved state knows its parameters by their positions alone.
+    That is the parameters of rank-0 layers, and the gates of Diff Pruning. A saved state knows its
+    parameters by their positions alone.
     """
+    count = 0
     for group in optimizer.param_groups:
-        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+        trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+        for parameter in group["params"]:
+            if not parameter.requires_grad:
+                optimizer.state.pop(parameter, None)  # torch saves no state of what it has not
+                count += 1
+        group["params"] = trained
+    return count > 0
 
 
 def _wrap_again(strategy: Strategy) -> None:
