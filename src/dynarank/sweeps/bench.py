@@ -110,6 +110,8 @@ ARMS = {
     "sora": Arm(("method=sora", "method.alpha=8", "budget.unit=parameters"), 1e-3),
     "adalora": Arm(("method=adalora", "budget.unit=parameters"), 5e-3),
     "paper": Arm(("method=dora", "method.alpha=null"), 1.25e-2),
+    # The only component of a layer has a share of one: from 1, Eq. 7 cannot tell matrices apart.
+    "paper_from_two": Arm(("method=dora", "method.alpha=null", "budget.init=2"), 1.25e-2),
 }
 """The arms by name. The paper's own method wants a rate about ten times LoRA's."""
 
