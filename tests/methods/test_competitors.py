@@ -276,7 +276,7 @@ def test_a_start_along_the_gradient_is_its_truncated_decomposition() -> None:
         U, S, Vh = torch.linalg.svd(gradient)
         best = U[:, :k] @ torch.diag(S[:k]) @ Vh[:k]
         start = method.layers[name].delta_weight()
-        torch.testing.assert_close(start, -0.5 / 2 * best, atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(start, -0.5 * best, atol=1e-6, rtol=1e-3)
 
 
 def test_a_random_start_is_the_gradient_projected_onto_its_rows() -> None:
@@ -287,9 +287,25 @@ def test_a_random_start_is_the_gradient_projected_onto_its_rows() -> None:
         layer = method.layers[name]
         A = layer.lora_A[layer.mask]
         Q = torch.linalg.qr(A.T).Q  # an orthonormal basis of the rows
+        root = math.sqrt(gradient.shape[1] / max(1, len(A)))
         torch.testing.assert_close(
-            layer.delta_weight(), -0.5 * gradient @ Q @ Q.T, atol=1e-6, rtol=1e-3
+            layer.delta_weight(), -root * gradient @ Q @ Q.T, atol=1e-6, rtol=1e-3
         )
+
+
+@pytest.mark.parametrize(("target", "alpha"), [(1, 16.0), (4, 3.0)])
+def test_a_random_start_is_about_as_long_as_gamma_times_the_gradient(
+    target: int, alpha: float
+) -> None:
+    inputs = batches(2)
+    method = adapted("gora", roberta(), {"gamma": 0.1, "alpha": alpha}, target=target)
+    method.prepare(inputs)
+    found, wanted = 0.0, 0.0
+    for name, gradient in dense_mean_gradients(list(method.layers), inputs).items():
+        if method.ranks()[name]:
+            found += float(method.layers[name].delta_weight().detach().square().sum())
+            wanted += float((0.1 * gradient).square().sum())
+    assert 0.5 < math.sqrt(found / wanted) < 2
 
 
 def test_the_preparation_leaves_the_base_frozen_and_the_mode_as_it_was() -> None:

@@ -188,7 +188,7 @@ class GoraConfig(MethodConfig):
     max_ratio: Annotated[float, Ge(1)] = 4.0
     """The most components a layer may get, as a multiple of budget.target."""
     gamma: Annotated[float, Ge(0)] = 0.05
-    """The size of the start: gamma / target times the projected gradient; 0 starts at the base."""
+    """How long the start is: about gamma times the mean gradient; 0 starts at the base."""
     directions: Annotated[str, OneOf(("random", "gradient"))] = "random"
     """A's rows: random, or the gradient's first right singular vectors (LoRA-GA's)."""
     batches: Annotated[int, Gt(0)] = 16

@@ -5,16 +5,18 @@ layers, f = d_in + d_out, target the mean rank.
 
     I = mean |W * G|, elementwise                             importance of a layer
     rho_l = (I_l / sum I) (sum_m sqrt(f_m)) target / sqrt(f_l)  rank, before rounding
-    B = -(gamma / alpha) G A^T (A A^T)^-1                     start, with A random (Kaiming)
+    B = -(gamma / s) sqrt(d_in / r) G A^T (A A^T)^-1          start, with A random (Kaiming)
 
-so that the start s B A is the gradient, projected onto A's rows, as a step downhill. The paper
+so that the start s B A, with the layer's scale s, is the gradient, projected onto A's rows, as a
+step downhill. Of G the projection onto r random directions leaves about sqrt(r / d_in); the root
+makes up for that, so that the step is about as long as gamma G, for every rank and scale. The paper
 rounds each rho_l, and meets its budget about; here the components are taken in the order of
 rho_l - j, j = 0, 1, ..., which is rounding with a threshold that meets the budget exactly.
 
 `method.directions=gradient` takes A's rows from the first right singular vectors of G, as LoRA-GA
-(Wang et al., arXiv 2407.05000) does. s B A is then the best step of that rank, -gamma' G_k of the
-truncated decomposition. LoRA-GA's subtraction of the start from W is left out: the export would no
-longer be an adapter of the base model.
+(Wang et al., arXiv 2407.05000) does. s B A is then the best step of that rank, -gamma G_k of the
+truncated decomposition, without the root. LoRA-GA's subtraction of the start from W is left out:
+the export would no longer be an adapter of the base model.
 """
 
 from __future__ import annotations
@@ -88,6 +90,7 @@ class Gora(PlacedMethod[GoraConfig]):
 
     def start(self, gradient: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Return A (rank, d_in) and B (d_out, rank) for a mean gradient."""
+        size = self.config.gamma / self.scale
         if self.config.directions == "gradient":
             A = torch.linalg.svd(gradient, full_matrices=False).Vh[:rank]
             missing = rank - len(A)
@@ -98,8 +101,9 @@ class Gora(PlacedMethod[GoraConfig]):
             # torch warns where there is nothing to initialize.
             if rank:
                 nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+                size *= math.sqrt(gradient.shape[1] / rank)
         # By the pseudoinverse, since A A^T has no inverse where rows of A are padding.
-        B = -(self.config.gamma / self.config.alpha) * gradient @ torch.linalg.pinv(A)
+        B = -size * gradient @ torch.linalg.pinv(A)
         return A, B
 
 

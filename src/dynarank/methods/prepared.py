@@ -22,15 +22,17 @@ class PlacedMethod(ComponentMethod[ConfigT]):
     """
 
     pool: int
+    scale: float
+    """s, which multiplies the layers' updates."""
 
     def put_room(
         self, model: nn.Module, targets: Sequence[str], pool: int, alpha: float, dropout: float
     ) -> None:
         """Wrap the targets with `pool` components whose scale is alpha / target, as LoRA's is."""
         self.pool = pool
-        scale = alpha / max(1, self.budget.target)
+        self.scale = alpha / max(1, self.budget.target)
         # The layer divides by the components that it starts with, here the pool.
-        self.wrap(model, targets, r=pool, alpha=scale * pool, dropout=dropout)
+        self.wrap(model, targets, r=pool, alpha=self.scale * pool, dropout=dropout)
         self.fix_coefficients()
 
     @torch.no_grad()
