@@ -12,7 +12,11 @@ import pytest
 from scipy import stats
 
 from dynarank.report import bench_ranks
-from dynarank.report.bench_pairs import cluster_interval, paired_differences
+from dynarank.report.bench_pairs import (
+    cluster_interval,
+    effect_interval,
+    paired_differences,
+)
 from dynarank.report.bench_questions import history_section, paper_section, scores_section
 from dynarank.report.bench_ranks import mean_correlation, ranks_section, repeats
 from dynarank.report.bench_spread import (
@@ -52,6 +56,22 @@ def test_a_bootstrap_over_tasks_is_that_of_all_its_draws() -> None:
     low, high = cluster_interval(clusters)
     assert (low, high) == pytest.approx(np.quantile(means, [0.025, 0.975], method="inverted_cdf"))
     assert math.isnan(cluster_interval(clusters[:2])[0])
+
+
+def test_the_interval_of_an_effect_size_is_that_of_scipys_bootstrap() -> None:
+    draw = random.Random(3)
+    values = [draw.gauss(0.02, 0.03) for _ in range(25)]
+
+    def effect(drawn: np.ndarray, axis: int) -> np.ndarray:
+        return drawn.mean(axis=axis) / drawn.std(axis=axis, ddof=1)
+
+    wanted = stats.bootstrap(
+        (values,), effect, n_resamples=20_000, method="percentile", rng=1
+    ).confidence_interval
+    low, high = effect_interval(values)
+    assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=0.03)
+    assert math.isnan(effect_interval(values[:5])[0])
+    assert math.isnan(effect_interval([0.01] * 25)[0])
 
 
 def test_the_test_over_tasks_takes_one_value_of_each() -> None:

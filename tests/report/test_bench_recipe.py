@@ -36,7 +36,7 @@ CELLS = play(
         ("dynarank", 1): 0.0,
         ("dynarank", 8): -0.02,
         ("adalora", 0.25): 0.03,
-        ("paper", 0.25): -0.1,
+        ("paper_from_two", 0.25): -0.1,
         ("random", 0.25): 0.2,
         ("lora_even", 0.1): 0.0,  # not planned with the claim
         ("dynarank", 0.1): 0.3,
@@ -48,7 +48,11 @@ def test_budgets_below_one_are_one_comparison_each_corrected_over_the_rivals() -
     scores = {(c.arm, c.task, c.budget, c.seed): c.score for c in CELLS}
     found = {one.against: one for one in below_one(CELLS)}
     p_values = {}
-    for rival, budgets in (("lora_even", (0.25, 0.5)), ("adalora", (0.25,)), ("paper", (0.25,))):
+    for rival, budgets in (
+        ("lora_even", (0.25, 0.5)),
+        ("adalora", (0.25,)),
+        ("paper_from_two", (0.25,)),
+    ):
         keys = list(product(TASKS, budgets, SEEDS))
         ours = [scores["dynarank", *key] for key in keys]
         theirs = [scores[rival, *key] for key in keys]

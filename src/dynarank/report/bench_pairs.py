@@ -46,6 +46,9 @@ class Difference:
     losses: Comparison
     effect: float
     """The mean difference over the differences' standard deviation; NaN for one pair."""
+    effect_low: float
+    """The lower end of the 95 % interval of a bootstrap over pairs; NaN below `LEAST_PAIRS`."""
+    effect_high: float
     adjusted: float
     """p of the paired t test on the scores, after Holm over the family it was asked with."""
     task_low: float
@@ -156,6 +159,8 @@ def _difference(arm: str, against: str, pairs: Sequence[tuple[Cell, Cell]]) -> D
         by_task.setdefault(ours.task, []).append(ours.score - theirs.score)
     task_means = np.array([fmean(values) for values in by_task.values()])
     low, high = cluster_interval(list(by_task.values()))
+    changes = [ours.score - theirs.score for ours, theirs in pairs]
+    effect_low, effect_high = effect_interval(changes)
     return Difference(
         arm=arm,
         against=against,
@@ -164,7 +169,9 @@ def _difference(arm: str, against: str, pairs: Sequence[tuple[Cell, Cell]]) -> D
         scores=compare([a.score for a, _ in pairs], [b.score for _, b in pairs]),
         won=sum(a.score > b.score for a, b in pairs),
         losses=compare([a.loss for a, _ in pairs], [b.loss for _, b in pairs]),
-        effect=effect_size([a.score - b.score for a, b in pairs]),
+        effect=effect_size(changes),
+        effect_low=effect_low,
+        effect_high=effect_high,
         adjusted=math.nan,
         task_low=low,
         task_high=high,
@@ -179,6 +186,27 @@ def effect_size(values: Sequence[float]) -> float:
     mean = fmean(values)
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
     return mean / sd if sd > 0 else math.nan
+
+
+def effect_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the effect size, drawing pairs.
+
+    It is NaN below `LEAST_PAIRS`, and where all pairs differ by the same.
+
+    Args:
+        values: the difference of each pair.
+        seed: of the draws.
+    """
+    if len(values) < LEAST_PAIRS or len(set(values)) == 1:
+        return math.nan, math.nan
+    places = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    drawn = np.asarray(values)[places]
+    sds = drawn.std(axis=1, ddof=1)
+    # A draw of one pair alone, over and over, has no effect size.
+    varied = sds > 0
+    effects = drawn.mean(axis=1)[varied] / sds[varied]
+    low, high = np.quantile(effects, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def cluster_interval(clusters: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:

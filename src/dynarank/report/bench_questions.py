@@ -24,9 +24,13 @@ THIRD_QUESTION = (
 pruning and cutting in training against cutting a larger LoRA after it."""
 FOURTH_QUESTION = (
     ("paper", BASELINE),
+    ("paper_from_two", BASELINE),
     ("adalora", BASELINE),
     ("paper", "adalora"),
+    ("paper_from_two", "paper"),
+    ("paper_from_two", "adalora"),
     ("dynarank", "paper"),
+    ("dynarank", "paper_from_two"),
     ("dynarank", "adalora"),
 )
 KINDS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")

@@ -64,6 +64,7 @@ DIFFERENCE_HEADINGS = (
     "95 %, pairs",
     "95 %, tasks",
     "effect",
+    "95 %, effect",
     "p, Holm",
     "p, tasks",
     "loss",
@@ -86,6 +87,7 @@ def difference_grid(differences: Sequence[Difference]) -> Grid:
             interval(scores.low, scores.high),
             interval(one.task_low, one.task_high),
             signed(one.effect, 2),
+            interval(one.effect_low, one.effect_high, 2),
             small(one.adjusted),
             small(one.task_p),
             signed(one.losses.difference),
@@ -109,9 +111,9 @@ def small(p: float) -> str:
     return "< 0.001" if p < 0.001 else plain(p)
 
 
-def interval(low: float, high: float) -> str:
+def interval(low: float, high: float, places: int = 4) -> str:
     """Return an interval's ends; nothing where it has none."""
-    return "" if math.isnan(low) else f"{low:+.4f} to {high:+.4f}"
+    return "" if math.isnan(low) else f"{low:+.{places}f} to {high:+.{places}f}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -111,7 +111,9 @@ ARMS = {
     "adalora": Arm(("method=adalora", "budget.unit=parameters"), 5e-3),
     "paper": Arm(("method=dora", "method.alpha=null"), 1.25e-2),
     # The only component of a layer has a share of one: from 1, Eq. 7 cannot tell matrices apart.
-    "paper_from_two": Arm(("method=dora", "method.alpha=null", "budget.init=2"), 1.25e-2),
+    "paper_from_two": Arm(
+        ("method=dora", "method.alpha=null", "budget.init={two_or_more}"), 1.25e-2
+    ),
 }
 """The arms by name. The paper's own method wants a rate about ten times LoRA's."""
 
@@ -148,7 +150,11 @@ class Cell:
         Args:
             ranks: the folder with the ranks that the arm is given, where it is given any.
         """
-        own = [part.format(seed=self.seed, ranks=ranks) for part in ARMS[self.arm].overrides]
+        # As many as a budget's default, which is one at the smallest budgets.
+        two = max(2, math.ceil(1.5 * self.budget))
+        own = []
+        for part in ARMS[self.arm].overrides:
+            own.append(part.format(seed=self.seed, ranks=ranks, two_or_more=two))
         task, _, scale = self.task.partition(":")
         return [
             COMMON,
