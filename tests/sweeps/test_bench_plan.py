@@ -69,6 +69,23 @@ def test_a_best_rate_at_the_lower_edge_extends_the_grid_downwards() -> None:
     assert min(c.lr for c in cells if c.arm == "dynarank") == lowest / 4
 
 
+def test_a_choice_of_both_seeds_at_the_lower_edge_extends_the_grid_downwards() -> None:
+    """On the first seed the second rate is best; the second seed's losses fall with the rate."""
+    grid = ARMS["lora_even"].grid()
+    best = {TUNING_SEEDS[0]: grid[1], TUNING_SEEDS[1]: grid[0] / 4}
+    cells: list[Cell] = []
+    while wanted := next_tuning(cells, "lora_even", "sst2", 0.25):
+        seed, rate = wanted
+        slope = 1 if seed == TUNING_SEEDS[0] else 3
+        loss = slope * abs(math.log2(rate / best[seed]))
+        cells.append(Cell("lora_even", "sst2", 0.25, seed, rate, score=0.5, loss=loss))
+        assert len(cells) < 20
+    # The mean of both is lowest where the steeper one is, with a lower rate tried beside it.
+    assert best_rate(cells, "lora_even", "sst2", 0.25) == grid[0] / 4
+    for seed in TUNING_SEEDS:
+        assert min(c.lr for c in cells if c.seed == seed) == grid[0] / 8
+
+
 def test_the_plan_ends_where_every_run_fails() -> None:
     cells: list[Cell] = []
     while cell := next(pending(cells, ["sst2"], [0.25], ARM_NAMES), None):

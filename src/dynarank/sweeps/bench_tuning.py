@@ -3,7 +3,8 @@
 The grid of rates runs on one seed, and is carried on for as long as the best stands at its edge.
 The best rate and the one below it then run on a second seed, and the lower mean loss decides. One
 seed alone often chooses a rate at which other seeds collapse: the losses fall with the rate until
-they jump.
+they jump. Where the two seeds then choose the lowest rate of all that were tried, half of it runs on
+both, too, and so on.
 """
 
 from __future__ import annotations
@@ -36,13 +37,7 @@ def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> floa
     # A file may hold cells of arms that this version has no more.
     if arm not in ARMS or next_tuning(cells, arm, task, budget) is not None:
         return None
-    losses = _losses(cells, arm, task, budget)
-    means = {}
-    for rate in _finalists(losses):
-        means[rate] = fmean(losses[seed, rate] for seed in TUNING_SEEDS)
-    finite = [rate for rate, mean in means.items() if mean < math.inf]
-    # Of equal losses the lower rate, which is farther from a collapse.
-    return min(finite, key=lambda rate: (means[rate], rate)) if finite else None
+    return _best_of_both_seeds(_losses(cells, arm, task, budget))
 
 
 def next_tuning(
@@ -62,7 +57,22 @@ def next_tuning(
         for seed in TUNING_SEEDS:
             if (seed, rate) not in losses:
                 return seed, rate
+    best = _best_of_both_seeds(losses)
+    lowest = min(rate for _, rate in losses)
+    if best == lowest and best > ARMS[arm].lowest_rate / 2**MOST_EXTENSIONS:
+        # The second seed first: what it has tried is a finalist, and the first seed follows.
+        return TUNING_SEEDS[1], best / 2
     return None
+
+
+def _best_of_both_seeds(losses: dict[tuple[int, float], float]) -> float | None:
+    """Return the finalist with the lowest finite mean loss; None where there is none."""
+    means = {}
+    for rate in _finalists(losses):
+        means[rate] = fmean(losses[seed, rate] for seed in TUNING_SEEDS)
+    finite = [rate for rate, mean in means.items() if mean < math.inf]
+    # Of equal losses the lower rate, which is farther from a collapse.
+    return min(finite, key=lambda rate: (means[rate], rate)) if finite else None
 
 
 def _losses(
@@ -103,9 +113,12 @@ def _next_of_grid(losses: dict[tuple[int, float], float], grid: list[float]) -> 
 
 
 def _finalists(losses: dict[tuple[int, float], float]) -> list[float]:
-    """Return the best rate on the first seed, and the one below it."""
+    """Return the best rate on the first seed, the one below it, and all that the second tried."""
     best = _best_on_grid(losses)
-    return [] if best is None else [best, best / 2]
+    if best is None:
+        return []
+    tried = [rate for seed, rate in losses if seed == TUNING_SEEDS[1]]
+    return list(dict.fromkeys([best, best / 2, *tried]))
 
 
 def source_of(cells: Sequence[Cell], cell: Cell) -> Cell | None:
