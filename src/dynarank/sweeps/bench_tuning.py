@@ -3,8 +3,8 @@
 The grid of rates runs on one seed, and is carried on for as long as the best stands at its edge.
 The best rate and the one below it then run on a second seed, and the lower mean loss decides. One
 seed alone often chooses a rate at which other seeds collapse: the losses fall with the rate until
-they jump. Where the two seeds then choose the lowest rate of all that were tried, half of it runs on
-both, too, and so on.
+they jump. Where the two seeds then choose the lowest rate of all that were tried, half of it runs
+on both, too, and so on.
 """
 
 from __future__ import annotations
