@@ -117,6 +117,7 @@ def made_cache(folder: Path, variable: str, to_write: bool = True) -> Path:
     """Make a cache's folder, and return it.
 
     Args:
+        folder: the cache's.
         variable: of the environment, by which the user names another place.
         to_write: whether something is written there now. What lies there may be read only.
 

@@ -7,53 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynarank.allocation.selection import (
-    best_components,
-    top_components,
-    top_parameters,
-    with_ceiling,
-    with_floors,
-)
-
-
-def test_more_ties_than_a_sort_keeps_in_order_by_chance() -> None:
-    kept = top_components(torch.zeros(5000), 1234)
-    assert kept[:1234].all()
-    assert not kept[1234:].any()
-
-
-@pytest.mark.parametrize(("count", "kept"), [(-1, 0), (0, 0), (3, 3), (4, 3)])
-def test_the_count_is_clipped(count: int, kept: int) -> None:
-    assert int(top_components(torch.rand(3), count).sum()) == kept
-
-
-@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=9), st.data())
-def test_parameters_are_filled_by_worth_up_to_less_than_one_component(
-    scores: list[float], data: st.DataObject
-) -> None:
-    costs = data.draw(
-        st.lists(st.sampled_from([3, 7, 10]), min_size=len(scores), max_size=len(scores))
-    )
-    limit = data.draw(st.integers(0, sum(costs) + 2))
-    keep = top_parameters(
-        torch.tensor(scores), torch.tensor(costs, dtype=torch.float), limit
-    ).tolist()
-    spent = sum(cost for cost, kept in zip(costs, keep, strict=True) if kept)
-    assert spent <= limit
-    assert all(cost > limit - spent for cost, kept in zip(costs, keep, strict=True) if not kept)
-    worth = sorted(range(len(scores)), key=lambda i: (-scores[i] / costs[i], i))
-    left = limit
-    for index in worth:
-        assert keep[index] == (costs[index] <= left)
-        left -= costs[index] if keep[index] else 0
-
-
-def test_equal_costs_choose_what_counting_chooses() -> None:
-    scores = torch.rand(40, generator=torch.Generator().manual_seed(0)).round(decimals=1)
-    for count in (0, 1, 17, 40):
-        assert torch.equal(
-            top_parameters(scores, torch.full((40,), 5.0), 5 * count), top_components(scores, count)
-        )
+from dynarank.adapters.greedy import top_components, top_parameters
+from dynarank.allocation.selection import best_components, with_ceiling, with_floors
 
 
 @pytest.mark.parametrize("floor", [0, 1, 2])

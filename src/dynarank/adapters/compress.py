@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dynarank.adapters.folding import Factors
+from dynarank.adapters.greedy import top_parameters
 from dynarank.rounding import round_half_up
 
 
@@ -166,8 +167,10 @@ def _choose(
     sizes = [len(of_layer) for of_layer in values.values()]
     owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     if parameters is not None:
-        kept = _that_fit(squares, torch.tensor(list(costs.values()))[owner], parameters)
+        each = torch.tensor(list(costs.values()))[owner]
+        kept = top_parameters(squares, each, parameters).nonzero().flatten()
     else:
+        # Stable, since only then the order of ties is the same on every machine.
         order = torch.argsort(squares, descending=True, stable=True)
         if target is not None:
             count = round_half_up(len(sizes) * target)
@@ -181,27 +184,6 @@ def _choose(
     # A layer's values fall, so that its kept ones are always its first: a number says which.
     ranks = torch.bincount(owner[kept], minlength=len(sizes)).tolist()
     return dict(zip(values, ranks, strict=True))
-
-
-def _that_fit(squares: Tensor, cost: Tensor, parameters: int) -> Tensor:
-    """Return the positions of the components that so many parameters pay for, best first.
-
-    One that does not fit is left out, and the next is tried, as in the methods' own budgets.
-
-    Args:
-        squares: what each component explains, (n).
-        cost: the parameters of each component, (n), the same for all of a layer.
-        parameters: how many may be spent.
-    """
-    # Stable, since only then the order of ties is the same on every machine.
-    order = torch.argsort(squares / cost, descending=True, stable=True).tolist()
-    costs = cost.tolist()
-    kept = []
-    for index in order:
-        if costs[index] <= parameters:
-            kept.append(index)
-            parameters -= costs[index]
-    return torch.tensor(kept, dtype=torch.int64)
 
 
 def _cut(

@@ -11,7 +11,7 @@ import torch
 from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import Tensor, nn
 
-from dynarank.allocation.selection import top_components, top_parameters
+from dynarank.adapters.greedy import top_components, top_parameters
 from dynarank.methods.ranked import ADAPTER
 from dynarank.rounding import round_half_up
 

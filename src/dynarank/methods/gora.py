@@ -27,9 +27,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from dynarank.adapters.greedy import top_components, top_parameters
 from dynarank.adapters.layer import stores_transposed
 from dynarank.allocation.components import component_parameters
-from dynarank.allocation.selection import top_components, top_parameters
 from dynarank.methods.base import Inputs
 from dynarank.methods.config import GoraConfig
 from dynarank.methods.prepared import PlacedMethod

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynarank.adapters.greedy import top_components
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.components import Layers
 from dynarank.allocation.schedule import BudgetSchedule
-from dynarank.allocation.selection import top_components
 from dynarank.methods.components import ComponentMethod
 from dynarank.methods.config import SoraConfig
 from dynarank.methods.ranked import schedule_of

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from dynarank.allocation.config import BudgetConfig
+
 TUNING_SEEDS = (100, 101)
 """Seeds that choose the rates, and that no comparison uses: the grid runs on the first."""
 SEEDS = (1, 2, 3, 4, 5)
@@ -150,8 +152,7 @@ class Cell:
         Args:
             ranks: the folder with the ranks that the arm is given, where it is given any.
         """
-        # As many as a budget's default, which is one at the smallest budgets.
-        two = max(2, math.ceil(1.5 * self.budget))
+        two = max(2, BudgetConfig(target=self.budget).initial)
         own = []
         for part in ARMS[self.arm].overrides:
             own.append(part.format(seed=self.seed, ranks=ranks, two_or_more=two))
