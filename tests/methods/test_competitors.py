@@ -293,6 +293,13 @@ def test_a_random_start_is_the_gradient_projected_onto_its_rows() -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["gora", "eva"])
+@pytest.mark.parametrize("target", [1, 4])
+def test_placed_components_have_loras_scale(name: str, target: int) -> None:
+    method = adapted(name, roberta(), {"alpha": 6.0}, target=target)
+    assert {layer.scaling for layer in method.layers.values()} == {6.0 / target}
+
+
 @pytest.mark.parametrize(("target", "alpha"), [(1, 16.0), (4, 3.0)])
 def test_a_random_start_is_about_as_long_as_gamma_times_the_gradient(
     target: int, alpha: float

@@ -147,3 +147,9 @@ def test_a_cell_of_the_whole_scale_takes_all_rows() -> None:
         config = to_config(hydra.compose("train", overrides=overrides))
     assert (config.task.name, config.task.max_train_rows, config.epochs) == ("cola", None, 15)
     assert config.budget.interval == 100
+
+
+@pytest.mark.parametrize(("budget", "init"), [(0.25, 2), (1, 2), (2, 3), (8, 12)])
+def test_the_paper_from_two_starts_as_wide_as_its_budget_asks(budget: float, init: int) -> None:
+    overrides = Cell("paper_from_two", "sst2", budget, 1, 2e-3).overrides()
+    assert f"budget.init={init}" in overrides
