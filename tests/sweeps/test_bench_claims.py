@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -120,6 +121,30 @@ def test_a_failure_of_one_worker_stops_the_other(
     monkeypatch.setattr(bench_runs, "start_server", lambda _: False)
     with pytest.raises((OSError, InterruptedError)):
         bench_runs.run_bench(tmp_path / "cells.csv", ["sst2"], [0.25], ARMS, workers=2)
+    assert not (tmp_path / ".cells.csv.claims").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_bench_that_is_stopped_ends_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    together, ended = threading.Barrier(2), []
+
+    def run_cell(cell: Cell, _: object, __: Path, goes_on: Callable[[], bool]) -> Cell:
+        if together.wait(10) == 0:  # of two workers at work, one
+            time.sleep(0.1)  # both are known to the pool then
+            os.kill(os.getpid(), number)
+        deadline = time.monotonic() + 10
+        while goes_on() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        ended.append(not goes_on())
+        raise InterruptedError
+
+    monkeypatch.setattr(bench_runs, "run_cell", run_cell)
+    monkeypatch.setattr(bench_runs, "start_server", lambda _: False)
+    with pytest.raises(KeyboardInterrupt):
+        bench_runs.run_bench(tmp_path / "cells.csv", ["sst2"], [0.25], ARMS, workers=2)
+    assert ended == [True, True]
     assert not (tmp_path / ".cells.csv.claims").exists()
 
 

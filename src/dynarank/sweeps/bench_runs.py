@@ -26,6 +26,7 @@ from dynarank.sweeps.bench import SEEDS, Cell, read_cells
 from dynarank.sweeps.bench_claims import Claims
 from dynarank.sweeps.bench_sources import given_ranks, write_names
 from dynarank.sweeps.bench_tuning import pending
+from dynarank.sweeps.point import sigterm_forwarded
 from dynarank.sweeps.preloaded import Process, start_forked, start_server
 
 log = logging.getLogger(__name__)
@@ -55,16 +56,19 @@ def run_bench(
         most: how many cells to run at most; None for all.
         workers: how many cells to run side by side, each on one thread.
         seeds: those that arms are compared on.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; the runs at work have ended then.
     """
     environment = single_threaded()
     start_server(environment)
     work = _Work(file, lambda cells: pending(cells, tasks, budgets, arms, seeds), most)
-    with ThreadPoolExecutor(workers) as pool:
-        running = [pool.submit(work.run, environment) for _ in range(workers)]
+    with sigterm_forwarded(), ThreadPoolExecutor(workers) as pool:
         try:
+            running = [pool.submit(work.run, environment) for _ in range(workers)]
             return sum(future.result() for future in running)
         except BaseException:
-            work.stop.set()  # Ctrl-C comes to this thread alone
+            work.stop.set()  # Ctrl-C and SIGTERM come to this thread alone
             raise
 
 
