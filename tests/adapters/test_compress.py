@@ -84,6 +84,15 @@ def test_a_component_that_does_not_fit_keeps_no_other_from_being_kept() -> None:
     assert kept == {10: (0, 1), 99: (0, 2), 119: (1, 1), 120: (1, 2), 219: (2, 1)}
 
 
+def test_a_narrow_component_makes_way_where_a_wide_one_then_fits() -> None:
+    """The narrow ones explain more for each parameter, and leave room for nearly a wide one."""
+    wide = torch.eye(1, 60) * 3, torch.eye(40, 1)
+    narrow = torch.eye(2, 6), torch.eye(4, 2)
+    smaller = compress({"wide": wide, "narrow": narrow}, parameters=115)
+    assert [layer.rank_after for layer in smaller.layers.values()] == [1, 1]
+    assert smaller.lost == pytest.approx(1 / 11)
+
+
 @pytest.mark.parametrize("energy", [0.3, 0.9, 0.999, 1.0])
 def test_the_energy_asked_for_stays_and_one_component_less_would_not_do(energy: float) -> None:
     factors = random_factors()

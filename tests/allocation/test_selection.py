@@ -97,3 +97,12 @@ def test_what_a_later_budget_would_take_is_always_kept(
     kept = best_components(values, [size], now, costs=costs, later=later)
     assert not (wanted & ~kept).any()
     assert float(costs[kept].sum()) <= now
+
+
+def test_room_that_only_wide_components_are_left_for_is_used() -> None:
+    """Taken by worth alone, the narrow ones leave 4 of 10 parameters, and no wide one fits."""
+    scores = torch.tensor([3.0, 2.9, 2.8, 4.0, 3.5])
+    costs = torch.tensor([2.0, 2.0, 2.0, 5.0, 5.0])
+    for later in (None, 10):
+        kept = best_components(scores, [5], 10, costs=costs, later=later)
+        assert kept.tolist() == [True, True, False, True, False]

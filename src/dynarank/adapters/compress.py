@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dynarank.adapters.folding import Factors
-from dynarank.adapters.greedy import top_parameters
+from dynarank.adapters.greedy import exchanged, top_parameters
 from dynarank.rounding import round_half_up
 
 
@@ -168,7 +168,8 @@ def _choose(
     owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     if parameters is not None:
         each = torch.tensor(list(costs.values()))[owner]
-        kept = top_parameters(squares, each, parameters).nonzero().flatten()
+        greedy = top_parameters(squares, each, parameters)
+        kept = exchanged(greedy, squares, each, parameters).nonzero().flatten()
     else:
         # Stable, since only then the order of ties is the same on every machine.
         order = torch.argsort(squares, descending=True, stable=True)

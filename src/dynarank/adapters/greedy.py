@@ -5,6 +5,8 @@ Legend: n components of the model, in layer order.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,45 @@ def top_parameters(scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     keep[kept] = True
     return keep
+
+
+def exchanged(keep: Tensor, scores: Tensor, costs: Tensor, parameters: int) -> Tensor:
+    """Return a choice that no exchange of one component for another makes better, (n) bool.
+
+    `top_parameters` leaves room where nothing but wide components is left to take. Then a kept one
+    makes way for a wider one of a higher score, if that fits; the best exchange comes first.
+
+    Args:
+        keep: the choice to start from, (n) bool.
+        scores: (n), whose kept sum rises; infinite and negative ones as in `top_parameters`.
+        costs: the parameters of each component, (n).
+        parameters: how many may be spent.
+    """
+    # On the host, where a choice of several steps does not wait for the device at each.
+    values, prices, kept = scores.cpu(), costs.cpu().double(), keep.cpu().clone()
+    classes = [prices == price for price in prices.unique()]
+    while True:
+        room = parameters - int(prices[kept].sum())
+        pair, best_gain = None, 0.0
+        # Of components of one cost no others can make a better exchange than these.
+        for given_up, taken in itertools.product(
+            _lowest_of_each(classes, values, kept),
+            _lowest_of_each(classes, -values, ~kept & (values >= 0)),
+        ):
+            gain = float(values[taken] - values[given_up])
+            # Where both are infinite the gain is NaN, which is above nothing.
+            if gain > best_gain and prices[taken] - prices[given_up] <= room:
+                pair, best_gain = (given_up, taken), gain
+        if pair is None:
+            return kept.to(keep.device)
+        kept[pair[0]], kept[pair[1]] = False, True
+
+
+def _lowest_of_each(classes: list[Tensor], values: Tensor, among: Tensor) -> list[int]:
+    """Return the index of the lowest value of each class, (n) bool each, that has any `among`."""
+    lowest = []
+    for of_class in classes:
+        indices = (of_class & among).nonzero().flatten()
+        if len(indices):
+            lowest.append(int(indices[values[indices].argmin()]))
+    return lowest

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynarank.adapters.greedy import top_components, top_parameters
+from dynarank.adapters.greedy import exchanged, top_components, top_parameters
 
 
 def best_components(
@@ -49,7 +49,7 @@ def _best(scores: Tensor, costs: Tensor | None, count: int) -> Tensor:
     if costs is None:
         # Fewer than the count may be left that can be kept at all.
         return top_components(scores, count) & (scores >= 0)
-    return top_parameters(scores, costs, count)
+    return exchanged(top_parameters(scores, costs, count), scores, costs, count)
 
 
 def with_ceiling(scores: Tensor, sizes: Sequence[int], ceiling: int | None) -> Tensor:
