@@ -100,6 +100,30 @@ def test_the_fused_kernel_takes_the_same_steps() -> None:
         assert torch.allclose(plain, fast, atol=1e-6)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_smoothing_is_as_set_and_stays_so_when_a_run_goes_on(
+    model: nn.Module, fused: bool
+) -> None:
+    config = OptimizerConfig(beta1=0.8, beta2=0.95, warmup=0)
+    built = build_optimizer(model, config, lr=1.0, total_steps=10, fused=fused)
+    optimizer, weight = built["optimizer"], model["head"].weight
+    squares = torch.zeros_like(weight)
+    for step in range(3):
+        weight.grad = torch.full_like(weight, step + 1.0)
+        optimizer.step()
+        squares = 0.95 * squares + 0.05 * weight.grad.square()
+    assert torch.allclose(optimizer.state[weight]["exp_avg_sq"], squares)
+
+    checkpoint = {
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [built["lr_scheduler"]["scheduler"].state_dict()],
+    }
+    other = build_optimizer(model, OptimizerConfig(), lr=1.0, total_steps=10, fused=fused)
+    optimizer_as_set(checkpoint, other)
+    other["optimizer"].load_state_dict(checkpoint["optimizer_states"][0])
+    assert [group["betas"] for group in other["optimizer"].param_groups] == [(0.9, 0.999)] * 2
+
+
 def train_once(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     optimizer.zero_grad()

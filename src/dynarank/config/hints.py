@@ -15,6 +15,8 @@ SAME_IN_OTHER_WORDS = {
     "learning_rate": "optimizer.lr",
     "weight_decay": "optimizer.weight_decay",
     "warmup_ratio": "optimizer.warmup",
+    "adam_beta1": "optimizer.beta1",
+    "adam_beta2": "optimizer.beta2",
     "r": "budget.target",
     "rank": "budget.target",
     "lora_r": "budget.target",

@@ -49,6 +49,11 @@ class OptimizerConfig:
     want different rates, and one rate for both confounds comparisons of methods."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
     """The decay of matrices; c, biases and norms never decay."""
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """AdamW's smoothing of the gradient."""
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    """AdamW's smoothing of the squared gradient. Lower ones, as 0.95, let the steps shrink sooner
+    where gradients grow."""
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.06
     """The share of the optimizer steps in which the rate rises."""
 

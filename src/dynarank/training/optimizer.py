@@ -75,7 +75,9 @@ def build_optimizer(
     from transformers import get_linear_schedule_with_warmup
 
     groups = parameter_groups(model, config.weight_decay, lr, ratios)
-    optimizer = _fused_adamw(groups, lr) if fused else torch.optim.AdamW(groups, lr=lr)
+    betas = (config.beta1, config.beta2)
+    adamw = _fused_adamw if fused else torch.optim.AdamW
+    optimizer = adamw(groups, lr=lr, betas=betas)
     warmup = int(config.warmup * total_steps)
     scheduler = get_linear_schedule_with_warmup(optimizer, warmup, total_steps)
     if factor is not None:
@@ -100,6 +102,7 @@ def optimizer_as_set(checkpoint: dict[str, Any], built: dict[str, Any]) -> None:
     saved_groups = checkpoint["optimizer_states"][0]["param_groups"]
     for group, saved, linear in zip(groups, saved_groups, schedule.lr_lambdas, strict=True):
         saved["weight_decay"] = group["weight_decay"]
+        saved["betas"] = group["betas"]
         # A loss scaler, which another precision may have brought, is not for a fused optimizer.
         saved["fused"] = group["fused"]
         saved["initial_lr"] = group["initial_lr"]
@@ -134,12 +137,14 @@ def _product(linear: Callable[[int], float], factor: Callable[[int], float], ste
     return linear(step) * factor(step)
 
 
-def _fused_adamw(groups: list[dict[str, Any]], lr: float) -> torch.optim.AdamW:
+def _fused_adamw(
+    groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
     """Return AdamW in one kernel, or in torch's default form where there is no such kernel."""
     try:
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     except RuntimeError:  # torch's answer to parameters that the kernel does not take
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas)
 
 
 def resolve_total_steps(
