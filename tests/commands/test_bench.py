@@ -22,6 +22,9 @@ from dynarank.sweeps.bench import Cell, append_cell
         ("--budgets", "0", "--budgets: '0' is no budget"),
         ("--tasks", "cola:huge", "--tasks: 'huge' is no scale"),
         ("--seeds", "100", "seed 100 tunes, and compares nothing"),
+        ("--seeds", "98-101", "seed 100 tunes, and compares nothing"),
+        ("--seeds", "10-6", "'10-6': wants the lower seed first, as 6-10"),
+        ("--seeds", "6-", "must be a whole number from 1, not ''"),
         ("--workers", "0", "must be a whole number from 1, not '0'"),
         ("--report", "page.html", "holds no cells yet"),
         (
@@ -41,15 +44,18 @@ def test_a_mistake_is_answered_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_plan_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("seeds", "meant"), [("3", range(1, 4)), ("6-8", range(6, 9))])
+def test_the_plan_is_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: str, meant: range
+) -> None:
     asked: list[object] = []
     monkeypatch.setattr(bench_runs, "run_bench", lambda *plan: asked.append(plan))
     monkeypatch.setenv("HOME", str(tmp_path))
     options = ["--tasks", "cola:longer,rte", "--budgets", "0.25,8", "--arms", "adalora"]
-    options += ["--scale", "whole", "--workers", "2", "--seeds", "3"]
+    options += ["--scale", "whole", "--workers", "2", "--seeds", seeds]
     main(["~/cells.csv", *options])
     tasks = ["cola:longer", "rte:whole"]
-    plan = (tmp_path / "cells.csv", tasks, [0.25, 8.0], ["adalora"], None, 2, range(1, 4))
+    plan = (tmp_path / "cells.csv", tasks, [0.25, 8.0], ["adalora"], None, 2, meant)
     assert asked == [plan]
 
 

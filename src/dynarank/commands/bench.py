@@ -59,10 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds",
-        type=_count,
-        default=len(SEEDS),
+        type=_seeds,
+        default=SEEDS,
         metavar="N",
-        help=f"compare on the seeds 1 to N (default: {len(SEEDS)})",
+        help=f"compare on the seeds 1 to N, or M to N as 6-10 (default: {len(SEEDS)})",
     )
     parser.add_argument("--most", type=_count, metavar="N", help="cells to run at most")
     parser.add_argument(
@@ -90,9 +90,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.report is not None:
         _report(options)
         return
-    seeds = range(1, options.seeds + 1)
-    if shared := set(seeds) & set(TUNING_SEEDS):
-        raise UserError(f"--seeds {options.seeds}: seed {min(shared)} tunes, and compares nothing")
+    if shared := set(options.seeds) & set(TUNING_SEEDS):
+        raise UserError(f"--seeds: seed {min(shared)} tunes, and compares nothing")
     if options.repeat is None:
         _refuse_without_sources(options, arms, tasks, budgets)
     from dynarank.sweeps.bench_runs import repeat_cells, run_bench
@@ -105,7 +104,7 @@ def _run(options: argparse.Namespace) -> None:
         if equal < len(found):
             sys.exit(NOT_EQUAL)
         return
-    run_bench(options.file, tasks, budgets, arms, options.most, options.workers, seeds)
+    run_bench(options.file, tasks, budgets, arms, options.most, options.workers, options.seeds)
 
 
 def _refuse_without_sources(
@@ -189,6 +188,14 @@ def _budgets(text: str) -> list[float]:
             )
         budgets.append(budget)
     return budgets
+
+
+def _seeds(text: str) -> Sequence[int]:
+    first, dash, last = text.partition("-")
+    seeds = range(_count(first), _count(last) + 1) if dash else range(1, _count(first) + 1)
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"{text!r}: wants the lower seed first, as 6-10")
+    return seeds
 
 
 def _count(text: str) -> int:
