@@ -100,7 +100,8 @@ def collapse_warning(results: Results) -> list[str]:
         return []
     return [
         f"Nothing was learned: the model predicts one thing for {results.collapsed}.",
-        "Another optimizer.lr or seed may help, or more epochs (docs/troubleshooting.md).",
+        "A lower optimizer.lr or optimizer.head_lr may help, another seed, or more epochs "
+        "(docs/troubleshooting.md).",
     ]
 
 
