@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -47,7 +48,7 @@ CELLS = play(
 def test_budgets_below_one_are_one_comparison_each_corrected_over_the_rivals() -> None:
     scores = {(c.arm, c.task, c.budget, c.seed): c.score for c in CELLS}
     found = {one.against: one for one in below_one(CELLS)}
-    p_values = {}
+    p_values, rank_p_values = {}, {}
     for rival, budgets in (
         ("lora_even", (0.25, 0.5)),
         ("adalora", (0.25,)),
@@ -57,15 +58,24 @@ def test_budgets_below_one_are_one_comparison_each_corrected_over_the_rivals() -
         ours = [scores["dynarank", *key] for key in keys]
         theirs = [scores[rival, *key] for key in keys]
         p_values[rival] = float(stats.ttest_rel(ours, theirs).pvalue)
+        rank_p_values[rival] = float(stats.wilcoxon(ours, theirs).pvalue)
         one = found[rival]
         assert (one.budgets, one.scores.n) == (budgets, len(keys))
         assert one.scores.difference == pytest.approx((sum(ours) - sum(theirs)) / len(keys))
         assert one.won == sum(a > b for a, b in zip(ours, theirs, strict=True))
-    order = sorted(p_values, key=lambda rival: p_values[rival])
-    highest = 0.0  # Holm's correction by hand
-    for place, rival in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - place) * p_values[rival]))
-        assert found[rival].adjusted == pytest.approx(highest)
+    for rival, corrected in by_hand(p_values).items():
+        assert found[rival].adjusted == pytest.approx(corrected)
+    for rival, corrected in by_hand(rank_p_values).items():
+        assert found[rival].rank_p == pytest.approx(corrected)
+
+
+def by_hand(p_values: dict[str, float]) -> dict[str, float]:
+    """Return Holm's correction by its definition."""
+    corrected, highest = {}, 0.0
+    for place, rival in enumerate(sorted(p_values, key=lambda rival: p_values[rival])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[rival]))
+        corrected[rival] = highest
+    return corrected
 
 
 def test_from_one_on_harm_is_looked_for_uncorrected() -> None:
@@ -84,6 +94,16 @@ def test_the_claim_says_against_whom_and_stands_first() -> None:
     assert "worse at 8" in text
     assert answer(CELLS).startswith(text)
     assert recipe_section(CELLS).answer == text
+
+
+def test_one_run_that_learned_nothing_decides_the_mean_and_not_the_ranks() -> None:
+    lost = CELLS.index(next(c for c in CELLS if (c.arm, c.budget) == ("dynarank", 0.25)))
+    cells = [*CELLS[:lost], replace(CELLS[lost], score=0.0), *CELLS[lost + 1 :]]
+    pairs = {one.against: one for one in below_one(cells)}
+    assert (pairs["lora_even"].verdict, pairs["lora_even"].rank_verdict) == (0, 1)
+    by_mean, by_ranks = claim(cells).split(". ")[:2]
+    assert "not shown to differ from" in by_mean.partition("evenly placed LoRA")[0]
+    assert by_ranks.startswith("By signed ranks it is better than evenly placed LoRA")
 
 
 def test_without_pairs_nothing_is_claimed() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dynarank.report.significance import compare, holm, paired_t, sign_flips, summarize
+from dynarank.report.significance import (
+    compare,
+    holm,
+    paired_t,
+    sign_flips,
+    signed_ranks,
+    summarize,
+)
 
 SEEDS = np.random.default_rng(0).normal(0.5, 0.1, size=(2, 6))
 
@@ -75,3 +83,27 @@ def test_holms_correction_follows_its_definition(p_values: list[float]) -> None:
 
 def test_what_could_not_be_tested_is_not_counted() -> None:
     assert holm([0.01, math.nan, 0.04]) == pytest.approx([0.02, math.nan, 0.04], nan_ok=True)
+
+
+def test_signed_ranks_count_every_sign() -> None:
+    differences = np.array([0.3, -0.1, 0.8, 0.5, -0.2, 0.9, 0.4])
+    sizes = np.abs(differences).argsort().argsort() + 1
+
+    def balance(signs: Sequence[float]) -> float:
+        return float((np.asarray(signs) * sizes).sum() / sizes.sum())
+
+    correlation, p = signed_ranks(differences)
+    assert correlation == pytest.approx(balance(np.sign(differences)))
+    flips = [balance(signs) for signs in itertools.product([-1.0, 1.0], repeat=7)]
+    extreme = sum(abs(flip) >= abs(correlation) - 1e-12 for flip in flips)
+    assert p == pytest.approx(extreme / 2**7)
+    # What is largest weighs no more when it is larger.
+    differences[5] = 100.0
+    assert signed_ranks(differences) == (correlation, p)
+
+
+def test_signed_ranks_of_nothing() -> None:
+    assert signed_ranks(np.zeros(4)) == (0.0, 1.0)
+    assert all(math.isnan(value) for value in signed_ranks(np.array([0.1, math.nan])))
+    with_zero, without = signed_ranks(np.array([0.0, 0.1, 0.2])), signed_ranks(np.array([0.1, 0.2]))
+    assert with_zero == without

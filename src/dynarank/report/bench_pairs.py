@@ -21,6 +21,7 @@ from dynarank.report.significance import (
     compare,
     holm,
     paired_t,
+    signed_ranks,
 )
 from dynarank.sweeps.bench import BASELINE, Cell
 from dynarank.sweeps.bench_tuning import best_rate, is_tuning
@@ -51,6 +52,11 @@ class Difference:
     effect_high: float
     adjusted: float
     """p of the paired t test on the scores, after Holm over the family it was asked with."""
+    rank_effect: float
+    """The rank-biserial correlation: above 0 where the arm is better by signed ranks."""
+    rank_p: float
+    """p of Wilcoxon's signed-rank test on the scores, corrected likewise. Unlike a mean, it is not
+    decided by single runs that learned nothing."""
     task_low: float
     """The lower end of the 95 % interval of a bootstrap over tasks; NaN below `LEAST_TASKS`."""
     task_high: float
@@ -71,10 +77,18 @@ class Difference:
     @property
     def verdict(self) -> int:
         """Return 1 where the arm is better, -1 where it is worse, 0 where nothing is shown."""
+        return self._verdict(self.adjusted, self.scores.difference)
+
+    @property
+    def rank_verdict(self) -> int:
+        """Return the same by signed ranks in place of means."""
+        return self._verdict(self.rank_p, self.rank_effect)
+
+    def _verdict(self, p: float, direction: float) -> int:
         # Written so that NaN, too, shows nothing.
-        if not self.judged or not self.adjusted < ALPHA:
+        if not self.judged or not p < ALPHA:
             return 0
-        return 1 if self.scores.difference > 0 else -1
+        return 1 if direction > 0 else -1
 
 
 def compared(cells: Sequence[Cell]) -> list[Cell]:
@@ -149,8 +163,12 @@ def _uncorrected(usable: Sequence[Cell], wanted: Iterable[tuple[str, str]]) -> l
 
 
 def _corrected(found: Sequence[Difference]) -> list[Difference]:
-    adjusted = holm([difference.scores.p_t for difference in found])
-    return [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
+    adjusted = holm([one.scores.p_t for one in found])
+    by_ranks = holm([one.rank_p for one in found])
+    corrected = []
+    for one, p, rank_p in zip(found, adjusted, by_ranks, strict=True):
+        corrected.append(replace(one, adjusted=p, rank_p=rank_p))
+    return corrected
 
 
 def _difference(arm: str, against: str, pairs: Sequence[tuple[Cell, Cell]]) -> Difference:
@@ -161,6 +179,7 @@ def _difference(arm: str, against: str, pairs: Sequence[tuple[Cell, Cell]]) -> D
     low, high = cluster_interval(list(by_task.values()))
     changes = [ours.score - theirs.score for ours, theirs in pairs]
     effect_low, effect_high = effect_interval(changes)
+    rank_effect, rank_p = signed_ranks(np.asarray(changes))
     return Difference(
         arm=arm,
         against=against,
@@ -173,6 +192,8 @@ def _difference(arm: str, against: str, pairs: Sequence[tuple[Cell, Cell]]) -> D
         effect_low=effect_low,
         effect_high=effect_high,
         adjusted=math.nan,
+        rank_effect=rank_effect,
+        rank_p=rank_p,
         task_low=low,
         task_high=high,
         task_p=float(paired_t(task_means)) if len(task_means) > 1 else math.nan,

@@ -52,22 +52,26 @@ def recipe_section(cells: Sequence[Cell]) -> Section:
 
 
 def claim(cells: Sequence[Cell]) -> str:
-    """Return what is shown in two sentences; nothing where there are too few pairs."""
+    """Return what is shown in up to three sentences; nothing where there are too few pairs."""
     parts = []
     judged = [one for one in below_one(cells) if one.judged]
     if judged:
-        parts.append(f"Below one component a matrix, `{RECIPE}` is {_verdicts(judged)}.")
+        by_mean = [one.verdict for one in judged]
+        by_ranks = [one.rank_verdict for one in judged]
+        parts.append(f"Below one component a matrix, `{RECIPE}` is {_verdicts(judged, by_mean)}.")
+        # A mean is at the mercy of single runs that learned nothing; both answers are wanted.
+        parts.append(f"By signed ranks it is {_verdicts(judged, by_ranks)}.")
     judged = [one for one in from_one(cells) if one.judged]
     if judged:
         parts.append(f"{_from_one_words(judged)}.")
     return " ".join(parts)
 
 
-def _verdicts(found: Sequence[Difference]) -> str:
+def _verdicts(found: Sequence[Difference], verdicts: Sequence[int]) -> str:
     """Say, for each verdict, against whom and by how much."""
     words = []
     for verdict, text in ((1, "better than"), (0, "not shown to differ from"), (-1, "worse than")):
-        named = [_against(one) for one in found if one.verdict == verdict]
+        named = [_against(one) for one, its in zip(found, verdicts, strict=True) if its == verdict]
         if named:
             words.append(f"{text} {listed(named)}")
     return "; ".join(words) + f" (p < {ALPHA} after Holm)"

@@ -66,6 +66,7 @@ DIFFERENCE_HEADINGS = (
     "effect",
     "95 %, effect",
     "p, Holm",
+    "p, ranks",
     "p, tasks",
     "loss",
 )
@@ -89,6 +90,7 @@ def difference_grid(differences: Sequence[Difference]) -> Grid:
             signed(one.effect, 2),
             interval(one.effect_low, one.effect_high, 2),
             small(one.adjusted),
+            small(one.rank_p),
             small(one.task_p),
             signed(one.losses.difference),
         ]

@@ -113,6 +113,25 @@ def paired_t(differences: np.ndarray) -> np.ndarray:
     return np.where(equal, without_spread, known)
 
 
+def signed_ranks(differences: np.ndarray) -> tuple[float, float]:
+    """Return the rank correlation of differences (n,) with their sign, and p of Wilcoxon's test.
+
+    Each difference weighs by the rank of its size, so that no single one decides. The correlation
+    is the matched-pairs rank-biserial one, from -1 to 1 (Kerby, 2014). Differences of zero are left
+    out; where nothing is left, it is 0, and p is 1. Both are NaN where a difference is NaN.
+    """
+    if np.isnan(differences).any():
+        return math.nan, math.nan
+    # Scores that agree but for rounding are equal.
+    rounded = np.round(differences, TIE_DECIMALS)
+    changed = rounded[rounded != 0]
+    if len(changed) == 0:
+        return 0.0, 1.0
+    ranks = stats.rankdata(np.abs(changed))
+    correlation = float((np.sign(changed) * ranks).sum() / ranks.sum())
+    return correlation, float(stats.wilcoxon(changed).pvalue)
+
+
 def sign_flips(differences: np.ndarray) -> float:
     """Return p of the exact sign-flip test of the mean of differences (n,); NaN if one is NaN.
 
