@@ -13,17 +13,18 @@ from tiny import configure, tiny_roberta
 from dynarank.adapters.compress import compress
 from dynarank.adapters.cutting import cut_optimizer, cut_to_kept
 from dynarank.allocation.config import BudgetConfig, DemConfig
-from dynarank.config.schema import SCHEMAS
+from dynarank.config.schema import SCHEMAS, OptimizerConfig
 from dynarank.methods import build_method
 from dynarank.methods.diff_pruning import add_sparse
 from dynarank.methods.gora import mean_gradients
-from dynarank.methods.hard_concrete import open_probability, sample_gates
+from dynarank.methods.hard_concrete import open_probability, sample_gates, sure_gates
 from dynarank.methods.sora import soft_threshold
 from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.pretrained.hub import HubConfig
 from dynarank.runs.predictor import load_predictor
 from dynarank.runs.run import run
 from dynarank.training.carrying import carry_over
+from dynarank.training.optimizer import build_optimizer
 
 TARGETS = ARCHITECTURES["roberta"].targets
 
@@ -444,6 +445,46 @@ def test_the_expected_number_of_open_gates_is_that_of_many_draws() -> None:
         assert float(draws.min()) >= 0 <= float(draws.max()) <= 1
         expected = float(open_probability(torch.tensor(log_alpha)))
         assert float((draws > 0).float().mean()) == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize("log_alpha", [-2.0, 0.5, 3.0])
+def test_gates_are_shut_and_open_as_often_as_in_the_paper(log_alpha: float) -> None:
+    """s = sigmoid(logit u + a) is stretched from (0, 1) to (-1.5, 1.5), and there is cut.
+
+    So z = 0 where s is below 1/2, z = 1 where it is above 5/6.
+    """
+    torch.manual_seed(0)
+    draws = sample_gates(torch.full((200_000,), log_alpha))
+    shut, opened = 1 / (1 + math.exp(log_alpha)), 1 / (1 + 5 * math.exp(-log_alpha))
+    assert float((draws == 0).float().mean()) == pytest.approx(shut, abs=5e-3)
+    assert float((draws == 1).float().mean()) == pytest.approx(opened, abs=5e-3)
+    s = 1 / (1 + math.exp(-log_alpha))
+    sure = float(sure_gates(torch.tensor(log_alpha)))
+    assert sure == pytest.approx(min(1.0, max(0.0, 3 * s - 1.5)), abs=1e-6)
+
+
+@pytest.mark.parametrize("lr", [1e-5, 1e-3])
+def test_gates_learn_at_their_own_rate_and_do_not_decay(lr: float) -> None:
+    """As in the authors' code, whose gates have AdamW's of their own at 0.1, without decay."""
+    method = adapted("diff_pruning", roberta(), target=0.5)
+    built = build_optimizer(
+        method.model,
+        OptimizerConfig(weight_decay=0.5, warmup=0.0),
+        lr,
+        total_steps=10,
+        ratios=method.all_lr_ratios(lr, head_lr=None),
+    )
+    gates = {id(gated.log_alpha) for gated in method.differences.values()}
+    found = 0
+    for group in built["optimizer"].param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in gates:
+                assert group["lr"] == pytest.approx(0.1)
+                assert group["weight_decay"] == 0.0
+                found += 1
+            else:
+                assert group["lr"] == lr
+    assert found == len(gates)
 
 
 def test_an_average_follows_the_difference_that_takes_its_gate_in() -> None:

@@ -216,8 +216,8 @@ class DiffPruningConfig(MethodConfig):
     """lambda, the weight of the mean probability that a gate is open."""
     log_alpha: float = 5.0
     """Where every gate starts; 5 is open."""
-    gate_lr_ratio: Annotated[float, Gt(0)] = 10.0
-    """Learning rate of the gates, as a multiple of the weights'."""
+    gate_lr: Annotated[float, Gt(0)] = 0.1
+    """Peak learning rate of the gates, whatever the weights' is."""
 
 
 @dataclass
