@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapter_readers import tiny_llama
 from tiny import configure, tiny_roberta
 
 from dynarank.adapters.compress import compress
@@ -214,6 +215,39 @@ def test_eva_is_pefts_own_initialization() -> None:
         compared += k
     assert compared == 24
     assert max(method.ranks().values()) > 2
+
+
+def test_eva_reads_the_tokens_that_the_loss_counts_as_pefts_own_does() -> None:
+    """A prompt's inputs, which the loss leaves out, would turn the directions."""
+    import peft
+    from peft.tuners.lora.eva import initialize_lora_eva_weights
+
+    targets = ["q_proj", "down_proj"]
+    inputs = []
+    for batch in batches(4):
+        prompts = batch["attention_mask"].clone()
+        prompts[:, 3:] = 0
+        labels = batch["input_ids"].masked_fill(prompts.bool(), -100)
+        labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
+        inputs.append({**batch, "labels": labels})
+    config: Any = SCHEMAS["method/eva"]
+    settings = config(name="eva", rho=1.0, tau=0.9)
+    method: Any = build_method(settings, BudgetConfig(target=2), DemConfig())
+    method.adapt(tiny_llama(), targets, [])
+    method.prepare(inputs)
+    theirs: Any = peft.get_peft_model(
+        tiny_llama(),
+        peft.LoraConfig(
+            r=2,
+            target_modules=list(method.layers),
+            init_lora_weights="eva",
+            eva_config=peft.EvaConfig(rho=1.0, tau=0.9),
+        ),
+    )
+    initialize_lora_eva_weights(theirs, inputs, show_progress_bar=False)
+    for name, layer in method.layers.items():
+        other = theirs.base_model.model.get_submodule(name)
+        torch.testing.assert_close(layer.lora_A, other.lora_A["default"].weight, msg=name)
 
 
 def test_eva_needs_whole_components() -> None:

@@ -4,6 +4,8 @@ The inputs X of every layer, over the first batches, are decomposed step by step
 the right singular vectors hold still. A's rows are the first of V^T, and B is zero. The ranks are
 redistributed: all components of the model are sorted by the share of their layer's variance that
 they explain, S_j^2 / sum_i S_i^2, and the L x target best are kept, at most rho x target a layer.
+(PEFT takes the inputs' mean off X first, as the authors' code does.) X has the inputs of the
+tokens that the loss counts, where every token has a label: without a conversation's prompts.
 
 The components are PEFT's own (`get_eva_state_dict`), as its `initialize_lora_eva_weights` loads
 them; the scale of a component does not depend on its layer's rank, as there.
@@ -12,6 +14,7 @@ them; the scale of a component does not depend on its layer's rank, as there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +62,7 @@ class Eva(PlacedMethod[EvaConfig]):
         import peft
         from peft.tuners.lora.eva import get_eva_state_dict
 
+        model: Any = self.model
         config = peft.LoraConfig(
             r=int(self.budget.target),
             target_modules=list(self.layers),
@@ -70,7 +74,10 @@ class Eva(PlacedMethod[EvaConfig]):
                 self.model,
                 inputs,
                 config,
-                prepare_model_inputs_fn=text_mask,
+                # An encoder-decoder's labels are those of another text than its inputs.
+                prepare_model_inputs_fn=partial(
+                    text_mask, labelled=not model.config.is_encoder_decoder
+                ),
                 prepare_layer_inputs_fn=text_inputs,
                 gather_distributed_inputs=False,  # every process reads the same batches
                 show_progress_bar=False,
@@ -78,10 +85,21 @@ class Eva(PlacedMethod[EvaConfig]):
         self.place(components)
 
 
-def text_mask(inputs: Inputs, config: Any) -> Tensor | None:
-    """Return which positions of a batch hold text, (rows, length) bool; None where nothing says."""
+def text_mask(inputs: Inputs, config: Any, labelled: bool) -> Tensor | None:
+    """Return which positions of a batch to read, (rows, length) bool; None where nothing says.
+
+    Args:
+        inputs: the batch.
+        config: PEFT's, which has the label of tokens that the loss leaves out.
+        labelled: whether labels of the text's shape are the text's, and leave positions out.
+    """
     mask = inputs.get("attention_mask")
-    return None if mask is None else mask.bool()
+    mask = None if mask is None else mask.bool()
+    labels, tokens = inputs.get("labels"), inputs.get("input_ids")
+    if not labelled or labels is None or tokens is None or labels.shape != tokens.shape:
+        return mask
+    counted = labels != config.eva_config.label_mask_value
+    return counted if mask is None else mask & counted
 
 
 def text_inputs(layer_input: Any, mask: Tensor | None, name: str) -> Tensor:
