@@ -301,6 +301,27 @@ def test_gora_meets_the_budget_in_the_order_of_the_papers_ranks(target: float, u
         assert kept >= left - 1e-6
 
 
+@pytest.mark.parametrize("unit", ["components", "parameters"])
+def test_gora_leaves_every_matrix_the_papers_smallest_rank(unit: str) -> None:
+    """What is above the floors goes to the matrices that would have had it without them."""
+    ranks = {}
+    for floor in (0, 1):
+        method = adapted(
+            "gora", roberta(), {"max_ratio": 8.0}, target=1.5, unit=unit, min_rank=floor
+        )
+        method.prepare(batches(3))
+        ranks[floor] = method.ranks()
+    assert min(ranks[0].values()) == 0 < 1 == min(ranks[1].values())
+    costs = {name: layer.in_features + layer.out_features for name, layer in method.layers.items()}
+    if unit == "components":
+        assert sum(ranks[1].values()) == 18
+    else:
+        spent = sum(ranks[1][name] * cost for name, cost in costs.items())
+        assert 1.5 * sum(costs.values()) - max(costs.values()) < spent <= 1.5 * sum(costs.values())
+    for name, rank in ranks[1].items():
+        assert rank <= max(1, ranks[0][name]), name
+
+
 def test_a_start_along_the_gradient_is_its_truncated_decomposition() -> None:
     inputs = batches(3)
     settings = {"directions": "gradient", "gamma": 0.5}
@@ -454,8 +475,7 @@ def test_no_rank_is_above_the_bound(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "bound", "remedy"),
     [
-        ("gora", {"min_rank": 1}, "GoRA has no such limit. Take method=dora, or budget.min_rank=0"),
-        ("eva", {"min_rank": 1}, "EVA has no such limit"),
+        ("eva", {"min_rank": 1}, "EVA has no such limit. Take method=dora, or budget.min_rank=0"),
         ("adalora", {"min_rank": 1}, "AdaLoRA has no such limit"),
         ("adalora", {"max_rank": 4}, "or budget.max_rank=null"),
         ("lora", {"min_rank": 1}, "these ranks go down to 0"),
