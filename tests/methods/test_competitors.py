@@ -410,6 +410,27 @@ def test_gates_shrink_by_rate_times_lambda_and_end_at_the_budget() -> None:
     assert sum(method.ranks().values()) == 12
 
 
+def test_gates_start_at_one_or_as_the_authors_do_at_random() -> None:
+    c = {}
+    for gates in ("one", "normal"):
+        method = adapted("sora", roberta(), {"gates": gates}, target=200, init=300)
+        c[gates] = torch.cat([layer.lora_c.detach() for layer in method.layers.values()])
+        assert not any(bool(layer.lora_B.any()) for layer in method.layers.values())
+    assert bool((c["one"] == 1).all())
+    assert float(c["normal"].mean()) == pytest.approx(0, abs=0.06)
+    assert float(c["normal"].std()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("sparsity", "told"), [(0.1, True), (300.0, False)])
+def test_a_threshold_that_closes_no_gate_is_told(
+    sparsity: float, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = adapted("sora", roberta(), {"sparsity": sparsity}, target=1, init=2, warmup=0.0)
+    train(method, method.allocator(8), 8)
+    assert sum(method.ranks().values()) == 12
+    assert ("had closed no gate" in caplog.text) is told
+
+
 def test_however_strong_the_threshold_the_scheduled_number_of_gates_is_left() -> None:
     method = adapted("sora", roberta(), target=1, init=3, warmup=0.0, schedule="linear")
     allocator = method.allocator(10)

@@ -206,6 +206,8 @@ class SoraConfig(MethodConfig):
     sparsity: Annotated[float, Ge(0)] = 1.0
     """lambda, the weight of the gates' absolute sum: after a step of rate lr, every gate comes
     nearer to zero by lr x lambda."""
+    gates: Annotated[str, OneOf(("one", "normal"))] = "one"
+    """Where the gates start: at one, or at random, standard normal, as in the authors' code."""
 
 
 @dataclass
