@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from adapter_readers import tiny_llama
-from tiny import configure, tiny_roberta
+from tiny import configure, tiny_bart, tiny_roberta
 
 from dynarank.adapters.compress import compress
 from dynarank.adapters.cutting import cut_optimizer, cut_to_kept
@@ -248,6 +249,41 @@ def test_eva_reads_the_tokens_that_the_loss_counts_as_pefts_own_does() -> None:
     for name, layer in method.layers.items():
         other = theirs.base_model.model.get_submodule(name)
         torch.testing.assert_close(layer.lora_A, other.lora_A["default"].weight, msg=name)
+
+
+def test_eva_reads_each_half_of_an_encoder_decoder_where_it_has_text() -> None:
+    """Against the inputs of the same length, picked and decomposed by hand."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    def bart() -> Any:
+        torch.manual_seed(0)
+        return AutoModelForSeq2SeqLM.from_config(tiny_bart()).eval()
+
+    batch = batches(1)[0]
+    answers = torch.ones(8, 7, dtype=torch.bool)
+    answers[2:, 4:] = False
+    labels = batch["input_ids"].flip(0).masked_fill(~answers, -100)
+    inputs = {**batch, "labels": labels}
+    reads = {
+        "model.encoder.layers.0.self_attn.q_proj": batch["attention_mask"].bool(),
+        "model.decoder.layers.0.self_attn.q_proj": answers,
+        "model.decoder.layers.0.encoder_attn.k_proj": batch["attention_mask"].bool(),
+    }
+    config: Any = SCHEMAS["method/eva"]
+    method: Any = build_method(config(name="eva", rho=1.0), BudgetConfig(target=2), DemConfig())
+    method.adapt(bart(), [re.escape(name) for name in reads], [])
+    method.prepare([inputs])
+    plain, seen = bart(), {}
+    for name in reads:
+        layer = plain.get_submodule(name)
+        layer.register_forward_hook(lambda _, given, __, name=name: seen.update({name: given[0]}))
+    plain(**inputs)
+    for name, positions in reads.items():
+        X = seen[name][positions].detach()
+        S_and_directions = torch.linalg.svd(X - X.mean(dim=0), full_matrices=False)
+        A = method.layers[name].lora_A.detach()
+        cosines = (A @ S_and_directions.Vh[:2].T).abs()
+        torch.testing.assert_close(cosines, torch.eye(2), atol=1e-2, rtol=0, msg=name)
 
 
 def test_eva_needs_whole_components() -> None:

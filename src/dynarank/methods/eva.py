@@ -5,7 +5,8 @@ the right singular vectors hold still. A's rows are the first of V^T, and B is z
 redistributed: all components of the model are sorted by the share of their layer's variance that
 they explain, S_j^2 / sum_i S_i^2, and the L x target best are kept, at most rho x target a layer.
 (PEFT takes the inputs' mean off X first, as the authors' code does.) X has the inputs of the
-tokens that the loss counts, where every token has a label: without a conversation's prompts.
+tokens that the loss counts, where every token has a label: without a conversation's prompts. The
+decoder of an encoder-decoder reads the labels' text, and its encoder all of the other.
 
 The components are PEFT's own (`get_eva_state_dict`), as its `initialize_lora_eva_weights` loads
 them; the scale of a component does not depend on its layer's rank, as there.
@@ -13,9 +14,10 @@ them; the scale of a component does not depend on its layer's rank, as there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,12 @@ from dynarank.methods.base import Inputs
 from dynarank.methods.config import EvaConfig
 from dynarank.methods.prepared import PlacedMethod
 from dynarank.methods.ranked import refuse_bounds
+
+_IN_DECODER = re.compile(r"(.*\.)?decoder\.")
+# The decoder's keys and values of what the encoder has read.
+_OF_ENCODER = re.compile(
+    r".*\.(encoder_attn|EncDecAttention|crossattention)\.(.*\.)?([kv](_proj)?|key|value)"
+)
 
 
 class Eva(PlacedMethod[EvaConfig]):
@@ -74,9 +82,8 @@ class Eva(PlacedMethod[EvaConfig]):
                 self.model,
                 inputs,
                 config,
-                # An encoder-decoder's labels are those of another text than its inputs.
                 prepare_model_inputs_fn=partial(
-                    text_mask, labelled=not model.config.is_encoder_decoder
+                    read_positions, encodes=model.config.is_encoder_decoder
                 ),
                 prepare_layer_inputs_fn=text_inputs,
                 gather_distributed_inputs=False,  # every process reads the same batches
@@ -85,29 +92,46 @@ class Eva(PlacedMethod[EvaConfig]):
         self.place(components)
 
 
-def text_mask(inputs: Inputs, config: Any, labelled: bool) -> Tensor | None:
-    """Return which positions of a batch to read, (rows, length) bool; None where nothing says.
+class Positions(NamedTuple):
+    """Which positions of a batch are read, each (rows, length) bool; None where nothing says."""
+
+    text: Tensor | None
+    """Of the inputs."""
+    answer: Tensor | None
+    """Of the text that an encoder-decoder's decoder reads."""
+
+
+def read_positions(inputs: Inputs, config: Any, encodes: bool) -> Positions:
+    """Return which positions of a batch are read.
 
     Args:
         inputs: the batch.
         config: PEFT's, which has the label of tokens that the loss leaves out.
-        labelled: whether labels of the text's shape are the text's, and leave positions out.
+        encodes: whether the model is an encoder-decoder, whose labels are of another text.
     """
     mask = inputs.get("attention_mask")
-    mask = None if mask is None else mask.bool()
+    text = None if mask is None else mask.bool()
     labels, tokens = inputs.get("labels"), inputs.get("input_ids")
-    if not labelled or labels is None or tokens is None or labels.shape != tokens.shape:
-        return mask
+    if labels is None or tokens is None:
+        return Positions(text, None)
     counted = labels != config.eva_config.label_mask_value
-    return counted if mask is None else mask & counted
+    if encodes:
+        return Positions(text, counted)
+    # Labels of another shape are those of whole texts.
+    if labels.shape == tokens.shape:
+        text = counted if text is None else text & counted
+    return Positions(text, None)
 
 
-def text_inputs(layer_input: Any, mask: Tensor | None, name: str) -> Tensor:
-    """Return a layer's inputs where there is text, (positions, d_in).
+def text_inputs(layer_input: Any, positions: Positions, name: str) -> Tensor:
+    """Return a layer's inputs at the positions that are read, (positions, d_in).
 
-    All are returned where the mask is not theirs: those of a decoder, or of a pooled vector.
+    All are returned where the positions are not the layer's: of a pooled vector, say.
     """
     x: Tensor = layer_input[0] if isinstance(layer_input, tuple) else layer_input
+    decodes = _IN_DECODER.match(name) and not _OF_ENCODER.fullmatch(name)
+    # By the name, for the two texts may be of one length.
+    mask = positions.answer if positions.answer is not None and decodes else positions.text
     if mask is not None and x.shape[:-1] == mask.shape:
         return x[mask]
     return torch.flatten(x, end_dim=-2) if x.ndim > 2 else x
