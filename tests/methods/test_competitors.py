@@ -18,6 +18,7 @@ from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.config.schema import SCHEMAS, OptimizerConfig
 from dynarank.methods import build_method
 from dynarank.methods.diff_pruning import add_sparse
+from dynarank.methods.eva import Positions, text_inputs
 from dynarank.methods.gora import mean_gradients
 from dynarank.methods.hard_concrete import open_probability, sample_gates, sure_gates
 from dynarank.methods.sora import soft_threshold
@@ -284,6 +285,13 @@ def test_eva_reads_each_half_of_an_encoder_decoder_where_it_has_text() -> None:
         A = method.layers[name].lora_A.detach()
         cosines = (A @ S_and_directions.Vh[:2].T).abs()
         torch.testing.assert_close(cosines, torch.eye(2), atol=1e-2, rtol=0, msg=name)
+
+
+def test_a_classifiers_decoder_reads_its_text() -> None:
+    mask = batches(1)[0]["attention_mask"]
+    x = torch.randn(8, 7, 3)
+    positions = Positions(text=mask.bool(), answer=torch.ones(8, dtype=torch.bool))
+    assert torch.equal(text_inputs((x,), positions, "model.decoder.layers.0.fc1"), x[mask.bool()])
 
 
 def test_eva_needs_whole_components() -> None:

@@ -129,9 +129,12 @@ def text_inputs(layer_input: Any, positions: Positions, name: str) -> Tensor:
     All are returned where the positions are not the layer's: of a pooled vector, say.
     """
     x: Tensor = layer_input[0] if isinstance(layer_input, tuple) else layer_input
-    decodes = _IN_DECODER.match(name) and not _OF_ENCODER.fullmatch(name)
+    mask = positions.text
     # By the name, for the two texts may be of one length.
-    mask = positions.answer if positions.answer is not None and decodes else positions.text
+    if _IN_DECODER.match(name) and not _OF_ENCODER.fullmatch(name):
+        answer = positions.answer
+        # A classifier's labels are of whole texts, and its decoder reads the encoder's.
+        mask = answer if answer is not None and x.shape[:-1] == answer.shape else mask
     if mask is not None and x.shape[:-1] == mask.shape:
         return x[mask]
     return torch.flatten(x, end_dim=-2) if x.ndim > 2 else x
