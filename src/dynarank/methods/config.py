@@ -190,7 +190,7 @@ class GoraConfig(MethodConfig):
     gamma: Annotated[float, Ge(0)] = 0.05
     """How long the start is: about gamma times the mean gradient; 0 starts at the base."""
     directions: Annotated[str, OneOf(("random", "gradient"))] = "random"
-    """A's rows: random, or the gradient's first right singular vectors (after LoRA-GA's idea)."""
+    """A's rows: random, or the gradient's first right singular vectors (LoRA-GA's A)."""
     batches: Annotated[int, Gt(0)] = 16
     """First batches whose mean gradient is taken."""
 

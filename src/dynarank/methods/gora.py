@@ -19,11 +19,11 @@ Their runs also have f in place of its root in rho, a scale of alpha / sqrt(r_l)
 layer, B's rate 16 times A's, and dropout while they read 32 or 64 batches. Here s is alpha / target
 in every layer, as of the other methods; the start does not depend on s.
 
-`method.directions=gradient` takes A's rows from the first right singular vectors of G. s B A is
-then the best step of that rank, -gamma G_k of the truncated decomposition, without the root. It is
-not LoRA-GA (Wang et al., arXiv 2407.05000), which has the idea: that pairs the first r left
-singular vectors with the next r right ones, at a size of its own, and takes this start off W, so
-that the export would no longer be an adapter of the base model.
+`method.directions=gradient` takes A's rows from the first right singular vectors of G, as LoRA-GA
+(Wang et al., arXiv 2407.05000) does. s B A is then the best step of that rank, -gamma G_k of the
+truncated decomposition, without the root. LoRA-GA's B is another: it has the next left singular
+vectors, from k + 1 to 2 k, at a size of its own, and the start is taken off W, so that the export
+would no longer be an adapter of the base model.
 """
 
 from __future__ import annotations
