@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import configure, tiny_roberta
+from adapter_readers import tiny_llama
+from tiny import configure, tiny_bart, tiny_roberta
 
 from dynarank.adapters.compress import compress
 from dynarank.adapters.cutting import cut_optimizer, cut_to_kept
 from dynarank.allocation.config import BudgetConfig, DemConfig
-from dynarank.config.schema import SCHEMAS
+from dynarank.config.schema import SCHEMAS, OptimizerConfig
 from dynarank.methods import build_method
 from dynarank.methods.diff_pruning import add_sparse
+from dynarank.methods.eva import Positions, text_inputs
 from dynarank.methods.gora import mean_gradients
-from dynarank.methods.hard_concrete import open_probability, sample_gates
+from dynarank.methods.hard_concrete import open_probability, sample_gates, sure_gates
 from dynarank.methods.sora import soft_threshold
 from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.pretrained.hub import HubConfig
 from dynarank.runs.predictor import load_predictor
 from dynarank.runs.run import run
 from dynarank.training.carrying import carry_over
+from dynarank.training.optimizer import build_optimizer
 
 TARGETS = ARCHITECTURES["roberta"].targets
 
@@ -215,6 +219,81 @@ def test_eva_is_pefts_own_initialization() -> None:
     assert max(method.ranks().values()) > 2
 
 
+def test_eva_reads_the_tokens_that_the_loss_counts_as_pefts_own_does() -> None:
+    """A prompt's inputs, which the loss leaves out, would turn the directions."""
+    import peft
+    from peft.tuners.lora.eva import initialize_lora_eva_weights
+
+    targets = ["q_proj", "down_proj"]
+    inputs = []
+    for batch in batches(4):
+        prompts = batch["attention_mask"].clone()
+        prompts[:, 3:] = 0
+        labels = batch["input_ids"].masked_fill(prompts.bool(), -100)
+        labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
+        inputs.append({**batch, "labels": labels})
+    config: Any = SCHEMAS["method/eva"]
+    settings = config(name="eva", rho=1.0, tau=0.9)
+    method: Any = build_method(settings, BudgetConfig(target=2), DemConfig())
+    method.adapt(tiny_llama(), targets, [])
+    method.prepare(inputs)
+    theirs: Any = peft.get_peft_model(
+        tiny_llama(),
+        peft.LoraConfig(
+            r=2,
+            target_modules=list(method.layers),
+            init_lora_weights="eva",
+            eva_config=peft.EvaConfig(rho=1.0, tau=0.9),
+        ),
+    )
+    initialize_lora_eva_weights(theirs, inputs, show_progress_bar=False)
+    for name, layer in method.layers.items():
+        other = theirs.base_model.model.get_submodule(name)
+        torch.testing.assert_close(layer.lora_A, other.lora_A["default"].weight, msg=name)
+
+
+def test_eva_reads_each_half_of_an_encoder_decoder_where_it_has_text() -> None:
+    """Against the inputs of the same length, picked and decomposed by hand."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    def bart() -> Any:
+        torch.manual_seed(0)
+        return AutoModelForSeq2SeqLM.from_config(tiny_bart()).eval()
+
+    batch = batches(1)[0]
+    answers = torch.ones(8, 7, dtype=torch.bool)
+    answers[2:, 4:] = False
+    labels = batch["input_ids"].flip(0).masked_fill(~answers, -100)
+    inputs = {**batch, "labels": labels}
+    reads = {
+        "model.encoder.layers.0.self_attn.q_proj": batch["attention_mask"].bool(),
+        "model.decoder.layers.0.self_attn.q_proj": answers,
+        "model.decoder.layers.0.encoder_attn.k_proj": batch["attention_mask"].bool(),
+    }
+    config: Any = SCHEMAS["method/eva"]
+    method: Any = build_method(config(name="eva", rho=1.0), BudgetConfig(target=2), DemConfig())
+    method.adapt(bart(), [re.escape(name) for name in reads], [])
+    method.prepare([inputs])
+    plain, seen = bart(), {}
+    for name in reads:
+        layer = plain.get_submodule(name)
+        layer.register_forward_hook(lambda _, given, __, name=name: seen.update({name: given[0]}))
+    plain(**inputs)
+    for name, positions in reads.items():
+        X = seen[name][positions].detach()
+        S_and_directions = torch.linalg.svd(X - X.mean(dim=0), full_matrices=False)
+        A = method.layers[name].lora_A.detach()
+        cosines = (A @ S_and_directions.Vh[:2].T).abs()
+        torch.testing.assert_close(cosines, torch.eye(2), atol=1e-2, rtol=0, msg=name)
+
+
+def test_a_classifiers_decoder_reads_its_text() -> None:
+    mask = batches(1)[0]["attention_mask"]
+    x = torch.randn(8, 7, 3)
+    positions = Positions(text=mask.bool(), answer=torch.ones(8, dtype=torch.bool))
+    assert torch.equal(text_inputs((x,), positions, "model.decoder.layers.0.fc1"), x[mask.bool()])
+
+
 def test_eva_needs_whole_components() -> None:
     with pytest.raises(ValueError, match="whole number"):
         adapted("eva", roberta(), target=0.5)
@@ -264,6 +343,27 @@ def test_gora_meets_the_budget_in_the_order_of_the_papers_ranks(target: float, u
         kept = min(rho[n] - (ranks[n] - 1) for n in f if ranks[n])
         left = max(rho[n] - ranks[n] for n in f)
         assert kept >= left - 1e-6
+
+
+@pytest.mark.parametrize("unit", ["components", "parameters"])
+def test_gora_leaves_every_matrix_the_papers_smallest_rank(unit: str) -> None:
+    """What is above the floors goes to the matrices that would have had it without them."""
+    ranks = {}
+    for floor in (0, 1):
+        method = adapted(
+            "gora", roberta(), {"max_ratio": 8.0}, target=1.5, unit=unit, min_rank=floor
+        )
+        method.prepare(batches(3))
+        ranks[floor] = method.ranks()
+    assert min(ranks[0].values()) == 0 < 1 == min(ranks[1].values())
+    costs = {name: layer.in_features + layer.out_features for name, layer in method.layers.items()}
+    if unit == "components":
+        assert sum(ranks[1].values()) == 18
+    else:
+        spent = sum(ranks[1][name] * cost for name, cost in costs.items())
+        assert 1.5 * sum(costs.values()) - max(costs.values()) < spent <= 1.5 * sum(costs.values())
+    for name, rank in ranks[1].items():
+        assert rank <= max(1, ranks[0][name]), name
 
 
 def test_a_start_along_the_gradient_is_its_truncated_decomposition() -> None:
@@ -354,6 +454,27 @@ def test_gates_shrink_by_rate_times_lambda_and_end_at_the_budget() -> None:
     assert sum(method.ranks().values()) == 12
 
 
+def test_gates_start_at_one_or_as_the_authors_do_at_random() -> None:
+    c = {}
+    for gates in ("one", "normal"):
+        method = adapted("sora", roberta(), {"gates": gates}, target=200, init=300)
+        c[gates] = torch.cat([layer.lora_c.detach() for layer in method.layers.values()])
+        assert not any(bool(layer.lora_B.any()) for layer in method.layers.values())
+    assert bool((c["one"] == 1).all())
+    assert float(c["normal"].mean()) == pytest.approx(0, abs=0.06)
+    assert float(c["normal"].std()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("sparsity", "told"), [(0.1, True), (300.0, False)])
+def test_a_threshold_that_closes_no_gate_is_told(
+    sparsity: float, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = adapted("sora", roberta(), {"sparsity": sparsity}, target=1, init=2, warmup=0.0)
+    train(method, method.allocator(8), 8)
+    assert sum(method.ranks().values()) == 12
+    assert ("had closed no gate" in caplog.text) is told
+
+
 def test_however_strong_the_threshold_the_scheduled_number_of_gates_is_left() -> None:
     method = adapted("sora", roberta(), target=1, init=3, warmup=0.0, schedule="linear")
     allocator = method.allocator(10)
@@ -419,8 +540,7 @@ def test_no_rank_is_above_the_bound(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "bound", "remedy"),
     [
-        ("gora", {"min_rank": 1}, "GoRA has no such limit. Take method=dora, or budget.min_rank=0"),
-        ("eva", {"min_rank": 1}, "EVA has no such limit"),
+        ("eva", {"min_rank": 1}, "EVA has no such limit. Take method=dora, or budget.min_rank=0"),
         ("adalora", {"min_rank": 1}, "AdaLoRA has no such limit"),
         ("adalora", {"max_rank": 4}, "or budget.max_rank=null"),
         ("lora", {"min_rank": 1}, "these ranks go down to 0"),
@@ -444,6 +564,46 @@ def test_the_expected_number_of_open_gates_is_that_of_many_draws() -> None:
         assert float(draws.min()) >= 0 <= float(draws.max()) <= 1
         expected = float(open_probability(torch.tensor(log_alpha)))
         assert float((draws > 0).float().mean()) == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize("log_alpha", [-2.0, 0.5, 3.0])
+def test_gates_are_shut_and_open_as_often_as_in_the_paper(log_alpha: float) -> None:
+    """s = sigmoid(logit u + a) is stretched from (0, 1) to (-1.5, 1.5), and there is cut.
+
+    So z = 0 where s is below 1/2, z = 1 where it is above 5/6.
+    """
+    torch.manual_seed(0)
+    draws = sample_gates(torch.full((200_000,), log_alpha))
+    shut, opened = 1 / (1 + math.exp(log_alpha)), 1 / (1 + 5 * math.exp(-log_alpha))
+    assert float((draws == 0).float().mean()) == pytest.approx(shut, abs=5e-3)
+    assert float((draws == 1).float().mean()) == pytest.approx(opened, abs=5e-3)
+    s = 1 / (1 + math.exp(-log_alpha))
+    sure = float(sure_gates(torch.tensor(log_alpha)))
+    assert sure == pytest.approx(min(1.0, max(0.0, 3 * s - 1.5)), abs=1e-6)
+
+
+@pytest.mark.parametrize("lr", [1e-5, 1e-3])
+def test_gates_learn_at_their_own_rate_and_do_not_decay(lr: float) -> None:
+    """As in the authors' code, whose gates have AdamW's of their own at 0.1, without decay."""
+    method = adapted("diff_pruning", roberta(), target=0.5)
+    built = build_optimizer(
+        method.model,
+        OptimizerConfig(weight_decay=0.5, warmup=0.0),
+        lr,
+        total_steps=10,
+        ratios=method.all_lr_ratios(lr, head_lr=None),
+    )
+    gates = {id(gated.log_alpha) for gated in method.differences.values()}
+    found = 0
+    for group in built["optimizer"].param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in gates:
+                assert group["lr"] == pytest.approx(0.1)
+                assert group["weight_decay"] == 0.0
+                found += 1
+            else:
+                assert group["lr"] == lr
+    assert found == len(gates)
 
 
 def test_an_average_follows_the_difference_that_takes_its_gate_in() -> None:

@@ -3,9 +3,10 @@
 Legend: L the loss, c_i, A_i (d_in) and B_i (d_out) of component i.
 
 Without the component, c_i is zero. The loss then rises by about (c_i dL/dc_i)^2 / 2, summed over
-the rows, where the Fisher information stands for the curvature (Theis et al., 2018; Molchanov et
-al., 2019). One number a component is kept, and no copy of a factor: AdaLoRA's sensitivity keeps
-two copies of all of them.
+the rows, where the Fisher information stands for the curvature (Theis et al., 2018). The square is
+that of a step's mean gradient, as in Molchanov et al. (2019), and not the mean of each row's
+square, which would take a gradient for each row. One number a component is kept, and no copy of a
+factor: AdaLoRA's sensitivity keeps two copies of all of them.
 """
 
 from __future__ import annotations

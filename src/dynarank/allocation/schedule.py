@@ -122,7 +122,11 @@ class BudgetSchedule:
         return round_half_up(layers * self.budget(t))
 
     def prunes_at(self, t: int) -> bool:
-        """Return whether step t prunes: every `interval` steps from t_i on, always at T - t_f."""
+        """Return whether step t prunes: at multiples of `interval` from t_i on, and at T - t_f.
+
+        AdaLoRA counts the interval from the run's start, too. DoRA's authors count it from t_i,
+        where their first pruning is.
+        """
         if t == self.freeze_step:
             return True
         return self.start_step <= t < self.freeze_step and t % self.interval == 0

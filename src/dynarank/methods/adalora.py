@@ -5,6 +5,9 @@ orthogonal regularization is in the loss; its scores are in our checkpoints. Two
 outside it: `kthvalue` fails where nothing is to be pruned, and a threshold prunes too many on
 ties. So the triplets are chosen by rank, as ours are.
 
+The regularization's weight is PEFT's, 0.5; the authors' runs on GLUE have 0.1 to 0.3. E is a matrix
+of one column, which decays, as in their code.
+
 Legend: n triplets of the model, k triplets that a layer kept; a layer's E (r, 1), A (r, d_in) and
 B (d_out, r).
 """

@@ -7,6 +7,10 @@ Legend: d a model's width, m the bottleneck, h a sublayer's output.
 Sources: Houlsby et al., ICML 2019 (behind attention and feed-forward); Pfeiffer et al., EACL 2021
 (behind feed-forward alone). h is taken as the sublayer's last linear map gives it, before dropout
 and residual.
+
+Where this departs from them, so that the adapter is all that trains and starts as nothing:
+Houlsby et al. also train the layer norms, start both matrices near zero and not W_up at it, and
+stand behind the dropout. Pfeiffer et al. have relu for gelu, and behind the residual and the norm.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ class BottleneckLinear(nn.Module):
         device = next(base.parameters()).device
         self.down = nn.Linear(d, m, device=device)
         self.up = nn.Linear(m, d, device=device)
-        nn.init.normal_(self.down.weight, std=1e-2)  # the paper's value
+        nn.init.normal_(self.down.weight, std=1e-2)  # Houlsby's value, whose draws are truncated
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(parameter)
 

@@ -190,7 +190,7 @@ class GoraConfig(MethodConfig):
     gamma: Annotated[float, Ge(0)] = 0.05
     """How long the start is: about gamma times the mean gradient; 0 starts at the base."""
     directions: Annotated[str, OneOf(("random", "gradient"))] = "random"
-    """A's rows: random, or the gradient's first right singular vectors (LoRA-GA's)."""
+    """A's rows: random, or the gradient's first right singular vectors (LoRA-GA's A)."""
     batches: Annotated[int, Gt(0)] = 16
     """First batches whose mean gradient is taken."""
 
@@ -206,6 +206,8 @@ class SoraConfig(MethodConfig):
     sparsity: Annotated[float, Ge(0)] = 1.0
     """lambda, the weight of the gates' absolute sum: after a step of rate lr, every gate comes
     nearer to zero by lr x lambda."""
+    gates: Annotated[str, OneOf(("one", "normal"))] = "one"
+    """Where the gates start: at one, or at random, standard normal, as in the authors' code."""
 
 
 @dataclass
@@ -216,8 +218,8 @@ class DiffPruningConfig(MethodConfig):
     """lambda, the weight of the mean probability that a gate is open."""
     log_alpha: float = 5.0
     """Where every gate starts; 5 is open."""
-    gate_lr_ratio: Annotated[float, Gt(0)] = 10.0
-    """Learning rate of the gates, as a multiple of the weights'."""
+    gate_lr: Annotated[float, Gt(0)] = 0.1
+    """Peak learning rate of the gates, whatever the weights' is."""
 
 
 @dataclass

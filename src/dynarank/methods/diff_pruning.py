@@ -3,10 +3,13 @@
     W = W0 + z * w                    z hard-concrete gates, w the difference, both of W0's shape
     loss = task + lambda mean P(z > 0)      (the paper's sum, over the number of weights)
 
-The gates follow `dynarank.methods.hard_concrete`. At the freeze the weights with the largest
-|z * w| are kept, exactly as many as the budget has parameters, and train on without gates. (The
-paper's structured gates, one more for a whole tensor, are left out.) Training takes three more
-numbers a weight and their moments: it is for small models. Tied weights are left as they are.
+The gates follow `dynarank.methods.hard_concrete`. They learn at a rate of their own, 0.1 in the
+authors' code, whatever the weights' rate is, and do not decay. At the freeze the weights with the
+largest |z * w| are kept, exactly as many as the budget has parameters, and train on without gates.
+That is one run: the authors cut after a run of three epochs, and train the rest for three more with
+a new optimizer. (The paper's structured gates, one more for a whole tensor, are left out, and gates
+and weights are clipped together.) Training takes three more numbers a weight and their moments: it
+is for small models. Tied weights are left as they are.
 
 Export: `trained.safetensors` with `NAME.indices` (k, int64, positions in the flattened weight) and
 `NAME.values` (k, float32, what is added there), where k is
@@ -57,9 +60,11 @@ class DiffPruning(Method[DiffPruningConfig]):
         schedule = schedule_of(self.budget, total_steps, shape="step")
         return DiffAllocation(self.differences, schedule, self.kept)
 
-    def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
+    def all_lr_ratios(
+        self, lr: float, head_lr: float | None
+    ) -> list[tuple[list[nn.Parameter], float]]:
         gates = [gated.log_alpha for gated in self.differences.values()]
-        return [(gates, self.config.gate_lr_ratio)]
+        return [*super().all_lr_ratios(lr, head_lr), (gates, self.config.gate_lr / lr)]
 
     def penalty(self, frozen: bool) -> Tensor | None:
         if frozen or not self.config.sparsity:

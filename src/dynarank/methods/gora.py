@@ -9,14 +9,21 @@ layers, f = d_in + d_out, target the mean rank.
 
 so that the start s B A, with the layer's scale s, is the gradient, projected onto A's rows, as a
 step downhill. Of G the projection onto r random directions leaves about sqrt(r / d_in); the root
-makes up for that, so that the step is about as long as gamma G, for every rank and scale. The paper
-rounds each rho_l, and meets its budget about; here the components are taken in the order of
-rho_l - j, j = 0, 1, ..., which is rounding with a threshold that meets the budget exactly.
+makes up for that, so that the step is about as long as gamma G, for every rank and scale. (The
+authors' code has no minus.) The paper rounds each rho_l, and meets its budget about; here the
+components are taken in the order of rho_l - j, j = 0, 1, ..., which is rounding with a threshold
+that meets the budget exactly. Ranks lie between `budget.min_rank` and max_ratio x target: the
+authors' runs have target / 2 and 4 x target.
+
+Their runs also have f in place of its root in rho, a scale of alpha / sqrt(r_l), which differs by
+layer, B's rate 16 times A's, and dropout while they read 32 or 64 batches. Here s is alpha / target
+in every layer, as of the other methods; the start does not depend on s.
 
 `method.directions=gradient` takes A's rows from the first right singular vectors of G, as LoRA-GA
 (Wang et al., arXiv 2407.05000) does. s B A is then the best step of that rank, -gamma G_k of the
-truncated decomposition, without the root. LoRA-GA's subtraction of the start from W is left out:
-the export would no longer be an adapter of the base model.
+truncated decomposition, without the root. LoRA-GA's B is another: it has the next left singular
+vectors, from k + 1 to 2 k, at a size of its own, and the start is taken off W, so that the export
+would no longer be an adapter of the base model.
 """
 
 from __future__ import annotations
@@ -33,7 +40,6 @@ from dynarank.allocation.components import component_parameters
 from dynarank.methods.base import Inputs
 from dynarank.methods.config import GoraConfig
 from dynarank.methods.prepared import PlacedMethod
-from dynarank.methods.ranked import refuse_bounds
 from dynarank.rounding import round_half_up
 
 
@@ -41,7 +47,6 @@ class Gora(PlacedMethod[GoraConfig]):
     """LoRA whose ranks and start come from the gradient of the first batches."""
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
-        refuse_bounds(self.budget, "GoRA", "min_rank")
         pool = math.ceil(self.config.max_ratio * self.budget.target)
         if self.budget.max_rank is not None:
             pool = min(pool, self.budget.max_rank)
@@ -71,20 +76,23 @@ class Gora(PlacedMethod[GoraConfig]):
         )
 
     def choose(self, importance: Sequence[float], costs: Sequence[int]) -> list[int]:
-        """Return the layers' ranks, which meet the budget exactly, at most `pool` each."""
+        """Return the layers' ranks, which meet the budget exactly, from `min_rank` to `pool`."""
         roots = torch.tensor(costs, dtype=torch.float64).sqrt()
         # The bound keeps the shares from being NaN where all gradients are zero.
         share = torch.tensor(importance, dtype=torch.float64) / max(sum(importance), 1e-300)
         rho = share * roots.sum() * float(self.budget.target) / roots
-        scores = (rho[:, None] - torch.arange(self.pool)).flatten()
+        scores = rho[:, None] - torch.arange(self.pool)  # (layers, pool)
         if self.budget.unit == "parameters":
-            each = torch.tensor(costs, dtype=torch.float64).repeat_interleave(self.pool)
+            each = torch.tensor(costs, dtype=torch.float64)[:, None]
             # Negative scores would mean that a component may not be taken.
-            positive = (scores - scores.min()) * each  # `top_parameters` divides by the costs
+            scores = (scores - scores.min()) * each  # `top_parameters` divides by the costs
+            scores[:, : self.budget.min_rank] = torch.inf
             spent = round_half_up(self.budget.target * sum(costs))
-            keep = top_parameters(positive, each, spent)
+            keep = top_parameters(scores.flatten(), each.expand_as(scores).flatten(), spent)
         else:
-            keep = top_components(scores, round_half_up(self.budget.target * len(costs)))
+            scores[:, : self.budget.min_rank] = torch.inf
+            count = round_half_up(self.budget.target * len(costs))
+            keep = top_components(scores.flatten(), count)
         ranks: list[int] = keep.view(-1, self.pool).sum(dim=1).tolist()
         return ranks
 

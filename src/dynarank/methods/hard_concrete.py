@@ -1,10 +1,14 @@
 """Gates between 0 and 1 that are exactly 0 or 1 with positive probability (Louizos et al., 2018).
 
-Legend: a = log alpha, beta the temperature, (l, r) the stretch, u uniform in (0, 1).
+Legend: a = log alpha, (l, r) the stretch, u uniform in (0, 1).
 
-    s = sigmoid((log u - log(1 - u) + a) / beta)         z = min(1, max(0, s (r - l) + l))
-    P(z > 0) = sigmoid(a - beta log(-l / r))             the expected L0 norm, closed form
+    s = sigmoid(log u - log(1 - u) + a)                  z = min(1, max(0, s (r - l) + l))
+    P(z > 0) = sigmoid(a - log(-l / r))                  the expected L0 norm, closed form
     without noise: z = min(1, max(0, sigmoid(a) (r - l) + l))
+
+The stretch is that of Diff Pruning (Guo et al., 2021) and its code, (-1.5, 1.5), without a
+temperature. Louizos et al. take (-0.1, 1.1) and a temperature of 2/3, which leave an undecided
+gate between 0 and 1 twice as often.
 """
 
 from __future__ import annotations
@@ -14,14 +18,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-BETA, LEFT, RIGHT = 2 / 3, -0.1, 1.1  # the paper's
+LEFT, RIGHT = -1.5, 1.5
 
 
 def sample_gates(log_alpha: Tensor) -> Tensor:
     """Return one draw of every gate, differentiable by log alpha."""
     # Neither logarithm may be infinite.
     u = torch.rand_like(log_alpha).clamp(1e-6, 1 - 1e-6)
-    s = torch.sigmoid((u.log() - (1 - u).log() + log_alpha) / BETA)
+    s = torch.sigmoid(u.log() - (1 - u).log() + log_alpha)
     return (s * (RIGHT - LEFT) + LEFT).clamp(0, 1)
 
 
@@ -32,7 +36,7 @@ def sure_gates(log_alpha: Tensor) -> Tensor:
 
 def open_probability(log_alpha: Tensor) -> Tensor:
     """Return the probability of every gate that it is not zero."""
-    return torch.sigmoid(log_alpha - BETA * math.log(-LEFT / RIGHT))
+    return torch.sigmoid(log_alpha - math.log(-LEFT / RIGHT))
 
 
 class GatedDifference(nn.Module):
@@ -46,7 +50,8 @@ class GatedDifference(nn.Module):
     def __init__(self, weight: Tensor, log_alpha: float) -> None:
         super().__init__()
         self.difference = nn.Parameter(torch.zeros_like(weight))
-        self.log_alpha = nn.Parameter(torch.full_like(weight, log_alpha))
+        # A vector, whatever the weight's shape: vectors do not decay, nor do the authors' gates.
+        self.log_alpha = nn.Parameter(torch.full_like(weight, log_alpha).flatten())
         self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
         self.final = False
 
@@ -58,7 +63,7 @@ class GatedDifference(nn.Module):
         if self.final:
             return torch.where(self.mask, self.difference, 0.0)
         gates = sample_gates if self.training else sure_gates
-        return gates(self.log_alpha) * self.difference
+        return gates(self.log_alpha).view_as(self.difference) * self.difference
 
     @torch.no_grad()
     def settle(self, keep: Tensor) -> Tensor:
@@ -66,7 +71,7 @@ class GatedDifference(nn.Module):
 
         Returns what they were multiplied by.
         """
-        factor = sure_gates(self.log_alpha) * keep
+        factor = sure_gates(self.log_alpha).view_as(keep) * keep
         self.difference.mul_(factor)
         self.mask.copy_(keep)
         self.end_gates(True)

@@ -6,17 +6,25 @@
 
 The optimizer's step is AdamW's, as in the authors' code, and T follows it. (That code takes xi as a
 constant, without the rate. Here it is the paper's lr lambda.) A gate at zero may return by its
-gradient until the freeze, as there.
+gradient until the freeze, as there. Gates do not decay, as there.
+
+Two more things are otherwise in that code. Its gates start normal (`gates=normal`), here at one: a
+normal start spreads them more than a short run can move them, so that chance decides which stay.
+And it adds a multiple of mean |g| to the loss besides, so that the penalty acts twice; the paper
+has it in T alone.
 
 The paper's lambda decides how many gates survive, and nothing meets a number. Here the number is
 the budget's. T never takes the last K(t) gates that the schedule still allows: xi is at most the
-size of the largest gate beyond them. So lambda sets how soon the gates part. At the freeze exactly
-the K largest gates stay (where parameters count, those largest for each parameter). They are not
-shrunk for that, and train on without T.
+size of the largest gate beyond them. (K(t) is in components, also where parameters count.) So
+lambda sets how soon the gates part. Where lr x lambda, summed over the steps, stays well below the
+gates' own size, none closes before the freeze, which then cuts them all at once: a run warns of it.
+At the freeze exactly the K largest gates stay (where parameters count, those largest for each
+parameter). They are not shrunk for that, and train on without T.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +38,8 @@ from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.methods.components import ComponentMethod
 from dynarank.methods.config import SoraConfig
 from dynarank.methods.ranked import schedule_of
+
+log = logging.getLogger(__name__)
 
 
 def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
@@ -69,7 +79,17 @@ class SoraAllocator(RankAllocator):
         self.update()
         if self.t != self.schedule.freeze_step:
             return False
-        self.freeze(self.prune(self.allowance(self.t)))
+        none_closed = bool(self.ema.all())
+        keep = self.prune(self.allowance(self.t))
+        if none_closed and not bool(keep.all()):
+            log.warning(
+                "method.sparsity = %g: the threshold had closed no gate when the ranks became "
+                "final, and %d of %d were cut at once. Give more",
+                self.sparsity,
+                int((~keep).sum()),
+                len(keep),
+            )
+        self.freeze(keep)
         return True
 
     @torch.no_grad()
@@ -102,6 +122,9 @@ class Sora(ComponentMethod[SoraConfig]):
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         r = self.budget.initial
         self.wrap(model, targets, r=r, alpha=self.config.alpha, dropout=self.config.dropout)
+        if self.config.gates == "normal":
+            for layer in self.layers.values():
+                nn.init.normal_(layer.lora_c)
         return model
 
     def allocator(self, total_steps: int) -> SoraAllocator:
