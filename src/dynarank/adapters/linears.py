@@ -22,10 +22,15 @@ def is_foreign_linear(module: nn.Module) -> bool:
     module with parts of its own is none: it is a wrapper, such as an adapter.
     """
     # By the name of the class: those libraries need not be installed.
-    if isinstance(module, nn.Linear) or "linear" not in type(module).__name__.lower():
+    class_name = type(module).__name__.lower()
+    if isinstance(module, nn.Linear) or "linear" not in class_name:
         return False
-    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    return all(isinstance(size, int) for size in sizes) and not any(True for _ in module.children())
+    d_in = getattr(module, "in_features", None)
+    d_out = getattr(module, "out_features", None)
+    if not isinstance(d_in, int) or not isinstance(d_out, int):
+        return False
+    has_parts = next(module.children(), None) is not None
+    return not has_parts
 
 
 def keep_differentiable(model: nn.Module) -> None:
@@ -65,9 +70,10 @@ def weight_holders(model: nn.Module) -> dict[int, list[str]]:
     """
     places: list[tuple[str, nn.Module]] = [("", model)]
     for name, parent in model.named_modules():  # each object once
+        prefix = f"{name}." if name else ""
         for child, module in parent._modules.items():
             if module is not None:
-                places.append((f"{name}.{child}" if name else child, module))
+                places.append((prefix + child, module))
     holders: dict[int, list[str]] = {}
     for name, module in places:
         for parameter in dict.fromkeys(module._parameters.values()):
