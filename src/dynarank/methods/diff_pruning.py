@@ -65,8 +65,9 @@ class DiffPruning(Method[DiffPruningConfig]):
         if frozen or not self.config.sparsity:
             return None
         gates = [gated.log_alpha for gated in self.differences.values()]
-        total = torch.stack([open_probability(gate).sum() for gate in gates]).sum()
-        return self.config.sparsity * total / sum(gate.numel() for gate in gates)
+        open_gates = torch.stack([open_probability(gate).sum() for gate in gates]).sum()
+        number_of_gates = sum(gate.numel() for gate in gates)
+        return self.config.sparsity * open_gates / number_of_gates
 
     def adapter_parameters(self) -> int:
         return self.kept
@@ -83,8 +84,9 @@ class DiffPruning(Method[DiffPruningConfig]):
             indices = gated.mask.flatten().nonzero().flatten()
             if len(indices) == 0:  # our readers refuse tensors without elements
                 continue
+            difference = gated.present().detach().flatten()
             tensors[name + INDICES] = indices.cpu()
-            tensors[name + VALUES] = gated.present().detach().flatten()[indices].cpu()
+            tensors[name + VALUES] = difference[indices].cpu()
         for name in self.head:
             for leaf, parameter in self.model.get_submodule(name).named_parameters():
                 tensors[f"{name}.{leaf}"] = parameter.detach().cpu().contiguous()

@@ -119,12 +119,20 @@ def _spread(costs: Mapping[str, int], parameters: int) -> dict[str, int]:
     """Return evenly spread ranks whose parameters come nearest; of two as near, the fewer."""
     mean_cost = sum(costs.values()) / len(costs)
     guess = parameters / mean_cost
-    # Where kinds of matrices alternate, an even spread may meet the cheap ones more often.
-    counts = range(int(guess / 2), 2 * math.ceil(guess) + 1)
-    return min(
-        (_spread_count(list(costs), count) for count in counts),
-        key=lambda ranks: abs(sum(ranks[name] * costs[name] for name in ranks) - parameters),
-    )
+    names = list(costs)
+    nearest = _spread_count(names, int(guess / 2))
+    # Far around the guess: where kinds of matrices alternate, an even spread may meet the cheap
+    # ones more often.
+    for count in range(int(guess / 2) + 1, 2 * math.ceil(guess) + 1):
+        ranks = _spread_count(names, count)
+        if abs(_spent(ranks, costs) - parameters) < abs(_spent(nearest, costs) - parameters):
+            nearest = ranks
+    return nearest
+
+
+def _spent(ranks: Mapping[str, int], costs: Mapping[str, int]) -> int:
+    """Return the parameters that ranks take."""
+    return sum(rank * costs[name] for name, rank in ranks.items())
 
 
 def _spread_count(names: Sequence[str], count: int) -> dict[str, int]:
