@@ -14,8 +14,9 @@ INTEGRATIONS = ["peft", "peft_config", "finalizing", "settings", "transformers",
 MODULES = sorted(
     {f"dynarank.{module}" for module in dynarank._MODULES.values()}
     | {f"dynarank.integrations.{module}" for module in INTEGRATIONS}
+    | {"dynarank.methods"}
 )
-"""The modules that define the names of the library."""
+"""The modules of the names that the library offers."""
 
 
 @pytest.mark.parametrize("name", MODULES)

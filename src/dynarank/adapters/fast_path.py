@@ -132,19 +132,10 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
     if stores_transposed(base):
         weight = weight.T
 
-    dropped = None  # x after dropout, where it was formed already
-    keep = None  # the dropout mask
-    keep_share = 1.0
-    h_scale = layer.scaling
-    dropout = layer.dropout
-    if dropout.training and dropout.p > 0:
-        if draws_cheap_bits(x):
-            keep, keep_share = draw_keep_mask(x, dropout.p)
-            h_scale /= keep_share
-        else:
-            # The kernel has divided by the share already, so that h needs s alone.
-            dropped, keep = drop_in_one_kernel(x, dropout.p)
-            keep_share = 1 - dropout.p
+    dropped, keep, keep_share = _drop(layer.dropout, x)
+    scale = layer.scaling / keep_share
+    # What the kernel dropped it has divided by the share already, so that h needs s alone.
+    h_scale = scale if dropped is None else layer.scaling
     # By position: `apply` takes no named arguments.
     y = AdaptedLinear.apply(
         x,
@@ -156,13 +147,25 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
         mask,
         dropped,
         keep,
-        layer.scaling / keep_share,  # scale
+        scale,
         h_scale,
         adapter_dtype,
     )
     assert isinstance(y, Tensor)
     # The view is made out here: autograd lets nobody change a view in place that was made inside.
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _drop(dropout: nn.Dropout, x: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
+    """Return x after dropout where it is formed, the mask, and the share of elements kept.
+
+    The tensors are (N, d_in). Without dropout they are None, and the share is 1.
+    """
+    if not dropout.training or dropout.p == 0:
+        return None, None, 1.0
+    if draws_cheap_bits(x):
+        return None, *draw_keep_mask(x, dropout.p)
+    return *drop_in_one_kernel(x, dropout.p), 1 - dropout.p
 
 
 class AdaptedLinear(torch.autograd.Function):

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dynarank.rounding import divide_up
+
 # Blocks of 2**14 took two to three times as long.
 BLOCK = 3 * 2**16
 """Elements of a block for each thread, at most: 768 KiB in float32, which stay in the cache."""
@@ -88,12 +90,8 @@ def _is_for_blocks(x: Tensor) -> bool:
 def _block_rows(keep: Tensor) -> int:
     """Return the rows of a block. All are of one size, since a small one takes as long."""
     most_elements = BLOCK * torch.get_num_threads()
-    blocks = _divide_rounding_up(keep.numel(), most_elements)
-    return _divide_rounding_up(len(keep), blocks)
-
-
-def _divide_rounding_up(number: int, divisor: int) -> int:
-    return -(-number // divisor)  # // rounds down; of the negative number, that is up
+    blocks = divide_up(keep.numel(), most_elements)
+    return divide_up(len(keep), blocks)
 
 
 def _blocks(keep: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

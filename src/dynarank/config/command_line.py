@@ -93,10 +93,11 @@ def _expand_home(argument: str) -> str:
     Shells leave this ~ as it is, and Hydra's grammar cannot read it.
     """
     name, sign, value = argument.partition("=")
-    inner = value[1:-1] if value[:1] == value[-1:] and value[:1] in ("'", '"') else value
-    if not sign or not re.match(r"~(/|$)", inner):
+    is_quoted = value[:1] == value[-1:] and value[:1] in ("'", '"')
+    path = value[1:-1] if is_quoted else value
+    if not sign or not re.match(r"~(/|$)", path):
         return argument
-    return f"{name}={quote(expand_user(inner))}"
+    return f"{name}={quote(expand_user(path))}"
 
 
 def expand_resume(arguments: Sequence[str]) -> list[str]:

@@ -67,7 +67,9 @@ def page(report: Report) -> str:
     """Return the page's HTML."""
     table = report.tables[0]
     task_cards = cards(report.tables)
-    sizes = [point.parameters for card in task_cards for point in card.sizes]
+    sizes: list[float] = []
+    for card in task_cards:
+        sizes += [point.parameters for point in card.sizes]
     scripts = "\n".join(_asset(name) for name in SCRIPTS)
     compared = []
     for one in report.tables:

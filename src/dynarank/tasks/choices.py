@@ -10,6 +10,7 @@ prompt has alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,13 +43,18 @@ def check_choices(values: Sequence[Any], where: str, column: str) -> list[list[s
         UserError: a row has no list of texts.
     """
     for row, value in enumerate(values):
-        is_list = isinstance(value, list) and bool(value)
-        if not is_list or not all(isinstance(choice, str) and choice for choice in value):
+        if not _is_list_of_texts(value):
             raise UserError(
                 f"{where}, row {row}: {column} = {str(value)[:80]!r} is no list of texts, as json "
                 "lines and parquet hold them. Mend or drop the row"
             )
     return list(values)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(choice, str) and choice for choice in value)
 
 
 def choice_features(
@@ -84,8 +90,9 @@ def choice_batch(features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     Starts and sizes are (batch, choices). A row with fewer choices than others has the start zero
     for those that are missing.
     """
-    most = max(len(feature[CHOICE_IDS]) for feature in features)
-    longest = max(len(ids) for feature in features for ids in feature[CHOICE_IDS])
+    choices = [feature[CHOICE_IDS] for feature in features]
+    most = max(len(of_row) for of_row in choices)
+    longest = max(len(ids) for ids in chain.from_iterable(choices))
     tokens = torch.full((len(features), most, longest), IGNORED)
     starts = torch.zeros(len(features), most, dtype=torch.long)
     sizes = torch.zeros(len(features), most, dtype=torch.long)
@@ -140,7 +147,10 @@ def choice_scores(
     """Return the shares of rows whose choice is the right one, by name."""
     scores = {}
     for position, name in enumerate(("choice_accuracy", "choice_accuracy_norm")):
-        if name in names:
-            hits = [pair[position] == one for pair, one in zip(chosen, right, strict=True)]
-            scores[name] = sum(hits) / len(hits)
+        if name not in names:
+            continue
+        hits = 0
+        for choices, right_one in zip(chosen, right, strict=True):
+            hits += choices[position] == right_one
+        scores[name] = hits / len(right)
     return scores

@@ -115,13 +115,9 @@ class RankAllocation(Callback):
             check_alike(hash(tuple(ranks.values())), f"ranks at step {self.allocator.t}")
         # Before the cut: average and moments still have the shapes that the maps are made for.
         if isinstance(self.allocator, MovesParameters):
-            average = getattr(pl_module, "average", None)
-            changed = carry_over(
-                pl_module,
-                trainer.optimizers,
-                {} if average is None else average.average,
-                self.allocator.carried(),
-            )
+            callback = getattr(pl_module, "average", None)
+            averages = {} if callback is None else callback.average
+            changed = carry_over(pl_module, trainer.optimizers, averages, self.allocator.carried())
             if trainer.world_size > 1:
                 copy_rank_zero(changed)  # the signs of singular vectors are nobody's choice
         if self.allocator.frozen:
