@@ -151,7 +151,14 @@ def find_gate(linear: nn.Module) -> Gate | None:
 
 
 def add_gate(A: nn.Linear, B: nn.Linear, c: float, settings: AllocationSettings | None) -> None:
-    """Put a gate on A. A keeps its parameter, so that an optimizer that has it still trains it."""
+    """Put a gate on A. A keeps its parameter, so that an optimizer that has it still trains it.
+
+    Args:
+        A: PEFT's `lora_A` of one adapter of a layer.
+        B: PEFT's `lora_B` of the same.
+        c: what every coefficient starts at.
+        settings: what `make_allocator` and the callbacks find later; None for nothing.
+    """
     gate = Gate(A.weight, c=c, settings=settings)
     parametrize.register_parametrization(A, "weight", gate)
     gate.hooks = [

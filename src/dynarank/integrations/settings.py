@@ -74,7 +74,12 @@ class AllocationSettings:
             raise ValueError(f"eta = {self.eta}: must be 0 (off) or more, and finite")
 
     def schedule(self, init: float, total: int) -> BudgetSchedule:
-        """Return the schedule of a run of `total` optimizer steps that starts at `init`."""
+        """Return the schedule of a run.
+
+        Args:
+            init: components that a layer starts with, on average.
+            total: the optimizer steps of the run.
+        """
         return BudgetSchedule(
             init=init,
             target=self.target,
@@ -89,6 +94,10 @@ class AllocationSettings:
         """Return an allocator of these layers for a run of `total` optimizer steps.
 
         It warns where the score cannot tell layers apart.
+
+        Args:
+            layers: by module name, in model order.
+            total: the optimizer steps of the whole run.
 
         Raises:
             ValueError: nothing of the adapter would be left at the end, or as `RankAllocator`.
@@ -137,6 +146,10 @@ def mean_size(layers: Iterable[Components]) -> float:
 
 def settings_from(target: float | None, others: Mapping[str, Any]) -> AllocationSettings | None:
     """Return the settings that a call's arguments make; None where it gives no target.
+
+    Args:
+        target: as the call gave it.
+        others: the call's other named arguments: fields of `AllocationSettings`.
 
     Raises:
         ValueError: an argument has an unknown name, or others are given without a target.

@@ -110,7 +110,8 @@ class Method(ABC, Generic[ConfigT]):
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         """Put the method's own parameters in, mark them trainable, and return the model to train.
 
-        The rest is frozen already, except for the head.
+        The rest is frozen already, except for the head, which is in `self.head`. The arguments are
+        those of `adapt`.
         """
 
     @property
@@ -216,7 +217,7 @@ class Method(ABC, Generic[ConfigT]):
     ) -> MethodSize:
         """Adapt a model and return what that takes under the budget.
 
-        The model may be on the meta device, without weights.
+        The model may be on the meta device, without weights. The arguments are those of `adapt`.
 
         Raises:
             ValueError: the targets, or the method, do not fit the model.
@@ -238,6 +239,7 @@ class Method(ABC, Generic[ConfigT]):
         """Write what was trained into a folder.
 
         Args:
+            folder: it is made.
             base: what the base model is loaded from, for formats that record it.
             task_type: PEFT's name of the task; None where PEFT has none.
 
@@ -270,9 +272,10 @@ def parameters_inside(model: nn.Module, modules: Iterable[str]) -> set[nn.Parame
 def nominal_parameters(
     model: nn.Module, targets: Sequence[str], head: Sequence[str], r: float
 ) -> int:
-    """Return what `r` components in every target layer take, rounded.
+    """Return the parameters of `r` components in every target layer, rounded half up.
 
-    This is the budget that methods without allocation are matched to.
+    This is the budget that methods without allocation are matched to. `model`, `targets` and `head`
+    are those of `Method.adapt`; a component takes d_in + d_out parameters.
     """
     parameters_of_one_each = 0
     for name in find_linears(model, targets, head):

@@ -100,7 +100,7 @@ class DiffPruning(Method[DiffPruningConfig]):
 
 
 def own_weights(model: nn.Module, head: Sequence[str]) -> list[str]:
-    """Return the names of all weights outside the head that one module alone has."""
+    """Return the names of all parameters outside the head that are not tied to another."""
     owners: dict[int, int] = {}
     # By default torch names a tied weight once, and would hide its other owners.
     # Parametrized in one owner, it would no longer be tied.
@@ -117,6 +117,10 @@ def own_weights(model: nn.Module, head: Sequence[str]) -> list[str]:
 @torch.no_grad()
 def add_sparse(model: nn.Module, trained: Mapping[str, Tensor]) -> nn.Module:
     """Add an exported difference to a plain model's weights, in place, and return the model.
+
+    Args:
+        model: the base model, with a task head of the same shape.
+        trained: the tensors of `trained.safetensors` by name, as the file's legend has them.
 
     Raises:
         ValueError: the file is of another model.

@@ -28,10 +28,15 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
     """Parameters of each triplet, (n), where parameters are counted; None: triplets are."""
 
     def choose(self, scores: Tensor, budget: float) -> Tensor:
-        """Return which triplets `budget` of them, or their parameters, pay for, (n) bool.
+        """Return which triplets are kept, (n) bool.
 
         Where parameters count, triplets are taken in the order of their scores, as PEFT orders
         them; one that does not fit is left out. So no more is spent than the budget has.
+
+        Args:
+            scores: (n), in model order.
+            budget: how many triplets the model may keep; where parameters count, what that many
+                triplets take on average.
         """
         if self.costs is None:
             return top_components(scores, int(budget))
