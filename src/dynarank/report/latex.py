@@ -155,9 +155,10 @@ def _block(table: Table, settings: list[Setting], sized: bool) -> list[str]:
 def _top(column: Sequence[float]) -> float:
     """Return a column's highest mean; NaN where there is none, or where all rows are alike."""
     defined = [mean for mean in column if not math.isnan(mean)]
-    if not defined or (len(column) > 1 and len(set(defined)) == 1 and len(defined) > 1):
+    if not defined:
         return math.nan
-    return max(defined)
+    all_alike = len(defined) > 1 and len(set(defined)) == 1
+    return math.nan if all_alike else max(defined)
 
 
 def _value_title(table: Table, key: str, value: Any) -> str:

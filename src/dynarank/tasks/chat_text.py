@@ -105,17 +105,19 @@ def labels_in_spans(
     labels = []
     for (start, end), token in zip(offsets, tokens, strict=True):
         # A token of no characters is one that the tokenizer adds, and no part of an answer.
-        inside = any(first <= start < last and end > start for first, last in spans)
-        labels.append(token if inside else ignored)
+        has_characters = end > start
+        is_inside = any(first <= start < last for first, last in spans)
+        labels.append(token if has_characters and is_inside else ignored)
     return labels
 
 
 def around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return what the template puts between a prompt and an answer, and behind the answer."""
+    """Return what the template puts between a prompt and an answer, and after the answer."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     text, spans = render_with_answers(tokenizer, messages)
-    between, _, behind = text[spans[-1][0] : spans[-1][1]].partition("b")
-    return between, behind
+    first, last = spans[-1]
+    between, _, after = text[first:last].partition("b")
+    return between, after
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any, behind: str) -> list[int]:

@@ -91,8 +91,9 @@ def as_messages(
     messages = [{"role": "user", "content": question}]
     answer = row.get(columns.completion) if columns.completion is not None else None
     # A .csv file leaves an answer out by an empty text.
-    is_given = answer is not None and (labelled or bool(str(answer).strip()))
-    if is_given:
+    is_empty = answer is None or not str(answer).strip()
+    # Where an answer must be there, an empty one is refused by `_text`.
+    if answer is not None and (labelled or not is_empty):
         content = _text(answer, f"{where}: {columns.completion}")
         messages.append({"role": "assistant", "content": content})
     return messages
