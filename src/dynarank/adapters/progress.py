@@ -63,7 +63,7 @@ def _check_kept(progress: AllocationProgress, held: int) -> None:
         raise ValueError(
             f"the model holds {held} components, and its ranks were frozen with {progress.kept}: "
             "weights from before the freeze were loaded. Load those of the run's end, or of a "
-            "checkpoint from behind the freeze. To write a model that is over its budget, pass "
+            "checkpoint from after the freeze. To write a model that is over its budget, pass "
             "over_budget=True"
         )
 

@@ -191,7 +191,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         # PEFT scores a step's triplets before the freeze alone: without a score, all are alike.
         if schedule.freeze_step < 2 and self.budget.target < self.budget.initial:
             log.warning(
-                "budget.final = %g: of %d steps, the ranks are final behind step %d, before "
+                "budget.final = %g: of %d steps, the ranks are final after step %d, before "
                 "AdaLoRA has scores: the first matrices keep theirs. Train longer, or lower it",
                 self.budget.final,
                 total_steps,

@@ -203,7 +203,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def bottleneck_places(model_type: str, behind_attention: bool) -> list[str]:
-    """Return the names of the layers behind which a bottleneck stands.
+    """Return the names of the layers that a bottleneck follows.
 
     An architecture that is not in the table is tried with the names of all that are.
     """

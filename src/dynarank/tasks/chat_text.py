@@ -20,10 +20,10 @@ DEFAULT_TEMPLATE = (
 )
 """For tokenizers that bring no template: 'User: ...' and 'Assistant: ...' on lines of their own.
 
-A prompt ends before the space: tokenizers join it to the word behind it, which is the answer's.
+A prompt ends before the space: tokenizers join it to the word after it, which is the answer's.
 """
 Span = tuple[int, int]
-"""First character, and the one behind the last."""
+"""First character, and the one after the last."""
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -120,17 +120,17 @@ def around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     return between, after
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any, behind: str) -> list[int]:
+def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any, after: str) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's, the model's, and the template's.
 
     Args:
-        behind: what the template puts behind an answer.
+        after: what the template puts after an answer.
     """
     found = {tokenizer.eos_token_id}
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found |= set(configured) if isinstance(configured, list) else {configured}
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
-    # What stands behind an answer may also be a line break, which answers hold themselves.
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    # What follows an answer may also be a line break, which answers hold themselves.
     if ids and ids[0] in tokenizer.all_special_ids:
         found.add(ids[0])
     return sorted(token for token in found if token is not None)

@@ -1,9 +1,9 @@
 """The likeliest of given answers, as lm-evaluation-harness scores multiple choice.
 
-The score of an answer is the sum of its tokens' log-likelihoods behind the prompt, its end token
+The score of an answer is the sum of its tokens' log-likelihoods after the prompt, its end token
 not among them; `_norm` divides it by the answer's characters. White space at the end of a prompt
-(a template's line break) counts to the answer, so that a word keeps the token that it has behind a
-space. An answer's tokens are those that the prompt and it have together, behind as many as the
+(a template's line break) counts to the answer, so that a word keeps the token that it has after a
+space. An answer's tokens are those that the prompt and it have together, after as many as the
 prompt has alone.
 """
 
@@ -123,10 +123,10 @@ def score_choices(model: Any, batch: dict[str, Tensor], pad_token: int) -> list[
 
 
 def _sums(model: Any, tokens: Tensor, starts: Tensor, pad_token: int) -> Tensor:
-    """Return the log-likelihood of each answer behind its prompt, (answers) float64.
+    """Return the log-likelihood of each answer after its prompt, (answers) float64.
 
     Args:
-        tokens: prompts with answers, (answers, longest), `IGNORED` behind them.
+        tokens: prompts with answers, (answers, longest), `IGNORED` after them.
         starts: the place of each answer's first token, (answers).
     """
     given = tokens != IGNORED

@@ -141,7 +141,7 @@ def all_answered(dataset: Dataset, columns: InstructColumns) -> bool:
 
 
 def up_to_last_answer(messages: Sequence[Message]) -> list[Message]:
-    """Return a conversation without what stands behind its last answer: nothing answers that."""
+    """Return a conversation without what follows its last answer: nothing answers that."""
     answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
     return list(messages[: answers[-1] + 1])
 

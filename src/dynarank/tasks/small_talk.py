@@ -23,7 +23,7 @@ MEMBER = "chitchat_dataset/dataset.json"
 TURNS = 4
 """Messages of a conversation that are kept: two questions and two answers."""
 LONGEST = 200
-"""Characters of a message at most: some paste whole articles, behind which no answer would fit."""
+"""Characters of a message at most: some paste whole articles, after which no answer would fit."""
 VALIDATION_SPEAKERS = 0.2
 """Share of the speakers that validation has to itself."""
 ROLES = ("user", "assistant")

@@ -20,7 +20,7 @@ IGNORED = -100
 CHUNK = 1024
 """Tokens whose scores are made at a time."""
 HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "mup_width_multiplier")
-"""Settings of models that change the scores behind the output layer."""
+"""Settings of models that change the scores after the output layer."""
 
 
 class TokenTerms(NamedTuple):

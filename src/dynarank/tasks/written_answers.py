@@ -1,4 +1,4 @@
-"""What a language model writes behind a prompt: prompts, their room, and the writing."""
+"""What a language model writes after a prompt: prompts, their room, and the writing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROMPT_IDS = "prompt_ids"
 
 
 def prompt_batch(features: Sequence[dict[str, Any]]) -> Tensor:
-    """Return the prompts of a batch, (batch, longest), `IGNORED` behind them."""
+    """Return the prompts of a batch, (batch, longest), `IGNORED` after them."""
     longest = max(len(feature[PROMPT_IDS]) for feature in features)
     tokens = torch.full((len(features), longest), IGNORED)
     for row, feature in enumerate(features):
@@ -70,7 +70,7 @@ def check_room(model: Any, features: Dataset, max_answer: int) -> None:
 def write_answers(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], ends: list[int], max_answer: int
 ) -> list[str]:
-    """Return what the model writes behind each prompt, greedily.
+    """Return what the model writes after each prompt, greedily.
 
     Prompts are padded on the left, so that each text goes on from its own last token.
 

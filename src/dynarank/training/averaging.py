@@ -26,7 +26,7 @@ class WeightAverage(Callback):
     is exactly zero, so is its average: pruned components are zero, and the averaged model keeps as
     many components as the model. Validation within `fit` sees the average. Checkpoints hold both.
 
-    Attach it behind the Callback that prunes.
+    Attach it after the Callback that prunes.
     """
 
     def __init__(self, decay: float, steps: OptimizerSteps) -> None:

@@ -189,7 +189,7 @@ class TaskData(LightningDataModule):
         return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.current.completed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Have the next epoch's pass begin behind the batches that were done."""
+        """Let the next epoch's pass begin after the batches that were done."""
         self._position = int(state_dict["position"])
 
     def train_dataloader(self) -> DataLoader[Batch]:

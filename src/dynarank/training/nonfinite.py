@@ -175,7 +175,7 @@ def first_nonfinite(model: nn.Module, batch: Batch) -> str | None:
 
     The place is a parameter, an input of the batch, or a module, in this order.
     """
-    # A parameter first, because it spoils all outputs behind it.
+    # A parameter first, because it spoils all outputs after it.
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"parameter {name}"

@@ -1,4 +1,4 @@
-"""Behind which batches of an epoch the validation splits are scored."""
+"""After which batches of an epoch the validation splits are scored."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def validation_interval(ends: Sequence[int]) -> int | float | None:
 
 
 class ValidationTimes(Callback):
-    """Have Lightning validate behind these batches of each epoch, which are unevenly far apart.
+    """Let Lightning validate after these batches of each epoch, which are unevenly far apart.
 
     Args:
         ends: the batches, from 1, in order.
