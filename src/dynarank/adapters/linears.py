@@ -36,9 +36,9 @@ def is_foreign_linear(module: nn.Module) -> bool:
 def keep_differentiable(model: nn.Module) -> None:
     """Keep bitsandbytes' 4-bit linear maps in the layout that gradients pass through.
 
-    At the first call in evaluation on a CPU with AVX512-BF16, bitsandbytes packs such a weight
-    anew for a kernel without a derivative, and leaves it so when training goes on. No gradient
-    passes such a layer from then on, and those of the adapters before it lack what came that way.
+    At the first call in evaluation on a CPU with AVX512-BF16, bitsandbytes repacks such a weight
+    for a kernel that has no derivative, and does not undo this when training goes on. From then on
+    no gradient passes through the layer, so that the gradients of the adapters before it are wrong.
     Packing also rounds the weight's scales to bfloat16.
     """
     for module in model.modules():
@@ -62,11 +62,11 @@ def stores_transposed(base: nn.Module) -> bool:
 
 
 def weight_holders(model: nn.Module) -> dict[int, list[str]]:
-    """Return the full names of the places whose module holds each parameter itself, by its id().
+    """Return the full names of the modules that hold each parameter directly, by the id() of it.
 
-    A parameter of several places is shared, as a tied `lm_head` shares the embeddings' weight: what
-    is added to it changes all of them. A module that two others hold has two places. Of a module
-    that is itself in two places, what it holds is counted once.
+    A parameter with several names is shared, as a tied `lm_head` shares the embeddings' weight: what
+    is added to it changes all of them. A module that two others hold has two names. What such a
+    module holds is counted once.
     """
     places: list[tuple[str, nn.Module]] = [("", model)]
     for name, parent in model.named_modules():  # each object once
