@@ -153,7 +153,8 @@ def _check_factors(name: str, lora_A: Tensor, lora_B: Tensor) -> None:
             f"{name}: lora_A {tuple(lora_A.shape)} and lora_B {tuple(lora_B.shape)} are no factors "
             "(k, d_in) and (d_out, k) of a linear layer"
         )
-    if not bool(lora_A.isfinite().all()) or not bool(lora_B.isfinite().all()):
+    are_finite = bool(lora_A.isfinite().all()) and bool(lora_B.isfinite().all())
+    if not are_finite:
         raise ValueError(f"{name}: the factors hold values that are not finite")
 
 

@@ -64,9 +64,9 @@ def stores_transposed(base: nn.Module) -> bool:
 def weight_holders(model: nn.Module) -> dict[int, list[str]]:
     """Return the full names of the modules that hold each parameter directly, by the id() of it.
 
-    A parameter of several modules is shared, as a tied `lm_head` shares the embeddings' weight: what
-    is added to it changes all of them. A module that two others hold has two names. What such a
-    module holds is counted once.
+    A parameter of several modules is shared, as a tied `lm_head` shares the embeddings' weight:
+    what is added to it changes all of them. A module that two others hold has two names. What such
+    a module holds is counted once.
     """
     places: list[tuple[str, nn.Module]] = [("", model)]
     for name, parent in model.named_modules():  # each object once

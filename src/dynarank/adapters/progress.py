@@ -44,14 +44,17 @@ def check_at_budget(layers: Iterable[HasProgress]) -> None:
     Such a model holds more components than its budget allows. Layers that no allocator has ever had
     are of a fixed rank, and are accepted.
     """
-    held: dict[int, int] = {}
+    # By identity: the layers of one allocator share one progress.
     allocations: dict[int, AllocationProgress] = {}
+    held: dict[int, int] = {}
     for layer in layers:
         progress = layer.progress
-        if progress is not None:
-            _check_frozen(progress)
-            allocations[id(progress)] = progress
-            held[id(progress)] = held.get(id(progress), 0) + int(layer.active().sum())
+        if progress is None:
+            continue
+        _check_frozen(progress)
+        key = id(progress)
+        allocations[key] = progress
+        held[key] = held.get(key, 0) + int(layer.active().sum())
     for key, progress in allocations.items():
         _check_kept(progress, held[key])
 

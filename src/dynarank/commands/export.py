@@ -207,7 +207,9 @@ def write_form(adapter: Path, out: Path, form: str) -> list[str]:
     ranks = write_lora(source, without_zeros(source.factors), out, form)
     sync_files(out)
     notes = [read_by(form)]
-    kept, padded = sum(ranks.values()), max(ranks.values()) * sum(map(bool, ranks.values()))
+    kept = sum(ranks.values())
+    layers = sum(rank > 0 for rank in ranks.values())
+    padded = layers * max(ranks.values())
     if form == "padded" and padded > kept:
         notes.append(f"{padded - kept} of its {padded} components are zeros")
     if form in ("gguf", "padded") and source.others:

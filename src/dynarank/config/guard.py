@@ -232,7 +232,11 @@ def entries(node: Any, prefix: str = "") -> Iterator[Entry]:
 
     if prefix.count(".") > DEEPEST:
         raise UserError(f"{prefix.rstrip('.')[:80]}...: the configuration nests too deep")
-    keys: Sequence[Any] = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+    keys: Sequence[Any]
+    if isinstance(node, DictConfig):
+        keys = list(node.keys())
+    else:
+        keys = range(len(node))
     for key in keys:
         if OmegaConf.is_missing(node, key):
             continue

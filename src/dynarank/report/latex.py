@@ -62,11 +62,13 @@ def latex(table: Table) -> str:
     columns = [task_title(table, task) for task in table.tasks]
     if len(table.tasks) > 1:
         columns.append("Avg.")
-    labels = [KEYS[key] if key in KEYS else escaped(key_name(key)) for key in table.keys]
+    labels = [_key_title(key) for key in table.keys]
     before = [*labels, r"\# Params"] if sized else labels
     measures = [_measures(table, task) for task in table.tasks]
-    empty_before, empty_after = [""] * len(before), [""] * (len(columns) - len(measures))
-    alignment = "l" * len(labels) + "r" * (len(before) - len(labels)) + "c" * len(columns)
+    empty_before = [""] * len(before)
+    empty_after = [""] * (len(columns) - len(measures))
+    size_columns = len(before) - len(labels)
+    alignment = "l" * len(labels) + "r" * size_columns + "c" * len(columns)
     lines = [
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
@@ -80,6 +82,10 @@ def latex(table: Table) -> str:
     for _, block in groupby(sorted(table.settings, key=budget), key=budget):
         lines += [r"\midrule", *_block(table, list(block), sized)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _key_title(key: str) -> str:
+    return KEYS[key] if key in KEYS else escaped(key_name(key))
 
 
 def task_title(table: Table, task: str) -> str:

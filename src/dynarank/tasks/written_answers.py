@@ -82,8 +82,12 @@ def write_answers(
     longest = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id
     device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        begin = longest - len(prompt)
+        ids[row, begin:] = torch.tensor(prompt)
+        mask[row, begin:] = 1
     tokens: Tensor = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
