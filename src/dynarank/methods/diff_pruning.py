@@ -65,7 +65,8 @@ class DiffPruning(Method[DiffPruningConfig]):
         if frozen or not self.config.sparsity:
             return None
         gates = [gated.log_alpha for gated in self.differences.values()]
-        open_gates = torch.stack([open_probability(gate).sum() for gate in gates]).sum()
+        open_by_weight = [open_probability(gate).sum() for gate in gates]
+        open_gates = torch.stack(open_by_weight).sum()  # their expected number
         number_of_gates = sum(gate.numel() for gate in gates)
         return self.config.sparsity * open_gates / number_of_gates
 

@@ -21,7 +21,9 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalize(text: str) -> str:
     """Return the text in lower case, without punctuation, articles and superfluous white space."""
     # The order is the official script's: articles go after punctuation, which may touch them.
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+    text = text.lower().translate(_NO_PUNCTUATION)
+    text = _ARTICLES.sub(" ", text)
+    return " ".join(text.split())
 
 
 def exact_and_f1(
