@@ -232,11 +232,7 @@ def entries(node: Any, prefix: str = "") -> Iterator[Entry]:
 
     if prefix.count(".") > DEEPEST:
         raise UserError(f"{prefix.rstrip('.')[:80]}...: the configuration nests too deep")
-    keys: Sequence[Any]
-    if isinstance(node, DictConfig):
-        keys = list(node.keys())
-    else:
-        keys = range(len(node))
+    keys: Sequence[Any] = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
     for key in keys:
         if OmegaConf.is_missing(node, key):
             continue
