@@ -198,9 +198,7 @@ class Task(ABC, Generic[ConfigT]):
     def row_ids(self, dataset: Dataset) -> list[Any]:
         """Return the id of each row: its value in the id column, else its number."""
         column = self.id_column(dataset)
-        if column is None:
-            return list(range(len(dataset)))
-        return list(dataset[column][:])
+        return list(range(len(dataset))) if column is None else list(dataset[column][:])
 
     def check_sample(self, split: str, rows: np.ndarray) -> None:
         """Raise `UserError` where a sample of a validation split has no value of a metric.
