@@ -9,8 +9,7 @@
 
 TRL's trainers make the PEFT model themselves:
 
-    trainer = SFTTrainer(..., peft_config=peft.LoraConfig(r=6),
-                         callbacks=[RankAllocationCallback(target=4)])
+    trainer = SFTTrainer(..., peft_config=lora, callbacks=[RankAllocationCallback(target=4)])
 """
 
 from __future__ import annotations
@@ -59,8 +58,8 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
     for the best model. Checkpoints hold a plain LoRA adapter and `dynarank.safetensors`, with which
     a run resumes exactly.
 
-    Values are logged with the Trainer's own: budget/scheduled, budget/nonzero, score/q05 to q95.
-    Callbacks that follow this one in the list see them. For a tracker, give `report_to="none"` and
+    Logged with the Trainer's values: budget/scheduled, budget/nonzero, score/q05 to q95. Callbacks
+    after this one in the list see them: give a tracker as `report_to="none"` and
     `callbacks=[RankAllocationCallback(target=4), WandbCallback()]`.
 
     Args:
@@ -79,8 +78,8 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
 
     Example:
         >>> import peft
-        >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> from transformers import Trainer, TrainingArguments
+        >>> from transformers import (
+        ...     BertConfig, BertForSequenceClassification, Trainer, TrainingArguments)
         >>> from dynarank.integrations.transformers import RankAllocationCallback
         >>> sizes = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)
         >>> base = BertForSequenceClassification(BertConfig(intermediate_size=8, **sizes))
@@ -192,7 +191,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
             self.allocator.agree = choose_as_first
         if state.global_step > 0:
             self._resume(args, state)
-        # A run that resumes after the freeze has its best evaluation from after the freeze.
+        # A run that resumes after the freeze has its best evaluation from there.
         self._selects_models = self.allocator.frozen
         assert optimizer is not None
         self._attachment = self.allocator.attach(optimizer, eta=self.settings.eta)
