@@ -231,7 +231,7 @@ def test_adaloras_ranks_are_exact_under_ties_and_without_pruning(init: int) -> N
 def test_adaloras_freeze_before_its_first_score_is_told(caplog: pytest.LogCaptureFixture) -> None:
     method = adapted("adalora", roberta(tiny_roberta()), target=1, init=3)
     method.allocator(2)
-    assert "budget.final = 0.5: of 2 steps, the ranks are final behind step 1, bef" in caplog.text
+    assert "budget.final = 0.5: of 2 steps, the ranks are final after step 1, bef" in caplog.text
     caplog.clear()
     assert method.allocator(3).schedule.freeze_step == 2
     unpruned = adapted("adalora", roberta(tiny_roberta()), target=2, init=2)

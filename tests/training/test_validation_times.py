@@ -45,4 +45,4 @@ def test_a_run_validates_unevenly_where_its_steps_do_not_divide(
     validated = history[history["val/loss"].notna()]
     assert list(validated["step"]) == [2, 3, 4, 6, 7, 8]
     assert list(validated["epoch"]) == [1, 1, 1, 2, 2, 2]
-    assert "validations: 3 an epoch, behind its steps 2, 3, 4" in caplog.text
+    assert "validations: 3 an epoch, after its steps 2, 3, 4" in caplog.text

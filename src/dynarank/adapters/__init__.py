@@ -1,4 +1,16 @@
-"""The adapter layer, its place in a model, and the files that it is written to. Torch only."""
+"""The adapter layer, its place in a model, and the files that it is written to. Torch only.
+
+Read in this order:
+
+    layer.py         the layer: y = W0 x + s B (c * (A x)) (Eq. 6)
+    inject.py        finds a model's linear maps and puts layers around them
+    folding.py       makes plain LoRA factors of a trained layer, or merges it into its base weight
+    peft_format.py   writes a PEFT adapter, in one of the forms of reader_forms.py
+    compress.py      makes any trained LoRA adapter smaller
+
+The rest is for speed and memory (`fast_path`, `masked_products`, `dropout_masks`, `cutting`), for
+reading adapters (`lora_files`, `adapter_checks`, `rank_patterns`), and small parts.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +21,14 @@ STARTS = ("paper", "lora")
 """
 
 FORMS = ("peft", "gguf", "padded", "mlx")
-"""What an adapter may be written as: `reader_forms` says who reads each."""
+"""The forms in which an adapter may be written; `reader_forms` says which program reads which."""
 
 
 def check_settings(r: int, alpha: float, dropout: float, start: str) -> None:
-    """Raise `ValueError` for a setting that an adapter layer cannot have; the message names it."""
+    """Raise `ValueError` for a setting that an adapter layer cannot have; the message names it.
+
+    The settings are those of `DoRALinear`.
+    """
     if r < 1:
         raise ValueError(f"r = {r}: a layer starts with at least 1 component")
     if alpha <= 0:

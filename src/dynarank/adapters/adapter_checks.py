@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ def check_peft_adapter(folder: Path) -> None:
         ranks = [shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.weight")]
         _check_lora(path, config, largest=max(ranks, default=0))
     else:
-        largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
-        _check_sizes(path, {name: config.get(name) or 0 for name in _PROMPT_SIZES}, largest)
+        sizes = {name: config.get(name) or 0 for name in _PROMPT_SIZES}
+        _check_sizes(path, sizes, _largest_size(shapes))
 
 
 def _peft_defaults(peft_type: str) -> dict[str, Any]:
@@ -174,7 +175,13 @@ def check_weights(path: Path) -> int:
         UserError: it is missing, damaged, or holds too many tensors, an empty one, or a value that
             is not finite.
     """
-    return max((max(shape, default=0) for shape in _read_shapes(path).values()), default=0)
+    return _largest_size(_read_shapes(path))
+
+
+def _largest_size(shapes: dict[str, list[int]]) -> int:
+    """Return the largest size of any axis of any tensor; 0 where there are none."""
+    sizes = chain.from_iterable(shapes.values())
+    return max(sizes, default=0)
 
 
 def _read_shapes(path: Path) -> dict[str, list[int]]:

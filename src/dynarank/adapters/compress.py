@@ -1,15 +1,18 @@
 """Make a trained low-rank adapter smaller: keep the best components of the whole adapter.
 
+It needs no training and no data: `compress` takes the LoRA factors of any trained adapter.
+
 Legend: L layers, k components of a layer, its update D = B A with A (k, d_in) and B (d_out, k),
-G (k, k) the second moment of h = A x over the inputs x, R (k, k) a root of it: G = R R^T.
+D' the smaller update, G (k, k) the mean of h h^T, where h = A x, over the inputs x of a layer, and
+R (k, k) a root of G: G = R R^T.
 
 The best approximation of D of a given rank is its truncated singular value decomposition (Eckart
-and Young, 1936). The squared singular values of all layers are comparable: each is what the squared
-error grows by when its component goes. So the highest of all layers together are kept.
+and Young, 1936). When a component goes, the squared error grows by its squared singular value. So
+the squared values of different layers can be compared, and the highest of all layers are kept.
 
 Without inputs, the error is that of the weights, |D - D'|_F^2. With G it is that of the layer's
-outputs, E |D x - D' x|^2: the decomposition is that of B R, whose left singular vectors U give
-D' = U U^T D. Without inputs G = A A^T, and the two are one formula.
+outputs, E |D x - D' x|^2: B R is decomposed, and its left singular vectors U give D' = U U^T D. The
+first is the second with G = A A^T, so that one formula does both.
 
 No (d_out, d_in) matrix is ever formed: B = Q T by QR, and the rest is (k, k).
 """
@@ -72,11 +75,12 @@ def compress(
 ) -> Compressed:
     """Return an adapter with fewer components, the best of all layers together.
 
-    Exactly one of `target`, `parameters` and `energy` says how small it becomes.
+    Exactly one of `target`, `parameters` and `energy` says how small it becomes. The mathematics is
+    at the top of this file (Eckart and Young, 1936).
 
     Args:
         factors: A (k, d_in) and B (d_out, k) by layer, the scale folded into either.
-        target: components that a layer keeps on average; L target, rounded, halves up, are kept.
+        target: mean number of components that a layer keeps; L x target, rounded half up, are kept.
         parameters: at most this many parameters are kept, taken in the order of what a component
             explains for each of its parameters; one that does not fit is left out.
         energy: the share of the squared update that stays at least, above 0 and at most 1.
@@ -85,9 +89,22 @@ def compress(
         moments: G (k, k) by layer, the mean of h h^T over the inputs of a sample, h = A x; the
             error is then that of the layers' outputs on the sample. None: that of the weights.
 
+    Returns:
+        the smaller adapter, and the share of the update that each layer lost.
+
     Raises:
         ValueError: no layers, not exactly one size, or a size out of range; a factor that is not
             a matrix or not finite, or factors that do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> from dynarank import compress
+        >>> A, B = torch.eye(3, 8), torch.eye(8, 3) * torch.tensor([3.0, 2.0, 1.0])
+        >>> smaller = compress({"query": (A, B)}, target=2)
+        >>> smaller.layers["query"].rank_after
+        2
+        >>> round(smaller.lost, 3)  # 1^2 of 3^2 + 2^2 + 1^2
+        0.071
     """
     check_sizes(target=target, parameters=parameters, energy=energy, per_layer=per_layer)
     if not factors:
@@ -98,14 +115,14 @@ def compress(
         moment = None if moments is None else moments[name]
         decompositions[name] = _decompose(lora_A=lora_A, lora_B=lora_B, moment=moment)
     costs = {name: lora_A.shape[1] + lora_B.shape[0] for name, (lora_A, lora_B) in factors.items()}
-    if per_layer:
-        ranks = {
-            name: _choose({name: part.values}, costs, target, None, energy)[name]
-            for name, part in decompositions.items()
-        }
-    else:
-        values = {name: part.values for name, part in decompositions.items()}
+    values = {name: part.values for name, part in decompositions.items()}
+    if not per_layer:
         ranks = _choose(values, costs, target, parameters, energy)
+        return _cut(decompositions, ranks, costs)
+    ranks = {}
+    for name, of_layer in values.items():
+        # One layer alone: the budget's share is then the layer's own.
+        ranks.update(_choose({name: of_layer}, costs, target, None, energy))
     return _cut(decompositions, ranks, costs)
 
 
@@ -136,7 +153,8 @@ def _check_factors(name: str, lora_A: Tensor, lora_B: Tensor) -> None:
             f"{name}: lora_A {tuple(lora_A.shape)} and lora_B {tuple(lora_B.shape)} are no factors "
             "(k, d_in) and (d_out, k) of a linear layer"
         )
-    if not bool(lora_A.isfinite().all()) or not bool(lora_B.isfinite().all()):
+    are_finite = bool(lora_A.isfinite().all()) and bool(lora_B.isfinite().all())
+    if not are_finite:
         raise ValueError(f"{name}: the factors hold values that are not finite")
 
 
@@ -145,7 +163,8 @@ def _decompose(lora_A: Tensor, lora_B: Tensor, moment: Tensor | None) -> _Decomp
     A = lora_A.double()
     B = lora_B.double()
     if moment is None:
-        root = torch.linalg.qr(A.T).R.T  # (k, min(k, d_in)); A A^T = root root^T, not squared first
+        # G = A A^T has this root. It is never formed: to square A would halve the digits.
+        root = torch.linalg.qr(A.T).R.T  # (k, min(k, d_in))
     else:
         eigenvalues, vectors = torch.linalg.eigh(moment.double())
         # A mean of squares has no negative eigenvalue; rounding gives some just below zero.
@@ -162,14 +181,21 @@ def _choose(
     parameters: int | None,
     energy: float | None,
 ) -> dict[str, int]:
-    """Return the rank that each layer keeps. Ties go to the earlier layer."""
+    """Return the rank that each layer keeps, by name. Ties go to the earlier layer.
+
+    The sizes are those of `compress`, of which one is given.
+
+    Args:
+        values: singular values by layer, (k) each, from high to low.
+        costs: parameters of one component, by layer.
+    """
     squares = torch.cat([of_layer.square() for of_layer in values.values()])
-    sizes = [len(of_layer) for of_layer in values.values()]
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    sizes = torch.tensor([len(of_layer) for of_layer in values.values()])
+    layer_of = torch.repeat_interleave(torch.arange(len(sizes)), sizes)  # of each component
     if parameters is not None:
-        each = torch.tensor(list(costs.values()))[owner]
-        greedy = top_parameters(squares, each, parameters)
-        kept = exchanged(greedy, squares, each, parameters).nonzero().flatten()
+        cost_of_component = torch.tensor(list(costs.values()))[layer_of]
+        greedy = top_parameters(squares, cost_of_component, parameters)
+        kept = exchanged(greedy, squares, cost_of_component, parameters).nonzero().flatten()
     else:
         # Stable, since only then the order of ties is the same on every machine.
         order = torch.argsort(squares, descending=True, stable=True)
@@ -177,14 +203,20 @@ def _choose(
             count = round_half_up(len(sizes) * target)
         else:
             assert energy is not None
-            explained = squares[order].cumsum(0)
-            # The component that reaches the share is kept, too: hence one more.
-            count = int((explained < energy * explained[-1]).sum()) + 1
+            count = _count_that_explains(energy, squares[order])
         kept = order[:count]
     kept = kept[squares[kept] > 0]  # a component of size zero costs parameters and does nothing
     # A layer's values fall, so that its kept ones are always its first: a number says which.
-    ranks = torch.bincount(owner[kept], minlength=len(sizes)).tolist()
+    ranks = torch.bincount(layer_of[kept], minlength=len(sizes)).tolist()
     return dict(zip(values, ranks, strict=True))
+
+
+def _count_that_explains(energy: float, squares: Tensor) -> int:
+    """Return how many of the first squares, (n) from high to low, sum to the share `energy`."""
+    explained = squares.cumsum(0)
+    is_below = explained < energy * explained[-1]
+    # The component that reaches the share is kept, too: hence one more.
+    return int(is_below.sum()) + 1
 
 
 def _cut(
@@ -192,6 +224,7 @@ def _cut(
     ranks: Mapping[str, int],
     costs: Mapping[str, int],
 ) -> Compressed:
+    """Cut each layer's decomposition to its rank, and count what is lost."""
     factors = {}
     layers = {}
     total = 0.0
@@ -209,13 +242,18 @@ def _cut(
         layers[name] = LayerLoss(
             rank_before=len(part.values),
             rank_after=rank,
-            lost=lost / of_layer if of_layer > 0 else 0.0,
+            lost=_share(lost, of_layer),
         )
         total += of_layer
         gone += lost
     return Compressed(
         factors=factors,
         layers=layers,
-        lost=gone / total if total > 0 else 0.0,
+        lost=_share(gone, total),
         parameters=sum(rank * costs[name] for name, rank in ranks.items()),
     )
+
+
+def _share(part: float, whole: float) -> float:
+    # An adapter that was never trained is zero throughout, and loses nothing.
+    return part / whole if whole > 0 else 0.0

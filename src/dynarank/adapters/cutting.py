@@ -58,25 +58,47 @@ def cut_to_kept(model: nn.Module, kept: Mapping[str, Tensor] | None = None) -> C
     elements, and are not trained.
 
     Args:
-        kept: which components each layer keeps, (r) bool by layer name. The layers' own masks are
-            used by default. A run that is resumed after the cut gives those of its checkpoint here,
-            and loads the checkpoint's tensors afterwards.
+        model: a model whose ranks are frozen.
+        kept: which components each layer keeps, (r) bool by layer name. None stands for the layers'
+            own masks. A run that is resumed after the cut gives those of its checkpoint here, and
+            loads the checkpoint's tensors afterwards.
+
+    Returns:
+        what was done, by the parameter's full name; give it to `cut_optimizer`.
 
     Raises:
         ValueError: the ranks are not final, or a parameter is sharded over several devices. Nothing
             is changed then.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from dynarank import cut_optimizer, cut_to_kept, inject
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8)})
+        >>> layer = inject(model, targets=["query"], r=6)["query"]
+        >>> optimizer = torch.optim.AdamW(layer.parameters())
+        >>> layer.mask[2:] = False  # in a run, the allocator does this at the freeze
+        >>> cuts = cut_to_kept(model)
+        >>> cut_optimizer(optimizer, cuts)
+        >>> layer.lora_A.shape
+        torch.Size([2, 8])
     """
     layers = adapter_layers(model)
-    masks = {name: layer.mask if kept is None else kept[name] for name, layer in layers.items()}
+    if kept is None:
+        masks = {name: layer.mask for name, layer in layers.items()}
+    else:
+        masks = {name: kept[name] for name in layers}
+    # All layers are checked before the first is cut, so that a refusal changes nothing.
     for name, layer in layers.items():
-        # All layers are checked before the first is cut, so that a refusal changes nothing.
         _check_cuttable(name, layer, masks[name], final=kept is not None)
     cuts: Cuts = {}
     for name, layer in layers.items():
-        mask = masks[name]
-        if not bool(mask.all()):
-            for factor, cut in _cut_layer(layer, mask).items():
-                cuts[f"{name}.{factor}" if name else factor] = cut
+        if bool(masks[name].all()):
+            continue
+        for factor, cut in _cut_layer(layer, masks[name]).items():
+            # The model may itself be the layer, whose name is then empty.
+            full_name = f"{name}.{factor}" if name else factor
+            cuts[full_name] = cut
     return cuts
 
 
@@ -107,8 +129,9 @@ def _cut_layer(layer: DoRALinear, mask: Tensor) -> Cuts:
     for name, axis in COMPONENT_AXIS.items():
         old = layer.get_parameter(name)
         part = old.detach().index_select(axis, kept)
-        new = nn.Parameter(part, requires_grad=old.requires_grad and len(kept) > 0)
-        if old.grad is not None and len(kept) > 0:
+        has_elements = len(kept) > 0
+        new = nn.Parameter(part, requires_grad=old.requires_grad and has_elements)
+        if old.grad is not None and has_elements:
             new.grad = old.grad.index_select(axis, kept)
         setattr(layer, name, new)
         cuts[name] = Cut(old=old, new=new, axis=axis, kept=kept)
@@ -125,13 +148,14 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cuts: Cuts) -> None:
     Each tensor of the state that has its parameter's shape (moments, averages) is cut alike. Other
     values (step counts) stay. Parameters of rank-0 layers stay in their groups without a gradient,
     so that the order of the optimizer's parameters is unchanged, and lose their state.
+
+    Args:
+        optimizer: the one that trains the model; changed in place.
+        cuts: what `cut_to_kept` returned.
     """
-    by_old = {cut.old: cut for cut in cuts.values()}
+    new_of_old = {cut.old: cut.new for cut in cuts.values()}
     for group in optimizer.param_groups:
-        group["params"] = [
-            by_old[parameter].new if parameter in by_old else parameter
-            for parameter in group["params"]
-        ]
+        group["params"] = [new_of_old.get(old, old) for old in group["params"]]
     for cut in cuts.values():
         state = optimizer.state.pop(cut.old, None)
         if state is None or cut.new.numel() == 0:
@@ -144,13 +168,21 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cuts: Cuts) -> None:
 
 
 def cut_tensors(tensors: Mapping[str, Tensor], cuts: Cuts) -> dict[str, Tensor]:
-    """Return tensors by parameter name with those cut whose parameter was cut: an average, say.
+    """Cut tensors that belong to cut parameters, as a moving average of the weights has them.
 
-    Tensors that no longer have the old parameter's shape are left as they are.
+    Args:
+        tensors: by the parameter's full name.
+        cuts: what `cut_to_kept` returned.
+
+    Returns:
+        all tensors by name. Those whose parameter was not cut, or that no longer have the old
+        parameter's shape, are left as they are.
     """
     result = {}
     for name, tensor in tensors.items():
         cut = cuts.get(name)
-        fits = cut is not None and tensor.shape == cut.old.shape
-        result[name] = cut.apply(tensor) if cut is not None and fits else tensor
+        if cut is None or tensor.shape != cut.old.shape:
+            result[name] = tensor
+        else:
+            result[name] = cut.apply(tensor)
     return result

@@ -1,8 +1,11 @@
-"""The adapted layer's training pass with a backward pass of our own.
+"""The adapted layer's training pass (Eq. 6) with a backward pass of our own, for speed alone.
+
+`DoRALinear.plain_forward` computes the same in three plain lines and is the reference: read it
+first. It is taken wherever `fits` does not know that the fast path gives the same result.
 
 Legend: N input vectors, x (N, d_in), W0 (d_out, d_in), A (r, d_in), B (d_out, r), c (r) with the
-frozen-out components at zero, m (N, d_in) the dropout mask, f = s / (1 - p) the scale, where p is
-the dropout's probability, * elementwise.
+masked components at zero, m (N, d_in) the dropout mask of zeros and ones, f = s / (1 - p) the
+scale, where p is the dropout's probability, * elementwise, ^T transposed.
 
     h = (m * x) A^T                  (N, r)          y = x W0^T + f h diag(c) B^T       (N, d_out)
     t = f dy B diag(c)               (N, r)          G = f dy^T h                       (d_out, r)
@@ -11,11 +14,8 @@ the dropout's probability, * elementwise.
 
 Autograd would keep the dropped input and a float mask, and would pass over the activations twice
 more. This keeps x (which neighbouring layers share), a mask of one byte an element, h, and
-B diag(c). The thin matrices are kept as h^T and t^T, since (r, N) products run about twice as fast
-on CPUs.
-
-`DoRALinear.plain_forward` is the reference. It is taken wherever `fits` does not know that the fast
-form gives the same result.
+B diag(c). The thin matrices are kept as h^T and t^T (`h_t`, `t_t` in the code), since (r, N)
+products run about twice as fast on CPUs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynarank.adapters.dropout_masks import (
+    draw_keep_mask,
+    draws_cheap_bits,
+    drop_in_one_kernel,
+)
 from dynarank.adapters.linears import is_conv1d, stores_transposed
 from dynarank.adapters.masked_products import (
     add_input_gradient,
@@ -39,18 +44,17 @@ if TYPE_CHECKING:
     from dynarank.adapters.layer import DoRALinear
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_COARSEST = 1 / 32
-"""Dropout on CPUs compares one random byte with a threshold where p and 1 - p are at least this."""
 _NO_GRADIENT = (None,) * 6
-"""Of the arguments of `AdaptedLinear` behind A, B and c."""
-_INT64_MIN = -(2**63)
+"""What `backward` returns for the six arguments of `AdaptedLinear.forward` that follow A, B, c."""
 
 
 def fits(layer: DoRALinear, x: Tensor) -> bool:
-    """Return whether the fast form may take the place of the layer's plain form for this input."""
+    """Return whether the fast path gives what the layer's plain form gives for this input."""
     # Without gradients there is no backward pass, and nothing to gain.
+    if not torch.is_grad_enabled():
+        return False
     # An exact type: subclasses of Tensor give operations a meaning of their own.
-    if not torch.is_grad_enabled() or type(x) is not Tensor or x.ndim < 2 or x.numel() == 0:
+    if type(x) is not Tensor or x.ndim < 2 or x.numel() == 0:
         return False
     # A trace would hold for good which branches were taken, that of the mask among them.
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
@@ -65,14 +69,15 @@ def fits(layer: DoRALinear, x: Tensor) -> bool:
 
 
 def _is_plain_base(base: nn.Module, x: Tensor) -> bool:
-    """Return whether the base map is what its class says, frozen, and nobody listens to it."""
+    """Return whether the base map is a plain frozen linear map without hooks."""
     # By the exact type: a subclass may compute something else.
     if type(base) is not nn.Linear and not is_conv1d(base):
         return False
     if _has_hooks(base) or "forward" in vars(base):  # accelerate replaces `forward`
         return False
     weight, bias = base.weight, base.bias
-    for tensor in (weight,) if bias is None else (weight, bias):
+    tensors = (weight,) if bias is None else (weight, bias)
+    for tensor in tensors:
         # The backward pass returns no gradient for the base's weight and bias.
         if type(tensor) not in (nn.Parameter, Tensor) or tensor.requires_grad:
             return False
@@ -80,7 +85,7 @@ def _is_plain_base(base: nn.Module, x: Tensor) -> bool:
             return False
     assert isinstance(weight, Tensor)
     if torch.is_autocast_enabled(x.device.type):
-        # Autocast leaves float64 alone, so that the two forms would differ in type.
+        # Autocast leaves float64 alone, so that the two forms would differ in dtype.
         return torch.float64 not in (weight.dtype, x.dtype)
     return weight.dtype == x.dtype
 
@@ -111,7 +116,7 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
     """Return the layer's output for an input that `fits`; shapes as in `DoRALinear`.
 
     Args:
-        mask: (r) bool, the components that are not frozen out; None where all of them are there.
+        mask: (r) bool, False for components that are pruned for good; None where there are none.
     """
     base, lora_A = layer.base, layer.lora_A
     weight, bias = base.weight, base.bias
@@ -127,15 +132,11 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
     if stores_transposed(base):
         weight = weight.T
 
-    dropped, keep, keep_share = None, None, 1.0
-    dropout, h_scale = layer.dropout, layer.scaling
-    if dropout.training and dropout.p > 0:
-        if draws_cheap_bits(x):
-            keep, keep_share = draw_keep_mask(x, dropout.p)
-            h_scale /= keep_share
-        else:
-            dropped, keep = drop_in_one_kernel(x, dropout.p)
-            keep_share = 1 - dropout.p
+    dropped, keep, keep_share = _drop(layer.dropout, x)
+    scale = layer.scaling / keep_share
+    # What the kernel dropped it has divided by the share already, so that h needs s alone.
+    h_scale = scale if dropped is None else layer.scaling
+    # By position: `apply` takes no named arguments.
     y = AdaptedLinear.apply(
         x,
         weight,
@@ -146,7 +147,7 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
         mask,
         dropped,
         keep,
-        layer.scaling / keep_share,
+        scale,
         h_scale,
         adapter_dtype,
     )
@@ -155,53 +156,16 @@ def forward(layer: DoRALinear, x: Tensor, mask: Tensor | None) -> Tensor:
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def draws_cheap_bits(x: Tensor) -> bool:
-    """Return whether the mask is drawn here: on CPUs, where torch's own takes longest."""
-    return x.device.type == "cpu"
+def _drop(dropout: nn.Dropout, x: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
+    """Return x after dropout where it is formed, the mask, and the share of elements kept.
 
-
-def draw_keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
-    """Draw which elements of x dropout keeps; return one byte an element, and the share kept.
-
-    It is for CPUs. The mask, (N, d_in), is a function of torch's generator alone. Random bytes are
-    compared with a threshold, which is p in steps of 1/256, rounded up or down at random: an
-    element is dropped with probability p, and the share returned is the one that this threshold
-    keeps. Where a step would be much of p, two bytes an element are drawn.
+    The tensors are (N, d_in). Without dropout they are None, and the share is 1.
     """
-    dtype = torch.int8 if _COARSEST <= p <= 1 - _COARSEST else torch.int16
-    levels = 256**dtype.itemsize
-    count = x.numel()
-    # Drawn as words of 64 bits: torch draws element by element, however small an element is.
-    # From the lowest number on: without it, torch never draws the sign's bit.
-    # One word more, for the threshold.
-    words = torch.empty(count * dtype.itemsize // 8 + 2, dtype=torch.int64).random_(
-        _INT64_MIN, None
-    )
-    # Never all levels: the share that is kept is a divisor.
-    dropped = min(int(p * levels + _uniform(words[-1])), levels - 1)
-    width = x.shape[-1]
-    # One view that leaves out the spare words.
-    keep = words.view(dtype).as_strided((count // width, width), (width, 1))
-    # In place, since only a result of the same type is compared by vector instructions.
-    keep.ge_(dropped - levels // 2)
-    return keep.to(torch.int8), 1 - dropped / levels
-
-
-def _uniform(word: Tensor) -> float:
-    """Return a number from 0 to 1 of 64 random bits; the middle, where a tensor has no content."""
-    return int(word) / 2**64 + 0.5 if type(word) is Tensor else 0.5
-
-
-@torch.no_grad()
-def drop_in_one_kernel(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """Return torch's own dropout of x, scaled by 1 / (1 - p), and one byte an element.
-
-    Both are (N, d_in).
-    """
-    # It gives the mask, which `F.dropout` keeps to itself.
-    dropped, keep = torch.native_dropout(x, p, True)
-    width = x.shape[-1]
-    return dropped.reshape(-1, width), keep.view(torch.int8).reshape(-1, width)
+    if not dropout.training or dropout.p == 0:
+        return None, None, 1.0
+    if draws_cheap_bits(x):
+        return None, *draw_keep_mask(x, dropout.p)
+    return *drop_in_one_kernel(x, dropout.p), 1 - dropout.p
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -223,18 +187,30 @@ class AdaptedLinear(torch.autograd.Function):
         h_scale: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Return y (N, d_out) in the weight's dtype; the adapter's part is computed in `dtype`.
+        """Return y (N, d_out) in the weight's dtype.
 
-        x is (..., d_in), the dropped input and the mask are (N, d_in). Where the dropped input is
-        given it is scaled already, and `h_scale` is s in place of f.
+        Args:
+            ctx: where autograd keeps what `backward` needs.
+            x: (..., d_in), of N vectors.
+            weight: W0 (d_out, d_in), frozen.
+            bias: (d_out), frozen.
+            lora_A: (r, d_in).
+            lora_B: (d_out, r).
+            lora_c: (r).
+            mask: (r) bool, False for components that are pruned for good.
+            dropped: x after dropout, scaled, (N, d_in); None where it is not formed.
+            keep: the dropout mask, (N, d_in), one byte an element; None without dropout.
+            scale: f, or s without dropout.
+            h_scale: what the adapter's output is multiplied by: f, or s where `dropped` is given.
+            dtype: what the adapter's part is computed in.
         """
         y = F.linear(_rows(x), weight, bias)
         if dropped is None:
             h_t = thin_product(cast(lora_A, dtype), _rows(x), keep)  # (r, N)
         else:
             h_t = thin_product(cast(lora_A, dtype), dropped, None)
-        scaled_B = cast(lora_B * _masked(lora_c, mask), dtype)
-        # In place where y has the type already: nobody else has it yet.
+        scaled_B = cast(lora_B * _masked(lora_c, mask), dtype)  # B diag(c)
+        # In place where y has the dtype already: nobody else has it yet.
         total = cast(y, dtype).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
         ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
         ctx.scale, ctx.h_scale = scale, h_scale
@@ -243,10 +219,14 @@ class AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, A, B and c; the rest has none."""
+        """Return a gradient for each argument of `forward`, in order; x, A, B and c alone have one.
+
+        dy is (N, d_out). The letters are those of the file's legend.
+        """
         x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B = ctx.saved_tensors
-        needed = [ctx.needs_input_grad[index] for index in (0, 3, 4, 5)]
+        needs_x, _, _, needs_A, needs_B, needs_c = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():  # somebody will differentiate these gradients
+            needed = (needs_x, needs_A, needs_B, needs_c)
             dx, dA, dB, dc = _differentiable_gradients(ctx, dy, needed)
             return dx, None, None, dA, dB, dc, *_NO_GRADIENT
 
@@ -256,13 +236,13 @@ class AdaptedLinear(torch.autograd.Function):
         # With beta = 0, the first argument gives addmm a shape alone.
         t_t = torch.addmm(h_t, scaled_B.T, dy_wide.T, beta=0, alpha=scale)  # (r, N)
         dx = dA = dB = dc = None
-        if needed[0]:
+        if needs_x:
             dx = cast(dy.mm(weight), dtype)
             add_input_gradient(dx, t_t, cast(lora_A, dtype), keep)
             dx = cast(dx, x.dtype).view(x.shape)
-        if needed[1]:
+        if needs_A:
             dA = cast(factor_gradient(t_t, _rows(x), keep), lora_A.dtype)
-        if needed[2] or needed[3]:
+        if needs_B or needs_c:
             B_t = cast(lora_B, dtype).T
             G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=ctx.h_scale)  # (r, d_out)
             G_t = cast(G_t, lora_B.dtype)
@@ -286,14 +266,19 @@ def _masked(c: Tensor, mask: Tensor | None) -> Tensor:
 def _differentiable_gradients(ctx: Any, dy: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
     """Return the gradients of x, A, B and c by autograd, so that they have gradients themselves."""
     x, weight, lora_A, lora_B, lora_c, mask, keep, _, _ = ctx.saved_tensors
-    inputs = (x, lora_A, lora_B, lora_c)
     wide = ctx.dtype
     y = F.linear(x, weight)
-    # By the mask that was drawn: a new draw would be another function.
-    dropped = x.to(wide) if keep is None else x.to(wide) * keep.view(x.shape)
+    dropped = x.to(wide)
+    if keep is not None:
+        # By the mask that was drawn: a new draw would be another function.
+        dropped = dropped * keep.view(x.shape)
     h = F.linear(dropped, lora_A.to(wide))
-    update = F.linear(h * (ctx.scale * _masked(lora_c, mask)), lora_B.to(wide))
+    scaled_c = ctx.scale * _masked(lora_c, mask)
+    update = F.linear(h * scaled_c, lora_B.to(wide))
     total = _rows((y + update).to(y.dtype))
+
+    inputs = (x, lora_A, lora_B, lora_c)
     wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+    # autograd returns gradients of the wanted ones alone: the others are put between them here.
     gradients = iter(torch.autograd.grad(total, wanted, dy, create_graph=True))
     return [next(gradients) if need else None for need in needed]

@@ -23,11 +23,27 @@ Factors = tuple[Tensor, Tensor]
 def fold(layer: DoRALinear) -> Factors:
     """Return a layer's nonzero components as LoRA factors with scale 1.
 
-    A (k, d_in) is a copy of the kept rows. B (d_out, k) holds s and c.
+    Args:
+        layer: a layer of `inject`. It is not changed.
+
+    Returns:
+        A (k, d_in), a copy of the kept rows, and B (d_out, k), with s and c multiplied in. The
+        layer's update is B A.
+
+    Example:
+        >>> import torch
+        >>> from dynarank import DoRALinear, fold
+        >>> layer = DoRALinear(torch.nn.Linear(8, 4), r=3, start="lora")
+        >>> A, B = fold(layer)
+        >>> A.shape, B.shape
+        (torch.Size([3, 8]), torch.Size([4, 3]))
+        >>> torch.allclose(B @ A, layer.delta_weight())
+        True
     """
     kept = layer.active()
+    scaled_c = layer.scaling * layer.lora_c[kept]
     lora_A = layer.lora_A[kept].clone()
-    lora_B = layer.lora_B[:, kept] * (layer.scaling * layer.lora_c[kept])
+    lora_B = layer.lora_B[:, kept] * scaled_c
     return lora_A, lora_B
 
 
@@ -35,17 +51,30 @@ def fold(layer: DoRALinear) -> Factors:
 def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
     """Add every adapter's update to its base weight and remove the adapter, in place.
 
-    Returns the model. `over_budget` allows to merge layers whose ranks are not final.
+    Args:
+        model: a model with adapters of `inject`.
+        over_budget: whether to merge although the ranks are not final.
+
+    Returns:
+        the same model. Its outputs are what they were, but for rounding.
 
     Raises:
         ValueError: an allocator has these layers, and has not frozen their ranks; or a base weight
             is quantized, so that an update cannot be added to it, or shared with another module,
             which the update would change too. The model is then left as it was.
+
+    Example:
+        >>> from torch import nn
+        >>> from dynarank import inject, merge
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8)})
+        >>> layers = inject(model, targets=["query"], r=3)
+        >>> merge(model)["query"]
+        Linear(in_features=8, out_features=8, bias=True)
     """
     layers = adapter_layers(model)
     if not over_budget:
         check_at_budget(layers.values())
-    _check_mergeable(model, layers)  # of all, so that a refusal leaves no layer merged
+    _check_mergeable(model, layers)  # all before the first, so that a refusal changes nothing
     for layer in layers.values():
         weight = layer.weight
         delta = layer.delta_weight()  # (d_out, d_in)
@@ -54,7 +83,7 @@ def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
         # The sum is rounded once to a narrow base, and a float64 base keeps its digits.
         wide = torch.promote_types(weight.dtype, delta.dtype)
         weight.copy_((weight.to(wide) + delta.to(wide)).to(weight.dtype))
-    # In every place that an adapter stands in: the update is in the weight now.
+    # A module may stand in several places, and the adapter must leave all of them.
     for parent in list(model.modules()):
         for child, module in list(parent._modules.items()):
             if isinstance(module, DoRALinear):

@@ -1,6 +1,7 @@
 """Find a model's linear maps by name, put adapters around them, and say what is trained.
 
-Torch only.
+This is the first step of every use: `inject`, then `mark_trainable`, then a `RankAllocator` over
+the layers that `inject` returns. Torch only.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _REGEX_SIGNS = set(r"^$*+?|()[]{}\\")
 def matches(name: str, target: str) -> bool:
     """Return whether a module's full name fits a target.
 
-    A target is a suffix that starts at a dot (`output.dense`), or a regular expression for the
-    whole name.
+    A target is the end of a name, from a dot on (`output.dense` fits `layer.0.output.dense`). A
+    target with a sign of regular expressions is one for the whole name.
     """
     if _REGEX_SIGNS & set(target):
         return re.fullmatch(target, name) is not None
@@ -33,12 +34,23 @@ def find_linears(
 ) -> list[str]:
     """Return the full names of the linear maps that fit any target, in the model's order.
 
-    `exclude` names modules that are left alone, with all that they contain: the task head, or a
-    pooler. Its entries are read as targets are (`pooler` is `bert.pooler`, for example).
+    Args:
+        model: any module.
+        targets: ends of module names (`query`, `output.dense`), or regular expressions for whole
+            names.
+        exclude: modules that are left alone with all that they contain, as the task head or a
+            pooler. They are written as targets are: `pooler` excludes `bert.pooler`.
 
     Raises:
         ValueError: a target fits no linear map (the message lists the linear maps that there are),
             or is no valid regular expression.
+
+    Example:
+        >>> from torch import nn
+        >>> from dynarank import find_linears
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "value": nn.Linear(8, 8)})
+        >>> find_linears(model, targets=["query"])
+        ['query']
     """
     linears = _linears_outside(model, exclude)
     for target in targets:
@@ -92,12 +104,34 @@ def inject(
 ) -> dict[str, DoRALinear]:
     """Wrap every linear map that fits a target in a `DoRALinear`, in place.
 
-    Returns the new layers by full name, in model order. `exclude` is explained in `find_linears`,
-    the other settings in `DoRALinear`.
+    The model computes the same as before. Nothing is frozen but the wrapped maps: call
+    `mark_trainable` next.
+
+    Args:
+        model: any module; its linear maps are replaced inside it.
+        targets: ends of module names (`query`, `output.dense`), or regular expressions for whole
+            names; see `find_linears`.
+        r: components that every layer starts with, at least 1. The allocator prunes from there.
+        alpha: the scale's numerator: every layer's update is multiplied by alpha / r.
+        dropout: the probability that an element of an adapter's input is dropped, in [0, 1).
+        exclude: modules that are left alone with all that they contain, as the task head.
+        start: `paper` or `lora`; see `DoRALinear`.
+
+    Returns:
+        the new layers by full module name, in model order.
 
     Raises:
-        ValueError: there are no targets, or one fits nothing (see `find_linears`), or the model
-            has adapters already.
+        ValueError: there are no targets, a target fits nothing (see `find_linears`), the model has
+            adapters already, or a setting is out of range (see `DoRALinear`).
+
+    Example:
+        >>> from torch import nn
+        >>> from dynarank import inject, mark_trainable
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "head": nn.Linear(8, 2)})
+        >>> layers = inject(model, targets=["query"], r=6, exclude=["head"])
+        >>> mark_trainable(model, head=["head"])
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['query.lora_A', 'query.lora_B', 'query.lora_c', 'head.weight', 'head.bias']
     """
     if not targets:
         raise ValueError("no targets given: name the linear layers to adapt")
@@ -130,8 +164,13 @@ def adapter_layers(model: nn.Module) -> dict[str, DoRALinear]:
 def mark_trainable(model: nn.Module, head: Sequence[str] = ()) -> None:
     """Let the adapters and the modules named in `head` train, and nothing else.
 
+    Args:
+        model: what `inject` changed.
+        head: full names of modules that are trained whole, as the task head.
+
     Raises:
         ValueError: an adapter is inside such a module (see `check_plain_head`).
+        AttributeError: the model has no module of that name.
     """
     check_plain_head(model, head)
     model.requires_grad_(False)
@@ -143,9 +182,9 @@ def mark_trainable(model: nn.Module, head: Sequence[str] = ()) -> None:
 
 
 def check_plain_head(model: nn.Module, head: Sequence[str]) -> None:
-    """Refuse modules that are to be trained in full, and hold adapters.
+    """Refuse an adapter inside a module that is trained in full.
 
-    No PEFT adapter can hold both: its `modules_to_save` are plain modules.
+    A PEFT adapter cannot hold such a module, since its `modules_to_save` are plain modules.
 
     Raises:
         ValueError: an adapter is inside a module that `head` names, or is one.

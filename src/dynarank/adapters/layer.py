@@ -1,13 +1,14 @@
-"""The adapter layer of dynamic rank distribution (Mao et al., ACL 2024).
+"""The adapter layer of dynamic rank distribution (Mao et al., ACL 2024). Start reading here.
 
-It is not the layer of weight-decomposed DoRA. Legend: r' components that a layer starts with, d_in
-and d_out the sizes of the linear map that it adapts, s = alpha / r'.
+It is not the layer of weight-decomposed DoRA (PEFT's `use_dora`). Legend: r' the number of
+components that a layer starts with, d_in and d_out the sizes of the linear map that it adapts,
+s = alpha / r' the scale.
 
     y = W0 x + s B (c * (A dropout(x)))        A (r', d_in), B (d_out, r'), c (r')          (Eq. 6)
 
-Component i is the rank-one matrix c_i B[:, i] A[i, :]. It is pruned by c_i := 0. Once the ranks are
-frozen, `mask[i]` is False: from then on the component is exactly zero in every forward pass and
-receives no gradient.
+Component i is the rank-one matrix c_i B[:, i] A[i, :]. Setting c_i to 0 prunes it. Until the ranks
+are frozen, c_i may grow again. At the freeze, `mask[i]` of a pruned component becomes False: from
+then on the component is exactly zero in every forward pass and receives no gradient.
 """
 
 from __future__ import annotations
@@ -29,20 +30,36 @@ __all__ = ["DoRALinear", "is_linear", "linear_shape", "stores_transposed"]
 
 
 class DoRALinear(nn.Module):
-    """A frozen linear map plus r' prunable rank-one components (Eq. 6).
+    """A frozen linear map plus r' prunable rank-one components (Eq. 6 of Mao et al., ACL 2024).
 
-    It starts equal to the map alone. Shapes: x (..., d_in) -> (..., d_out), in the base map's
-    dtype. A and B start Kaiming-uniform, as in the authors' code. A, B and c are float32 under any
+    Shapes: x (..., d_in) -> y (..., d_out), in the base map's dtype. A new layer computes the same
+    as its base map, because every component starts at zero.
+
+    The parameters `lora_A` (r', d_in), `lora_B` (d_out, r') and `lora_c` (r') are float32 under any
     precision of the base map, and stay so under `.to`, `.half` and `.bfloat16`: in bfloat16, c
-    would not move at usual learning rates.
+    would not move at usual learning rates. The base map's parameters are frozen. The buffer `mask`
+    (r'), bool, is False for the components that are pruned for good.
 
     Args:
-        start: `paper` (A and B Kaiming-uniform, c = 0), or `lora` (A as LoRA's, B = 0, c = 1),
-            which also starts equal to the map alone, and whose B learns from the first step.
+        base: the linear map W0: an `nn.Linear`, transformers' `Conv1D`, or a quantized one.
+        r: the number r' of components that the layer starts with, at least 1.
+        alpha: the scale's numerator: s = alpha / r'. s stays as it is when components go.
+        dropout: the probability that an element of the adapter's input is dropped, in [0, 1).
+        start: `paper` (A and B Kaiming-uniform as in the authors' code, c = 0), or `lora` (A as in
+            LoRA, B = 0, c = 1). Under `lora`, B learns from the first step.
 
     Raises:
         TypeError: `base` is not a linear map.
         ValueError: `r` < 1, `alpha` <= 0, `dropout` outside [0, 1), or an unknown `start`.
+
+    Example:
+        >>> import torch
+        >>> from dynarank import DoRALinear
+        >>> layer = DoRALinear(torch.nn.Linear(8, 4), r=3, alpha=6)
+        >>> layer(torch.zeros(2, 8)).shape
+        torch.Size([2, 4])
+        >>> layer.scaling
+        2.0
     """
 
     mask: Tensor
@@ -60,7 +77,8 @@ class DoRALinear(nn.Module):
         check_settings(r=r, alpha=alpha, dropout=dropout, start=start)
         self.r = r
         self.alpha = alpha
-        self.scaling = alpha / r  # it stays when components go
+        # Divided here and not in `forward`: cutting changes `r`, and must not change the outputs.
+        self.scaling = alpha / r
         self.progress: AllocationProgress | None = None
         self.base = base.requires_grad_(False)
         self.dropout = nn.Dropout(dropout)
@@ -79,10 +97,12 @@ class DoRALinear(nn.Module):
         self._initialize(start)
 
     def _initialize(self, start: str) -> None:
-        nn.init.kaiming_uniform_(self.lora_A, a=0 if start == "paper" else math.sqrt(5))
         if start == "paper":
+            # c is zero already, so that the update is zero although A and B are random.
+            nn.init.kaiming_uniform_(self.lora_A)
             nn.init.kaiming_uniform_(self.lora_B)
         else:
+            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # LoRA's own value
             nn.init.zeros_(self.lora_B)
             nn.init.ones_(self.lora_c)
 
@@ -100,15 +120,19 @@ class DoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.r == 0:
             return cast(Tensor, self.base(x))  # no kernels for what has no elements
-        if fast_path.fits(self, x):
-            return fast_path.forward(self, x, self.mask if self.has_pruned() else None)
-        return self.plain_forward(x)
+        if not fast_path.fits(self, x):
+            return self.plain_forward(x)
+        # A mask that excludes nothing would only cost kernels.
+        mask = self.mask if self.has_pruned() else None
+        return fast_path.forward(self, x, mask)
 
     def plain_forward(self, x: Tensor) -> Tensor:
         """Return Eq. 6 in plain operations, differentiable by autograd alone: the reference."""
-        y = self.base(x)
-        h = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A)
-        update = F.linear(h * (self.scaling * self.coefficients()), self.lora_B)
+        y = self.base(x)  # (..., d_out)
+        dropped = self.dropout(x.to(self.lora_A.dtype))
+        h = F.linear(dropped, self.lora_A)  # (..., r')
+        scaled_c = self.scaling * self.coefficients()  # (r')
+        update = F.linear(h * scaled_c, self.lora_B)  # (..., d_out)
         return (y + update).to(y.dtype)  # the sum is rounded once
 
     def has_pruned(self) -> bool:
@@ -116,9 +140,13 @@ class DoRALinear(nn.Module):
         mask = self.mask
         if mask.is_inference() or mask.is_meta:  # these have no version, or no content
             return True
-        if mask is not self._mask_read or mask._version != self._mask_version:  # it counts changes
-            self._mask_read, self._mask_version = mask, mask._version
-            self._mask_has_pruned = not bool(mask.all())  # this waits for the device
+        # torch counts the changes in place of a tensor as its `_version`.
+        is_known = mask is self._mask_read and mask._version == self._mask_version
+        if not is_known:
+            self._mask_read = mask
+            self._mask_version = mask._version
+            # This waits for the device, which a forward pass should not do each time.
+            self._mask_has_pruned = not bool(mask.all())
         return self._mask_has_pruned
 
     def delta_weight(self) -> Tensor:
@@ -126,15 +154,18 @@ class DoRALinear(nn.Module):
 
         It is for merging and for tests: a forward pass never forms it.
         """
-        return (self.lora_B * (self.scaling * self.coefficients())) @ self.lora_A
+        scaled_c = self.scaling * self.coefficients()
+        return (self.lora_B * scaled_c) @ self.lora_A
 
     def active(self) -> Tensor:
         """Return which components are not zero, (r') bool. Their number is the layer's rank."""
         return self.mask & (self.lora_c != 0)
 
+    # `.to`, `.half`, `.cuda` and the like all pass through this hook of nn.Module.
     def _apply(self, fn: Move, recurse: bool = True) -> DoRALinear:
         if recurse:
             self.base._apply(fn)  # the frozen base may become narrow
+        # A, B and c alone: the base was moved above.
         super()._apply(never_narrow(fn), recurse=False)
         return self
 

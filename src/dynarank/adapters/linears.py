@@ -22,18 +22,23 @@ def is_foreign_linear(module: nn.Module) -> bool:
     module with parts of its own is none: it is a wrapper, such as an adapter.
     """
     # By the name of the class: those libraries need not be installed.
-    if isinstance(module, nn.Linear) or "linear" not in type(module).__name__.lower():
+    class_name = type(module).__name__.lower()
+    if isinstance(module, nn.Linear) or "linear" not in class_name:
         return False
-    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    return all(isinstance(size, int) for size in sizes) and not any(True for _ in module.children())
+    d_in = getattr(module, "in_features", None)
+    d_out = getattr(module, "out_features", None)
+    if not isinstance(d_in, int) or not isinstance(d_out, int):
+        return False
+    has_parts = next(module.children(), None) is not None
+    return not has_parts
 
 
 def keep_differentiable(model: nn.Module) -> None:
     """Keep bitsandbytes' 4-bit linear maps in the layout that gradients pass through.
 
-    At the first call in evaluation on a CPU with AVX512-BF16, bitsandbytes packs such a weight
-    anew for a kernel without a derivative, and leaves it so when training goes on. No gradient
-    passes such a layer from then on, and those of the adapters before it lack what came that way.
+    At the first call in evaluation on a CPU with AVX512-BF16, bitsandbytes repacks such a weight
+    for a kernel that has no derivative, and does not undo this when training goes on. From then on
+    no gradient passes through the layer, so that the gradients of the adapters before it are wrong.
     Packing also rounds the weight's scales to bfloat16.
     """
     for module in model.modules():
@@ -57,17 +62,18 @@ def stores_transposed(base: nn.Module) -> bool:
 
 
 def weight_holders(model: nn.Module) -> dict[int, list[str]]:
-    """Return the full names of the places whose module holds each parameter itself, by its id().
+    """Return the full names of the modules that hold each parameter directly, by the id() of it.
 
-    A parameter of several places is shared, as a tied `lm_head` shares the embeddings' weight: what
-    is added to it changes all of them. A module that two others hold has two places. Of a module
-    that is itself in two places, what it holds is counted once.
+    A parameter of several modules is shared, as a tied `lm_head` shares the embeddings' weight:
+    what is added to it changes all of them. A module that two others hold has two names. What such
+    a module holds is counted once.
     """
     places: list[tuple[str, nn.Module]] = [("", model)]
     for name, parent in model.named_modules():  # each object once
+        prefix = f"{name}." if name else ""
         for child, module in parent._modules.items():
             if module is not None:
-                places.append((f"{name}.{child}" if name else child, module))
+                places.append((prefix + child, module))
     holders: dict[int, list[str]] = {}
     for name, module in places:
         for parameter in dict.fromkeys(module._parameters.values()):

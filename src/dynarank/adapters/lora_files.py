@@ -58,7 +58,13 @@ class LoraFiles:
 
 
 def read_lora(folder: Path) -> LoraFiles:
-    """Read a PEFT LoRA adapter.
+    """Read a PEFT LoRA adapter's folder.
+
+    Args:
+        folder: it holds adapter_config.json and adapter_model.safetensors.
+
+    Returns:
+        the factors with the scale folded in, and all that is needed to write an adapter like it.
 
     Raises:
         UserError: the folder holds none, or one of a kind whose ranks cannot be changed: DoRA's
@@ -68,38 +74,49 @@ def read_lora(folder: Path) -> LoraFiles:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_json(folder / CONFIG)
-    _check_kind(folder / CONFIG, config)
+    config_path, weights_path = folder / CONFIG, folder / WEIGHTS
+    config = read_json(config_path)
+    _check_kind(config_path, config)
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(weights_path)
     except FileNotFoundError:
-        raise UserError(f"{folder / WEIGHTS}: there is no such file") from None
+        raise UserError(f"{weights_path}: there is no such file") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS}: cannot be read ({error})") from None
-    names = [key.removesuffix(_A) for key in tensors if key.endswith(_A)]
+        raise UserError(f"{weights_path}: cannot be read ({error})") from None
+    prefixes = [key.removesuffix(_A) for key in tensors if key.endswith(_A)]
     factors: dict[str, Factors] = {}
     dtype = torch.float32
-    for prefix in names:
-        lora_A = tensors.pop(prefix + _A)
-        lora_B = tensors.pop(prefix + _B, None)
-        if lora_B is None:
-            raise UserError(f"{folder / WEIGHTS}: {prefix} has lora_A and no lora_B")
-        if lora_A.ndim != 2 or lora_B.ndim != 2 or len(lora_A) != lora_B.shape[1]:
-            raise UserError(
-                f"{folder / WEIGHTS}: {prefix} has lora_A {tuple(lora_A.shape)} and lora_B "
-                f"{tuple(lora_B.shape)}: only linear layers are read"
-            )
+    for prefix in prefixes:
+        lora_A, lora_B = _take_factors(weights_path, tensors, prefix)
         dtype = lora_A.dtype
         name = prefix.removeprefix(_MODEL)
-        scale = _scale(folder / CONFIG, config, name, rank=len(lora_A))
+        scale = _scale(config_path, config, name, rank=len(lora_A))
         factors[name] = (lora_A.float(), lora_B.float() * scale)
     if not factors:
-        raise UserError(f"{folder / WEIGHTS}: holds no lora_A: there is nothing to read")
+        raise UserError(f"{weights_path}: holds no lora_A: there is nothing to read")
     # The factors of linear layers were taken out above.
     odd = next((key for key in tensors if ".lora_" in key), None)
     if odd is not None:
-        raise UserError(f"{folder / WEIGHTS}: {odd}: only linear layers are read")
+        raise UserError(f"{weights_path}: {odd}: only linear layers are read")
     return LoraFiles(folder=folder, config=config, factors=factors, others=tensors, dtype=dtype)
+
+
+def _take_factors(path: Path, tensors: dict[str, Tensor], prefix: str) -> Factors:
+    """Take A (k, d_in) and B (d_out, k) of one layer out of a file's tensors, as they are stored.
+
+    Raises:
+        UserError: B is missing, or the two are no factors of a linear layer.
+    """
+    lora_A = tensors.pop(prefix + _A)
+    lora_B = tensors.pop(prefix + _B, None)
+    if lora_B is None:
+        raise UserError(f"{path}: {prefix} has lora_A and no lora_B")
+    if lora_A.ndim != 2 or lora_B.ndim != 2 or len(lora_A) != lora_B.shape[1]:
+        raise UserError(
+            f"{path}: {prefix} has lora_A {tuple(lora_A.shape)} and lora_B "
+            f"{tuple(lora_B.shape)}: only linear layers are read"
+        )
+    return lora_A, lora_B
 
 
 def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
@@ -137,11 +154,13 @@ def _scale(path: Path, config: Mapping[str, Any], name: str, rank: int) -> float
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise UserError(f"{path}: lora_alpha = {alpha!r}: must be a number")
     rank = max(rank, 1)  # a layer of rank 0 has no component to scale
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+    if config.get("use_rslora"):
+        return float(alpha) / rank**0.5
+    return float(alpha) / rank
 
 
 def _fits(path: Path, pattern: str, name: str) -> bool:
-    """Whether PEFT would take `pattern` for a module: an expression for the end of its name."""
+    """Return whether PEFT applies `pattern`, an expression for the end of a name, to a module."""
     quantifiers = len(_QUANTIFIER.findall(pattern))
     if _QUANTIFIED_GROUP.search(pattern) or quantifiers > _MOST_QUANTIFIERS:
         raise UserError(f"{path}: the pattern {pattern[:80]!r} could take for ever to match")
@@ -161,6 +180,9 @@ def write_lora(
     the run) is copied.
 
     Args:
+        source: the adapter whose settings, dtype and other tensors are kept.
+        factors: A (k, d_in) and B (d_out, k) by module name; k may differ, and be 0.
+        folder: where the adapter is written; it is made.
         form: how the ranks are stored, and so who reads it: see `reader_forms`.
 
     Raises:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dynarank.rounding import divide_up
+
 # Blocks of 2**14 took two to three times as long.
 BLOCK = 3 * 2**16
 """Elements of a block for each thread, at most: 768 KiB in float32, which stay in the cache."""
@@ -32,28 +34,44 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def thin_product(lora_A: Tensor, x: Tensor, keep: Tensor | None) -> Tensor:
-    """Return h^T = A (m * x)^T, (r, N), in A's dtype, which is not narrower than x's."""
-    if keep is None or not _is_for_blocks(x):
-        return lora_A.mm(cast(x if keep is None else x * keep, lora_A.dtype).T)
+    """Return h^T = A (m * x)^T, (r, N), in A's dtype, which is not narrower than x's.
+
+    `keep` is m; None stands for ones.
+    """
+    if keep is None:
+        return lora_A.mm(cast(x, lora_A.dtype).T)
+    if not _is_for_blocks(x):
+        return lora_A.mm(cast(x * keep, lora_A.dtype).T)
     h_t = lora_A.new_empty(len(lora_A), len(x))
-    for rows, dropped in _blocks(keep, lora_A.dtype):
-        torch.mm(lora_A, dropped.mul_(x[rows]).T, out=h_t[:, rows])
+    for rows, mask in _blocks(keep, lora_A.dtype):
+        dropped = mask.mul_(x[rows])  # in the block's memory: nothing new is allocated
+        torch.mm(lora_A, dropped.T, out=h_t[:, rows])
     return h_t
 
 
 def factor_gradient(t_t: Tensor, x: Tensor, keep: Tensor | None) -> Tensor:
-    """Return dA = t^T (m * x), (r, d_in), in t's dtype, which is not narrower than x's."""
-    if keep is None or not _is_for_blocks(x):
-        return t_t.mm(cast(x if keep is None else x * keep, t_t.dtype))
+    """Return dA = t^T (m * x), (r, d_in), in t's dtype, which is not narrower than x's.
+
+    `keep` is m; None stands for ones.
+    """
+    if keep is None:
+        return t_t.mm(cast(x, t_t.dtype))
+    if not _is_for_blocks(x):
+        return t_t.mm(cast(x * keep, t_t.dtype))
     dA = t_t.new_empty(len(t_t), x.shape[1])
-    for rows, dropped in _blocks(keep, t_t.dtype):
-        # With beta = 0, what stands in dA is not read.
-        dA.addmm_(t_t[:, rows], dropped.mul_(x[rows]), beta=1 if rows.start else 0)
+    for rows, mask in _blocks(keep, t_t.dtype):
+        dropped = mask.mul_(x[rows])
+        # The first block is not added to dA, whose memory holds anything: beta = 0 ignores it.
+        is_first = rows.start == 0
+        dA.addmm_(t_t[:, rows], dropped, beta=0 if is_first else 1)
     return dA
 
 
 def add_input_gradient(dx: Tensor, t_t: Tensor, lora_A: Tensor, keep: Tensor | None) -> Tensor:
-    """Return dx + m * (t A), (N, d_in). `dx` is overwritten."""
+    """Return dx + m * (t A), (N, d_in), in the memory of `dx`.
+
+    `keep` is m; None stands for ones.
+    """
     if keep is None:
         return dx.addmm_(t_t.T, lora_A)
     if not _is_for_blocks(dx):
@@ -71,13 +89,13 @@ def _is_for_blocks(x: Tensor) -> bool:
 
 def _block_rows(keep: Tensor) -> int:
     """Return the rows of a block. All are of one size, since a small one takes as long."""
-    # Both divisions round up, which // alone does not.
-    count = -(-keep.numel() // (BLOCK * torch.get_num_threads()))
-    return -(-len(keep) // count)
+    most_elements = BLOCK * torch.get_num_threads()
+    blocks = divide_up(keep.numel(), most_elements)
+    return divide_up(len(keep), blocks)
 
 
 def _blocks(keep: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Yield which rows a block has, and their mask as numbers, which may be overwritten."""
+    """Yield the rows of each block, and their mask in `dtype`, which may be overwritten."""
     step = _block_rows(keep)
     memory = _memory("mask", keep, dtype)
     for start in range(0, len(keep), step):
@@ -88,9 +106,11 @@ def _blocks(keep: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
 def _memory(use: str, keep: Tensor, dtype: torch.dtype) -> Tensor:
     """Return this thread's memory for a block of the mask's rows, with anything in it."""
     rows, width = _block_rows(keep), keep.shape[1]
-    if type(keep) is not Tensor:  # without content, to measure memory by
+    # torch's tensors without content, which `runs/memory.py` measures memory by.
+    if type(keep) is not Tensor:
         return keep.new_empty(rows, width, dtype=dtype)
-    key, size = f"{use} {dtype}", rows * width
+    key = f"{use} {dtype}"
+    size = rows * width
     # The attributes of a `threading.local` are this thread's alone.
     memory: dict[str, Tensor] = vars(_local)
     # It only grows: a smaller layer takes the first part of a larger one's memory.

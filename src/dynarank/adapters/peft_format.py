@@ -32,11 +32,13 @@ def write_peft_adapter(
 ) -> dict[str, int]:
     """Write the model's adapters as a plain PEFT LoRA adapter; return the ranks by module name.
 
-    peft alone loads it to the same outputs. c and s are folded into B, pruned components are
-    dropped, and layers of rank 0 are left out. Weights are float32. `reader_forms` says how the
-    ranks are stored, and who reads which form.
+    peft alone loads it, and the outputs are the same. c and s are folded into B, pruned components
+    are dropped, and layers of rank 0 are left out. Weights are float32. `reader_forms` says how
+    the ranks are stored, and who reads which form.
 
     Args:
+        model: a model with adapters of `inject`.
+        folder: where the adapter is written; it is made.
         base: what PEFT loads the base model from (a hub id or a folder), stored in the adapter.
         task_type: PEFT's name of the task ("SEQ_CLS", ...).
         head: modules trained in full, stored as `modules_to_save`.
@@ -49,6 +51,21 @@ def write_peft_adapter(
         ValueError: an allocator has these layers, and has not frozen their ranks; every layer has
             rank 0, which PEFT cannot represent; an adapter is inside the head; a trained value is
             not finite; or there is no such form.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from torch import nn
+        >>> from dynarank import inject, write_peft_adapter
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8)})
+        >>> layers = inject(model, targets=["query"], r=3, start="lora")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ranks = write_peft_adapter(model, folder, base="org/base-model")
+        ...     files = sorted(path.name for path in Path(folder).iterdir())
+        >>> ranks
+        {'query': 3}
+        >>> [name for name in files if name != "README.md"]
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     layers = adapter_layers(model)
     if not over_budget:
@@ -79,7 +96,13 @@ def write_factors(
 
     Args:
         factors: A (k, d_in) and B (d_out, k) by module name; k may differ, and be 0.
+        model: where the head, and the names of all modules, are read.
+        folder: as in `write_peft_adapter`, like `base`, `task_type`, `head` and `form`.
+        base: stored in the adapter.
+        task_type: PEFT's name of the task.
+        head: modules trained in full.
         transposed: whether the base weights are (d_in, d_out), as in `Conv1D`.
+        form: how the ranks are stored.
 
     Raises:
         ValueError: as `write_peft_adapter`.
@@ -90,7 +113,7 @@ def write_factors(
     check_plain_head(model, head)
     form = resolve_form(form, task_type)
     ranks = {name: len(lora_A) for name, (lora_A, _) in factors.items()}
-    kept = {name: parts for name, parts in factors.items() if ranks[name]}
+    kept = {name: pair for name, pair in factors.items() if ranks[name]}
     if not kept:
         raise ValueError(
             "every layer has rank 0: there is no adapter to write, only the base model and its head"

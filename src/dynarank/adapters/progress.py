@@ -44,14 +44,17 @@ def check_at_budget(layers: Iterable[HasProgress]) -> None:
     Such a model holds more components than its budget allows. Layers that no allocator has ever had
     are of a fixed rank, and are accepted.
     """
-    held: dict[int, int] = {}
+    # By identity: the layers of one allocator share one progress.
     allocations: dict[int, AllocationProgress] = {}
+    held: dict[int, int] = {}
     for layer in layers:
         progress = layer.progress
-        if progress is not None:
-            _check_frozen(progress)
-            allocations[id(progress)] = progress
-            held[id(progress)] = held.get(id(progress), 0) + int(layer.active().sum())
+        if progress is None:
+            continue
+        _check_frozen(progress)
+        key = id(progress)
+        allocations[key] = progress
+        held[key] = held.get(key, 0) + int(layer.active().sum())
     for key, progress in allocations.items():
         _check_kept(progress, held[key])
 
@@ -63,7 +66,7 @@ def _check_kept(progress: AllocationProgress, held: int) -> None:
         raise ValueError(
             f"the model holds {held} components, and its ranks were frozen with {progress.kept}: "
             "weights from before the freeze were loaded. Load those of the run's end, or of a "
-            "checkpoint from behind the freeze. To write a model that is over its budget, pass "
+            "checkpoint from after the freeze. To write a model that is over its budget, pass "
             "over_budget=True"
         )
 

@@ -100,14 +100,22 @@ def names_to_exclude(kept: Iterable[str], modules: Iterable[str]) -> list[str] |
     PEFT takes each name for the end of others, too, and would give those an adapter of zeros.
 
     Args:
-        modules: the full names of other modules.
+        kept: the full names of the layers that the adapter has.
+        modules: the full names of all modules that are known.
     """
-    names = set(kept)
-    ends = tuple("." + name for name in names)
-    others = [name for name in modules if name not in names and name.endswith(ends)]
-    # An excluded name is the end of others likewise, and may be that of a kept one.
-    safe = [other for other in others if not any(name.endswith("." + other) for name in names)]
-    return sorted(safe) or None
+    kept_names = set(kept)
+    ends = tuple("." + name for name in kept_names)
+    excluded = []
+    for module in modules:
+        adapted_by_mistake = module not in kept_names and module.endswith(ends)
+        # An excluded name is the end of others likewise, and may be that of a kept one.
+        if adapted_by_mistake and not _ends_one_of(kept_names, module):
+            excluded.append(module)
+    return sorted(excluded) or None
+
+
+def _ends_one_of(names: Iterable[str], module: str) -> bool:
+    return any(name.endswith("." + module) for name in names)
 
 
 def without_zeros(factors: Mapping[str, Factors]) -> dict[str, Factors]:

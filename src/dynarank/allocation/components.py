@@ -88,7 +88,8 @@ def component_parameters(layer: Components) -> int:
 
 def component_costs(layers: Sequence[Components], device: torch.device) -> Tensor:
     """Return what each component of some layers costs in parameters, (n) in layer order."""
-    costs = []
+    costs: list[float] = []
     for layer in layers:
-        costs.extend([float(component_parameters(layer))] * layer.r)
+        cost = float(component_parameters(layer))
+        costs += [cost] * layer.r
     return torch.tensor(costs, device=device)

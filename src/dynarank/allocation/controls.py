@@ -80,6 +80,8 @@ def scores_for_ranks(
                 f"components: give budget.init={max(ranks)} or more"
             )
         cost = 1 if costs is None else costs[position]
-        # A draw is below 1, so that 1 more puts a component before all that go.
-        scores += [cost * (draw.random() + (1 if index < rank else 0)) for index in range(size)]
+        for index in range(size):
+            # A draw is below 1, so that 1 more puts a component before all that go.
+            head_start = 1 if index < rank else 0
+            scores.append(cost * (draw.random() + head_start))
     return torch.tensor(scores, dtype=torch.float32)

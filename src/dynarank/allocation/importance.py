@@ -1,7 +1,10 @@
 """Importance of rank-one components (Eq. 7) and its smoothing (Eq. 8), from the factors alone.
 
-Legend: r components of a layer, A (r, d_in), B (d_out, r), c (r). Leading dimensions batch layers
-of one shape.
+`importance` is the formula. `layer_importance` computes it for all layers of a model with few
+kernels, and is what the allocator calls.
+
+Legend: r components of a layer, A (r, d_in) with rows a_i, B (d_out, r) with columns b_i, c (r).
+Leading dimensions batch layers of one shape.
 """
 
 from __future__ import annotations
@@ -24,23 +27,42 @@ def importance(lora_A: Tensor, lora_B: Tensor, c: Tensor, eps: float = EPS) -> T
 
         s_i = ||c_i b_i a_i^T||_F / (||sum_j c_j b_j a_j^T||_F + eps)
 
-    A rank-one matrix's norm is |c_i| ||a_i|| ||b_i||, and the sum's squared norm is
-    c^T (A A^T * B^T B) c. So no (d_out, d_in) matrix is formed, and the cost is
-    O(r^2 (d_in + d_out)) a layer. The Gram matrices A A^T and B^T B are in float32 on CPUs; layers
-    whose components nearly cancel are computed again in float64. On accelerators, where asking for
-    such layers would wait for the device, they are in float64 throughout, if the device has it. The
-    layer's scale s divides out, but for eps. All c = 0 gives zeros. Factors that are not finite
-    give scores that are not finite: the caller decides what to do.
+    No (d_out, d_in) matrix is formed: a rank-one matrix's norm is |c_i| ||a_i|| ||b_i||, and the
+    sum's squared norm is c^T (A A^T * B^T B) c, where * is elementwise. So the cost is
+    O(r^2 (d_in + d_out)) a layer.
+
+    On CPUs, the Gram matrices A A^T and B^T B are in float32, and layers whose components nearly
+    cancel are computed again in float64. On accelerators, where asking for such layers would wait
+    for the device, they are in float64 throughout, if the device has it.
+
+    Args:
+        lora_A: A, (..., r, d_in).
+        lora_B: B, (..., d_out, r).
+        c: the coefficients, (..., r). All zero gives scores of zero.
+        eps: keeps the divisor above zero. The layer's scale s, which is left out here, divides out
+            but for it.
+
+    Returns:
+        the scores s. Factors that are not finite give scores that are not finite: the caller
+        decides what to do.
+
+    Example:
+        >>> import torch
+        >>> from dynarank import importance
+        >>> A, B, c = torch.eye(2, 8), torch.eye(8, 2), torch.tensor([3.0, 4.0])
+        >>> importance(A, B, c)  # of components at right angles, 3/5 and 4/5
+        tensor([0.6000, 0.8000])
     """
     gram_a, gram_b = _grams(lora_A, lora_B)
     components, squared = _squared_norms(gram_a * gram_b, c)
     if _may_cancel(c.device, lora_A, lora_B):
         doubtful = squared < _CANCELLED * components.sum(-1)  # (...)
         if bool(doubtful.any()):
-            again = _grams(lora_A[doubtful].double(), lora_B[doubtful].double())
-            norms = _squared_norms(again[0] * again[1], c[doubtful])
+            wide_a, wide_b = _grams(lora_A[doubtful].double(), lora_B[doubtful].double())
+            wide_components, wide_squared = _squared_norms(wide_a * wide_b, c[doubtful])
             # `components` is a view of the products, whose sum is taken already.
-            components[doubtful], squared[doubtful] = norms
+            components[doubtful] = wide_components
+            squared[doubtful] = wide_squared
     return _shares(components, squared, eps)
 
 
@@ -59,13 +81,12 @@ def _may_cancel(device: torch.device, lora_A: Tensor, lora_B: Tensor) -> bool:
 def _grams(lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
     """Return A A^T and B^T B, (..., r, r) each, in float64 where the device has it."""
     device = lora_A.device
-    # mps has no float64.
-    narrow = device.type == "mps" or _may_cancel(device, lora_A, lora_B)
-    dtype = torch.float32 if narrow else torch.float64
+    widest = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    # Where cancelling layers are looked for, float32 is enough for all the others.
+    dtype = torch.float32 if _may_cancel(device, lora_A, lora_B) else widest
     A, B = lora_A.to(dtype), lora_B.to(dtype)
-    wide = torch.float32 if device.type == "mps" else torch.float64
     # What follows is (r, r) alone, where float64 costs next to nothing.
-    return (A @ A.mT).to(wide), (B.mT @ B).to(wide)
+    return (A @ A.mT).to(widest), (B.mT @ B).to(widest)
 
 
 def _squared_norms(gram: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,6 +105,12 @@ def layer_importance(layers: Layers) -> list[Tensor]:
     The Gram matrices of layers of one shape are formed together, as many as may be stacked at once;
     what follows is done for all layers of one r' together. So small layers take few kernels, and
     large ones little memory.
+
+    Args:
+        layers: in model order.
+
+    Raises:
+        ValueError: there are no layers.
     """
     members = as_list(layers)
     scores: dict[int, Tensor] = {}
@@ -93,15 +120,21 @@ def layer_importance(layers: Layers) -> list[Tensor]:
 
 
 def _group_importance(members: list[Components], group: list[int]) -> dict[int, Tensor]:
-    """Return the scores by position of layers of one r' on one device."""
-    order: list[int] = []
+    """Return the scores of some layers of one r' on one device, by the layer's position.
+
+    Args:
+        members: all layers of the model.
+        group: the positions of these layers.
+    """
+    order: list[int] = []  # the positions, in the order in which the Gram matrices are formed
     grams_a: list[Tensor] = []
     grams_b: list[Tensor] = []
-    shapes = [(members[index].in_features, members[index].out_features) for index in group]
-    for same in group_indices(shapes):
-        example = members[group[same[0]]]
-        for some in chunks(same, example.lora_A.numel() + example.lora_B.numel()):
-            positions = [group[index] for index in some]
+    shapes = [(members[position].in_features, members[position].out_features) for position in group]
+    for same_shape in group_indices(shapes):
+        example = members[group[same_shape[0]]]
+        elements = example.lora_A.numel() + example.lora_B.numel()
+        for indices in chunks(same_shape, elements):
+            positions = [group[index] for index in indices]
             gram_a, gram_b = _grams(
                 stack([members[position].lora_A for position in positions]),
                 stack([members[position].lora_B for position in positions]),
@@ -109,8 +142,9 @@ def _group_importance(members: list[Components], group: list[int]) -> dict[int, 
             order += positions
             grams_a.append(gram_a)
             grams_b.append(gram_b)
+    gram = torch.cat(grams_a) * torch.cat(grams_b)  # (layers, r', r')
     c = _coefficients([members[position] for position in order])
-    components, squared = _squared_norms(torch.cat(grams_a) * torch.cat(grams_b), c)
+    components, squared = _squared_norms(gram, c)
     first = members[order[0]]
     if _may_cancel(c.device, first.lora_A, first.lora_B):
         doubtful = squared < _CANCELLED * components.sum(-1)  # (layers)
@@ -140,10 +174,26 @@ def layer_norms(layers: Layers) -> list[Tensor]:
     norms = []
     for layer in as_list(layers):
         scaled_c = layer.scaling * coefficients(layer).abs()
-        norms.append((scaled_c * layer.lora_A.norm(dim=1) * layer.lora_B.norm(dim=0)).float())
+        norms_of_a = layer.lora_A.norm(dim=1)
+        norms_of_b = layer.lora_B.norm(dim=0)
+        norms.append((scaled_c * norms_of_a * norms_of_b).float())
     return norms
 
 
 def smooth(previous: Tensor, scores: Tensor, beta: float) -> Tensor:
-    """Return the moving average e(t) = beta e(t-1) + (1 - beta) s (Eq. 8); any shape."""
+    """Return the moving average e(t) = beta e(t-1) + (1 - beta) s (Eq. 8).
+
+    Args:
+        previous: e(t-1), of any shape. The first one is zero, which makes all averages smaller by
+            one common factor, and so changes no order.
+        scores: s of this step, in the same shape.
+        beta: what stays of the old average, in [0, 1).
+
+    Example:
+        >>> import torch
+        >>> from dynarank import smooth
+        >>> smooth(torch.zeros(2), torch.tensor([1.0, 2.0]), beta=0.75)
+        tensor([0.2500, 0.5000])
+    """
+    # One kernel, where the formula as it is written takes three.
     return torch.lerp(previous, scores, 1 - beta)

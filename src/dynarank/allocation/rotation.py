@@ -66,9 +66,15 @@ def rotation(A: Tensor, B: Tensor, s: float) -> Rotation:
     """Return the rotation of a layer's components onto the singular vectors of s B A.
 
     It is computed in float64 on the CPU, once a run.
+
+    Args:
+        A: (r, d_in).
+        B: (d_out, r).
+        s: the layer's scale.
     """
+    # The letters are those of the file's legend.
     T_A = torch.linalg.qr(A.cpu().double().T).R  # (min(r, d_in), r)
-    T_B = torch.linalg.qr(B.cpu().double()).R
+    T_B = torch.linalg.qr(B.cpu().double()).R  # (min(r, d_out), r)
     U, S, Vh = torch.linalg.svd(s * T_B @ T_A.T, full_matrices=False)
     r = len(A)
     squares = torch.zeros(r, dtype=torch.float64)

@@ -1,9 +1,9 @@
 """The budget schedule (Eq. 9) as a pure function of the optimizer step. No torch.
 
 Legend: t optimizer steps taken, T all optimizer steps of the run, b(t) the mean number of
-components a layer may keep, b0 = b(0) and bT = b(T), t_i = floor(warmup T), t_f = floor(final T),
-p the share of the window from t_i to T - t_f that is over, L layers, K(t) = L b(t) components of
-the model.
+components a layer may keep after step t, b0 = b(0) and bT = b(T), t_i = floor(warmup T) the step
+from which b falls, t_f = floor(final T) the steps after the last pruning, p in [0, 1] the share of
+the steps from t_i to T - t_f that are over, L layers, K(t) = L b(t) components of the model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def budget_schedule(
     final: float,
     shape: str = "cubic",
 ) -> float:
-    """Return b(t) of Eq. 9, in the form that reaches bT.
+    """Return b(t) of Eq. 9, in components a layer, in the form that reaches bT.
 
     As the paper prints it, it does not reach bT; in the authors' code it does.
 
@@ -46,23 +46,59 @@ def budget_schedule(
         b = b0 - (b0 - bT) p^3      until T - t_f, with p = (t - t_i) / (T - t_f - t_i)
         b = bT                      from then on
 
-    Other shapes than `cubic` replace p^3; `step` falls from b0 to bT at T - t_f.
+    Args:
+        t: optimizer steps taken.
+        init: b0, components a layer starts with.
+        target: bT, mean number of components that a layer keeps.
+        total: T, the optimizer steps of the run.
+        warmup: share of the steps before b falls, in [0, 1).
+        final: share of the steps after the last pruning, in [0, 1).
+        shape: one of `SHAPES`; others than `cubic` replace p^3. `step` falls from b0 to bT at
+            T - t_f.
+
+    Example:
+        >>> from dynarank import budget_schedule
+        >>> settings = dict(init=6, target=4, total=1000, warmup=0.1, final=0.5)
+        >>> [budget_schedule(t, **settings) for t in (0, 100, 300, 500, 1000)]
+        [6, 6, 5.75, 4, 4]
     """
-    start, freeze = _share(warmup, total), total - _share(final, total)
+    start = _share(warmup, total)
+    freeze = total - _share(final, total)
     if t >= freeze:
         return target
     if t <= start:
         return init
-    return target + (init - target) * SHAPES[shape]((t - start) / (freeze - start))
+    p = (t - start) / (freeze - start)
+    return target + (init - target) * SHAPES[shape](p)
 
 
 @dataclass(frozen=True)
 class BudgetSchedule:
-    """When to prune, to how many components, and when to freeze.
+    """When to prune, to how many components, and when to freeze (Eq. 9).
+
+    All steps are optimizer steps, not batches: with gradient accumulation there are fewer.
+
+    Args:
+        init: components a layer starts with; the `r` that `inject` was given.
+        target: mean number of components that a layer keeps at the end. A layer may keep more, or
+            none. A fraction is allowed: under 0.25 one layer in four keeps a component.
+        total: the optimizer steps of the whole run.
+        warmup: share of the steps before the first pruning, in [0, 1).
+        final: share of the steps after the last pruning, with the ranks frozen, in [0, 1).
+        interval: optimizer steps from one pruning to the next.
+        shape: how the budget falls, one of `SHAPES`: `cubic` is the paper's, slow first.
 
     Raises:
         ValueError: total < 1, target < 0, init < target, interval < 1, warmup and final outside
             [0, 1) or with no room between them, or an unknown shape.
+
+    Example:
+        >>> from dynarank import BudgetSchedule
+        >>> schedule = BudgetSchedule(init=6, target=4, total=1000)
+        >>> schedule.start_step, schedule.freeze_step
+        (150, 500)
+        >>> schedule.keep(500, layers=72)  # components of the whole model
+        288
     """
 
     init: float
@@ -115,7 +151,7 @@ class BudgetSchedule:
         )
 
     def keep(self, t: int, layers: int) -> int:
-        """Return K(t), what `layers` layers may keep together after step t, in components.
+        """Return K(t), the components that `layers` layers may keep together after step t.
 
         Halves round up.
         """

@@ -42,10 +42,14 @@ class Scorer:
         self.sensitivity = Sensitivity(layers) if score == "sensitivity" else None
         self.fisher = Fisher(layers) if score == "fisher" else None
         if score == "random" and fixed is None:
-            costs = [component_parameters(layer) for layer in layers]
             sizes = [layer.r for layer in layers]
-            fixed = random_scores(sizes, costs if cost_aware else None, seed)
-        self.fixed = None if fixed is None else fixed.to(layers[0].lora_c.device)
+            costs = None
+            if cost_aware:
+                costs = [component_parameters(layer) for layer in layers]
+            fixed = random_scores(sizes, costs, seed)
+        if fixed is not None:
+            fixed = fixed.to(layers[0].lora_c.device)
+        self.fixed = fixed
 
     def observe(self, grad_scale: Tensor | None) -> None:
         """Take in the gradients of the coming step, where the score needs them (`Fisher`)."""
@@ -59,8 +63,10 @@ class Scorer:
         """
         if self.fixed is not None:
             return self.fixed, self.fixed
-        scores = torch.cat([part.to(ema.device) for part in self._of_layers()])
-        return scores, scores if self.sensitivity is not None else smooth(ema, scores, beta)
+        scores = torch.cat([of_layer.to(ema.device) for of_layer in self._of_layers()])
+        if self.sensitivity is not None:  # AdaLoRA's has a smoothing of its own
+            return scores, scores
+        return scores, smooth(ema, scores, beta)
 
     def _of_layers(self) -> list[Tensor]:
         """Return the scores by layer, (r') each."""

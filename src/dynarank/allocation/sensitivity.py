@@ -59,9 +59,9 @@ class Sensitivity:
             self.mean[index] = mean
             self.deviation[index] = deviation
             products.append(mean * deviation)
-        # By threes, as `_weights` has them.
+        # By threes, as `_weights` has them: A (r', d_in), B (d_out, r'), c (r') of each layer.
         triplets = zip(products[0::3], products[1::3], products[2::3], strict=True)
-        return [A.mean(dim=1) + B.mean(dim=0) + c for A, B, c in triplets]
+        return [of_A.mean(dim=1) + of_B.mean(dim=0) + of_c for of_A, of_B, of_c in triplets]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: J and U, on the CPU."""
@@ -72,6 +72,12 @@ class Sensitivity:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        for name in ("mean", "deviation"):
-            pairs = zip(state[name], self._weights(), strict=True)
-            setattr(self, name, [saved.to(weight.device) for saved, weight in pairs])
+        weights = self._weights()
+        self.mean = _beside(state["mean"], weights)
+        self.deviation = _beside(state["deviation"], weights)
+
+
+def _beside(saved: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """Return saved tensors, each on the device of its weight."""
+    pairs = zip(saved, weights, strict=True)
+    return [tensor.to(weight.device) for tensor, weight in pairs]

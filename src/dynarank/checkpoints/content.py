@@ -48,8 +48,11 @@ def trained_state(module: nn.Module) -> dict[str, Tensor]:
     They are all that a checkpoint needs of a model beside its base.
     """
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    state = module.state_dict()
-    return {name: state[name] for name in state if name in trained or name.endswith(ALSO_SAVED)}
+    saved = {}
+    for name, value in module.state_dict().items():
+        if name in trained or name.endswith(ALSO_SAVED):
+            saved[name] = value
+    return saved
 
 
 def difference(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:

@@ -164,10 +164,15 @@ def differences(saved: dict[str, Any], present: dict[str, Any]) -> tuple[list[st
     fixed: list[str] = []
     inexact: list[str] = []
     for name in sorted(saved.keys() & present.keys()):
-        if saved[name] != present[name]:
-            words = f"{name} was {saved[name]}, is {present[name]}"
-            appeared = name in GIVEN_OR_NOT and None in (saved[name], present[name])
-            (fixed if appeared or _is_below(name, FIXED) else inexact).append(words)
+        if saved[name] == present[name]:
+            continue
+        words = f"{name} was {saved[name]}, is {present[name]}"
+        appeared = name in GIVEN_OR_NOT and None in (saved[name], present[name])
+        if appeared or _is_below(name, FIXED):
+            fixed.append(words)
+        else:
+            inexact.append(words)
+    # False sorts before True: the names of model, task and method come first.
     fixed.sort(key=lambda words: (".name was " not in words, words))
     return fixed, sorted(inexact)
 

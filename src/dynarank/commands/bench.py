@@ -155,15 +155,18 @@ def _known(option: str, what: str, text: str, known: Iterable[str]) -> list[str]
 
 
 def _tasks(text: str, scale: str) -> list[str]:
-    """Return the tasks of a list, each with its own scale or the common one behind a colon."""
+    """Return the tasks of a list, each with its own scale or the common one after a colon."""
     words = text.split(",")
-    _known("--tasks", "task", ",".join(word.partition(":")[0] for word in words), _task_names())
+    names = [word.partition(":")[0] for word in words]
+    _known("--tasks", "task", ",".join(names), _task_names())
     tasks = []
     for word in words:
         task, _, own = word.partition(":")
         (wanted,) = _known("--tasks", "scale", own or scale, SCALES)
-        # In the file, a task of the small scale has its bare name.
-        tasks.append(task if wanted == "small" else f"{task}:{wanted}")
+        if wanted == "small":
+            tasks.append(task)  # in the file, a task of the small scale has its bare name
+        else:
+            tasks.append(f"{task}:{wanted}")
     return tasks
 
 

@@ -38,7 +38,8 @@ class Moments:
     def see(self, name: str, module: Any, inputs: tuple[Tensor, ...]) -> None:
         """Take in what reaches a layer's A: x, (..., d_in). It is a forward pre-hook."""
         lora_A = self._factors[name][0].double()
-        h = inputs[0].detach().cpu().double().flatten(0, -2) @ lora_A.T  # (tokens, k)
+        x = inputs[0].detach().cpu().double().flatten(0, -2)  # (tokens, d_in)
+        h = x @ lora_A.T  # (tokens, k)
         if name not in self._sums:
             self._sums[name] = torch.zeros(len(lora_A), len(lora_A), dtype=torch.float64)
             self._tokens[name] = 0

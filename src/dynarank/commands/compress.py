@@ -77,29 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def compress_folder(options: argparse.Namespace) -> None:
     """Compress the folder that the options name, write the result, and print what was lost."""
-    from dynarank.adapters.compress import check_sizes, compress
+    from dynarank.adapters.compress import compress
     from dynarank.adapters.lora_files import read_lora, write_lora
     from dynarank.adapters.reader_forms import without_zeros
-    from dynarank.tasks.files import no_such_file
 
     source = options.adapter
     if (source / ADAPTER).is_dir():
         source = source / ADAPTER
     refuse_bad_folder(options.out)
-    sizes: dict[str, Any] = {
-        "target": _components(options.target),
-        "parameters": options.parameters,
-        "energy": options.energy,
-        "per_layer": options.per_layer,
-    }
-    try:
-        check_sizes(**sizes)  # before a model is loaded and the rows run through it
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if options.calibrate is not None and not Path(expand_user(options.calibrate)).exists():
-        raise no_such_file("--calibrate", options.calibrate)
+    # Both before a model is loaded, and rows run through it.
+    sizes = _checked_sizes(options)
+    _check_calibration(options)
     adapter = read_lora(source)
-    factors = {name: pair for name, pair in without_zeros(adapter.factors).items() if len(pair[0])}
+    factors = {}
+    for name, (A, B) in without_zeros(adapter.factors).items():
+        if len(A):
+            factors[name] = (A, B)
     moments = None
     if options.calibrate is not None:
         from dynarank.commands.calibration import measure_moments
@@ -124,6 +117,33 @@ def compress_folder(options: argparse.Namespace) -> None:
     for name, layer in smaller.layers.items():
         print(f"{name:<60} {layer.rank_after:>4} {layer.rank_before:>3} {100 * layer.lost:>7.2f}")
     print(f"{summary} Written: {options.out}/")
+
+
+def _checked_sizes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what `compress` is told of the size. Raises `UserError` where it cannot be."""
+    from dynarank.adapters.compress import check_sizes
+
+    sizes: dict[str, Any] = {
+        "target": _components(options.target),
+        "parameters": options.parameters,
+        "energy": options.energy,
+        "per_layer": options.per_layer,
+    }
+    try:
+        check_sizes(**sizes)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return sizes
+
+
+def _check_calibration(options: argparse.Namespace) -> None:
+    """Raise `UserError` where the file of rows is not there."""
+    from dynarank.tasks.files import no_such_file
+
+    if options.calibrate is None:
+        return
+    if not Path(expand_user(options.calibrate)).exists():
+        raise no_such_file("--calibrate", options.calibrate)
 
 
 def _note_in_card(folder: Path, summary: str) -> None:

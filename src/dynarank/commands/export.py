@@ -72,7 +72,25 @@ def write_export(adapter: Path, options: argparse.Namespace) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command's options."""
+    """Return the command's options. It exits where they do not go together."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.merged:
+        if options.format not in (None, MERGED):
+            parser.error(f"--merged and --format {options.format}: give one of them")
+        options.format = MERGED
+    if options.dtype != DTYPES[0] and options.format != MERGED:
+        parser.error(f"--dtype {options.dtype}: is for --merged alone; an adapter stays float32")
+    asked = [options.out is not None, options.rank_pattern, options.push_to_hub is not None]
+    if sum(asked) != 1:
+        parser.error("give one of OUT_DIR, --rank-pattern and --push-to-hub")
+    if (options.dry_run or options.private) and options.push_to_hub is None:
+        parser.error("--dry-run and --private go with --push-to-hub")
+    return options
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the command's options."""
     parser = CommandParser("export", __doc__)
     parser.add_argument(
         "run", type=user_path, metavar="RUN_DIR", help="a run's folder, or its adapter folder"
@@ -117,19 +135,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--base", metavar="MODEL", help="the base model's hub id or folder, where it has moved"
     )
     add_hub_root(parser)
-    options = parser.parse_args(arguments)
-    if options.merged:
-        if options.format not in (None, MERGED):
-            parser.error(f"--merged and --format {options.format}: give one of them")
-        options.format = MERGED
-    if options.dtype != DTYPES[0] and options.format != MERGED:
-        parser.error(f"--dtype {options.dtype}: is for --merged alone; an adapter stays float32")
-    asked = [options.out is not None, options.rank_pattern, options.push_to_hub is not None]
-    if sum(asked) != 1:
-        parser.error("give one of OUT_DIR, --rank-pattern and --push-to-hub")
-    if (options.dry_run or options.private) and options.push_to_hub is None:
-        parser.error("--dry-run and --private go with --push-to-hub")
-    return options
+    return parser
 
 
 def adapter_folder(options: argparse.Namespace) -> Path:
@@ -201,7 +207,9 @@ def write_form(adapter: Path, out: Path, form: str) -> list[str]:
     ranks = write_lora(source, without_zeros(source.factors), out, form)
     sync_files(out)
     notes = [read_by(form)]
-    kept, padded = sum(ranks.values()), max(ranks.values()) * sum(map(bool, ranks.values()))
+    kept = sum(ranks.values())
+    layers = sum(rank > 0 for rank in ranks.values())
+    padded = layers * max(ranks.values())
     if form == "padded" and padded > kept:
         notes.append(f"{padded - kept} of its {padded} components are zeros")
     if form in ("gguf", "padded") and source.others:

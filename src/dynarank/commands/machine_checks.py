@@ -79,9 +79,13 @@ def memory() -> Iterator[Check]:
     table = Path("/proc/meminfo")
     if not table.is_file():
         return
-    sizes = dict(line.split(":", 1) for line in table.read_text().splitlines() if ":" in line)
-    kilobytes = [int(sizes[name].split()[0]) for name in ("MemAvailable", "MemTotal")]
-    free, total = (size * 1024 / GIB for size in kilobytes)
+    gib: dict[str, float] = {}
+    for line in table.read_text().splitlines():
+        name, _, size = line.partition(":")
+        if name in ("MemAvailable", "MemTotal"):
+            kilobytes = int(size.split()[0])
+            gib[name] = kilobytes * 1024 / GIB
+    free, total = gib["MemAvailable"], gib["MemTotal"]
     found = f"{free:.1f} of {total:.1f} GiB free; dynarank budget --memory says what a run takes"
     if free >= LEAST_MEMORY:
         yield Check("memory", OK, found)

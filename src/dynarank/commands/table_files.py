@@ -73,7 +73,8 @@ def _refuse_run_file(path: Path) -> None:
     folder = path.resolve().parent
     is_run = (folder / FILES).is_file() or (folder / CONFIG).is_file()
     is_in_adapter = path.exists() and (folder / ORIGIN).is_file()
-    if is_in_adapter or (is_run and path.name in (*NEEDED, *_recorded_names(folder))):
+    is_of_run = is_run and path.name in (*NEEDED, *_recorded_names(folder))
+    if is_in_adapter or is_of_run:
         raise UserError(f"--output {path}: is a file of a run's. Name another file")
 
 

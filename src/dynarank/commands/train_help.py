@@ -80,6 +80,9 @@ def _user_folders(arguments: Sequence[str]) -> list[Path]:
     paths = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, sign, value = argument.partition("=")
-        if name in ("--config-dir", "-cd"):
-            paths.append(Path(value if sign else following))
+        if name not in ("--config-dir", "-cd"):
+            continue
+        # Either --config-dir=FOLDER, or --config-dir FOLDER.
+        folder = value if sign else following
+        paths.append(Path(folder))
     return [path for path in paths if path.is_dir()]

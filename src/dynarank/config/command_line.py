@@ -66,8 +66,9 @@ def program_to_print() -> str:
         return "dynarank"
     if not beside.is_file():
         return "dynarank" if found else "python -m dynarank"
-    here = beside.is_relative_to(Path.cwd())
-    return shlex.quote(str(beside.relative_to(Path.cwd()) if here else beside))
+    if beside.is_relative_to(Path.cwd()):
+        beside = beside.relative_to(Path.cwd())
+    return shlex.quote(str(beside))
 
 
 def command_to_start() -> list[str]:
@@ -93,10 +94,11 @@ def _expand_home(argument: str) -> str:
     Shells leave this ~ as it is, and Hydra's grammar cannot read it.
     """
     name, sign, value = argument.partition("=")
-    inner = value[1:-1] if value[:1] == value[-1:] and value[:1] in ("'", '"') else value
-    if not sign or not re.match(r"~(/|$)", inner):
+    is_quoted = value[:1] == value[-1:] and value[:1] in ("'", '"')
+    path = value[1:-1] if is_quoted else value
+    if not sign or not re.match(r"~(/|$)", path):
         return argument
-    return f"{name}={quote(expand_user(inner))}"
+    return f"{name}={quote(expand_user(path))}"
 
 
 def expand_resume(arguments: Sequence[str]) -> list[str]:
@@ -110,12 +112,15 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
     expanded = []
     for argument in arguments:
         name, _, value = argument.partition("=")
-        expanded.append(f"resume.path={value}" if name == "resume" else argument)
-    paths = [
-        argument.removeprefix("resume.path=").strip("'\"")
-        for argument in expanded
-        if argument.startswith("resume.path=")
-    ]
+        if name == "resume":
+            expanded.append(f"resume.path={value}")
+        else:
+            expanded.append(argument)
+    paths = []
+    for argument in expanded:
+        if argument.startswith("resume.path="):
+            path = argument.removeprefix("resume.path=")
+            paths.append(path.strip("'\""))
     has_place = any(argument.startswith(PLACES) for argument in expanded)
     if not paths or has_place or {"-m", "--multirun"} & set(expanded):
         return expanded
@@ -125,9 +130,9 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
             "Name the folder: hydra.run.dir=DIR"
         )
     # Of several, Hydra takes the last.
-    path = Path(paths[-1])
-    is_checkpoint = path.suffix == ".ckpt" and path.parent.name == CHECKPOINTS
-    folder = path.parent.parent if is_checkpoint else path
+    source = Path(paths[-1])
+    is_checkpoint = source.suffix == ".ckpt" and source.parent.name == CHECKPOINTS
+    folder = source.parent.parent if is_checkpoint else source
     if (folder / CHECKPOINTS).is_dir():
         expanded.append(f"hydra.run.dir={quote(folder)}")
     return expanded

@@ -76,8 +76,11 @@ def setting_names() -> list[str]:
 def variants_with(name: str) -> list[str]:
     """Return the methods, or families of tasks, that have a setting; none for other settings."""
     group = name.partition(".")[0]
-    schemas = _variants(group).items()
-    return [variant for variant, schema in schemas if name in _names_in(schema, f"{group}.")]
+    variants = []
+    for variant, schema in _variants(group).items():
+        if name in _names_in(schema, f"{group}."):
+            variants.append(variant)
+    return variants
 
 
 def _names_in(schema: Any, prefix: str) -> Iterator[str]:
@@ -165,9 +168,12 @@ def _describe(schema: type, field: dataclasses.Field[Any], prefix: str) -> Itera
     factory = field.default_factory
     default = field.default if factory is dataclasses.MISSING else factory()
     rules = [str(rule) for rule in setting_rules(schema)[field.name] if str(rule) != "a path"]
+    type_and_range = _type_name(kind)
+    if rules:
+        type_and_range += ", " + " and ".join(rules)
     yield Setting(
         name=prefix + field.name,
-        type=", ".join([_type_name(kind), *([" and ".join(rules)] if rules else [])]),
+        type=type_and_range,
         default=_as_yaml(default),
         meaning=_meanings(schema).get(field.name, ""),
     )

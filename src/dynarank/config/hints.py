@@ -161,7 +161,8 @@ def quoting_hint(override: str, reason: str) -> str:
     name, sign, value = override.partition("=")
     if not sign:
         return f"{override}: is no NAME=VALUE. For a name with blanks or signs, quote it"
-    bare = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    bare = value[1:-1] if is_quoted else value
     return (
         f"{override}: this value has signs of Hydra's own grammar. Quote it for Hydra, and all of "
         f"it for the shell:\n  {_shell_quote(f'{name}={quote(bare)}')}\n  {reason}"

@@ -75,11 +75,15 @@ def is_secret_name(name: str) -> bool:
     words = [word for word in re.split(r"[^a-z0-9]+", spaced) if word]
     if not words:
         return False
-    if words[-1] in SECRET_ENDINGS or any(re.search(f"({SECRET_WORD.pattern})$", w) for w in words):
+    last = words[-1]
+    ends_in_secret = re.compile(f"({SECRET_WORD.pattern})$")
+    if last in SECRET_ENDINGS or any(ends_in_secret.search(word) for word in words):
         return True
-    pairs = [first + second for first, second in pairwise(words)]
     # AWS_ACCESS_KEY_ID is no secret, nor is the name of a file that holds one.
-    return any(SECRET_WORD.fullmatch(pair) for pair in pairs) and words[-1] not in ("id", "file")
+    if last in ("id", "file"):
+        return False
+    pairs = [first + second for first, second in pairwise(words)]
+    return any(SECRET_WORD.fullmatch(pair) for pair in pairs)
 
 
 def secret_environment() -> dict[str, str]:

@@ -22,50 +22,68 @@ from dynarank.integrations.lora_layers import base_model, lora_layers
 def finalize(
     model: nn.Module, adapter: str | None = None, over_budget: bool = False
 ) -> dict[str, int]:
-    """Cut a gated PEFT model to its kept components, in place; return the ranks by module name.
-
-        ranks = finalize(model)
-        model.save_pretrained("adapter")        # needs PEFT alone from now on
+    """Cut a gated PEFT model to its kept components, in place: it is plain LoRA afterwards.
 
     c is folded into A and s into B. Layers of rank 0 lose the adapter. The adapter's config gets
     the ranks: `r`, `lora_alpha`, `rank_pattern`, `alpha_pattern`, `target_modules`. Outputs stay as
     they were, but for rounding. The factors are new parameters: make a new optimizer to train on.
 
     Args:
+        model: a model of `get_peft_model` or `attach`, trained until its ranks are frozen.
         adapter: the adapter's name; None: all that are gated, of which the ranks of the last are
             returned.
-        over_budget: whether to cut even though the ranks are not final.
+        over_budget: whether to cut although the ranks are not final.
+
+    Returns:
+        the ranks by module name, in model order; 0 for a layer that lost its adapter.
 
     Raises:
         ValueError: the model is not gated, its ranks are not final, or all of them are 0. The model
             is left as it was then.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from dynarank.integrations.peft import DynaRankConfig, finalize, get_peft_model
+        >>> base = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> config = DynaRankConfig(target=2, target_modules=["0"], start="lora")
+        >>> model = get_peft_model(base, config)  # then train; see `make_allocator`
+        >>> finalize(model)
+        {'0': 3}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)  # whoever loads it needs PEFT alone
     """
     root = base_model(model)
-    members = _gated_by_adapter(model, adapter)
-    if not members:
+    gated = _gated_by_adapter(model, adapter)
+    if not gated:
         raise ValueError("there is nothing to finalize: the model has no gated LoRA layers")
-    for layers in members.values():
+    # All adapters are checked before the first is cut, so that a refusal changes nothing.
+    for layers in gated.values():
         if not over_budget:
             check_at_budget(layers.values())
-        if not any(bool(layer.active().any()) for layer in layers.values()):
+        if all(_is_empty(layer) for layer in layers.values()):
             raise ValueError("every layer has rank 0: no adapter would be left")
-    for key, layers in members.items():
+    for adapter_name, layers in gated.items():
         ranks = {name: _cut(layer) for name, layer in layers.items()}
-        _write_config(model, root, key, ranks)
-        for name, gated in layers.items():
-            if not gated.layer.r:  # no adapter is left in it
-                replace_module(root, name, gated.layer.get_base_layer())
+        _write_config(model, root, adapter_name, ranks)
+        for name, gated_layer in layers.items():
+            if not gated_layer.layer.r:  # no adapter is left in it
+                replace_module(root, name, gated_layer.layer.get_base_layer())
     return ranks
 
 
 def _gated_by_adapter(model: nn.Module, adapter: str | None) -> dict[str, dict[str, GatedLayer]]:
     """Return the gated layers by adapter and module name; None means every adapter."""
-    members: dict[str, dict[str, GatedLayer]] = {}
+    gated: dict[str, dict[str, GatedLayer]] = {}
     for name, layer in lora_layers(model).items():
-        for key, linear in layer.lora_A.items():
-            if find_gate(linear) is not None and adapter in (None, key):
-                members.setdefault(key, {})[name] = GatedLayer(layer, key)
-    return members
+        for adapter_name, linear in layer.lora_A.items():
+            if find_gate(linear) is not None and adapter in (None, adapter_name):
+                gated.setdefault(adapter_name, {})[name] = GatedLayer(layer, adapter_name)
+    return gated
+
+
+def _is_empty(layer: GatedLayer) -> bool:
+    return not bool(layer.active().any())
 
 
 def _cut(gated: GatedLayer) -> int:
@@ -80,8 +98,10 @@ def _cut(gated: GatedLayer) -> int:
         _forget(layer, adapter)
         return 0
     trained = A.weight.requires_grad
-    A.weight = nn.Parameter(A.weight.index_select(0, kept), requires_grad=trained)
-    B.weight = nn.Parameter(B.weight.index_select(1, kept) * scale, requires_grad=trained)
+    kept_A = A.weight.index_select(0, kept)  # c is in it: `remove_gate` folded it
+    kept_B = B.weight.index_select(1, kept) * scale
+    A.weight = nn.Parameter(kept_A, requires_grad=trained)
+    B.weight = nn.Parameter(kept_B, requires_grad=trained)
     A.out_features = B.in_features = rank
     layer.r[adapter] = layer.lora_alpha[adapter] = rank
     layer.scaling[adapter] = 1.0
@@ -126,6 +146,8 @@ def _targets(kept: Iterable[str], modules: Iterable[str]) -> set[str] | str:
     """
     names = set(kept)
     ends = tuple("." + name for name in names)
-    if not any(module not in names and module.endswith(ends) for module in modules):
+    also_meant = [name for name in modules if name not in names and name.endswith(ends)]
+    if not also_meant:
         return names
+    # PEFT matches a string, unlike a set's entries, with the whole name.
     return "|".join(re.escape(name) for name in sorted(names))

@@ -6,10 +6,11 @@ Legend: r components of the layer, A (r, d_in) and B (d_out, r) of PEFT's layer,
     y = W0 x + s B diag(c * mask) A dropout(x)
 
 PEFT reads A as `lora_A[adapter].weight` everywhere: in its forward passes for every kind of base
-layer, in merging and in combining adapters. There it finds diag(c * mask) A. So no layer of PEFT is
-replaced, and a state dict holds that product under A's usual name: a plain LoRA adapter.
+layer, in merging and in combining adapters. A parametrization (torch.nn.utils.parametrize) computes
+that attribute, here as diag(c * mask) A. So no layer of PEFT is replaced. A state dict holds the
+product under A's usual name, and so is a plain LoRA adapter.
 
-While a layer has a gate, A, B and c stay as wide as they are under `.to`, `.half` and `.bfloat16`,
+While a layer has a gate, A, B and c keep their precision under `.to`, `.half` and `.bfloat16`,
 which a Trainer may call: in bfloat16, c would not move at usual learning rates.
 """
 
@@ -37,18 +38,20 @@ class Gate(nn.Module):
     """The coefficients c and the mask of one adapted layer.
 
     Args:
+        A: the layer's A, (r, d_in): c gets its device, dtype and number of components.
         c: what every coefficient starts at.
+        settings: what `make_allocator` and the callbacks find later; None for nothing.
     """
 
     mask: Tensor
 
     def __init__(self, A: Tensor, c: float, settings: AllocationSettings | None) -> None:
         super().__init__()
-        # Trainers exempt parameters from weight decay by their names, and c must not decay.
+        start = torch.full((len(A),), c, device=A.device, dtype=A.dtype)
+        # The name has "bias" in it because Trainers exempt biases from weight decay by their names,
+        # and c must not decay.
         # An adapter that PEFT has frozen, as one that is not active, has a frozen c.
-        self.lora_c_like_bias = nn.Parameter(
-            torch.full((len(A),), c, device=A.device, dtype=A.dtype), requires_grad=A.requires_grad
-        )
+        self.lora_c_like_bias = nn.Parameter(start, requires_grad=A.requires_grad)
         self.register_buffer("mask", torch.ones(len(A), dtype=torch.bool, device=A.device))
         self.progress: AllocationProgress | None = None
         self.settings = settings
@@ -56,13 +59,15 @@ class Gate(nn.Module):
 
     def forward(self, A: Tensor) -> Tensor:
         """Return diag(c * mask) A, (r, d_in)."""
-        return A * self.lora_c_like_bias.masked_fill(~self.mask, 0).unsqueeze(1)
+        c = self.lora_c_like_bias.masked_fill(~self.mask, 0)
+        return A * c.unsqueeze(1)
 
 
 class GatedLayer:
     """One layer's components, as the allocation reads them (see `Components`).
 
-    It is a view: it holds no tensors of its own, and any number of views of a layer are equal.
+    It holds no tensors of its own, but reads and writes those of the layer. So it may be made as
+    often as it is needed.
 
     Args:
         layer: PEFT's LoRA layer.
@@ -151,7 +156,14 @@ def find_gate(linear: nn.Module) -> Gate | None:
 
 
 def add_gate(A: nn.Linear, B: nn.Linear, c: float, settings: AllocationSettings | None) -> None:
-    """Put a gate on A. A keeps its parameter, so that an optimizer that has it still trains it."""
+    """Put a gate on A. A keeps its parameter, so that an optimizer that has it still trains it.
+
+    Args:
+        A: PEFT's `lora_A` of one adapter of a layer.
+        B: PEFT's `lora_B` of the same.
+        c: what every coefficient starts at.
+        settings: what `make_allocator` and the callbacks find later; None for nothing.
+    """
     gate = Gate(A.weight, c=c, settings=settings)
     parametrize.register_parametrization(A, "weight", gate)
     gate.hooks = [
@@ -171,7 +183,8 @@ def remove_gate(A: nn.Linear, B: nn.Linear) -> None:
         del vars(linear)["_apply"]
     weight = A.weight.detach()
     trained = A.get_parameter(_RAW_A).requires_grad
-    # torch's own way takes the property off the class, which copies of the model share.
+    # Not by torch's remove_parametrizations: it deletes the property from the class, which copies
+    # of the model share.
     A.__class__ = parametrize.type_before_parametrizations(A)
     del A.parametrizations
     A.weight = nn.Parameter(weight, requires_grad=trained)
@@ -194,7 +207,7 @@ def _fold_state(
 
 
 def _unfold_state(linear: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
-    """Load a plain A with c = 1. What the file holds is what the layer computes afterwards."""
+    """Load a plain A with c = 1, so that the layer computes with the A of the file."""
     A = state.pop(prefix + "weight", None)
     if A is None:
         return

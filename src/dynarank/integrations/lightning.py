@@ -1,14 +1,6 @@
-"""Dynamic ranks in anybody's LightningModule.
+"""Dynamic ranks in anybody's LightningModule, by one callback.
 
-    from dynarank.integrations.lightning import RankAllocationCallback
-
-    class Classifier(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.model = peft.get_peft_model(base, peft.LoraConfig(r=6, target_modules=["query"]))
-        ...
-
-    Trainer(max_epochs=3, callbacks=[RankAllocationCallback(target=4)]).fit(Classifier(), loader)
+    Trainer(max_epochs=3, callbacks=[RankAllocationCallback(target=4)]).fit(module, loader)
 
 The module may hold a PEFT LoRA model, or layers that `dynarank.inject` made.
 """
@@ -39,11 +31,9 @@ from dynarank.integrations.settings import AllocationSettings, settings_from
 class RankAllocationCallback(Callback):
     """Lets a Lightning Trainer allocate the ranks of a module's adapters while it trains.
 
-        trainer = Trainer(max_epochs=3, callbacks=[RankAllocationCallback(target=4)])
-
-    A PEFT LoRA model in the module is gated by itself before the optimizer is made. The number of
-    steps is the Trainer's. Steps that a loss scaler skips do not count. DEM's gradient is added
-    before each optimizer step, and is clipped together with the loss's. The state is in the
+    The callback makes the layers of a PEFT LoRA model prunable before the optimizer is made. The
+    number of steps is the Trainer's. Steps that a loss scaler skips do not count. DEM's gradient is
+    added before each optimizer step, and is clipped together with the loss's. The state is in the
     checkpoints, and a run resumes exactly. A run that ends before the ranks are final warns.
 
     Afterwards, `finalize(module.model)` makes a PEFT model plain LoRA of its ranks, and
@@ -52,15 +42,39 @@ class RankAllocationCallback(Callback):
     It logs budget/scheduled, budget/nonzero and score/q05 to q95.
 
     Args:
-        target: the mean number of components that a layer keeps. None: what `attach` was given.
+        target: the mean number of components that a layer keeps at the end. None: what `attach`
+            was given.
         total: the optimizer steps of the whole run, where the Trainer cannot know them.
         adapter: the PEFT adapter's name, where several are active.
-        start: how the layers of a PEFT model start, see `attach`.
-        settings: others of `AllocationSettings`: eta, interval, warmup, final, score ...
+        start: how the layers of a PEFT model start, `paper` or `lora`; see `attach`.
+        settings: other fields of `AllocationSettings`: eta, interval, warmup, final, score, ...
 
     Raises:
         ValueError: a setting is out of range. Later, from `fit`: the module has no adapters, the
             number of steps is not known, or a checkpoint is of another allocation.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> from dynarank import inject, mark_trainable
+        >>> from dynarank.integrations.lightning import RankAllocationCallback
+        >>> class Module(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+        ...         self.layers = inject(self.model, targets=["0", "1"], r=3)
+        ...         mark_trainable(self.model)
+        ...     def training_step(self, batch):
+        ...         return self.model(batch).square().mean()
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.AdamW(p for p in self.parameters() if p.requires_grad)
+        >>> callback = RankAllocationCallback(target=2)
+        >>> quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False)
+        >>> trainer = Trainer(
+        ...     max_steps=8, callbacks=[callback], enable_checkpointing=False, **quiet)
+        >>> trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8, 8)))
+        >>> sum(callback.allocator.ranks().values())  # 2 layers x target
+        4
     """
 
     def __init__(
@@ -85,8 +99,11 @@ class RankAllocationCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gate the layers of a PEFT model that the module was made with."""
-        if stage == "fit" and not find_layers(pl_module, self.adapter) and holds_lora(pl_module):
-            from dynarank.integrations.peft import add_gates
+        if stage != "fit" or find_layers(pl_module, self.adapter):
+            return
+        if holds_lora(pl_module):
+            # A module with layers of `inject` needs no PEFT.
+            from dynarank.integrations.adding_gates import add_gates
 
             add_gates(pl_module, self.settings, adapter=self.adapter, start=self.start)
 
@@ -200,11 +217,15 @@ def find_layers(module: torch.nn.Module, adapter: str | None) -> Mapping[str, Co
 
 
 def optimizer_of(optimizers: list[Any], layers: Mapping[str, Components]) -> torch.optim.Optimizer:
-    """Return the optimizer that trains the layers' coefficients."""
-    wanted = id(next(iter(layers.values())).lora_c)
+    """Return the optimizer that trains the layers' coefficients.
+
+    Raises:
+        ValueError: there is none.
+    """
+    first_layer = next(iter(layers.values()))
     for optimizer in optimizers:
         torch_optimizer = inner(optimizer)
-        if wanted in parameter_ids(torch_optimizer):
+        if id(first_layer.lora_c) in parameter_ids(torch_optimizer):
             return torch_optimizer
     raise ValueError(
         "no optimizer trains the layers' coefficients c: give configure_optimizers all parameters "
@@ -223,23 +244,35 @@ def total_steps(trainer: Trainer, module: LightningModule) -> int:
     Raises:
         ValueError: it does not know them.
     """
-    reason = ""
+    if _accumulation_changes(trainer):
+        raise _unknown_steps("accumulate_grad_batches changes between epochs")
     if not module.automatic_optimization:
-        reason = "the module steps its optimizers itself"
-    callbacks: list[Any] = getattr(trainer, "callbacks")  # noqa: B009
-    schedulers = [c for c in callbacks if isinstance(c, GradientAccumulationScheduler)]
-    # Every schedule has an entry for epoch 0; any other changes the number of steps.
-    if any(set(c.scheduling) - {0} for c in schedulers):
-        reason = "accumulate_grad_batches changes between epochs"
-    steps = math.inf if reason else trainer.estimated_stepping_batches
-    if not reason and (not math.isfinite(steps) or steps < 1):
-        reason = "the training has no end: no max_steps, and data or epochs without a length"
-    if reason:
-        raise ValueError(
-            f"the number of optimizer steps is not known, since {reason}. Give "
-            "RankAllocationCallback(total=...) or Trainer(max_steps=...)"
+        raise _unknown_steps("the module steps its optimizers itself")
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps) or steps < 1:
+        raise _unknown_steps(
+            "the training has no end: no max_steps, and data or epochs without a length"
         )
     return int(steps)
+
+
+def _accumulation_changes(trainer: Trainer) -> bool:
+    # A part of the Trainer sets this attribute, so that type checkers do not know it.
+    callbacks: list[Any] = getattr(trainer, "callbacks")  # noqa: B009
+    for callback in callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            # Every schedule has an entry for epoch 0; any other changes the number of steps.
+            other_epochs = set(callback.scheduling) - {0}
+            if other_epochs:
+                return True
+    return False
+
+
+def _unknown_steps(reason: str) -> ValueError:
+    return ValueError(
+        f"the number of optimizer steps is not known, since {reason}. Give "
+        "RankAllocationCallback(total=...) or Trainer(max_steps=...)"
+    )
 
 
 def remaining_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> torch.Tensor | None:

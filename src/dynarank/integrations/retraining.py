@@ -25,8 +25,16 @@ def finalize_trained(
 ) -> dict[str, int]:
     """Finalize the adapter of these layers; let the optimizer train the new factors from now on.
 
-    The new factors stand in the groups of the old ones, and start without the optimizer's state: a
-    moment of A says nothing of A with c folded in. Returns the ranks by module name.
+    The new factors stand in the parameter groups of the old ones, and start without the optimizer's
+    state: a moment of A says nothing of A with c folded in.
+
+    Args:
+        model: as in `finalize`.
+        layers: the gated layers of one adapter, by module name.
+        optimizer: the one that has trained them; changed in place.
+
+    Returns:
+        the ranks by module name.
 
     Raises:
         ValueError: as `finalize`.
@@ -35,16 +43,20 @@ def finalize_trained(
     # Views of a layer are of no use once its gate is gone.
     old = {name: (layer.lora_A, layer.lora_B, layer.lora_c) for name, layer in layers.items()}
     ranks = finalize(model, adapter)
-    replaced: dict[nn.Parameter, nn.Parameter | None] = {}
-    for name, (A, B, c) in old.items():
+    new_of_old: dict[nn.Parameter, nn.Parameter | None] = {}  # None: it is gone
+    for name, (old_A, old_B, old_c) in old.items():
         layer = layers[name].layer
-        replaced[A] = layer.lora_A[adapter].weight if ranks[name] else None
-        replaced[B] = layer.lora_B[adapter].weight if ranks[name] else None
-        replaced[c] = None
+        new_of_old[old_c] = None  # it is folded into A
+        if ranks[name]:
+            new_of_old[old_A] = layer.lora_A[adapter].weight
+            new_of_old[old_B] = layer.lora_B[adapter].weight
+        else:
+            new_of_old[old_A] = None
+            new_of_old[old_B] = None
     for group in optimizer.param_groups:
-        parameters = [replaced.get(parameter, parameter) for parameter in group["params"]]
+        parameters = [new_of_old.get(old, old) for old in group["params"]]
         group["params"] = [parameter for parameter in parameters if parameter is not None]
-    for parameter in replaced:
+    for parameter in new_of_old:
         optimizer.state.pop(parameter, None)
     return ranks
 

@@ -45,10 +45,11 @@ def restore_factors(layers: Mapping[str, GatedLayer], tensors: Mapping[str, Tens
         missing = [part for part in _PARTS if f"{name}.{part}" not in tensors]
         if missing:
             raise ValueError(f"the saved state of the allocation lacks {name}.{missing[0]}")
-        A, c, mask = (tensors[f"{name}.{part}"].to(layer.mask.device) for part in _PARTS)
-        plain = A * c.masked_fill(~mask, 0).unsqueeze(1)
+        device = layer.mask.device
+        A, c, mask = (tensors[f"{name}.{part}"].to(device) for part in _PARTS)
+        product = A * c.masked_fill(~mask, 0).unsqueeze(1)  # diag(c * mask) A
         # To the bit: both come from the same float32 numbers, by the same product.
-        if plain.shape != layer.lora_A.shape or not torch.equal(plain, layer.gated_A()):
+        if product.shape != layer.lora_A.shape or not torch.equal(product, layer.gated_A()):
             raise ValueError(
                 f"the saved state of the allocation is of another checkpoint: {name} has other "
                 "weights than the adapter that was loaded"
@@ -66,15 +67,23 @@ def write_state(path: Path, allocator: RankAllocator, layers: Mapping[str, Gated
     tensors = {f"layer.{name}": tensor for name, tensor in raw_factors(layers).items()}
     tensors["ema"] = state.pop("ema")
     moments = state.pop("sensitivity")
-    for key in _MOMENTS if moments is not None else ():
-        for index, tensor in enumerate(moments[key]):
-            # Zeros before the number keep sorted names in the order of the layers.
-            tensors[f"sensitivity.{key}.{index:05d}"] = tensor.contiguous()
+    if moments is not None:
+        tensors.update(_named_moments(moments))
     state["has_sensitivity"] = moments is not None
     # A kill while it is written leaves no half of a file under the name that is read.
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata={"allocator": json.dumps(state)})
     partial.replace(path)
+
+
+def _named_moments(moments: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Return the moments of the score `sensitivity` under the names that they have in the file."""
+    tensors = {}
+    for key in _MOMENTS:
+        for index, tensor in enumerate(moments[key]):
+            # Zeros before the number keep sorted names in the order of the layers.
+            tensors[f"sensitivity.{key}.{index:05d}"] = tensor.contiguous()
+    return tensors
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

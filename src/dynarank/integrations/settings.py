@@ -21,11 +21,20 @@ from dynarank.rounding import round_half_up
 class AllocationSettings:
     """How many components a model may keep, and how they are chosen.
 
-        settings = AllocationSettings(target=4)
-        allocator = settings.allocator(layers, total=1000)
+    `attach`, `DynaRankConfig` and the callbacks take these as named arguments. The meaning of each
+    is below its field.
 
     Raises:
         ValueError: a value is out of its range; the message names it.
+
+    Example:
+        >>> from torch import nn
+        >>> from dynarank import inject
+        >>> from dynarank.integrations.settings import AllocationSettings
+        >>> layers = inject(nn.ModuleDict({"query": nn.Linear(8, 8)}), targets=["query"], r=6)
+        >>> allocator = AllocationSettings(target=4).allocator(layers, total=1000)
+        >>> allocator.schedule.freeze_step
+        500
     """
 
     target: float = 2
@@ -65,7 +74,12 @@ class AllocationSettings:
             raise ValueError(f"eta = {self.eta}: must be 0 (off) or more, and finite")
 
     def schedule(self, init: float, total: int) -> BudgetSchedule:
-        """Return the schedule of a run of `total` optimizer steps that starts at `init`."""
+        """Return the schedule of a run.
+
+        Args:
+            init: components that a layer starts with, on average.
+            total: the optimizer steps of the run.
+        """
         return BudgetSchedule(
             init=init,
             target=self.target,
@@ -80,6 +94,10 @@ class AllocationSettings:
         """Return an allocator of these layers for a run of `total` optimizer steps.
 
         It warns where the score cannot tell layers apart.
+
+        Args:
+            layers: by module name, in model order.
+            total: the optimizer steps of the whole run.
 
         Raises:
             ValueError: nothing of the adapter would be left at the end, or as `RankAllocator`.
@@ -103,17 +121,19 @@ class AllocationSettings:
     def _check_end(self, schedule: BudgetSchedule, layers: Mapping[str, Components]) -> None:
         """Raise `ValueError` where the budget of the end is below one component."""
         costs = [component_parameters(layer) for layer in layers.values()]
-        kept = schedule.keep(schedule.total, len(costs))
-        # One component of the cheapest layer must fit into what the mean layer may hold.
-        least = 1 / len(costs)
         if self.cost_aware:
-            kept = round_half_up(self.target * sum(costs)) // min(costs)
-            least = min(costs) / sum(costs)
+            cheapest = min(costs)
+            kept = round_half_up(self.target * sum(costs)) // cheapest
+            # What one component of the cheapest layer takes of a budget of one a layer.
+            smallest_target = cheapest / sum(costs)
+        else:
+            kept = schedule.keep(schedule.total, len(costs))
+            smallest_target = 1 / len(costs)
         if kept < 1:
+            rounded_up = math.ceil(1000 * smallest_target) / 1000
             raise ValueError(
                 f"target = {self.target:g}: over {len(costs)} layers this is less than one "
-                f"component, and no adapter would be left. Give target = "
-                f"{math.ceil(1000 * least) / 1000:g} or more"
+                f"component, and no adapter would be left. Give target = {rounded_up:g} or more"
             )
 
 
@@ -126,6 +146,10 @@ def mean_size(layers: Iterable[Components]) -> float:
 
 def settings_from(target: float | None, others: Mapping[str, Any]) -> AllocationSettings | None:
     """Return the settings that a call's arguments make; None where it gives no target.
+
+    Args:
+        target: as the call gave it.
+        others: the call's other named arguments: fields of `AllocationSettings`.
 
     Raises:
         ValueError: an argument has an unknown name, or others are given without a target.

@@ -9,8 +9,7 @@
 
 TRL's trainers make the PEFT model themselves:
 
-    trainer = SFTTrainer(..., peft_config=peft.LoraConfig(r=6),
-                         callbacks=[RankAllocationCallback(target=4)])
+    trainer = SFTTrainer(..., peft_config=lora, callbacks=[RankAllocationCallback(target=4)])
 """
 
 from __future__ import annotations
@@ -26,10 +25,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.attaching import Attachment, unwrapped
+from dynarank.integrations.adding_gates import add_gates
 from dynarank.integrations.distributed import choose_as_first, world_size
 from dynarank.integrations.gate import GatedLayer
 from dynarank.integrations.logs import log_values, over_budget_message
-from dynarank.integrations.peft import DynaRankConfig, add_gates, gated_layers
+from dynarank.integrations.peft import gated_layers
+from dynarank.integrations.peft_config import DynaRankConfig
 from dynarank.integrations.retraining import check_retraining, finalize_trained
 from dynarank.integrations.saved_state import (
     newest_saved,
@@ -47,35 +48,50 @@ log = logging.getLogger(__name__)
 class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
     """Lets a Trainer allocate the ranks of its PEFT LoRA model while it trains.
 
-        trainer = Trainer(model=peft_model, ..., callbacks=[RankAllocationCallback(target=4)])
-
     The model's layers start with the components that its LoraConfig gives them (r). After every
     step that the optimizer really takes, they are scored, and pruned when the schedule says so. The
     number of steps is the Trainer's own. When training ends, the model is plain LoRA of the ranks
     that were found (see `finalize`); a run that ended too early for that says so in a warning.
 
-    DEM's gradient is added to the others right before the optimizer's step: once a step whatever
-    the accumulation, behind clipping, and whatever loss the trainer computes. Evaluations from
-    before the ranks are final do not count for the best model. Checkpoints hold a plain LoRA
-    adapter and `dynarank.safetensors`, with which a run resumes exactly.
+    DEM's gradient is added right before the optimizer's step: once a step, after clipping, with
+    any loss and any gradient accumulation. Evaluations from before the ranks are final do not count
+    for the best model. Checkpoints hold a plain LoRA adapter and `dynarank.safetensors`, with which
+    a run resumes exactly.
 
-    Values are logged with the Trainer's own: budget/scheduled, budget/nonzero, score/q05 to q95.
-    Callbacks that stand behind this one see them. For a tracker, give `report_to="none"` and
+    Logged with the Trainer's values: budget/scheduled, budget/nonzero, score/q05 to q95. Callbacks
+    after this one in the list see them: give a tracker as `report_to="none"` and
     `callbacks=[RankAllocationCallback(target=4), WandbCallback()]`.
 
     Args:
-        target: the mean number of components that a layer keeps. None: what `attach` or a
-            `DynaRankConfig` was given.
+        target: the mean number of components that a layer keeps at the end. None: what `attach` or
+            a `DynaRankConfig` was given.
         adapter: the adapter's name, where several are active.
-        start: how the layers start, see `attach`.
+        start: how the layers start, `paper` or `lora`; see `attach`.
         finalize_at_end: whether to make the model plain LoRA when training ends.
         resume_from: the folder of the checkpoint that the run resumes from, where it is not in
             `output_dir`.
-        settings: others of `AllocationSettings`: eta, interval, warmup, final, score ...
+        settings: other fields of `AllocationSettings`: eta, interval, warmup, final, score, ...
 
     Raises:
         ValueError: a setting is out of range. Later, from the Trainer: the model has no LoRA
             adapter, it is sharded, or a checkpoint lacks the allocation's state.
+
+    Example:
+        >>> import peft
+        >>> from transformers import (
+        ...     BertConfig, BertForSequenceClassification, Trainer, TrainingArguments)
+        >>> from dynarank.integrations.transformers import RankAllocationCallback
+        >>> sizes = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)
+        >>> base = BertForSequenceClassification(BertConfig(intermediate_size=8, **sizes))
+        >>> model = peft.get_peft_model(base, peft.LoraConfig(r=3, target_modules=["query", "key"]))
+        >>> callback = RankAllocationCallback(target=2)
+        >>> arguments = TrainingArguments("run", max_steps=4, report_to="none", save_strategy="no")
+        >>> rows = [{"input_ids": [1, 2, 3], "labels": 0}] * 8
+        >>> trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
+        >>> output = trainer.train()
+        {'train_runtime': ...}
+        >>> sum(callback.ranks.values())  # 2 layers x target
+        4
     """
 
     def __init__(
@@ -119,14 +135,16 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         self._adopt(layers)
 
     def _gate(self, model: nn.Module) -> dict[str, GatedLayer]:
+        """Gate the layers of a model that a Trainer, such as TRL's, has made with PEFT itself."""
         settings, start = self.settings, self.start
         configs: dict[str, Any] = getattr(model, "peft_config", {})
         for name, config in configs.items():
-            if isinstance(config, DynaRankConfig):
-                if self.adapter in (None, name):
-                    settings = settings or config.allocation()
-                    start = config.start
-                configs[name] = config.plain()
+            if not isinstance(config, DynaRankConfig):
+                continue
+            if self.adapter in (None, name):
+                settings = settings or config.allocation()
+                start = config.start
+            configs[name] = config.plain()
         return add_gates(model, settings, adapter=self.adapter, start=start)
 
     def _adopt(self, layers: dict[str, GatedLayer]) -> None:
@@ -136,8 +154,9 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
             for factor in (layer.lora_A, layer.lora_B, layer.lora_c):
                 factor.data = factor.data.float()
         self._layers = layers
-        # Each model that `model_init` makes may have been attached with others.
-        self.settings = self._given or next(iter(layers.values())).gate.settings
+        # Each model that `model_init` makes may have been attached with other settings.
+        first = next(iter(layers.values()))
+        self.settings = self._given or first.gate.settings
         if self.settings is None:
             raise ValueError(
                 "the allocation has no target: give RankAllocationCallback(target=...), the mean "
@@ -172,7 +191,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
             self.allocator.agree = choose_as_first
         if state.global_step > 0:
             self._resume(args, state)
-        # What a run that resumes behind the freeze remembers as its best was at budget.
+        # A run that resumes after the freeze has its best evaluation from there.
         self._selects_models = self.allocator.frozen
         assert optimizer is not None
         self._attachment = self.allocator.attach(optimizer, eta=self.settings.eta)

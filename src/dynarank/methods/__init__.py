@@ -1,4 +1,8 @@
-"""Methods: how a model is adapted, one file each. To add one, write its class and name it here."""
+"""Methods: how a model is adapted, one file each. To add one, write its class and name it here.
+
+`base.py` says what a method owes. `dora.py` is the paper's method, and the one to read first; the
+others are baselines and competitors. `config.py` has the settings of all.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,28 @@ METHODS = {
 
 
 def build_method(config: MethodConfig, budget: BudgetConfig, dem: DemConfig) -> Method[Any]:
-    """Build the method that a configuration describes. Raises `UserError` for an unknown name."""
+    """Build the method that a configuration describes; `adapt` is its first step.
+
+    Args:
+        config: the method's own settings, of the class that its name stands for.
+        budget: the components that the model may keep.
+        dem: the weight of DEM (Eq. 10), for the methods that have it.
+
+    Raises:
+        UserError: the configuration's name is no method.
+
+    Example:
+        >>> from torch import nn
+        >>> from dynarank.allocation.config import BudgetConfig, DemConfig
+        >>> from dynarank.methods import build_method
+        >>> from dynarank.methods.config import DoRAConfig
+        >>> method = build_method(DoRAConfig(name="dora"), BudgetConfig(target=4), DemConfig())
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "head": nn.Linear(8, 2)})
+        >>> model = method.adapt(model, targets=["query"], head=["head"])
+        >>> allocator = method.allocator(total_steps=1000)
+        >>> allocator.schedule.init, allocator.schedule.target
+        (6, 4)
+    """
     paths = {name: registered.path for name, registered in METHODS.items()}
     method_class: type[Method[Any]] = lookup("method.name", config.name, paths)
     return method_class(config, budget, dem)

@@ -84,9 +84,9 @@ class AdaLoRAAllocation:
         if cost_aware:
             self.inner.target_bgt = schedule.target * len(layers)  # rounded in parameters
             costs = [layer.in_features + layer.out_features for layer in layers.values()]
-            self.inner.costs = torch.repeat_interleave(
-                torch.tensor(costs, dtype=torch.float32), torch.tensor(self.sizes)
-            )
+            cost_of_layer = torch.tensor(costs, dtype=torch.float32)
+            sizes = torch.tensor(self.sizes)
+            self.inner.costs = torch.repeat_interleave(cost_of_layer, sizes)  # (n)
 
     @property
     def agree(self) -> Callable[[Tensor], Tensor]:
@@ -104,22 +104,19 @@ class AdaLoRAAllocation:
 
     def step(self) -> bool:
         self.t += 1
-        prunes = (
-            not self.frozen
-            and self.schedule.start_step < self.t  # PEFT does not prune at tinit
-            and self.schedule.prunes_at(self.t)
-        )
         freeze_step = self.schedule.freeze_step
+        is_after_start = self.schedule.start_step < self.t  # PEFT does not prune at tinit
+        prunes = not self.frozen and is_after_start and self.schedule.prunes_at(self.t)
         if self.t > freeze_step:
             # At every step, since the optimizer's momentum moves an E that was set to zero.
             self.inner.mask_using_rank_pattern(self.model, self.rank_pattern)
         else:
             # The last pruning need not fall on the interval, and must happen.
-            last = self.t == freeze_step
-            _, pattern = self.inner.update_and_allocate(self.model, self.t, force_mask=last)
+            is_last = self.t == freeze_step
+            _, pattern = self.inner.update_and_allocate(self.model, self.t, force_mask=is_last)
             if pattern is not None:
                 self.rank_pattern = pattern
-            if last:
+            if is_last:
                 self.inner.reset_ipt()  # frees three numbers a parameter
         self.frozen = self.t >= freeze_step
         return prunes
@@ -197,7 +194,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         # PEFT scores a step's triplets before the freeze alone: without a score, all are alike.
         if schedule.freeze_step < 2 and self.budget.target < self.budget.initial:
             log.warning(
-                "budget.final = %g: of %d steps, the ranks are final behind step %d, before "
+                "budget.final = %g: of %d steps, the ranks are final after step %d, before "
                 "AdaLoRA has scores: the first matrices keep theirs. Train longer, or lower it",
                 self.budget.final,
                 total_steps,
@@ -218,7 +215,8 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         for layer in self.layers.values():
             for rows in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].mT):  # (r, d)
                 gram = rows @ rows.mT
-                norms.append((gram - torch.eye(len(gram), device=gram.device)).norm())
+                identity = torch.eye(len(gram), device=gram.device)
+                norms.append((gram - identity).norm())
         return self.config.orthogonality * torch.stack(norms).mean()
 
     def ranks(self) -> dict[str, int]:

@@ -1,4 +1,7 @@
-"""What a method is to the rest: it adapts a model, may allocate ranks, and exports the result."""
+"""What every method offers the rest: it adapts a model, may allocate ranks, exports the result.
+
+`Method` is the contract. Training, runs and sweeps call nothing else of a method.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +47,21 @@ class MethodSize:
 
 
 class Method(ABC, Generic[ConfigT]):
-    """One way of fine-tuning.
+    """One way of fine-tuning. A subclass writes `change` and `export`; the rest has defaults.
 
-    Life: `adapt` once, `prepare` once in a new run, then `allocator` and `penalty` in training,
-    `export` at the end.
+    A run calls, in this order:
+
+        adapt                     once: the model gets its adapters, and what trains is marked
+        prepare                   once, in a new run alone: the first batches are read
+        allocator                 once: what distributes ranks, if anything does
+        observe_gradients         before every optimizer step
+        penalty, or add_penalty_gradient in its place
+        export                    at the end
+
+    Args:
+        config: the method's own settings.
+        budget: how many components the model may keep; methods without ranks are matched to it.
+        dem: the weight of DEM (Eq. 10), for the methods that have it.
     """
 
     takes_targets: ClassVar[bool] = True
@@ -68,8 +82,9 @@ class Method(ABC, Generic[ConfigT]):
         """Adapt a model and mark what trains; return the model to train.
 
         Args:
-            targets: the layers to adapt.
-            head: modules that are trained in full beside the adapters.
+            model: changed in place; some methods wrap it, too.
+            targets: the layers to adapt, as `find_linears` reads them.
+            head: full names of modules that are trained whole beside the adapters.
 
         Raises:
             ValueError: the targets, or the method, do not fit the model.
@@ -80,21 +95,23 @@ class Method(ABC, Generic[ConfigT]):
         base = set(model.parameters()) - parameters_inside(model, head)
         self.model = self.change(model, targets)
         for parameter in self.model.parameters():
-            if parameter.requires_grad and parameter.dtype != torch.float32:
-                if parameter in base:
-                    raise ValueError(
-                        "it trains the base model's own weights, which must be float32: "
-                        "set model.dtype=float32"
-                    )
-                # In bfloat16 a weight does not move at usual learning rates.
-                parameter.data = parameter.data.float()
+            if not parameter.requires_grad or parameter.dtype == torch.float32:
+                continue
+            if parameter in base:
+                raise ValueError(
+                    "it trains the base model's own weights, which must be float32: "
+                    "set model.dtype=float32"
+                )
+            # In bfloat16 a weight does not move at usual learning rates.
+            parameter.data = parameter.data.float()
         return self.model
 
     @abstractmethod
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         """Put the method's own parameters in, mark them trainable, and return the model to train.
 
-        The rest is frozen already, except for the head.
+        The rest is frozen already, except for the head, which is in `self.head`. The arguments are
+        those of `adapt`.
         """
 
     @property
@@ -140,14 +157,21 @@ class Method(ABC, Generic[ConfigT]):
         head = self.head_parameters()
         if head_lr is not None:
             return [*ratios, (head, head_lr / lr)]
-        # A group of its own even at the run's rate: the factor is not for the head.
         # Any number of steps tells whether there is a factor.
-        return ratios if self.rate_factor(1) is None else [*ratios, (head, 1.0)]
+        has_factor = self.rate_factor(1) is not None
+        if has_factor:
+            # A group of its own even at the run's rate: the factor is not for the head.
+            return [*ratios, (head, 1.0)]
+        return ratios
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return what is trained of the head, in the model's order."""
         head = parameters_inside(self.model, self.head)
-        return [p for p in self.model.parameters() if p in head and p.requires_grad]
+        trained = []
+        for parameter in self.model.parameters():
+            if parameter in head and parameter.requires_grad:
+                trained.append(parameter)
+        return trained
 
     def observe_gradients(self) -> None:
         """Take in the gradients of the coming optimizer step, where an allocation needs them.
@@ -185,7 +209,7 @@ class Method(ABC, Generic[ConfigT]):
         The task head is not counted.
         """
         head = parameters_inside(self.model, self.head)
-        trained = {p for p in self.model.parameters() if p.requires_grad}
+        trained = {parameter for parameter in self.model.parameters() if parameter.requires_grad}
         return sum(parameter.numel() for parameter in trained - head)
 
     def size_under_budget(
@@ -193,7 +217,7 @@ class Method(ABC, Generic[ConfigT]):
     ) -> MethodSize:
         """Adapt a model and return what that takes under the budget.
 
-        The model may be on the meta device, without weights.
+        The model may be on the meta device, without weights. The arguments are those of `adapt`.
 
         Raises:
             ValueError: the targets, or the method, do not fit the model.
@@ -215,6 +239,7 @@ class Method(ABC, Generic[ConfigT]):
         """Write what was trained into a folder.
 
         Args:
+            folder: it is made.
             base: what the base model is loaded from, for formats that record it.
             task_type: PEFT's name of the task; None where PEFT has none.
 
@@ -247,12 +272,16 @@ def parameters_inside(model: nn.Module, modules: Iterable[str]) -> set[nn.Parame
 def nominal_parameters(
     model: nn.Module, targets: Sequence[str], head: Sequence[str], r: float
 ) -> int:
-    """Return what `r` components in every target layer take, rounded.
+    """Return the parameters of `r` components in every target layer, rounded half up.
 
-    This is the budget that methods without allocation are matched to.
+    This is the budget that methods without allocation are matched to. `model`, `targets` and `head`
+    are those of `Method.adapt`; a component takes d_in + d_out parameters.
     """
-    names = find_linears(model, targets, head)
-    return round_half_up(r * sum(sum(linear_shape(model.get_submodule(name))) for name in names))
+    parameters_of_one_each = 0
+    for name in find_linears(model, targets, head):
+        d_in, d_out = linear_shape(model.get_submodule(name))
+        parameters_of_one_each += d_in + d_out
+    return round_half_up(r * parameters_of_one_each)
 
 
 def matched_note(parameters: int, nominal: int) -> str:

@@ -1,11 +1,11 @@
-"""Bottleneck adapters: two-layer networks behind the sublayers of a frozen model.
+"""Bottleneck adapters: two-layer networks after the sublayers of a frozen model.
 
 Legend: d a model's width, m the bottleneck, h a sublayer's output.
 
     y = h + W_up gelu(W_down h + b_down) + b_up        W_down (m, d), W_up (d, m)
 
-Sources: Houlsby et al., ICML 2019 (behind attention and feed-forward); Pfeiffer et al., EACL 2021
-(behind feed-forward alone). h is taken as the sublayer's last linear map gives it, before dropout
+Sources: Houlsby et al., ICML 2019 (after attention and feed-forward); Pfeiffer et al., EACL 2021
+(after feed-forward alone). h is taken as the sublayer's last linear map gives it, before dropout
 and residual.
 
 Where this departs from them, so that the adapter is all that trains and starts as nothing:
@@ -30,7 +30,7 @@ from dynarank.pretrained.architectures import bottleneck_places
 
 
 class BottleneckLinear(nn.Module):
-    """A sublayer's last linear map with an adapter behind it.
+    """A sublayer's last linear map with an adapter after it.
 
     It starts equal to the map alone, for W_up starts at zero.
     """
@@ -61,7 +61,7 @@ class BottleneckLinear(nn.Module):
 
 
 class Houlsby(TrainedFileMethod[MethodConfig]):
-    """Adapters behind attention and feed-forward.
+    """Adapters after attention and feed-forward.
 
     m is the width whose parameters come nearest to the budget's.
     """
@@ -83,7 +83,11 @@ class Houlsby(TrainedFileMethod[MethodConfig]):
         return model
 
     def _places(self, model: nn.Module, head: Sequence[str]) -> list[str]:
-        """Return the linear maps to stand behind, in model order. Raises `ValueError` if none."""
+        """Return the linear maps that an adapter follows, in model order.
+
+        Raises:
+            ValueError: none is known for this model.
+        """
         inner: Any = model
         patterns = bottleneck_places(inner.config.model_type, self.behind_attention)
         names = _existing_linears(model, patterns, head)
@@ -116,7 +120,7 @@ class Houlsby(TrainedFileMethod[MethodConfig]):
 
 
 class Pfeiffer(Houlsby):
-    """Adapters behind feed-forward alone."""
+    """Adapters after feed-forward alone."""
 
     behind_attention = False
 

@@ -25,6 +25,13 @@ class ComponentMethod(Method[ConfigT]):
     ) -> None:
         """Put r components into every target layer: A random, B zero and c one, as in LoRA.
 
+        Args:
+            model: changed in place.
+            targets: the layers to adapt.
+            r: components of each layer.
+            alpha: the scale's numerator: s = alpha / r.
+            dropout: on the input of the adapters.
+
         Raises:
             ValueError: the budget leaves no component in the end.
         """

@@ -39,7 +39,10 @@ class DiffAllocation:
     @property
     def ema(self) -> Tensor:
         """The mean probability of a tensor's gates to be open, one number a tensor."""
-        means = [open_probability(gated.log_alpha.detach()).mean() for gated in self.differences]
+        means = []
+        for gated in self.differences:
+            probabilities = open_probability(gated.log_alpha.detach())
+            means.append(probabilities.mean())
         return torch.stack(means)
 
     def step(self) -> bool:
@@ -57,11 +60,14 @@ class DiffAllocation:
             sizes.append(gated.present().abs().flatten())
             gated.train()
         all_sizes = torch.cat(sizes)
-        keep = torch.zeros_like(all_sizes, dtype=torch.bool)
         # A small model may have fewer weights than the budget has parameters.
-        keep[torch.topk(all_sizes, min(self.kept, len(all_sizes)), sorted=False).indices] = True
-        for gated, part in zip(self.differences, self.agree(keep).split(self.sizes), strict=True):
-            self._factors.append(gated.settle(part.view_as(gated.mask)))
+        count = min(self.kept, len(all_sizes))
+        keep = torch.zeros_like(all_sizes, dtype=torch.bool)
+        keep[torch.topk(all_sizes, count, sorted=False).indices] = True
+        keep = self.agree(keep)  # processes must agree before anything is zeroed
+        for gated, part in zip(self.differences, keep.split(self.sizes), strict=True):
+            factor = gated.settle(part.view_as(gated.mask))
+            self._factors.append(factor)
         self.frozen = True
 
     def carried(self) -> dict[Tensor, Carry]:
@@ -83,7 +89,10 @@ class DiffAllocation:
         """Return the expected number of open gates; from the freeze on, of kept weights."""
         if self.frozen:
             return torch.stack([gated.mask.sum() for gated in self.differences]).sum()
-        counts = [open_probability(gated.log_alpha.detach()).sum() for gated in self.differences]
+        counts = []
+        for gated in self.differences:
+            probabilities = open_probability(gated.log_alpha.detach())
+            counts.append(probabilities.sum())
         return torch.stack(counts).sum().round().long()
 
     def ranks(self) -> dict[str, int]:

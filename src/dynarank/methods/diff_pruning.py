@@ -70,8 +70,10 @@ class DiffPruning(Method[DiffPruningConfig]):
         if frozen or not self.config.sparsity:
             return None
         gates = [gated.log_alpha for gated in self.differences.values()]
-        total = torch.stack([open_probability(gate).sum() for gate in gates]).sum()
-        return self.config.sparsity * total / sum(gate.numel() for gate in gates)
+        open_by_weight = [open_probability(gate).sum() for gate in gates]
+        open_gates = torch.stack(open_by_weight).sum()  # their expected number
+        number_of_gates = sum(gate.numel() for gate in gates)
+        return self.config.sparsity * open_gates / number_of_gates
 
     def adapter_parameters(self) -> int:
         return self.kept
@@ -88,8 +90,9 @@ class DiffPruning(Method[DiffPruningConfig]):
             indices = gated.mask.flatten().nonzero().flatten()
             if len(indices) == 0:  # our readers refuse tensors without elements
                 continue
+            difference = gated.present().detach().flatten()
             tensors[name + INDICES] = indices.cpu()
-            tensors[name + VALUES] = gated.present().detach().flatten()[indices].cpu()
+            tensors[name + VALUES] = difference[indices].cpu()
         for name in self.head:
             for leaf, parameter in self.model.get_submodule(name).named_parameters():
                 tensors[f"{name}.{leaf}"] = parameter.detach().cpu().contiguous()
@@ -103,7 +106,7 @@ class DiffPruning(Method[DiffPruningConfig]):
 
 
 def own_weights(model: nn.Module, head: Sequence[str]) -> list[str]:
-    """Return the names of all weights outside the head that one module alone has."""
+    """Return the names of all parameters outside the head that are not tied to another."""
     owners: dict[int, int] = {}
     # By default torch names a tied weight once, and would hide its other owners.
     # Parametrized in one owner, it would no longer be tied.
@@ -120,6 +123,10 @@ def own_weights(model: nn.Module, head: Sequence[str]) -> list[str]:
 @torch.no_grad()
 def add_sparse(model: nn.Module, trained: Mapping[str, Tensor]) -> nn.Module:
     """Add an exported difference to a plain model's weights, in place, and return the model.
+
+    Args:
+        model: the base model, with a task head of the same shape.
+        trained: the tensors of `trained.safetensors` by name, as the file's legend has them.
 
     Raises:
         ValueError: the file is of another model.

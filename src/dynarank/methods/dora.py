@@ -1,4 +1,8 @@
-"""DoRA, dynamic rank distribution (Mao et al., ACL 2024): prunable rank-one components."""
+"""DoRA, dynamic rank distribution (Mao et al., ACL 2024): prunable rank-one components.
+
+The mathematics is in `dynarank.adapters.layer` (Eq. 6) and `dynarank.allocation` (Eqs. 7 to 10).
+This file joins it to a run's settings. `DynaRank` is the same under this library's own recipe.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +39,12 @@ class DoRA(Method[DoRAConfig]):
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         initial = self.budget.initial
         check_some_left(self.budget, model, find_linears(model, targets, self.head))
+        scale = self.config.scale(initial, self.budget.target)
         self.layers = inject(
             model,
             targets,
             r=initial,
-            # The layer divides by the components that it starts with.
-            alpha=self.config.scale(initial, self.budget.target) * initial,
+            alpha=scale * initial,  # the layer divides by the components that it starts with
             dropout=self.config.dropout,
             exclude=self.head,
             start=self.config.init,
@@ -51,26 +55,28 @@ class DoRA(Method[DoRAConfig]):
         return model
 
     def allocator(self, total_steps: int) -> RankAllocator:
+        score = self.config.score
         cost_aware = self.budget.unit == "parameters"
-        warning = cannot_allocate(
-            self.config.score, self.budget.initial, self.budget.target, cost_aware
-        )
+        warning = cannot_allocate(score, self.budget.initial, self.budget.target, cost_aware)
         if warning:
-            log.warning("method.score=%s: %s", self.config.score, warning)
-        shuffled = self.config.score == "shuffled"
+            log.warning("method.score=%s: %s", score, warning)
+        fixed_scores = None
+        if score == "shuffled":
+            fixed_scores = self._shuffled_scores()
+            # The allocator has no score of that name, and reads none where scores are fixed.
+            score = "random"
         self._allocator = RankAllocator(
             self.layers,
             schedule_of(self.budget, total_steps, self.budget.schedule),
             beta=self.config.beta,
             # A component that is fixed at c = 0 has no gradient to return by.
             regrow=self.budget.regrow and self.config.train_c,
-            # The allocator has no score of that name: `fixed_scores` takes the place of any.
-            score="random" if shuffled else self.config.score,
+            score=score,
             cost_aware=cost_aware,
             min_rank=self.budget.min_rank,
             max_rank=self.budget.max_rank,
             seed=self.config.score_seed,
-            fixed_scores=self._shuffled_scores() if shuffled else None,
+            fixed_scores=fixed_scores,
         )
         return self._allocator
 
@@ -82,17 +88,20 @@ class DoRA(Method[DoRAConfig]):
                 these start with.
         """
         assert self.config.rank_pattern_from is not None
-        costs = {name: component_parameters(layer) for name, layer in self.layers.items()}
-        # Of another budget, more would go than the ranks leave, or others would stay beside them.
+        costs: dict[str, int] = {}
+        shapes: dict[str, tuple[int, int]] = {}
+        for name, layer in self.layers.items():
+            costs[name] = component_parameters(layer)
+            shapes[name] = (layer.in_features, layer.out_features)
+        # `found_ranks` refuses another budget: the schedule would prune more than the ranks leave,
+        # or would leave other components beside them.
         ranks = found_ranks(self.config.rank_pattern_from, costs, self.budget.target)
-        shapes = {
-            name: (layer.in_features, layer.out_features) for name, layer in self.layers.items()
-        }
         shuffled = shuffle_ranks(ranks, shapes, self.config.score_seed)
+        counts_parameters = self.budget.unit == "parameters"
         return scores_for_ranks(
             ranks=[shuffled[name] for name in self.layers],
             sizes=[layer.r for layer in self.layers.values()],
-            costs=list(costs.values()) if self.budget.unit == "parameters" else None,
+            costs=list(costs.values()) if counts_parameters else None,
             seed=self.config.score_seed,
         )
 

@@ -28,10 +28,15 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
     """Parameters of each triplet, (n), where parameters are counted; None: triplets are."""
 
     def choose(self, scores: Tensor, budget: float) -> Tensor:
-        """Return which triplets `budget` of them, or their parameters, pay for, (n) bool.
+        """Return which triplets are kept, (n) bool.
 
         Where parameters count, triplets are taken in the order of their scores, as PEFT orders
         them; one that does not fit is left out. So no more is spent than the budget has.
+
+        Args:
+            scores: (n), in model order.
+            budget: how many triplets the model may keep; where parameters count, what that many
+                triplets take on average.
         """
         if self.costs is None:
             return top_components(scores, int(budget))
@@ -73,12 +78,14 @@ class ExactAllocator(PeftAllocator):  # type: ignore[misc]
     def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
         """Set E to zero in all but the `budget` best triplets; return what each layer keeps."""
         scores = self.scores(model)
-        keep_of_all = self.agree(self.choose(torch.cat(list(scores.values())), budget))
-        keep_masks = keep_of_all.split([len(of_layer) for of_layer in scores.values()])
+        sizes = [len(of_layer) for of_layer in scores.values()]
+        keep = self.choose(torch.cat(list(scores.values())), budget)
+        keep = self.agree(keep)  # processes must agree before anything is zeroed
         pattern: dict[str, list[bool]] = {}
-        for name, keep_mask in zip(scores, keep_masks, strict=True):
-            model.get_parameter(name).masked_fill_(~keep_mask[:, None], 0.0)
-            pattern[name] = keep_mask.tolist()
+        for name, keep_of_layer in zip(scores, keep.split(sizes), strict=True):
+            E = model.get_parameter(name)  # (r, 1)
+            E.masked_fill_(~keep_of_layer[:, None], 0.0)
+            pattern[name] = keep_of_layer.tolist()
         return pattern
 
 

@@ -59,13 +59,14 @@ def found_ranks(place: str, costs: Mapping[str, int], target: float) -> dict[str
             f"{SETTING} = {place}: {unknown[0]} is no target of this model "
             f"({nearest(unknown[0], costs)}). Take a run on the same model and model.targets"
         )
-    components, wanted = sum(ranks.values()), round_half_up(target * len(costs))
+    components = sum(ranks.values())
+    wanted = round_half_up(target * len(costs))
     parameters = sum(rank * costs[name] for name, rank in ranks.items())
     # Rounded as a run's own budget is, which it may have spent to the last parameter.
     budget = round_half_up(target * sum(costs.values()))
     # A run by parameters leaves less than a component over, as a rule.
-    fits = budget - 2 * max(costs.values()) < parameters <= budget
-    if components != wanted and not fits:
+    spends_the_budget = budget - 2 * max(costs.values()) < parameters <= budget
+    if components != wanted and not spends_the_budget:
         raise ValueError(
             f"{SETTING} = {place}: has {components} components in {len(costs)} matrices, and "
             f"budget.target = {target:g} stands for {wanted}. Set budget.target="

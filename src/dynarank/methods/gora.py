@@ -64,31 +64,38 @@ class Gora(PlacedMethod[GoraConfig]):
             gradients = mean_gradients(self.model, maps, inputs)
             importance = []
             for name, gradient in gradients.items():
-                importance.append(float((weight_of(maps[name]) * gradient).abs().mean()))
+                products = weight_of(maps[name]) * gradient
+                importance.append(float(products.abs().mean()))
         costs = [component_parameters(layer) for layer in self.layers.values()]
         ranks = self.choose(importance, costs)
-        starts = {}
+        starts_of_A: dict[str, Tensor] = {}
+        starts_of_B: dict[str, Tensor] = {}
         for (name, gradient), rank in zip(gradients.items(), ranks, strict=True):
-            starts[name] = self.start(gradient, rank)
-        self.place(
-            A={name: A for name, (A, _) in starts.items()},
-            B={name: B for name, (_, B) in starts.items()},
-        )
+            starts_of_A[name], starts_of_B[name] = self.start(gradient, rank)
+        self.place(A=starts_of_A, B=starts_of_B)
 
     def choose(self, importance: Sequence[float], costs: Sequence[int]) -> list[int]:
-        """Return the layers' ranks, which meet the budget exactly, from `min_rank` to `pool`."""
-        roots = torch.tensor(costs, dtype=torch.float64).sqrt()
+        """Return the layers' ranks, which meet the budget exactly, from `min_rank` to `pool`.
+
+        Args:
+            importance: I of every layer, in model order.
+            costs: f of every layer: the parameters of one of its components.
+        """
+        roots = torch.tensor(costs, dtype=torch.float64).sqrt()  # sqrt(f)
         # The bound keeps the shares from being NaN where all gradients are zero.
-        share = torch.tensor(importance, dtype=torch.float64) / max(sum(importance), 1e-300)
-        rho = share * roots.sum() * float(self.budget.target) / roots
+        total = max(sum(importance), 1e-300)
+        share = torch.tensor(importance, dtype=torch.float64) / total
+        rho = share * roots.sum() * float(self.budget.target) / roots  # (layers)
+        # rho - j for the components j = 0, 1, ... of every layer.
         scores = rho[:, None] - torch.arange(self.pool)  # (layers, pool)
         if self.budget.unit == "parameters":
-            each = torch.tensor(costs, dtype=torch.float64)[:, None]
-            # Negative scores would mean that a component may not be taken.
-            scores = (scores - scores.min()) * each  # `top_parameters` divides by the costs
+            costs_of = torch.tensor(costs, dtype=torch.float64)[:, None].expand_as(scores)
+            # Negative scores would mean that a component may not be taken. `top_parameters` orders
+            # by score / cost, and these are to be taken by score.
+            scores = (scores - scores.min()) * costs_of
             scores[:, : self.budget.min_rank] = torch.inf
-            spent = round_half_up(self.budget.target * sum(costs))
-            keep = top_parameters(scores.flatten(), each.expand_as(scores).flatten(), spent)
+            allowance = round_half_up(self.budget.target * sum(costs))
+            keep = top_parameters(scores.flatten(), costs_of.flatten(), allowance)
         else:
             scores[:, : self.budget.min_rank] = torch.inf
             count = round_half_up(self.budget.target * len(costs))
@@ -97,21 +104,22 @@ class Gora(PlacedMethod[GoraConfig]):
         return ranks
 
     def start(self, gradient: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """Return A (rank, d_in) and B (d_out, rank) for a mean gradient."""
-        size = self.config.gamma / self.scale
+        """Return A (rank, d_in) and B (d_out, rank) for a mean gradient (d_out, d_in)."""
+        length = self.config.gamma / self.scale
+        d_in = gradient.shape[1]
         if self.config.directions == "gradient":
             A = torch.linalg.svd(gradient, full_matrices=False).Vh[:rank]
+            # A gradient has no more directions than its smaller side: the rest are rows of zeros.
             missing = rank - len(A)
-            # A gradient has no more directions than its smaller side.
             A = nn.functional.pad(A, (0, 0, 0, missing))
         else:
-            A = torch.empty(rank, gradient.shape[1])
+            A = torch.empty(rank, d_in)
             # torch warns where there is nothing to initialize.
             if rank:
                 nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-                size *= math.sqrt(gradient.shape[1] / rank)
+                length *= math.sqrt(d_in / rank)
         # By the pseudoinverse, since A A^T has no inverse where rows of A are padding.
-        B = -size * gradient @ torch.linalg.pinv(A)
+        B = -length * gradient @ torch.linalg.pinv(A)
         return A, B
 
 
@@ -128,6 +136,11 @@ def mean_gradients(
 ) -> dict[str, Tensor]:
     """Return the mean over batches of the loss's gradient by each map's weight, (d_out, d_in).
 
+    Args:
+        model: it is called with each batch, labels included, and returns an object with `loss`.
+        maps: the linear maps by name, with frozen weights.
+        inputs: the batches.
+
     Raises:
         ValueError: a weight is quantized and has no gradient.
     """
@@ -137,7 +150,8 @@ def mean_gradients(
         if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
             raise ValueError(f"{name} is quantized and has no gradient: load it unquantized")
         weights[name] = weight
-    # On the CPU: together they are as large as all adapted weights.
+    # On the CPU: together they are as large as all adapted weights. A sum of parts that are
+    # divided already is the mean in the end.
     sums = {name: torch.zeros(tuple(weight.shape)) for name, weight in weights.items()}
     for weight in weights.values():
         weight.requires_grad_(True)
@@ -153,4 +167,7 @@ def mean_gradients(
     finally:
         for weight in weights.values():
             weight.requires_grad_(False)
-    return {name: s.T if stores_transposed(maps[name]) else s for name, s in sums.items()}
+    means = {}
+    for name, mean in sums.items():
+        means[name] = mean.T if stores_transposed(maps[name]) else mean
+    return means

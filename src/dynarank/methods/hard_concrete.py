@@ -25,13 +25,18 @@ def sample_gates(log_alpha: Tensor) -> Tensor:
     """Return one draw of every gate, differentiable by log alpha."""
     # Neither logarithm may be infinite.
     u = torch.rand_like(log_alpha).clamp(1e-6, 1 - 1e-6)
-    s = torch.sigmoid(u.log() - (1 - u).log() + log_alpha)
-    return (s * (RIGHT - LEFT) + LEFT).clamp(0, 1)
+    noise = u.log() - (1 - u).log()
+    return _stretched(torch.sigmoid(noise + log_alpha))
 
 
 def sure_gates(log_alpha: Tensor) -> Tensor:
     """Return the gates without noise."""
-    return (torch.sigmoid(log_alpha) * (RIGHT - LEFT) + LEFT).clamp(0, 1)
+    return _stretched(torch.sigmoid(log_alpha))
+
+
+def _stretched(s: Tensor) -> Tensor:
+    """Stretch numbers in (0, 1) to (l, r) and cut them to [0, 1]: the ends have a probability."""
+    return (s * (RIGHT - LEFT) + LEFT).clamp(0, 1)
 
 
 def open_probability(log_alpha: Tensor) -> Tensor:

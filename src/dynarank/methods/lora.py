@@ -34,6 +34,31 @@ class LoRA(Method[LoRAConfig]):
         import peft
 
         self.fixed_ranks = self.choose_ranks(model, find_linears(model, targets, self.head))
+        self._check_bounds()
+        adapted = {name: rank for name, rank in self.fixed_ranks.items() if rank}
+        names = list(adapted)
+        largest = max(adapted.values())
+        scale = self._scale()
+        # PEFT reads the keys of both patterns as regular expressions.
+        rank_pattern = {"^" + re.escape(name): rank for name, rank in adapted.items()}
+        # PEFT divides by a matrix's own rank: so every component has the same scale.
+        alpha_pattern = {key: scale * rank for key, rank in rank_pattern.items()}
+        config = peft.LoraConfig(
+            r=largest,
+            lora_alpha=scale * largest,
+            rank_pattern=rank_pattern,
+            alpha_pattern=alpha_pattern,
+            lora_dropout=self.config.dropout,
+            target_modules=names,
+        )
+        peft.inject_adapter_in_model(config, model, ADAPTER)
+        self.layers = {name: model.get_submodule(name) for name in names}
+        for name in self.head:  # PEFT froze it
+            model.get_submodule(name).requires_grad_(True)
+        return model
+
+    def _check_bounds(self) -> None:
+        """Raise `ValueError` where the ranks are outside the budget's limits."""
         largest, limit = max(self.fixed_ranks.values()), self.budget.max_rank
         if limit is not None and largest > limit:
             raise ValueError(
@@ -46,32 +71,20 @@ class LoRA(Method[LoRAConfig]):
                 f"budget.min_rank = {self.budget.min_rank}: these ranks go down to {smallest}. Set "
                 "it to that, or take another method.placement"
             )
-        adapted = {name: rank for name, rank in self.fixed_ranks.items() if rank}
-        names = list(adapted)
-        per = max(1.0, self.budget.target)
-        scale = self.config.alpha / (math.sqrt(per) if self.config.alpha_over == "sqrt" else per)
-        # PEFT reads the keys of both patterns as regular expressions.
-        ranks = {"^" + re.escape(name): rank for name, rank in adapted.items()}
-        config = peft.LoraConfig(
-            r=max(adapted.values()),
-            lora_alpha=scale * max(adapted.values()),
-            rank_pattern=ranks,
-            # PEFT divides by a matrix's own rank: so every component has the same scale.
-            alpha_pattern={key: scale * rank for key, rank in ranks.items()},
-            lora_dropout=self.config.dropout,
-            target_modules=names,
-        )
-        peft.inject_adapter_in_model(config, model, ADAPTER)
-        self.layers = {name: model.get_submodule(name) for name in names}
-        for name in self.head:  # PEFT froze it
-            model.get_submodule(name).requires_grad_(True)
-        return model
+
+    def _scale(self) -> float:
+        """Return s, by which every component is multiplied."""
+        target = max(1.0, self.budget.target)
+        if self.config.alpha_over == "sqrt":  # as in rsLoRA
+            return self.config.alpha / math.sqrt(target)
+        return self.config.alpha / target
 
     def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
         ratio = self.config.b_lr_ratio
         if ratio == 1:
             return []
-        return [([layer.lora_B[ADAPTER].weight for layer in self.layers.values()], ratio)]
+        weights_of_B = [layer.lora_B[ADAPTER].weight for layer in self.layers.values()]
+        return [(weights_of_B, ratio)]
 
     def choose_ranks(self, model: nn.Module, names: Sequence[str]) -> dict[str, int]:
         """Return the rank of each named matrix, as the budget and the placement have it.

@@ -11,6 +11,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from dynarank.rounding import round_half_up
 
@@ -119,12 +120,23 @@ def _spread(costs: Mapping[str, int], parameters: int) -> dict[str, int]:
     """Return evenly spread ranks whose parameters come nearest; of two as near, the fewer."""
     mean_cost = sum(costs.values()) / len(costs)
     guess = parameters / mean_cost
-    # Where kinds of matrices alternate, an even spread may meet the cheap ones more often.
-    counts = range(int(guess / 2), 2 * math.ceil(guess) + 1)
-    return min(
-        (_spread_count(list(costs), count) for count in counts),
-        key=lambda ranks: abs(sum(ranks[name] * costs[name] for name in ranks) - parameters),
-    )
+    names = list(costs)
+    # Far around the guess: where kinds of matrices alternate, an even spread may meet the cheap
+    # ones more often.
+    fewest, most = int(guess / 2), 2 * math.ceil(guess)
+    nearest: dict[str, int] = {}
+    smallest_miss = math.inf
+    for count in range(fewest, most + 1):
+        ranks = _spread_count(names, count)
+        miss = abs(_spent(ranks, costs) - parameters)
+        if miss < smallest_miss:
+            nearest, smallest_miss = ranks, miss
+    return nearest
+
+
+def _spent(ranks: Mapping[str, int], costs: Mapping[str, int]) -> int:
+    """Return the parameters that ranks take."""
+    return sum(rank * costs[name] for name, rank in ranks.items())
 
 
 def _spread_count(names: Sequence[str], count: int) -> dict[str, int]:
@@ -132,7 +144,7 @@ def _spread_count(names: Sequence[str], count: int) -> dict[str, int]:
     per_matrix = count / len(names)
     # Ends are rounded, and not ranks, so that the ranks add up to `count`.
     ends = [round_half_up(index * per_matrix) for index in range(len(names) + 1)]
-    return {name: ends[index + 1] - ends[index] for index, name in enumerate(names)}
+    return {name: end - start for name, (start, end) in zip(names, pairwise(ends), strict=True)}
 
 
 def _draw(costs: Mapping[str, int], parameters: int, pool: int, seed: int) -> dict[str, int]:

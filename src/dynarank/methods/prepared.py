@@ -28,7 +28,15 @@ class PlacedMethod(ComponentMethod[ConfigT]):
     def put_room(
         self, model: nn.Module, targets: Sequence[str], pool: int, alpha: float, dropout: float
     ) -> None:
-        """Wrap the targets with `pool` components whose scale is alpha / target, as LoRA's is."""
+        """Wrap the targets with `pool` components whose scale is alpha / target, as LoRA's is.
+
+        Args:
+            model: changed in place.
+            targets: the layers to adapt.
+            pool: the most components that a layer may get.
+            alpha: the scale's numerator.
+            dropout: on the input of the adapters.
+        """
         self.pool = pool
         self.scale = alpha / max(1, self.budget.target)
         # The layer divides by the components that it starts with, here the pool.
@@ -37,9 +45,11 @@ class PlacedMethod(ComponentMethod[ConfigT]):
 
     @torch.no_grad()
     def place(self, A: Mapping[str, Tensor], B: Mapping[str, Tensor] | None = None) -> None:
-        """Give every layer its components, A (k, d_in) and B (d_out, k); B is zero where None.
+        """Give every layer its components; the rest of its `pool` is masked out, and zero.
 
-        The room that is left is masked out, and zero.
+        Args:
+            A: (k, d_in) by module name; k, the layer's rank, may differ.
+            B: (d_out, k) by module name; None for zeros.
         """
         for name, layer in self.layers.items():
             k = len(A[name])
@@ -53,12 +63,15 @@ class PlacedMethod(ComponentMethod[ConfigT]):
 
     @contextmanager
     def bare(self) -> Iterator[dict[str, nn.Module]]:
-        """Have the model without its adapters for a while: the base maps by name, in its order."""
+        """Take the adapters out of the model inside a `with`; yield the base maps by module name.
+
+        The model is in evaluation mode meanwhile.
+        """
         model = self.model
         training = model.training
         for name, layer in self.layers.items():
             replace_module(model, name, layer.base)
-        # Without dropout: what is decided once should not hang on a draw.
+        # Without dropout: what is decided once should not depend on a random draw.
         model.eval()
         try:
             yield {name: layer.base for name, layer in self.layers.items()}

@@ -50,12 +50,12 @@ def check_some_left(budget: BudgetConfig, model: nn.Module, names: Sequence[str]
     if budget.unit == "parameters":
         costs = [sum(linear_shape(model.get_submodule(name))) for name in names]
         cheapest, total = min(costs), sum(costs)
-        if round_half_up(budget.target * total) < cheapest:
+        allowance = round_half_up(budget.target * total)
+        if allowance < cheapest:
             raise ValueError(
-                f"budget.target = {budget.target:g}: pays for "
-                f"{round_half_up(budget.target * total):,} parameters, and a component takes "
-                f"{cheapest:,} or more. Give at least {_rounded_up(cheapest / total)}, or train "
-                "the head alone with method=head"
+                f"budget.target = {budget.target:g}: pays for {allowance:,} parameters, and a "
+                f"component takes {cheapest:,} or more. Give at least "
+                f"{_rounded_up(cheapest / total)}, or train the head alone with method=head"
             )
     elif round_half_up(budget.target * matrices) == 0:
         raise ValueError(
@@ -79,13 +79,16 @@ def refuse_bounds(budget: BudgetConfig, method: str, *bounds: str) -> None:
         method: its name, for the message.
         bounds: of `min_rank` and `max_rank`, those that it cannot keep.
     """
+    without_bound = {"min_rank": 0, "max_rank": None}
     for bound in bounds:
-        value, none = getattr(budget, bound), 0 if bound == "min_rank" else None
-        if value != none:
-            raise ValueError(
-                f"budget.{bound} = {value}: {method} has no such limit. Take method=dora, or "
-                f"budget.{bound}={'null' if none is None else none}"
-            )
+        value = getattr(budget, bound)
+        if value == without_bound[bound]:
+            continue
+        no_limit = "0" if bound == "min_rank" else "null"
+        raise ValueError(
+            f"budget.{bound} = {value}: {method} has no such limit. Take method=dora, or "
+            f"budget.{bound}={no_limit}"
+        )
 
 
 def holds_transposed(layers: Mapping[str, Any]) -> bool:

@@ -69,7 +69,8 @@ class SoraAllocator(RankAllocator):
             max_rank=max_rank,
         )
         self.sparsity = sparsity
-        self.lr = 0.0  # set before each step
+        self.lr = 0.0
+        """The optimizer's learning rate; set before each `step` (see `TakesRate`)."""
 
     def step(self) -> bool:
         self.t += 1
@@ -98,15 +99,18 @@ class SoraAllocator(RankAllocator):
         gates = self._cat([layer.lora_c.detach() for layer in self.layers])
         count = self.schedule.keep(self.t, len(self.layers))
         sizes = gates.abs()
-        beyond = sizes[~top_components(sizes, count)]
+        beyond = sizes[~top_components(sizes, count)]  # of the gates that the schedule lets go
         # No waiting for a device: the bound is a tensor, zero where nothing lies beyond.
-        bound = torch.cat([beyond, beyond.new_zeros(1)]).max().clamp(max=xi)
+        largest_beyond = torch.cat([beyond, beyond.new_zeros(1)]).max()
+        bound = largest_beyond.clamp(max=xi)
         for layer in self.layers:
-            layer.lora_c.copy_(soft_threshold(layer.lora_c, bound.to(layer.lora_c.device)))
+            gate = layer.lora_c
+            gate.copy_(soft_threshold(gate, bound.to(gate.device)))
 
     def update(self) -> None:
         """Take the gates' sizes as the scores."""
-        self.ema = self._cat([layer.lora_c.detach().abs() for layer in self.layers]).float()
+        sizes = [layer.lora_c.detach().abs() for layer in self.layers]
+        self.ema = self._cat(sizes).float()
         if self.check_every_step:
             self.check_finite()
 

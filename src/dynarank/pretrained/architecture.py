@@ -18,9 +18,9 @@ class Architecture:
     targets: tuple[str, ...]
     """The linear layers to adapt: every one of attention and feed-forward."""
     attention_outputs: tuple[str, ...]
-    """The last linear layer of an attention sublayer, behind which a bottleneck may stand."""
+    """The last linear layer of an attention sublayer, which a bottleneck may follow."""
     feedforward_outputs: tuple[str, ...]
-    """The last linear layer of a feed-forward sublayer, behind which a bottleneck may stand."""
+    """The last linear layer of a feed-forward sublayer, which a bottleneck may follow."""
     position_table: str | None = None
     """The embedding of absolute positions; None where positions are relative, and do not end."""
     takes_prompt: bool = True

@@ -203,7 +203,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def bottleneck_places(model_type: str, behind_attention: bool) -> list[str]:
-    """Return the names of the layers behind which a bottleneck stands.
+    """Return the names of the layers that a bottleneck follows.
 
     An architecture that is not in the table is tried with the names of all that are.
     """
@@ -253,8 +253,11 @@ def kind_of_model(settings: Any) -> Kind:
 def models_of_kind(kind: str) -> str:
     """Return examples of models of one kind, as they are named on the command line."""
     entries = [entry for entry in ARCHITECTURES.values() if entry.kind == kind]
-    groups = [group for entry in entries for group in entry.model_groups]
-    by_path = f"{', '.join(entry.title for entry in entries)} by model.path="
-    if len(groups) < 2:
-        return " or ".join([*(f"model={group}" for group in groups), by_path])
-    return f"model={', '.join(groups[:-1])} or {groups[-1]}"
+    groups: list[str] = []
+    for entry in entries:
+        groups += entry.model_groups
+    if len(groups) >= 2:
+        return f"model={', '.join(groups[:-1])} or {groups[-1]}"
+    titles = ", ".join(entry.title for entry in entries)
+    by_group = [f"model={group}" for group in groups]
+    return " or ".join([*by_group, f"{titles} by model.path="])

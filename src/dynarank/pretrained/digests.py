@@ -66,7 +66,8 @@ def same_weights(recorded: str, model: nn.Module, head: Sequence[str]) -> bool:
 def _checksum(tensor: Tensor) -> int:
     """Return the CRC-32 of a tensor's elements as float32. It tells any one that changed."""
     # numpy has no bfloat16. float32 holds every number of the narrower types exactly.
-    return zlib.crc32(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+    elements = tensor.detach().float().contiguous().cpu()
+    return zlib.crc32(elements.numpy().tobytes())
 
 
 def _is_in(name: str, modules: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def widen_head(model: PreTrainedModel, head: Sequence[str], dtype: torch.dtype) -> None:
-    """Let the modules named in `head` compute in float32 behind a body in `dtype`.
+    """Let the modules named in `head` compute in float32 after a body in `dtype`.
 
     Without a head, the output layer of the body gives its logits in float32.
     """

@@ -58,20 +58,24 @@ def agreement_matrix(groups: Sequence[Sequence[Run]]) -> np.ndarray:
     The diagonal holds the agreement within a group. Between two groups only runs of different
     seeds are compared, if there are any: runs of one seed start alike and see alike data.
     """
-    runs = [run for group in groups for run in group]
-    matrix = correlations(runs)
+    runs: list[Run] = []
+    places: list[slice] = []  # of each group among all runs
+    for group in groups:
+        places.append(slice(len(runs), len(runs) + len(group)))
+        runs += group
+    rho = correlations(runs)
     seeds = np.asarray([run.seed for run in runs])
-    ends = np.cumsum([len(group) for group in groups])
-    spans = [slice(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
     means = np.full((len(groups), len(groups)), np.nan)
     for row, group in enumerate(groups):
-        within = np.triu_indices(len(group), k=1)
-        means[row, row] = _mean(matrix[spans[row], spans[row]][within])
+        own_rho = rho[places[row], places[row]]
+        pairs = np.triu_indices(len(group), k=1)  # each pair once, no run with itself
+        means[row, row] = _mean(own_rho[pairs])
         for column in range(row):
-            block = matrix[spans[row], spans[column]]
-            apart = seeds[spans[row], None] != seeds[None, spans[column]]
-            mean = _mean(block[apart] if apart.any() else block)
-            means[row, column] = means[column, row] = mean
+            between = rho[places[row], places[column]]
+            other_seed = seeds[places[row], None] != seeds[None, places[column]]
+            if other_seed.any():
+                between = between[other_seed]
+            means[row, column] = means[column, row] = _mean(between)
     return means
 
 

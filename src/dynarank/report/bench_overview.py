@@ -19,18 +19,22 @@ def over_budgets(cells: Sequence[Cell]) -> Grid:
     The others are those with pairs enough under two budgets or more.
     """
     found = {(one.arm, one.budget): one for one in differences(cells) if one.judged}
-    by_budget: dict[float, dict[str, list[float]]] = {}
+    by_budget: dict[float, dict[str, list[float]]] = {}  # the baseline's scores by task
     for cell in compared(cells):
         if cell.arm == BASELINE:
-            by_budget.setdefault(cell.budget, {}).setdefault(cell.task, []).append(cell.score)
+            by_task = by_budget.setdefault(cell.budget, {})
+            by_task.setdefault(cell.task, []).append(cell.score)
     if not by_budget:
         return Grid((), [])
-    shared = set.intersection(*[set(by_task) for by_task in by_budget.values()])
+    tasks_of_budgets = [set(by_task) for by_task in by_budget.values()]
+    shared = set.intersection(*tasks_of_budgets)
     budgets_of = Counter(arm for arm, _ in found)
     arms = sorted(arm for arm, count in budgets_of.items() if count > 1)
     rows = []
     for budget, by_task in sorted(by_budget.items()):
-        mean = fmean(fmean(by_task[task]) for task in shared) if shared else math.nan
+        mean = math.nan
+        if shared:
+            mean = fmean(fmean(by_task[task]) for task in shared)
         row = [f"{budget:g}", plain(mean)]
         for arm in arms:
             row.append(_change(found.get((arm, budget))))
@@ -75,9 +79,16 @@ def _overview(
     gains[BASELINE] = 0.0
     rows = []
     for arm in sorted(gains, key=lambda arm: -gains[arm]):
-        means = [fmean(scores[arm][task]) for task in tasks if task in scores[arm]]
-        cells = [f"{fmean(scores[arm][task]):.3f}" if task in scores[arm] else "" for task in tasks]
-        cells.append(f"{fmean(means):.3f}" if len(means) == len(tasks) else "")
+        means = []
+        cells = []
+        for task in tasks:
+            if task in scores[arm]:
+                means.append(fmean(scores[arm][task]))
+                cells.append(f"{means[-1]:.3f}")
+            else:
+                cells.append("")
+        is_complete = len(means) == len(tasks)
+        cells.append(f"{fmean(means):.3f}" if is_complete else "")
         compared_with = ["", "", "", ""]
         if arm in shown:
             one = shown[arm]

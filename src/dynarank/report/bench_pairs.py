@@ -172,22 +172,26 @@ def _corrected(found: Sequence[Difference]) -> list[Difference]:
 
 
 def _difference(arm: str, against: str, pairs: Sequence[tuple[Cell, Cell]]) -> Difference:
+    ours = [cell for cell, _ in pairs]
+    theirs = [cell for _, cell in pairs]
+    scores = [cell.score for cell in ours]
+    their_scores = [cell.score for cell in theirs]
+    changes = [own - other for own, other in zip(scores, their_scores, strict=True)]
     by_task: dict[str, list[float]] = {}
-    for ours, theirs in pairs:
-        by_task.setdefault(ours.task, []).append(ours.score - theirs.score)
+    for cell, change in zip(ours, changes, strict=True):
+        by_task.setdefault(cell.task, []).append(change)
     task_means = np.array([fmean(values) for values in by_task.values()])
     low, high = cluster_interval(list(by_task.values()))
-    changes = [ours.score - theirs.score for ours, theirs in pairs]
     effect_low, effect_high = effect_interval(changes)
     rank_effect, rank_p = signed_ranks(np.asarray(changes))
     return Difference(
         arm=arm,
         against=against,
-        budgets=tuple(sorted({ours.budget for ours, _ in pairs})),
+        budgets=tuple(sorted({cell.budget for cell in ours})),
         tasks=tuple(by_task),
-        scores=compare([a.score for a, _ in pairs], [b.score for _, b in pairs]),
-        won=sum(a.score > b.score for a, b in pairs),
-        losses=compare([a.loss for a, _ in pairs], [b.loss for _, b in pairs]),
+        scores=compare(scores, their_scores),
+        won=sum(own > other for own, other in zip(scores, their_scores, strict=True)),
+        losses=compare([cell.loss for cell in ours], [cell.loss for cell in theirs]),
         effect=effect_size(changes),
         effect_low=effect_low,
         effect_high=effect_high,
@@ -205,7 +209,8 @@ def effect_size(values: Sequence[float]) -> float:
     if len(values) < 2:
         return math.nan
     mean = fmean(values)
-    sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    squares = sum((value - mean) ** 2 for value in values)
+    sd = math.sqrt(squares / (len(values) - 1))
     return mean / sd if sd > 0 else math.nan
 
 
@@ -241,9 +246,11 @@ def cluster_interval(clusters: Sequence[Sequence[float]], seed: int = 0) -> tupl
     """
     if len(clusters) < LEAST_TASKS:
         return math.nan, math.nan
+    count = len(clusters)
     sums = np.array([sum(values) for values in clusters])
     sizes = np.array([len(values) for values in clusters])
-    draws = np.random.default_rng(seed).integers(len(clusters), size=(RESAMPLES, len(clusters)))
+    draws = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    # The mean of the values and not of the clusters' means: a draw has clusters of several sizes.
     means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

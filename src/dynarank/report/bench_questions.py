@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 from dynarank.report.bench_pairs import Difference, compared, paired_differences
 from dynarank.report.bench_sections import Grid, Section, a_matrix, difference_grid, listed
@@ -47,7 +48,7 @@ def scored_arms(cells: Sequence[Cell]) -> list[str]:
 def scores_section(cells: Sequence[Cell]) -> Section:
     """Answer which score or start beats the controls."""
     title = "2. Which score or start beats random, shuffled and uniform?"
-    wanted = [(arm, control) for arm in scored_arms(cells) for control in SECOND_QUESTION]
+    wanted = list(product(scored_arms(cells), SECOND_QUESTION))
     ran = {cell.arm for cell in compared(cells)}
     missing = [arm for arm in SECOND_QUESTION if arm not in ran]
     found = paired_differences(cells, wanted)
@@ -90,10 +91,12 @@ def _sentence(budget: float, found: Sequence[Difference]) -> str:
             if one.judged and one.verdict == verdict:
                 by_arm.setdefault(one.arm, []).append(one.against)
         for arm, against in by_arm.items():
-            parts.append(f"`{arm}` is {words} {listed([f'`{other}`' for other in against])}")
-    few = sum(not one.judged for one in found)
-    if few:
-        parts.append(f"{few} {'pair has' if few == 1 else 'pairs have'} too few runs to judge")
+            others = [f"`{other}`" for other in against]
+            parts.append(f"`{arm}` is {words} {listed(others)}")
+    unjudged = sum(not one.judged for one in found)
+    if unjudged:
+        verb = "pair has" if unjudged == 1 else "pairs have"
+        parts.append(f"{unjudged} {verb} too few runs to judge")
     return f"At {a_matrix(budget)}, {'; '.join(parts)}."
 
 
@@ -106,14 +109,17 @@ def _places(cells: Sequence[Cell]) -> Grid:
         if ranks and len(ranks) % len(KINDS) == 0 and not cell.arm.startswith("lora_"):
             groups.setdefault((cell.budget, cell.arm), []).append(ranks)
     rows = []
-    for (budget, arm), found in sorted(groups.items()):
-        by_matrix = [sum(column) for column in zip(*found, strict=True)]
+    for (budget, arm), ranks_of_runs in sorted(groups.items()):
+        by_matrix = [sum(column) for column in zip(*ranks_of_runs, strict=True)]
         total = max(1, sum(by_matrix))
-        shares = [sum(by_matrix[kind :: len(KINDS)]) / total for kind in range(len(KINDS))]
+        shares = []
+        for kind in range(len(KINDS)):
+            of_kind = by_matrix[kind :: len(KINDS)]  # that matrix of every layer
+            shares.append(sum(of_kind) / total)
         layers = len(by_matrix) // len(KINDS)
-        half = (layers // 2) * len(KINDS)
-        shares.append(sum(by_matrix[half:]) / total)
-        shown = [f"{100 * share:.0f}" for share in shares]
-        rows.append([f"{budget:g}", arm, str(len(found)), *shown])
+        first_of_upper = (layers // 2) * len(KINDS)
+        shares.append(sum(by_matrix[first_of_upper:]) / total)
+        percents = [f"{100 * share:.0f}" for share in shares]
+        rows.append([f"{budget:g}", arm, str(len(ranks_of_runs)), *percents])
     headings = ("budget", "method", "runs", *(f"{kind}, %" for kind in KINDS), "upper half, %")
     return Grid(headings, rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 from scipy import stats
@@ -121,21 +121,24 @@ def _repeat(
     cells: Sequence[Cell],
     pairs: Sequence[tuple[int, int]],
 ) -> Repeat:
-    rows = sorted({index for pair in pairs for index in pair})
-    position = {index: row for row, index in enumerate(rows)}
-    ranks = np.array([ranks_of(cells[index]) for index in rows])
-    first = np.array([position[one] for one, _ in pairs])
-    second = np.array([position[other] for _, other in pairs])
+    in_pairs = sorted(set(chain.from_iterable(pairs)))
+    row_of = {index: row for row, index in enumerate(in_pairs)}
+    ranks = np.array([ranks_of(cells[index]) for index in in_pairs])  # (runs, matrices)
+    # The pairs as rows of `ranks`.
+    first = np.array([row_of[one] for one, _ in pairs])
+    second = np.array([row_of[other] for _, other in pairs])
     mean = mean_correlation(ranks, first, second)
     rng = np.random.default_rng(0)
+    matrices = ranks.shape[1]
     resampled, shuffled = [], []
     scaled = standardized(ranks)
     for _ in range(DRAWS):
-        chosen = rng.integers(ranks.shape[1], size=ranks.shape[1])
+        chosen = rng.integers(matrices, size=matrices)
         resampled.append(mean_correlation(ranks[:, chosen], first, second))
         # Shuffled after scaling, which no order changes: ranks need not be sorted anew each time.
         drawn = rng.permuted(scaled, axis=1)
-        shuffled.append(float(np.nanmean((drawn[first] * drawn[second]).sum(axis=1))))
+        by_chance = (drawn[first] * drawn[second]).sum(axis=1)
+        shuffled.append(float(np.nanmean(by_chance)))
     low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     # Equal sums in another order may differ by a rounding.
     at_least = sum(value >= mean - 1e-12 for value in shuffled)

@@ -71,11 +71,21 @@ def spreads(cells: Sequence[Cell]) -> list[Spread]:
     for (budget, task), arms in sorted(table.items(), key=lambda item: item[0][0]):
         # With it, no two seeds would be common to all, and the task would be gone.
         fixed = {arm: arms[arm] for arm in FIXED if len(arms.get(arm, ())) >= 2}
-        seeds = sorted(set.intersection(*map(set, fixed.values()))) if fixed else []
-        if len(fixed) >= 2 and len(seeds) >= 2:
+        if len(fixed) < 2:
+            continue
+        seeds = _common_seeds(list(fixed.values()))
+        if len(seeds) >= 2:
             drawn = list(arms.get(DRAWN, {}).values())
             found.append(_spread(budget, task, fixed, seeds, drawn))
     return found
+
+
+def _common_seeds(scores: Sequence[dict[int, float]]) -> list[int]:
+    """Return the seeds that every arm has a score of, by seed, in order."""
+    common = set(scores[0])
+    for of_arm in scores[1:]:
+        common &= set(of_arm)
+    return sorted(common)
 
 
 def _spread(
@@ -86,8 +96,11 @@ def _spread(
     drawn: Sequence[float],
 ) -> Spread:
     names = tuple(arms)
-    scores = np.array([[arms[arm][seed] for seed in seeds] for arm in names])
+    scores = np.empty((len(names), len(seeds)))
+    for row, arm in enumerate(names):
+        scores[row] = [arms[arm][seed] for seed in seeds]
     between, p = variance_between(scores)
+    variances = scores.var(axis=1, ddof=1)  # over the seeds of one placement
     means = scores.mean(axis=1)
     best = int(means.argmax())
     gain = honest = math.nan
@@ -101,7 +114,7 @@ def _spread(
         arms=names,
         seeds=tuple(seeds),
         between=between,
-        within=float(math.sqrt(scores.var(axis=1, ddof=1).mean())),
+        within=float(math.sqrt(variances.mean())),
         p=p,
         best=names[best],
         gain=gain,
@@ -112,17 +125,20 @@ def _spread(
 
 def variance_between(scores: np.ndarray) -> tuple[float, float]:
     """Return the rows' own standard deviation, and p of its F test, of scores (rows, columns)."""
-    p, n = scores.shape
-    rows = scores.mean(axis=1, keepdims=True)
-    columns = scores.mean(axis=0, keepdims=True)
-    rest = scores - rows - columns + scores.mean()
-    mean_square = n * float(rows.var(ddof=1))
-    rest_square = float((rest**2).sum()) / ((p - 1) * (n - 1))
-    between = math.sqrt(max(0.0, (mean_square - rest_square) / n))
+    rows, columns = scores.shape
+    row_means = scores.mean(axis=1, keepdims=True)
+    column_means = scores.mean(axis=0, keepdims=True)
+    rest = scores - row_means - column_means + scores.mean()
+    # Degrees of freedom of the rows' part and of the rest.
+    row_freedom = rows - 1
+    rest_freedom = (rows - 1) * (columns - 1)
+    row_square = columns * float(row_means.var(ddof=1))
+    rest_square = float((rest**2).sum()) / rest_freedom
+    between = math.sqrt(max(0.0, (row_square - rest_square) / columns))
     # So small are the squares of rounding errors alone, whose ratio says nothing.
     if rest_square <= 1e-24:
-        return between, 1.0 if mean_square <= 1e-24 else 0.0
-    return between, float(stats.f.sf(mean_square / rest_square, p - 1, (p - 1) * (n - 1)))
+        return between, 1.0 if row_square <= 1e-24 else 0.0
+    return between, float(stats.f.sf(row_square / rest_square, row_freedom, rest_freedom))
 
 
 def chosen_on_other_seeds(scores: np.ndarray, base: int) -> float:
@@ -148,27 +164,11 @@ def spread_section(cells: Sequence[Cell]) -> Section:
         return Section(title, text)
     adjusted = holm([one.p for one in found])
     sentences = []
+    judged = list(zip(found, adjusted, strict=True))
     for budget in sorted({one.budget for one in found}):
-        of_budget = [(one, p) for one, p in zip(found, adjusted, strict=True)]
-        of_budget = [(one, p) for one, p in of_budget if one.budget == budget]
+        of_budget = [(one, p) for one, p in judged if one.budget == budget]
         sentences.append(_sentence(budget, of_budget))
-    rows = []
-    for one, p in zip(found, adjusted, strict=True):
-        rows.append(
-            [
-                f"{one.budget:g}",
-                one.task,
-                str(len(one.arms)),
-                str(len(one.seeds)),
-                plain(one.between, 4),
-                plain(one.within, 4),
-                plain(one.drawn, 4),
-                small(p),
-                one.best,
-                signed(one.gain),
-                signed(one.honest),
-            ]
-        )
+    rows = [_row(one, p) for one, p in judged]
     headings = (
         "budget",
         "task",
@@ -183,6 +183,23 @@ def spread_section(cells: Sequence[Cell]) -> Section:
         "best on the other seeds less even",
     )
     return Section(title, " ".join(sentences), [Grid(headings, rows)])
+
+
+def _row(one: Spread, p: float) -> list[str]:
+    """Return a line of the section's table; p is corrected."""
+    return [
+        f"{one.budget:g}",
+        one.task,
+        str(len(one.arms)),
+        str(len(one.seeds)),
+        plain(one.between, 4),
+        plain(one.within, 4),
+        plain(one.drawn, 4),
+        small(p),
+        one.best,
+        signed(one.gain),
+        signed(one.honest),
+    ]
 
 
 def _sentence(budget: float, found: Sequence[tuple[Spread, float]]) -> str:

@@ -39,18 +39,24 @@ them, or the overview alone."""
 
 def answer(cells: Sequence[Cell]) -> str:
     """Return what is shown of the recipe, and of all methods; or that it is open."""
-    judged = [d for d in differences(cells) if d.judged]
+    judged = [one for one in differences(cells) if one.judged]
     if not judged:
         return (
             "Not yet answered: no method has been compared with evenly placed LoRA on as many as "
             f"{LEAST_PAIRS} pairs of task and seed."
         )
-    better = [f"`{d.arm}` at {d.budget:g}" for d in judged if d.verdict > 0]
-    worse = [f"`{d.arm}` at {d.budget:g}" for d in judged if d.verdict < 0]
-    tasks = len({task for d in judged for task in d.tasks})
+    better, worse = [], []
+    tasks: set[str] = set()
+    for one in judged:
+        tasks.update(one.tasks)
+        where = f"`{one.arm}` at {one.budget:g}"
+        if one.verdict > 0:
+            better.append(where)
+        elif one.verdict < 0:
+            worse.append(where)
     overall = (
         f"Of all {numbered(len(judged), 'comparison')} with evenly placed LoRA, each method at its "
-        f"tuned rate on up to {numbered(tasks, 'task')}, better: {listed(better) or 'none'}; "
+        f"tuned rate on up to {numbered(len(tasks), 'task')}, better: {listed(better) or 'none'}; "
         f"worse: {listed(worse) or 'none'} (p < {ALPHA} after Holm over all of them)."
     )
     return f"{claim(cells)} {overall}".strip()

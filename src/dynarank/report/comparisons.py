@@ -138,7 +138,9 @@ def scores_of_common_seeds(
     """Return two settings' scores on a task, for the seeds that both have, in seeds' order."""
     first_scores, second_scores = table.scores(first, task), table.scores(second, task)
     seeds = sorted(first_scores.keys() & second_scores.keys())
-    return [first_scores[seed] for seed in seeds], [second_scores[seed] for seed in seeds]
+    scores_of_first = [first_scores[seed] for seed in seeds]
+    scores_of_second = [second_scores[seed] for seed in seeds]
+    return scores_of_first, scores_of_second
 
 
 def _p_values(table: Table, pairs: Sequence[tuple[str, Setting, Setting]]) -> list[float]:

@@ -27,13 +27,13 @@ def run_curve(run: Run, column: str) -> Curve:
     """Return a column of a run's history, as measured; averaged if there are many values."""
     steps, values = run.column("step"), run.column(column)
     measured = ~(np.isnan(steps) | np.isnan(values))
-    # The last of several values at one step is the first from behind.
-    steps, last = np.unique(steps[measured][::-1], return_index=True)
-    values = values[measured][::-1][last]
+    # Of several values at one step the last counts. np.unique takes the first, so the order is
+    # turned round.
+    steps, places = np.unique(steps[measured][::-1], return_index=True)
+    values = values[measured][::-1][places]
     if len(steps) > MOST_POINTS:
-        stretches = np.array_split(np.arange(len(steps)), MOST_POINTS)
-        steps = np.asarray([steps[stretch].mean() for stretch in stretches])
-        values = np.asarray([values[stretch].mean() for stretch in stretches])
+        steps = np.asarray([part.mean() for part in np.array_split(steps, MOST_POINTS)])
+        values = np.asarray([part.mean() for part in np.array_split(values, MOST_POINTS)])
     return Curve(steps, values)
 
 

@@ -44,13 +44,15 @@ def in_short(table: Table, standing: Standing) -> str:
 
 def _short_verdict(standing: Standing) -> str:
     others = len(standing.order) - 1
+    any_other = "any other" if others > 1 else "the other"
+    every_other = "every other" if others > 1 else "the other"
     if standing.verdict is Verdict.ONE_SEED:
         return "but the next has fewer than two seeds in common with it, so nothing is tested"
     if standing.verdict is Verdict.NOT_SIGNIFICANT:
-        return f"but not significantly above {'any other' if others > 1 else 'the other'}"
+        return f"but not significantly above {any_other}"
     if standing.verdict is Verdict.ABOVE_SOME:
         return f"and significantly above {len(standing.beaten)} of {others} others"
-    return f"and significantly above {'every other' if others > 1 else 'the other'}"
+    return f"and significantly above {every_other}"
 
 
 def sentence(table: Table, standing: Standing) -> str:

@@ -62,11 +62,13 @@ def latex(table: Table) -> str:
     columns = [task_title(table, task) for task in table.tasks]
     if len(table.tasks) > 1:
         columns.append("Avg.")
-    labels = [KEYS[key] if key in KEYS else escaped(key_name(key)) for key in table.keys]
+    labels = [_key_title(key) for key in table.keys]
     before = [*labels, r"\# Params"] if sized else labels
     measures = [_measures(table, task) for task in table.tasks]
-    empty_before, empty_after = [""] * len(before), [""] * (len(columns) - len(measures))
-    alignment = "l" * len(labels) + "r" * (len(before) - len(labels)) + "c" * len(columns)
+    empty_before = [""] * len(before)
+    empty_after = [""] * (len(columns) - len(measures))
+    size_columns = len(before) - len(labels)
+    alignment = "l" * len(labels) + "r" * size_columns + "c" * len(columns)
     lines = [
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
@@ -80,6 +82,10 @@ def latex(table: Table) -> str:
     for _, block in groupby(sorted(table.settings, key=budget), key=budget):
         lines += [r"\midrule", *_block(table, list(block), sized)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _key_title(key: str) -> str:
+    return KEYS[key] if key in KEYS else escaped(key_name(key))
 
 
 def task_title(table: Table, task: str) -> str:
@@ -155,9 +161,10 @@ def _block(table: Table, settings: list[Setting], sized: bool) -> list[str]:
 def _top(column: Sequence[float]) -> float:
     """Return a column's highest mean; NaN where there is none, or where all rows are alike."""
     defined = [mean for mean in column if not math.isnan(mean)]
-    if not defined or (len(column) > 1 and len(set(defined)) == 1 and len(defined) > 1):
+    if not defined:
         return math.nan
-    return max(defined)
+    all_alike = len(defined) > 1 and len(set(defined)) == 1
+    return math.nan if all_alike else max(defined)
 
 
 def _value_title(table: Table, key: str, value: Any) -> str:

@@ -57,9 +57,12 @@ def embedded(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
 
 def _start(table: Table, runs: Sequence[Run]) -> int:
     """Return the number of the run that the page shows at first: one of the best setting."""
-    order = table.order(table.tasks[0])
-    best = table.cell(order[0], table.tasks[0])[0] if order else runs[0]
-    return next(index for index, run in enumerate(runs) if run is best)
+    task = table.tasks[0]
+    shown = runs[0]
+    order = table.order(task)
+    if order:
+        shown = table.cell(order[0], task)[0]
+    return next(index for index, run in enumerate(runs) if run is shown)
 
 
 def as_json(content: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from dynarank.report.agreement import rank_agreement
@@ -52,7 +53,7 @@ class ScoreRow:
 
 def score_rows(tables: Sequence[Table]) -> list[ScoreRow]:
     """Return a line for each setting."""
-    columns = [(task, table) for task in tables[0].tasks for table in tables]
+    columns = list(product(tables[0].tasks, tables))
     tops = []
     for task, table in columns:
         means = {}

@@ -34,7 +34,7 @@ def draw_forest(differences: Sequence[Difference], phone: bool = False) -> Figur
     budgets = sorted({one.budget for one in shown})
     if not budgets:
         return None
-    panels = [[one for one in shown if one.budget == budget] for budget in budgets]
+    panels = [_of_budget(shown, budget) for budget in budgets]
     sizes = [len(panel) + 1.5 for panel in panels]
     height = ROW_HEIGHT * sum(sizes) + 0.35 * len(panels) + 0.4
     size = (PHONE_WIDTH if phone else 1.3 * WIDTH, height)
@@ -44,9 +44,15 @@ def draw_forest(differences: Sequence[Difference], phone: bool = False) -> Figur
     )[:, 0]
     edge = _edge(shown)
     for axes, budget, panel in zip(column, budgets, panels, strict=True):
-        _draw_panel(axes, budget, sorted(panel, key=lambda one: one.scores.difference), edge)
+        _draw_panel(axes, budget, panel, edge)
     column[-1].set_xlabel(f"score less that of {shown[0].against}")
     return figure
+
+
+def _of_budget(differences: Sequence[Difference], budget: float) -> list[Difference]:
+    """Return the differences under a budget, from the worst to the best."""
+    of_budget = [one for one in differences if one.budget == budget]
+    return sorted(of_budget, key=lambda one: one.scores.difference)
 
 
 def _edge(shown: Sequence[Difference]) -> float:
@@ -75,7 +81,9 @@ def _draw_panel(axes: Axes, budget: float, panel: Sequence[Difference], edge: fl
     axes.set_ylim(-0.7, len(panel) - 0.3)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
-    tasks = {task for one in panel for task in one.tasks}
+    tasks: set[str] = set()
+    for one in panel:
+        tasks.update(one.tasks)
     pairs = max(one.scores.n for one in panel)
     title = f"{a_matrix(budget)} ({len(tasks)} tasks, up to {pairs} pairs)"
     axes.set_title(title, fontsize=9, loc="left")

@@ -114,8 +114,10 @@ def _scale_parameters(axes: Axes, parameters: Sequence[float]) -> None:
 
 def _scale_scores(axes: Axes, scores: Sequence[float]) -> None:
     """Do not zoom into differences that are nothing."""
-    least = 0.02 * max(1e-9, *(abs(score) for score in scores))
-    middle, span = (max(scores) + min(scores)) / 2, max(scores) - min(scores)
+    low, high = min(scores), max(scores)
+    least = 0.02 * max(1e-9, abs(low), abs(high))
+    middle = (high + low) / 2
+    span = high - low
     if span < least:
         axes.set_ylim(middle - least, middle + least)
     # Else like scores are labelled by what they exceed a common number by.
@@ -128,10 +130,13 @@ def _logarithmic(axes: Axes, positive: Sequence[float], zero: bool) -> None:
     Zero, where it occurs, stands left of the smallest size.
     """
     low, high = min(positive), max(positive)
-    decades = range(int(np.floor(np.log10(low))), 1 + int(np.ceil(np.log10(high))))
+    first = int(np.floor(np.log10(low)))
+    last = int(np.ceil(np.log10(high)))
+    decades = range(first, last + 1)
+    steps = (1, 2, 5) if len(decades) < 4 else (1,)
     ticks = []
     for decade in decades:
-        for step in (1, 2, 5) if len(decades) < 4 else (1,):
+        for step in steps:
             tick = step * 10.0**decade
             if low / 1.1 <= tick <= high * 1.1:
                 ticks.append(tick)

@@ -43,17 +43,23 @@ def draw_rank_maps(table: Table, task: str, phone: bool = False) -> Figure | Non
     """
     from matplotlib.figure import Figure
 
+    most_columns = COLUMNS_ON_A_PHONE if phone else MOST_COLUMNS
     groups = []
+    all_runs: list[Run] = []
     for label, runs in ranked_groups(table, task)[:MOST_ROWS]:
-        groups.append((label, runs[: COLUMNS_ON_A_PHONE if phone else MOST_COLUMNS]))
-    if sum(len(runs) for _, runs in groups) < 2:
+        shown = runs[:most_columns]
+        groups.append((label, shown))
+        all_runs += shown
+    if len(all_runs) < 2:
         return None
     columns = max(len(runs) for _, runs in groups)
-    size = _maps_size(groups, columns)
-    figure = Figure(figsize=(PHONE_WIDTH, size[1]) if phone else size, layout="constrained")
+    width, height = _maps_size(groups, columns)
+    if phone:
+        width = PHONE_WIDTH
+    figure = Figure(figsize=(width, height), layout="constrained")
     rows = figure.subplots(len(groups), columns, squeeze=False)
     # One scale for all maps, so that their colours can be compared.
-    largest = max(float(np.nanmax(_shares(run))) for _, runs in groups for run in runs)
+    largest = max(float(np.nanmax(_shares(run))) for run in all_runs)
     for axes_row, (label, runs) in zip(rows, groups, strict=True):
         for axes, run in zip(axes_row, runs, strict=False):
             image = _panel(axes, run, largest, named=axes is axes_row[0])
@@ -139,16 +145,11 @@ def draw_rank_agreement(table: Table, task: str) -> Figure | None:
     axes.set_yticks(range(count), numbers, fontsize=10)
     axes.set_xticks(range(count), numbers, fontsize=10)
     for (row, column), value in np.ndenumerate(matrix):
-        axes.text(
-            column,
-            row,
-            "-" if math.isnan(value) else f"{value:+.2f}",
-            ha="center",
-            va="center",
-            fontsize=10 if count <= 8 else 8,
-            # Black and white themselves would become the page's colours (`inline_svg`).
-            color="#fefefe" if abs(value) > 0.65 else "#111111",
-        )
+        text = "-" if math.isnan(value) else f"{value:+.2f}"
+        # Black and white themselves would become the page's colours (`inline_svg`).
+        colour = "#fefefe" if abs(value) > 0.65 else "#111111"
+        fontsize = 10 if count <= 8 else 8
+        axes.text(column, row, text, ha="center", va="center", fontsize=fontsize, color=colour)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     legend = "\n".join(f"{1 + index}   {label}" for index, (label, _) in enumerate(groups))

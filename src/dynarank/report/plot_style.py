@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
 from dynarank.report.tables import Setting, Table
+from dynarank.rounding import divide_up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,7 +160,7 @@ def mark_freeze(axes: Axes, table: Table, task: str) -> None:
 def grid_shape(count: int, columns: int) -> tuple[int, int]:
     """Return rows and columns of a grid for `count` panels, at most `columns` wide."""
     wide = min(columns, count)
-    return -(-count // wide), wide
+    return divide_up(count, wide), wide
 
 
 def hide_from(axes: Sequence[Axes], first: int) -> None:

@@ -87,13 +87,16 @@ def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> C
             difference=mean, n=n, low=math.nan, high=math.nan, p_t=math.nan, p_flips=math.nan
         )
     low, high = bootstrap_interval(differences, seed)
+    p_flips = math.nan
+    if n <= MOST_FLIPPED_SEEDS:  # it has 2^n cases
+        p_flips = sign_flips(differences)
     return Comparison(
         difference=mean,
         n=n,
         low=low,
         high=high,
         p_t=float(paired_t(differences)),
-        p_flips=sign_flips(differences) if n <= MOST_FLIPPED_SEEDS else math.nan,
+        p_flips=p_flips,
     )
 
 

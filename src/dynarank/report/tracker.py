@@ -35,15 +35,15 @@ def _log_report(folders: Sequence[Path], report: Path) -> str:
     runs, _ = read_runs(folders)
     settings = runs[0].settings
     group = os.environ.get("WANDB_RUN_GROUP") or folders[0].resolve().name
+    project = str(settings.get("logger.project", DEFAULT_PROJECT))
+    mode = wandb_mode(str(settings.get("logger.mode", "auto")))
     run = wandb.init(
         dir=report,
-        project=wandb_project(str(settings.get("logger.project", DEFAULT_PROJECT))),
+        project=wandb_project(project),
         group=group,
         job_type="report",
         name=f"{group}-report",
-        settings=wandb.Settings(
-            mode=wandb_mode(str(settings.get("logger.mode", "auto"))), console="off", silent=True
-        ),
+        settings=wandb.Settings(mode=mode, console="off", silent=True),
     )
     pictures = {path.stem: wandb.Image(str(path)) for path in sorted(report.glob("*.png"))}
     table = wandb.Table(dataframe=pd.read_csv(report / "table.csv"))

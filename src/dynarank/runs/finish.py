@@ -163,7 +163,8 @@ def select(scored: Scored) -> Selected:
 def _better_checkpoint(checkpoints: Checkpoints, last_score: float) -> dict[str, Any] | None:
     """Return the best validation at budget where it is better than the last, and still whole."""
     best = checkpoints.best
-    if best is None or best["score"] <= (-math.inf if math.isnan(last_score) else last_score):
+    last = -math.inf if math.isnan(last_score) else last_score  # NaN is worse than any score
+    if best is None or best["score"] <= last:
         return None
     try:
         verify(checkpoint_path(checkpoints.folder, best["step"]))

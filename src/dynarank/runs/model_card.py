@@ -131,9 +131,11 @@ def _what(results: Results, config: TrainConfig, base: str) -> str:
 def _data(config: TrainConfig) -> str:
     """Return where the rows came from: the hub, a package, or a file's name."""
     if config.task.path is not None:
+        path = Path(config.task.path)
+        # No folder of this machine: two runs of one command write the same card.
+        name = path.name if path.is_absolute() else config.task.path
         subset = getattr(config.task, "subset", None)
-        name = Path(config.task.path).name if Path(config.task.path).is_absolute() else None
-        return f"{name or config.task.path}{f' ({subset})' if subset else ''}"
+        return f"{name} ({subset})" if subset else name
     return f"{Path(str(config.task.train_file)).name}, the author's own"
 
 
@@ -202,4 +204,6 @@ def _without_folder(override: str) -> str:
     """Return an override with the last name alone of a path on this machine."""
     name, sign, value = override.partition("=")
     path = Path(value.strip("'\""))
-    return f"{name}={quote(path.name)}" if sign and path.is_absolute() else override
+    if not sign or not path.is_absolute():
+        return override
+    return f"{name}={quote(path.name)}"

@@ -45,7 +45,7 @@ def log_plan(config: TrainConfig, module: FineTuning, task: Task[Any], batches: 
         named = [str(step) for step in steps]
         if len(named) > SHOWN:
             named[SHOWN // 2 : -SHOWN // 2] = ["..."]
-        log.info("validations: %d an epoch, behind its steps %s", len(steps), ", ".join(named))
+        log.info("validations: %d an epoch, after its steps %s", len(steps), ", ".join(named))
     if module.allocation is None:
         return
     allocator = module.allocation.allocator

@@ -166,17 +166,8 @@ def build_training(config: TrainConfig, loaded: ModelLoaded) -> Prepared:
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(pretrained.model, config)
     model = adapt(pretrained, method, config)
-    world = config.trainer.world_size
-    data = TaskData(
-        task,
-        pretrained.tokenizer,
-        config.batch_size,
-        config.seed,
-        workers=config.trainer.workers,
-        world_size=world,
-        worker_init=leave_signals_to_training,
-    )
-    check_shares(task, world)
+    data = _build_data(config, loaded)
+    check_shares(task, config.trainer.world_size)
     check_lengths(model, data, task)
     # A resumed run takes what was placed from its checkpoint.
     if located.resumption is None and method.preparation_batches:
@@ -208,6 +199,18 @@ def build_training(config: TrainConfig, loaded: ModelLoaded) -> Prepared:
         head_parameters=loaded.head_parameters,
         identity=located.check.identity,
         resumption=located.resumption,
+    )
+
+
+def _build_data(config: TrainConfig, loaded: ModelLoaded) -> TaskData:
+    return TaskData(
+        loaded.read.task,
+        loaded.pretrained.tokenizer,
+        config.batch_size,
+        config.seed,
+        workers=config.trainer.workers,
+        world_size=config.trainer.world_size,
+        worker_init=leave_signals_to_training,
     )
 
 

@@ -29,7 +29,10 @@ def remove_refused_folder(folder: Path, since: float) -> bool:
     own += [folder / LOCK, *folder.glob(LOGS)]
     present = set(folder.rglob("*")) - {settings}
     # An empty folder may be anybody's, so it stays.
-    if not present or present - set(own) or any(file.stat().st_mtime < since for file in present):
+    if not present:
+        return False
+    others = present - set(own)
+    if others or any(file.stat().st_mtime < since for file in present):
         return False
     for file in present:
         file.unlink()

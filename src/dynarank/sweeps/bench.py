@@ -201,7 +201,7 @@ def _cell(row: Mapping[str, str]) -> Cell:
 
 
 def append_cell(path: Path, cell: Cell) -> None:
-    """Write a cell durably behind the others."""
+    """Write a cell durably after the others."""
     is_new = not path.is_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:

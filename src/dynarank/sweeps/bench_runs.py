@@ -160,7 +160,9 @@ def repeat_cells(file: Path, count: int) -> list[Repetition]:
     """
     done = [cell for cell in read_cells(file) if not math.isnan(cell.score)]
     count = min(count, len(done))
-    places = [round(i * (len(done) - 1) / max(1, count - 1)) for i in range(count)]
+    last = len(done) - 1
+    steps = max(1, count - 1)
+    places = [round(number * last / steps) for number in range(count)]
     environment = single_threaded()
     start_server(environment)
     found = []

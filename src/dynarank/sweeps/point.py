@@ -175,10 +175,13 @@ class Job:
         # A forked command opens the file, and does not make it.
         output.write_bytes(b"")
         variables = self.variables(environment)
-        process = start(self.command, output, self.directory, variables) if start else None
+        process = None
+        if start is not None:
+            process = start(self.command, output, self.directory, variables)
         if process is None:
             process = self._popen(output, variables, ignored)
-        code = _wait(process, folder / RUNNING if rank == 0 else None)
+        record = folder / RUNNING if rank == 0 else None
+        code = _wait(process, record)
         # A process may end with 0 and have no results, as Lightning's does at SIGTERM.
         if rank == 0 and (code or not self.point.finished):
             lines = output.read_text(errors="replace").splitlines()

@@ -149,8 +149,10 @@ def _in_recorded_folders(points: Sequence[Point], sweep: Path) -> list[Point]:
     placed = []
     for point in points:
         earlier = recorded.get(point.number)
-        is_same = earlier is not None and earlier.overrides == point.overrides
-        placed.append(earlier if earlier is not None and is_same else point)
+        if earlier is not None and earlier.overrides == point.overrides:
+            placed.append(earlier)
+        else:
+            placed.append(point)
     return placed
 
 
@@ -196,11 +198,10 @@ def _jobs(
     unfinished: Sequence[Point], points: Sequence[Point], config: Any, sweep: Path
 ) -> list[Job]:
     """Return the plain command of each point that is to be run."""
-    hydra_overrides = [
-        override
-        for override in config.hydra.overrides.hydra
-        if not override.lstrip("+~").startswith(OWN)
-    ]
+    hydra_overrides = []
+    for override in config.hydra.overrides.hydra:
+        if not override.lstrip("+~").startswith(OWN):
+            hydra_overrides.append(override)
     group = sweep.resolve().name
     experiment = config.hydra.runtime.choices.get("experiment")
     all_overrides = [point.overrides for point in points]

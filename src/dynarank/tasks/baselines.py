@@ -75,10 +75,13 @@ class PredictionSpread(Metric):
 
     def update(self, predicted: Tensor, labels: Tensor) -> None:
         """Take in a batch: classes or numbers, (batch), and their labels, (batch)."""
-        self.low = torch.minimum(self.low, predicted.min().to(self.low))
-        self.high = torch.maximum(self.high, predicted.max().to(self.high))
-        self.lowest_label = torch.minimum(self.lowest_label, labels.min().to(self.low))
-        self.highest_label = torch.maximum(self.highest_label, labels.max().to(self.low))
+        # To the states' device and float32: predictions may be whole numbers.
+        predicted_values = predicted.to(self.low)
+        label_values = labels.to(self.low)
+        self.low = torch.minimum(self.low, predicted_values.min())
+        self.high = torch.maximum(self.high, predicted_values.max())
+        self.lowest_label = torch.minimum(self.lowest_label, label_values.min())
+        self.highest_label = torch.maximum(self.highest_label, label_values.max())
         self.rows += len(predicted)
 
     def compute(self) -> Tensor:
@@ -124,10 +127,12 @@ class LabelScores(nn.Module):
         return scores
 
     def _one_prediction(self) -> str | None:
-        low, high, labels, rows = self.spread.compute().tolist()
+        low, high, spread_of_labels, rows = self.spread.compute().tolist()
         if self.class_names:
-            return f"all {rows:,.0f} rows {self.class_names[int(low)]!r}" if low == high else None
-        if high - low < ALIKE * labels:
+            if low != high:
+                return None
+            return f"all {rows:,.0f} rows {self.class_names[int(low)]!r}"
+        if high - low < ALIKE * spread_of_labels:
             return f"all {rows:,.0f} rows between {low:.4g} and {high:.4g}"
         return None
 
@@ -145,9 +150,12 @@ def one_text(texts: Sequence[Any], of: str = "rows") -> str | None:
         texts: one for each of what `of` names.
         of: what they are predictions of.
     """
-    if not texts or not isinstance(texts[0], str) or any(text != texts[0] for text in texts):
+    if not texts or not isinstance(texts[0], str):
         return None
-    shown = repr(texts[0][:60]) if texts[0] else "empty"
+    first = texts[0]
+    if any(text != first for text in texts):
+        return None
+    shown = repr(first[:60]) if first else "empty"
     return f"all {len(texts):,} {of} {shown}"
 
 

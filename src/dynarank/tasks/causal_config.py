@@ -40,7 +40,7 @@ class InstructColumns:
     prompt: str | None = None
     """The question, where there are no messages."""
     input: str | None = None
-    """What is put behind the question, after an empty line; it may be empty."""
+    """What follows the question, after an empty line; it may be empty."""
     completion: str | None = None
     """The answer, where there are no messages."""
     choices: str | None = None

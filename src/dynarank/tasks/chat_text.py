@@ -20,10 +20,10 @@ DEFAULT_TEMPLATE = (
 )
 """For tokenizers that bring no template: 'User: ...' and 'Assistant: ...' on lines of their own.
 
-A prompt ends before the space: tokenizers join it to the word behind it, which is the answer's.
+A prompt ends before the space: tokenizers join it to the word after it, which is the answer's.
 """
 Span = tuple[int, int]
-"""First character, and the one behind the last."""
+"""First character, and the one after the last."""
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -105,30 +105,32 @@ def labels_in_spans(
     labels = []
     for (start, end), token in zip(offsets, tokens, strict=True):
         # A token of no characters is one that the tokenizer adds, and no part of an answer.
-        inside = any(first <= start < last and end > start for first, last in spans)
-        labels.append(token if inside else ignored)
+        has_characters = end > start
+        is_inside = any(first <= start < last for first, last in spans)
+        labels.append(token if has_characters and is_inside else ignored)
     return labels
 
 
 def around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return what the template puts between a prompt and an answer, and behind the answer."""
+    """Return what the template puts between a prompt and an answer, and after the answer."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     text, spans = render_with_answers(tokenizer, messages)
-    between, _, behind = text[spans[-1][0] : spans[-1][1]].partition("b")
-    return between, behind
+    first, last = spans[-1]
+    between, _, after = text[first:last].partition("b")
+    return between, after
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any, behind: str) -> list[int]:
+def end_tokens(tokenizer: PreTrainedTokenizerBase, model: Any, after: str) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's, the model's, and the template's.
 
     Args:
-        behind: what the template puts behind an answer.
+        after: what the template puts after an answer.
     """
     found = {tokenizer.eos_token_id}
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found |= set(configured) if isinstance(configured, list) else {configured}
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
-    # What stands behind an answer may also be a line break, which answers hold themselves.
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    # What follows an answer may also be a line break, which answers hold themselves.
     if ids and ids[0] in tokenizer.all_special_ids:
         found.add(ids[0])
     return sorted(token for token in found if token is not None)

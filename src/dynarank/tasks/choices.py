@@ -1,15 +1,16 @@
 """The likeliest of given answers, as lm-evaluation-harness scores multiple choice.
 
-The score of an answer is the sum of its tokens' log-likelihoods behind the prompt, its end token
+The score of an answer is the sum of its tokens' log-likelihoods after the prompt, its end token
 not among them; `_norm` divides it by the answer's characters. White space at the end of a prompt
-(a template's line break) counts to the answer, so that a word keeps the token that it has behind a
-space. An answer's tokens are those that the prompt and it have together, behind as many as the
+(a template's line break) counts to the answer, so that a word keeps the token that it has after a
+space. An answer's tokens are those that the prompt and it have together, after as many as the
 prompt has alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,13 +43,18 @@ def check_choices(values: Sequence[Any], where: str, column: str) -> list[list[s
         UserError: a row has no list of texts.
     """
     for row, value in enumerate(values):
-        is_list = isinstance(value, list) and bool(value)
-        if not is_list or not all(isinstance(choice, str) and choice for choice in value):
+        if not _is_list_of_texts(value):
             raise UserError(
                 f"{where}, row {row}: {column} = {str(value)[:80]!r} is no list of texts, as json "
                 "lines and parquet hold them. Mend or drop the row"
             )
     return list(values)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(choice, str) and choice for choice in value)
 
 
 def choice_features(
@@ -84,8 +90,9 @@ def choice_batch(features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     Starts and sizes are (batch, choices). A row with fewer choices than others has the start zero
     for those that are missing.
     """
-    most = max(len(feature[CHOICE_IDS]) for feature in features)
-    longest = max(len(ids) for feature in features for ids in feature[CHOICE_IDS])
+    choices = [feature[CHOICE_IDS] for feature in features]
+    most = max(len(of_row) for of_row in choices)
+    longest = max(len(ids) for ids in chain.from_iterable(choices))
     tokens = torch.full((len(features), most, longest), IGNORED)
     starts = torch.zeros(len(features), most, dtype=torch.long)
     sizes = torch.zeros(len(features), most, dtype=torch.long)
@@ -116,10 +123,10 @@ def score_choices(model: Any, batch: dict[str, Tensor], pad_token: int) -> list[
 
 
 def _sums(model: Any, tokens: Tensor, starts: Tensor, pad_token: int) -> Tensor:
-    """Return the log-likelihood of each answer behind its prompt, (answers) float64.
+    """Return the log-likelihood of each answer after its prompt, (answers) float64.
 
     Args:
-        tokens: prompts with answers, (answers, longest), `IGNORED` behind them.
+        tokens: prompts with answers, (answers, longest), `IGNORED` after them.
         starts: the place of each answer's first token, (answers).
     """
     given = tokens != IGNORED
@@ -140,7 +147,10 @@ def choice_scores(
     """Return the shares of rows whose choice is the right one, by name."""
     scores = {}
     for position, name in enumerate(("choice_accuracy", "choice_accuracy_norm")):
-        if name in names:
-            hits = [pair[position] == one for pair, one in zip(chosen, right, strict=True)]
-            scores[name] = sum(hits) / len(hits)
+        if name not in names:
+            continue
+        hits = 0
+        for choices, right_one in zip(chosen, right, strict=True):
+            hits += choices[position] == right_one
+        scores[name] = hits / len(right)
     return scores

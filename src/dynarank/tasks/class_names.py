@@ -114,7 +114,9 @@ def describe_classes(names: Sequence[str], classes: Sequence[int]) -> str:
         classes: the class number of each row.
     """
     counts = Counter(classes)
-    parts = [f"{name!r} ({counts[number]:,} rows)" for number, name in enumerate(names[:LISTED])]
+    parts = []
+    for number, name in enumerate(names[:LISTED]):
+        parts.append(f"{name!r} ({counts[number]:,} rows)")
     if len(names) > LISTED:
         parts.append(f"and {len(names) - LISTED} more")
     return f"{len(names)} classes: {', '.join(parts)}"

@@ -111,7 +111,8 @@ class Classification(Task[ConfigT]):
         labels = torch.as_tensor(rows[self.config.columns.label][:])
         # The first process alone asks, so that nothing may wait for the others.
         scores = label_scores(self.config.metrics, self.class_names, synchronized=False)
-        scores.update(torch.full_like(labels, int(labels.bincount().argmax())), labels)
+        most_frequent = int(labels.bincount().argmax())
+        scores.update(torch.full_like(labels, most_frequent), labels)
         metrics = {name: float(value) for name, value in scores.compute().items()}
         return Baseline("majority class", metrics)
 
@@ -123,7 +124,8 @@ class Classification(Task[ConfigT]):
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
         """Return the probabilities of each row's classes, (classes)."""
-        return list(model(**self.inputs(batch)).logits.float().softmax(-1).cpu().numpy())
+        logits = model(**self.inputs(batch)).logits.float()
+        return list(logits.softmax(-1).cpu().numpy())
 
     def answers(
         self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]

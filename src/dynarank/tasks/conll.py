@@ -49,10 +49,14 @@ def read_conll(path: Path, tokens: str, tags: str) -> dict[str, list[Any]]:
             )
         rows[-1].append(fields)
     sentences = [row for row in rows if row]
-    columns: dict[str, list[Any]] = {tokens: [[word[0] for word in row] for row in sentences]}
+    columns: dict[str, list[Any]] = {tokens: [_column(words, 0) for words in sentences]}
     if width > 1:
-        columns[tags] = [[word[-1] for word in row] for row in sentences]
+        columns[tags] = [_column(words, -1) for words in sentences]
     return columns
+
+
+def _column(words: list[list[str]], place: int) -> list[str]:
+    return [fields[place] for fields in words]
 
 
 def _fields(line: str) -> list[str]:

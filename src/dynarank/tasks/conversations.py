@@ -91,8 +91,9 @@ def as_messages(
     messages = [{"role": "user", "content": question}]
     answer = row.get(columns.completion) if columns.completion is not None else None
     # A .csv file leaves an answer out by an empty text.
-    is_given = answer is not None and (labelled or bool(str(answer).strip()))
-    if is_given:
+    is_empty = answer is None or not str(answer).strip()
+    # Where an answer must be there, an empty one is refused by `_text`.
+    if answer is not None and (labelled or not is_empty):
         content = _text(answer, f"{where}: {columns.completion}")
         messages.append({"role": "assistant", "content": content})
     return messages
@@ -140,7 +141,7 @@ def all_answered(dataset: Dataset, columns: InstructColumns) -> bool:
 
 
 def up_to_last_answer(messages: Sequence[Message]) -> list[Message]:
-    """Return a conversation without what stands behind its last answer: nothing answers that."""
+    """Return a conversation without what follows its last answer: nothing answers that."""
     answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
     return list(messages[: answers[-1] + 1])
 

@@ -7,6 +7,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,10 +118,10 @@ def encode_texts(
         UserError: A text holds a special token's name, and the tokenizer has no other way to read
             it.
     """
-    given = [*texts, options.get("text_target") or []]
+    all_texts = chain(*texts, options.get("text_target") or [])
     # Few texts hold one, and the others are spared the second look below.
     names = "|".join(re.escape(token) for token in tokenizer.all_special_tokens)
-    if not names or not any(re.search(names, text) for part in given for text in part):
+    if not names or not any(re.search(names, text) for text in all_texts):
         return tokenizer(*texts, **options)
     if not tokenizer.is_fast:
         return tokenizer(*texts, split_special_tokens=True, **options)

@@ -247,7 +247,7 @@ def _write_tsv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     table = _cells(rows)
     # Python's csv before 3.13 leaves a lone carriage return unquoted.
-    has_return = any("\r" in cell for line in table for cell in line)
+    has_return = any("\r" in cell for cell in chain.from_iterable(table))
     quoting: Any = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n", quoting=quoting).writerows(table)

@@ -114,8 +114,8 @@ class Instruct(LanguageModel[InstructConfig]):
         self.tokenizer = tokenizer
         set_template(tokenizer)
         use_training_template(tokenizer)
-        self.between, behind = around_an_answer(tokenizer)
-        self.ends = end_tokens(tokenizer, model, behind)
+        self.between, after = around_an_answer(tokenizer)
+        self.ends = end_tokens(tokenizer, model, after)
 
     def features(
         self,
@@ -237,7 +237,7 @@ class Instruct(LanguageModel[InstructConfig]):
         return outputs
 
     def write(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """Return what the model writes behind each prompt, greedily."""
+        """Return what the model writes after each prompt, greedily."""
         return write_answers(model, self.tokenizer, prompts, self.ends, self.config.max_answer)
 
     def answer(self, model: Any, messages: Sequence[Message]) -> str:

@@ -117,18 +117,20 @@ class LanguageModel(Task[ConfigT]):
         # `predict` has found all that the loss is made of: no second forward pass is needed.
         terms = [output["terms"] for output in outputs]
         total = -sum(likelihood for likelihood, _, _ in terms)
-        return torch.tensor(total / max(1, sum(count for _, count, _ in terms)))
+        tokens = sum(count for _, count, _ in terms)
+        return torch.tensor(total / max(1, tokens))
 
     def row_terms(self, model: Any, batch: Batch) -> list[tuple[float, int, int]]:
         """Return each row's log-likelihood, its predicted tokens, and those that were likeliest."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         terms = token_terms(model, inputs, batch["labels"])
         count = len(batch["input_ids"])
+        # Added up over the tokens of each row.
         zeros = torch.zeros(count, dtype=torch.float64, device=terms.log_likelihood.device)
-        likelihood = zeros.index_add(0, terms.rows, terms.log_likelihood.double()).tolist()
-        correct = zeros.index_add(0, terms.rows, terms.correct.double()).tolist()
-        tokens = torch.bincount(terms.rows, minlength=count).tolist()
-        return [(likelihood[row], int(tokens[row]), int(correct[row])) for row in range(count)]
+        likelihood = zeros.index_add(0, terms.rows, terms.log_likelihood.double())
+        correct = zeros.index_add(0, terms.rows, terms.correct.double()).long()
+        tokens = torch.bincount(terms.rows, minlength=count)
+        return list(zip(likelihood.tolist(), tokens.tolist(), correct.tolist(), strict=True))
 
 
 def likelihood_scores(
@@ -147,9 +149,11 @@ def likelihood_scores(
 
 def _padded(features: Sequence[dict[str, Any]], name: str, longest: int, fill: int) -> Tensor:
     """Return a column of features as (batch, longest), padded on the right."""
-    return torch.tensor(
-        [feature[name] + [fill] * (longest - len(feature[name])) for feature in features]
-    )
+    rows = []
+    for feature in features:
+        missing = longest - len(feature[name])
+        rows.append(feature[name] + [fill] * missing)
+    return torch.tensor(rows)
 
 
 def _mask(features: Sequence[dict[str, Any]], longest: int) -> Tensor:

@@ -43,20 +43,24 @@ def duplicate_groups(texts: list[str], same: float) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     bags = _word_bags(texts)
-    size = np.diff(bags.indptr)
-    first, second = [], []
+    words = np.diff(bags.indptr)  # of each text
+    first, second = [], []  # the two texts of each pair
     for start in range(0, len(texts), COMPARED):
-        common = bags[start : start + COMPARED] @ bags.T  # words that two texts share
+        # A sparse matrix: for each pair of texts with a word in common, how many they share.
+        common = bags[start : start + COMPARED] @ bags.T
         row = start + np.repeat(np.arange(common.shape[0]), np.diff(common.indptr))
         # Few pairs share so many words of one of them, which their union has at least.
-        near = np.flatnonzero(common.data >= same * size[row])
+        near = np.flatnonzero(common.data >= same * words[row])
         row, column, shared = row[near], common.indices[near], common.data[near]
-        alike = shared >= same * (size[row] + size[column] - shared)
+        union = words[row] + words[column] - shared
+        alike = shared >= same * union
         first.append(row[alike])
         second.append(column[alike])
     ends = (np.concatenate(first), np.concatenate(second))
-    pairs = csr_matrix((np.ones(len(ends[0])), ends), shape=(len(texts), len(texts)))
-    return np.asarray(connected_components(pairs, directed=False)[1])
+    shape = (len(texts), len(texts))
+    pairs = csr_matrix((np.ones(len(ends[0])), ends), shape=shape)
+    _, groups = connected_components(pairs, directed=False)
+    return np.asarray(groups)
 
 
 def _word_bags(texts: list[str]) -> Any:

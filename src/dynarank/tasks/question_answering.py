@@ -277,6 +277,9 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
 
 def _add_probabilities(nbest: list[dict[str, Any]]) -> None:
     """Give each span its share: the softmax of the scores, which come best first."""
-    weights = np.exp([span["score"] - nbest[0]["score"] for span in nbest])
-    for span, weight in zip(nbest, weights / weights.sum(), strict=True):
-        span["probability"] = float(weight)
+    best = nbest[0]["score"]
+    # Less the best, so that no exponential overflows.
+    weights = np.exp([span["score"] - best for span in nbest])
+    probabilities = weights / weights.sum()
+    for span, probability in zip(nbest, probabilities, strict=True):
+        span["probability"] = float(probability)

@@ -176,4 +176,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
 def _padded_labels(labels: Sequence[list[int]]) -> Tensor:
     """Return the labels as (batch, longest), padded with `IGNORED`."""
     longest = max(len(label) for label in labels)
-    return torch.tensor([label + [IGNORED] * (longest - len(label)) for label in labels])
+    padded = torch.full((len(labels), longest), IGNORED)
+    for row, label in enumerate(labels):
+        padded[row, : len(label)] = torch.tensor(label)
+    return padded

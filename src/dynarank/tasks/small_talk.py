@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ MEMBER = "chitchat_dataset/dataset.json"
 TURNS = 4
 """Messages of a conversation that are kept: two questions and two answers."""
 LONGEST = 200
-"""Characters of a message at most: some paste whole articles, behind which no answer would fit."""
+"""Characters of a message at most: some paste whole articles, after which no answer would fit."""
 VALIDATION_SPEAKERS = 0.2
 """Share of the speakers that validation has to itself."""
 ROLES = ("user", "assistant")
@@ -88,10 +89,12 @@ def split_by_speakers(talks: list[Talk], share: float, seed: int) -> dict[str, l
 
     Both are shuffled by the seed, so that any first part of them is a fair sample.
     """
+    pairs = [pair for pair, _ in talks]
     # Sorted, for a set of texts has another order in every process.
-    speakers = sorted({speaker for pair, _ in talks for speaker in pair})
+    speakers = sorted(set(chain.from_iterable(pairs)))
     draw = np.random.default_rng(seed)
-    apart = set(draw.choice(speakers, size=round(share * len(speakers)), replace=False).tolist())
+    count = round(share * len(speakers))
+    apart = set(draw.choice(speakers, size=count, replace=False).tolist())
     splits: dict[str, list[Talk]] = {"train": [], "validation": []}
     for number in draw.permutation(len(talks)):
         inside = [speaker in apart for speaker in talks[number][0]]

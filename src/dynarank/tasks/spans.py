@@ -49,8 +49,10 @@ def best_spans(
     """
     kept = min(k, start.shape[1])
     # In bfloat16, sums of two logits would be rounded to ties.
-    first_score, first = start.float().masked_fill(~context, -torch.inf).topk(kept)  # (F, k)
-    last_score, last = end.float().masked_fill(~context, -torch.inf).topk(kept)
+    start_scores = start.float().masked_fill(~context, -torch.inf)  # (F, n)
+    end_scores = end.float().masked_fill(~context, -torch.inf)
+    first_score, first = start_scores.topk(kept)  # (F, k)
+    last_score, last = end_scores.topk(kept)
     length = last[:, None, :] - first[:, :, None] + 1  # (F, k, k)
     scores = first_score[:, :, None] + last_score[:, None, :]
     scores = scores.masked_fill((length < 1) | (length > max_tokens), -torch.inf)

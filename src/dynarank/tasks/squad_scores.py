@@ -21,7 +21,9 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalize(text: str) -> str:
     """Return the text in lower case, without punctuation, articles and superfluous white space."""
     # The order is the official script's: articles go after punctuation, which may touch them.
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+    text = text.lower().translate(_NO_PUNCTUATION)
+    text = _ARTICLES.sub(" ", text)
+    return " ".join(text.split())
 
 
 def exact_and_f1(
@@ -53,7 +55,9 @@ def _f1(guess: list[str], gold: list[str], no_answer: bool) -> float:
     if no_answer and not (guess and gold):
         return float(guess == gold)
     common = (Counter(guess) & Counter(gold)).total()
-    return 2 * common / (len(guess) + len(gold)) if common else 0.0
+    if not common:
+        return 0.0
+    return 2 * common / (len(guess) + len(gold))
 
 
 def squad(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -89,8 +93,10 @@ def squad_v2(
     """
     answered = np.asarray([len(texts) > 0 for texts in golds])  # (questions) bool
     # Of the text even where no answer is given: the best thresholds need both.
-    raw = _score_all(best, golds, no_answer=True)
-    scores = np.where((null_odds > threshold)[:, None], ~answered[:, None], raw)
+    raw = _score_all(best, golds, no_answer=True)  # (questions, 2)
+    gives_none = null_odds > threshold
+    # To give no answer is right, by both measures, where the question has none.
+    scores = np.where(gives_none[:, None], ~answered[:, None], raw)
     exact, f1 = 100 * scores.mean(axis=0)
     result = {"exact_match": float(exact), "f1": float(f1)}
     for prefix, chosen in (("HasAns_", answered), ("NoAns_", ~answered)):
@@ -126,4 +132,6 @@ def best_threshold(
     reached = np.cumsum([no_answer_ever, *gain])
     top = int(reached.argmax())
     percentage = 100 * float(reached[top]) / len(scores)
-    return percentage, float(null_odds[order][top - 1]) if top else 0.0
+    if top == 0:
+        return percentage, 0.0
+    return percentage, float(null_odds[order][top - 1])

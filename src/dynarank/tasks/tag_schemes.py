@@ -22,7 +22,7 @@ AS_IOBES = str.maketrans("LU", "ES")
 """From the prefixes of bilou to those of iobes."""
 
 Span = tuple[str, int, int]
-"""An entity: its kind, its first word, and the word behind its last."""
+"""An entity: its kind, its first word, and the word after its last."""
 
 
 def split_tag(tag: str) -> tuple[str, str]:

@@ -97,7 +97,10 @@ class TaggedRows:
         """
         distinct = sorted(set(itertools.chain.from_iterable(tags)))
         is_plain = self.config.scheme == "plain"
-        kinds = distinct if is_plain else sorted({split_tag(tag)[1] for tag in distinct} - {""})
+        kinds = distinct
+        if not is_plain:
+            named = {split_tag(tag)[1] for tag in distinct}
+            kinds = sorted(named - {""})  # O names no kind
         column = self.config.columns.tags
         if len(kinds) < (2 if is_plain else 1):
             only = distinct[0] if distinct else "missing"

@@ -170,7 +170,8 @@ class TextClassification(Classification[TextClassificationConfig]):
         """Return each row's number, or the probabilities of its classes, (classes)."""
         if not self._is_regression:
             return super().predict(model, batch)
-        return list(model(**batch).logits.float().squeeze(-1).cpu().numpy())
+        numbers = model(**batch).logits.float().squeeze(-1)
+        return list(numbers.cpu().numpy())
 
     def answers(
         self, dataset: Dataset, features: Dataset, predicted: Sequence[Any]

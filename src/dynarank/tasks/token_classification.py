@@ -182,8 +182,10 @@ class TokenClassification(Task[TokenClassificationConfig]):
     def baseline(self, rows: Dataset) -> Baseline:
         """Return the scores of the most frequent tag at every word: 'O', as a rule."""
         given = rows[self.config.columns.tags][:]
-        ((tag, _),) = Counter(itertools.chain.from_iterable(given)).most_common(1)
-        metrics, _ = self._tag_scores(given, [[tag] * len(tags) for tags in given])
+        counts = Counter(itertools.chain.from_iterable(given))
+        ((tag, _),) = counts.most_common(1)
+        guessed = [[tag] * len(tags) for tags in given]
+        metrics, _ = self._tag_scores(given, guessed)
         return Baseline(f"{tag} everywhere", metrics)
 
     def score(self, model: nn.Module, batch: Batch, scores: RowScores) -> Tensor:

@@ -20,7 +20,7 @@ IGNORED = -100
 CHUNK = 1024
 """Tokens whose scores are made at a time."""
 HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "mup_width_multiplier")
-"""Settings of models that change the scores behind the output layer."""
+"""Settings of models that change the scores after the output layer."""
 
 
 class TokenTerms(NamedTuple):
@@ -102,16 +102,20 @@ def token_terms(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> TokenT
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     chosen = predicted_positions(labels)
-    tokens = labels[:, 1:][chosen]
+    tokens = labels[:, 1:][chosen]  # (n)
     if has_plain_head(inner):
-        hidden = inner.base_model(**inputs)[0][:, :-1][chosen]  # (n, d)
+        hidden = inner.base_model(**inputs)[0]  # (batch, tokens, d)
+        hidden = hidden[:, :-1][chosen]  # (n, d)
         head = inner.get_output_embeddings()
-        scores = (head(part).float() for part in hidden.split(CHUNK))
+        # One part at a time, when it is asked for: all of them together may not fit.
+        chunks_of_logits = (head(part).float() for part in hidden.split(CHUNK))
     else:
-        scores = iter(model(**inputs).logits[:, :-1][chosen].float().split(CHUNK))
+        logits = model(**inputs).logits[:, :-1][chosen].float()  # (n, vocabulary)
+        chunks_of_logits = iter(logits.split(CHUNK))
     likelihoods, correct = [], []
-    for part, part_tokens in zip(scores, tokens.split(CHUNK), strict=True):
-        likelihoods.append(-functional.cross_entropy(part, part_tokens, reduction="none"))
-        correct.append(part.argmax(-1) == part_tokens)
+    for logits_of_chunk, tokens_of_chunk in zip(chunks_of_logits, tokens.split(CHUNK), strict=True):
+        losses = functional.cross_entropy(logits_of_chunk, tokens_of_chunk, reduction="none")
+        likelihoods.append(-losses)
+        correct.append(logits_of_chunk.argmax(-1) == tokens_of_chunk)
     rows = chosen.nonzero()[:, 0]
     return TokenTerms(rows=rows, log_likelihood=torch.cat(likelihoods), correct=torch.cat(correct))

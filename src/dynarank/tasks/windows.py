@@ -103,7 +103,9 @@ def _context_tokens(parts: Sequence[int | None]) -> tuple[int, int]:
     Without such tokens, it returns (0, 0).
     """
     context = np.flatnonzero([part == 1 for part in parts])
-    return (int(context[0]), int(context[-1]) + 1) if len(context) else (0, 0)
+    if len(context) == 0:
+        return 0, 0
+    return int(context[0]), int(context[-1]) + 1
 
 
 def _answer_tokens(answer: Answers, offsets: np.ndarray, begin: int, end: int) -> tuple[int, int]:
@@ -114,9 +116,11 @@ def _answer_tokens(answer: Answers, offsets: np.ndarray, begin: int, end: int) -
     margin = len(text) - len(text.lstrip())  # no token holds white space
     start = answer.start + margin
     stop = answer.start + len(text.rstrip())
-    if begin == end or start < offsets[begin, 0] or stop > offsets[end - 1, 1]:
+    if begin == end:
         return 0, 0
     starts, ends = offsets[begin:end, 0], offsets[begin:end, 1]
+    if start < starts[0] or stop > ends[-1]:
+        return 0, 0
     first = int(np.searchsorted(ends, start, side="right"))  # the first that ends after the start
     after = int(np.searchsorted(starts, stop, side="left"))  # the first that begins at the stop
     return begin + first, begin + after - 1

@@ -98,10 +98,10 @@ def _first_tokens(
     Args:
         words: of the row.
         windows: for each window, the characters of the joined words that each token covers, as
-            (first, behind the last); (0, 0) for special tokens.
+            (first, after the last); (0, 0) for special tokens.
     """
     word_at = _words_of_characters(words)
-    best: dict[int, tuple[int, _Start]] = {}  # with the character behind the token
+    best: dict[int, tuple[int, _Start]] = {}  # with the character after the token
     for window, offsets in enumerate(windows):
         for place, (begin, end) in enumerate(offsets):
             # A token may begin with the blank before its word, so that its last character tells.
@@ -130,7 +130,7 @@ def _words_of_characters(words: Sequence[str]) -> np.ndarray:
     """
     parts: list[np.ndarray] = []
     for number, word in enumerate(words):
-        # One more for the blank behind the word.
+        # One more for the blank after the word.
         characters = np.full(len(word) + 1, number)
         characters[len(word.rstrip()) :] = -1
         characters[: len(word) - len(word.lstrip())] = -1

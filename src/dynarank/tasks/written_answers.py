@@ -1,4 +1,4 @@
-"""What a language model writes behind a prompt: prompts, their room, and the writing."""
+"""What a language model writes after a prompt: prompts, their room, and the writing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROMPT_IDS = "prompt_ids"
 
 
 def prompt_batch(features: Sequence[dict[str, Any]]) -> Tensor:
-    """Return the prompts of a batch, (batch, longest), `IGNORED` behind them."""
+    """Return the prompts of a batch, (batch, longest), `IGNORED` after them."""
     longest = max(len(feature[PROMPT_IDS]) for feature in features)
     tokens = torch.full((len(features), longest), IGNORED)
     for row, feature in enumerate(features):
@@ -70,7 +70,7 @@ def check_room(model: Any, features: Dataset, max_answer: int) -> None:
 def write_answers(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], ends: list[int], max_answer: int
 ) -> list[str]:
-    """Return what the model writes behind each prompt, greedily.
+    """Return what the model writes after each prompt, greedily.
 
     Prompts are padded on the left, so that each text goes on from its own last token.
 
@@ -82,8 +82,12 @@ def write_answers(
     longest = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id
     device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        begin = longest - len(prompt)
+        ids[row, begin:] = torch.tensor(prompt)
+        mask[row, begin:] = 1
     tokens: Tensor = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),

@@ -26,7 +26,7 @@ class WeightAverage(Callback):
     is exactly zero, so is its average: pruned components are zero, and the averaged model keeps as
     many components as the model. Validation within `fit` sees the average. Checkpoints hold both.
 
-    Attach it behind the Callback that prunes.
+    Attach it after the Callback that prunes.
     """
 
     def __init__(self, decay: float, steps: OptimizerSteps) -> None:
@@ -53,7 +53,9 @@ class WeightAverage(Callback):
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         for name, weight in trained_parameters(pl_module).items():
-            self.average[name].lerp_(weight, 1 - decay).masked_fill_(weight == 0, 0)
+            average = self.average[name]
+            average.lerp_(weight, 1 - decay)
+            average.masked_fill_(weight == 0, 0)  # a pruned component is pruned in the average
 
     def cut(self, cuts: Cuts) -> None:
         """Cut the average as its weights were cut; of a layer of rank 0 nothing is left."""

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
 from dynarank.errors import UserError
+from dynarank.rounding import divide_up
 from dynarank.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ class LengthGroupedSampler(Sampler[int]):
     ) -> None:
         assert batch_size % world == 0
         self.lengths = lengths
-        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
-        self.rank, self.world = rank, world
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
         self.skip = 0
 
     @property
@@ -82,12 +86,15 @@ class LengthGroupedSampler(Sampler[int]):
         # be the first of seed 2.
         rng = np.random.default_rng((self.seed, self.epoch))
         order = self._sort_megabatches(rng.permutation(len(self.lengths)))
-        whole = len(order) // self.batch_size * self.batch_size
-        full_batches = rng.permutation(order[:whole].reshape(-1, self.batch_size))
-        batches = [*full_batches, order[whole:]]
+        # The last, partial batch is cut off here, and so stays the last.
+        rows_in_full = len(order) // self.batch_size * self.batch_size
+        full_batches = order[:rows_in_full].reshape(-1, self.batch_size)
+        batches = [*rng.permutation(full_batches), order[rows_in_full:]]
         shares = [self._share(batch) for batch in batches[self.skip : self.batches]]
         self.skip = 0
-        return iter(np.concatenate(shares).tolist() if shares else [])
+        if not shares:  # numpy refuses to join nothing
+            return iter([])
+        return iter(np.concatenate(shares).tolist())
 
     def _sort_megabatches(self, order: np.ndarray) -> np.ndarray:
         """Sort rows within each megabatch, longest first; equal lengths keep their random order."""
@@ -95,7 +102,8 @@ class LengthGroupedSampler(Sampler[int]):
         parts = []
         for start in range(0, len(order), size):
             part = order[start : start + size]
-            parts.append(part[np.argsort(-self.lengths[part], kind="stable")])
+            longest_first = np.argsort(-self.lengths[part], kind="stable")
+            parts.append(part[longest_first])
         return np.concatenate(parts)
 
 
@@ -149,7 +157,8 @@ class TaskData(LightningDataModule):
         for split, features in task.validation_features.items():
             sampled = self._sampled_rows(features, self.sample)
             if sampled is not None:
-                self._check_sample_size(split, np.isin(task.rows_of(features), sampled).sum())
+                is_sampled = np.isin(task.rows_of(features), sampled)
+                self._check_sample_size(split, is_sampled.sum())
                 task.check_sample(split, sampled)
 
     def _check_sample_size(self, split: str, count: int) -> None:
@@ -180,7 +189,7 @@ class TaskData(LightningDataModule):
         return {"position": self.trainer.fit_loop.epoch_loop.batch_progress.current.completed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Have the next epoch's pass begin behind the batches that were done."""
+        """Let the next epoch's pass begin after the batches that were done."""
         self._position = int(state_dict["position"])
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -250,7 +259,8 @@ class TaskData(LightningDataModule):
         order = np.argsort(-self.task.feature_lengths(features), kind="stable")
         sampled = self._sampled_rows(features, sample)
         if sampled is not None:
-            order = order[np.isin(self.task.rows_of(features)[order], sampled)]
+            rows = self.task.rows_of(features)[order]
+            order = order[np.isin(rows, sampled)]
         batches = even_batches(order, self.batch_size, self.world_size)
         own = [batch[self._rank :: self.world_size].tolist() for batch in batches]
         return self._loader(features, batch_sampler=own)
@@ -284,6 +294,6 @@ def even_batches(order: np.ndarray, batch_size: int, world: int) -> list[np.ndar
     """
     if world == 1:
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    full = -(-len(order) // batch_size)  # rounded up
+    full = divide_up(len(order), batch_size)
     count = max(1, min(full, len(order) // world))
     return np.array_split(order, count)

@@ -130,14 +130,15 @@ def shard_frozen(model: nn.Module, blocks: Sequence[str], mesh: Any) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
-    # What has fewer elements than there are ranks is no weight: PEFT's AdaLoRA keeps its ranks in
-    # parameters of one element, and reads them at export. Our c may be fixed, and still says which
-    # components are left.
-    whole = {
-        parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad or parameter.numel() < mesh.size() or name.endswith(".lora_c")
-    }
+    whole = set()
+    for name, parameter in model.named_parameters():
+        # What has fewer elements than there are ranks is no weight: PEFT's AdaLoRA keeps its ranks
+        # in parameters of one element, and reads them at export.
+        is_small = parameter.numel() < mesh.size()
+        # Our c may be fixed, and still says which components are left.
+        is_coefficient = name.endswith(".lora_c")
+        if parameter.requires_grad or is_small or is_coefficient:
+            whole.add(parameter)
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
             fully_shard(module, mesh=mesh, ignored_params=whole)
@@ -177,8 +178,10 @@ def weighted_mean(loss: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
     totals = torch.stack([loss.detach().double() * terms, terms.double()])
     torch.distributed.all_reduce(totals)
     # DDP takes the mean over the ranks afterwards, so their number is multiplied in.
-    share = terms * torch.distributed.get_world_size() / totals[1]
-    return loss * share.to(loss.dtype), (totals[0] / totals[1]).float()
+    sum_of_losses, all_terms = totals
+    share = terms * torch.distributed.get_world_size() / all_terms
+    mean = (sum_of_losses / all_terms).float()
+    return loss * share.to(loss.dtype), mean
 
 
 @torch.no_grad()

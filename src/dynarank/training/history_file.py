@@ -66,7 +66,7 @@ class HistoryFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Add a row. Lightning calls `save` behind it."""
+        """Add a row. Lightning calls `save` after it."""
         row: Row = {}
         for name, value in metrics.items():
             row[name] = value.item() if isinstance(value, Tensor) else value
@@ -122,7 +122,7 @@ class HistoryFile(Logger):
 
     @rank_zero_only
     def restore(self, text: str) -> None:
-        """Go on behind the rows of a `text()`, and say where the file does not hold them."""
+        """Go on after the rows of a `text()`, and say where the file does not hold them."""
         # The values stay texts, so that they are written again as the very bytes that they were.
         self._rows = _parse(text)
         self._columns = sorted(set().union(*self._rows))

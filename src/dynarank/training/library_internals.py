@@ -49,10 +49,10 @@ def ends_last_epoch(trainer: pl.Trainer) -> bool:
 
 
 def validate_behind(trainer: pl.Trainer, batch: int, due: bool) -> None:
-    """Have Lightning validate behind a batch of the epoch, counted from 0, or not behind it.
+    """Let Lightning validate after a batch of the epoch, counted from 0, or not.
 
     It validates where the batches so far are a multiple of `val_check_batch`, which it derives from
-    `val_check_interval` at the training's start, and looks at anew behind each batch.
+    `val_check_interval` at the training's start, and looks at again after each batch.
     """
     done = batch + 1
     trainer.val_check_batch = done if due else done + 1

@@ -20,7 +20,7 @@ class SkippedSteps:
         self.count = 0
 
     def end(self) -> None:
-        """Begin anew, behind a step that was taken."""
+        """Start counting again, after a step that was taken."""
         self.count = 0
 
     def add(self, model: nn.Module, step: int) -> None:

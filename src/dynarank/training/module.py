@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynarank.config.schema import OptimizerConfig
 from dynarank.methods.base import Method
 from dynarank.tasks.base import Batch, Task
-from dynarank.training.averaging import WeightAverage
+from dynarank.training.averaging import WeightAverage, trained_parameters
 from dynarank.training.distributed import (
     ShardFrozen,
     average_gradients,
@@ -66,8 +66,12 @@ class FineTuning(LightningModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold the trained part only
-        self.model, self.task, self.method = model, task, method
-        self.optimizer_config, self.lr, self.total_steps = optimizer, lr, total_steps
+        self.model = model
+        self.task = task
+        self.method = method
+        self.optimizer_config = optimizer
+        self.lr = lr
+        self.total_steps = total_steps
         self.steps = OptimizerSteps()
         allocator = method.allocator(total_steps)
         self.allocation = None if allocator is None else RankAllocation(allocator, self.steps)
@@ -95,8 +99,9 @@ class FineTuning(LightningModule):
     @property
     def epoch(self) -> float:
         """The epoch's number, from 1; after training, that of the last one."""
-        within = self.trainer.state.fn == "fit"
-        return float(self.current_epoch + 1 if within else max(1, self.current_epoch))
+        if self.trainer.state.fn == "fit":
+            return float(self.current_epoch + 1)
+        return float(max(1, self.current_epoch))  # Lightning has counted the last one already
 
     # --- set up, once ---
 
@@ -187,10 +192,7 @@ class FineTuning(LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Average the gradients of what FSDP2 was told to leave whole."""
         if self._sharded:
-            trained = [
-                parameter for parameter in self.model.parameters() if parameter.requires_grad
-            ]
-            average_gradients(trained)
+            average_gradients(list(trained_parameters(self.model).values()))
 
     def configure_gradient_clipping(
         self,
@@ -272,7 +274,8 @@ class FineTuning(LightningModule):
         self.collapsed = self.scores.collapsed()
         self.log(COLLAPSED, float(self.collapsed is not None))
         self._log_place()
-        self.log(SELECTION, scores[selecting] if self.at_budget else float("nan"))
+        selection = scores[selecting] if self.at_budget else float("nan")
+        self.log(SELECTION, selection)
         if self.trainer.state.fn == "fit":  # `finish` validates too
             step = self.trainer.global_step
             self.history.append({"step": step, "epoch": int(self.epoch), **scores})

@@ -151,10 +151,10 @@ def _first_error(steps: list[tuple[int, Window]], model: nn.Module) -> NonFinite
             if place := first_nonfinite_gradient(model):
                 return NonFiniteError(step, f"the gradient is not finite; first at {place}")
     # Dropout has drawn anew, so that what was not finite then may be finite now.
-    which = str(steps[0][0]) if len(steps) == 1 else f"{steps[0][0]} to {steps[-1][0]}"
+    first, last = steps[0][0], steps[-1][0]
+    which = f"{first}" if first == last else f"{first} to {last}"
     return NonFiniteError(
-        steps[0][0],
-        f"the gradient is not finite, in step {which}; its batch made again shows no place",
+        first, f"the gradient is not finite, in step {which}; its batch made again shows no place"
     )
 
 
@@ -175,7 +175,7 @@ def first_nonfinite(model: nn.Module, batch: Batch) -> str | None:
 
     The place is a parameter, an input of the batch, or a module, in this order.
     """
-    # A parameter first, because it spoils all outputs behind it.
+    # A parameter first, because it spoils all outputs after it.
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"parameter {name}"

@@ -12,7 +12,7 @@ class OptimizerSteps:
     """Know whether the present batch ended in an update of the weights.
 
     A batch that only accumulates gradients ends in none. Neither does one whose step a loss scaler
-    skips, because a gradient overflowed. PyTorch calls the hook only behind a step that was taken.
+    skips, because a gradient overflowed. PyTorch calls the hook only after a step that was taken.
 
     `FineTuning` owns the one object of a run. The rank allocation, the weight average and the
     learning rate's schedule read `taken` between the optimizer and the next batch.

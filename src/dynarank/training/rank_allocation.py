@@ -36,7 +36,7 @@ class RankAllocation(Callback):
     """Drives an allocator from a Lightning training loop.
 
     It acts on `on_train_batch_end`, and only where `steps` says that the optimizer took a step:
-    behind the update, and before validation and checkpoints see the model.
+    after the update, and before validation and checkpoints see the model.
     """
 
     def __init__(self, allocator: Allocator, steps: OptimizerSteps) -> None:
@@ -70,7 +70,7 @@ class RankAllocation(Callback):
             self._log(pl_module)
 
     def _misses_its_freeze(self, trainer: Trainer) -> bool:
-        """Return whether training ends with this batch, and its freeze lies behind that.
+        """Return whether training ends with this batch, and its freeze would come later.
 
         All epochs together have at least T steps, so that it is only where steps were skipped.
         """
@@ -83,7 +83,7 @@ class RankAllocation(Callback):
         schedule = self.allocator.schedule
         log.warning(
             "the loss scaler of trainer.precision=16-mixed skipped steps: the epochs end after %d "
-            "of %d, so that the ranks become final here, and not behind step %d",
+            "of %d, so that the ranks become final here, and not after step %d",
             trainer.global_step,
             schedule.total,
             schedule.freeze_step,
@@ -115,13 +115,9 @@ class RankAllocation(Callback):
             check_alike(hash(tuple(ranks.values())), f"ranks at step {self.allocator.t}")
         # Before the cut: average and moments still have the shapes that the maps are made for.
         if isinstance(self.allocator, MovesParameters):
-            average = getattr(pl_module, "average", None)
-            changed = carry_over(
-                pl_module,
-                trainer.optimizers,
-                {} if average is None else average.average,
-                self.allocator.carried(),
-            )
+            callback = getattr(pl_module, "average", None)
+            averages = {} if callback is None else callback.average
+            changed = carry_over(pl_module, trainer.optimizers, averages, self.allocator.carried())
             if trainer.world_size > 1:
                 copy_rank_zero(changed)  # the signs of singular vectors are nobody's choice
         if self.allocator.frozen:

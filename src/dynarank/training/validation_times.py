@@ -1,4 +1,4 @@
-"""Behind which batches of an epoch the validation splits are scored."""
+"""After which batches of an epoch the validation splits are scored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from dynarank.rounding import divide_up
 from dynarank.training.library_internals import validate_behind
 
 
@@ -22,8 +23,9 @@ def validation_steps(batches: int, per_epoch: int, accumulate: int) -> list[int]
         per_epoch: how many validations an epoch is to have.
         accumulate: batches of an optimizer step.
     """
-    steps = -(-batches // accumulate)  # rounded up: a last, shorter window is a step too
-    return sorted({-(-number * steps // per_epoch) for number in range(1, per_epoch + 1)})
+    steps = divide_up(batches, accumulate)  # a last, shorter window is a step too
+    ends = {divide_up(number * steps, per_epoch) for number in range(1, per_epoch + 1)}
+    return sorted(ends)
 
 
 def validation_batches(batches: int, per_epoch: int, accumulate: int) -> list[int]:
@@ -42,11 +44,13 @@ def validation_interval(ends: Sequence[int]) -> int | float | None:
     """
     if len(ends) == 1:
         return 1.0
-    return ends[0] if list(ends) == list(range(ends[0], ends[-1] + 1, ends[0])) else None
+    interval = ends[0]
+    evenly_apart = list(range(interval, ends[-1] + 1, interval))
+    return interval if list(ends) == evenly_apart else None
 
 
 class ValidationTimes(Callback):
-    """Have Lightning validate behind these batches of each epoch, which are unevenly far apart.
+    """Let Lightning validate after these batches of each epoch, which are unevenly far apart.
 
     Args:
         ends: the batches, from 1, in order.
