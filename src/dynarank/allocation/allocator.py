@@ -17,7 +17,6 @@ from torch import Tensor
 from dynarank.adapters.progress import AllocationProgress
 from dynarank.allocation.allocator_checks import (
     check_bounds,
-    check_saved,
     check_start,
     layer_names,
     warn_beyond_total,
@@ -31,6 +30,7 @@ from dynarank.allocation.components import (
     component_parameters,
 )
 from dynarank.allocation.config import FIXED
+from dynarank.allocation.saving import allocation_state, load_allocation_state
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.allocation.scoring import Scorer
 from dynarank.allocation.selection import best_components, with_ceiling
@@ -68,6 +68,24 @@ class RankAllocator:
         FloatingPointError: a component's score is not finite; the message names its layer. On CPUs
             it comes from the `update` or `step` that meets the score. On accelerators these do not
             wait for the device, and it comes from the next pruning, or from `check_finite`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from dynarank import BudgetSchedule, RankAllocator, inject
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        >>> layers = inject(model, targets=["0", "1"], r=4)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        >>> schedule = BudgetSchedule(init=4, target=2, total=20, interval=1)
+        >>> allocator = RankAllocator(layers, schedule)
+        >>> attachment = allocator.attach(optimizer)  # from now on it steps by itself
+        >>> for step in range(20):
+        ...     loss = model(torch.randn(4, 8)).square().mean()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> sum(allocator.ranks().values())  # 2 of 4 components a layer, wherever they matter
+        4
     """
 
     def __init__(
@@ -261,24 +279,7 @@ class RankAllocator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs beside the model's own parameters and masks."""
-        sensitivity = self.scorer.sensitivity
-        return {
-            "t": self.t,
-            "frozen": self.frozen,
-            "ema": self.ema.cpu(),  # no copy: e is replaced, never changed in place
-            "layers": dict(zip(self.names, self.sizes, strict=True)),
-            "schedule": vars(self.schedule).copy(),
-            "choice": {
-                "score": self.score,
-                "cost_aware": self.cost_aware,
-                "min_rank": self.min_rank,
-                "max_rank": self.max_rank,
-                "beta": self.beta,
-                "regrow": self.regrow,
-                "seed": self.seed,
-            },
-            "sensitivity": None if sensitivity is None or self.frozen else sensitivity.state_dict(),
-        }
+        return allocation_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned.
@@ -287,11 +288,4 @@ class RankAllocator:
             ValueError: the state lacks a part, or is of other layers, another schedule or other
                 settings. Nothing is changed then.
         """
-        check_saved(state, self.state_dict())
-        self.t = int(state["t"])
-        self.progress.frozen = False
-        if state["frozen"]:
-            self.progress.freeze(layer.mask for layer in self.layers)
-        self.ema = state["ema"].to(self.ema.device, torch.float32)
-        if self.scorer.sensitivity is not None and state["sensitivity"] is not None:
-            self.scorer.sensitivity.load_state_dict(state["sensitivity"])
+        load_allocation_state(self, state)
