@@ -96,7 +96,7 @@ def compress(
         ValueError: no layers, not exactly one size, or a size out of range; a factor that is not
             a matrix or not finite, or factors that do not fit each other.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dynarank import compress
         >>> A, B = torch.eye(3, 8), torch.eye(8, 3) * torch.tensor([3.0, 2.0, 1.0])

@@ -70,7 +70,7 @@ def cut_to_kept(model: nn.Module, kept: Mapping[str, Tensor] | None = None) -> C
         ValueError: the ranks are not final, or a parameter is sharded over several devices. Nothing
             is changed then.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from dynarank import cut_optimizer, cut_to_kept, inject

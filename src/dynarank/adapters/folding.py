@@ -30,7 +30,7 @@ def fold(layer: DoRALinear) -> Factors:
         A (k, d_in), a copy of the kept rows, and B (d_out, k), with s and c multiplied in. The
         layer's update is B A.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dynarank import DoRALinear, fold
         >>> layer = DoRALinear(torch.nn.Linear(8, 4), r=3, start="lora")
@@ -63,7 +63,7 @@ def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
             is quantized, so that an update cannot be added to it, or shared with another module,
             which the update would change too. The model is then left as it was.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from dynarank import inject, merge
         >>> model = nn.ModuleDict({"query": nn.Linear(8, 8)})

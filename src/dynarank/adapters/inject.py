@@ -45,7 +45,7 @@ def find_linears(
         ValueError: a target fits no linear map (the message lists the linear maps that there are),
             or is no valid regular expression.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from dynarank import find_linears
         >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "value": nn.Linear(8, 8)})
@@ -124,7 +124,7 @@ def inject(
         ValueError: there are no targets, a target fits nothing (see `find_linears`), the model has
             adapters already, or a setting is out of range (see `DoRALinear`).
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from dynarank import inject, mark_trainable
         >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "head": nn.Linear(8, 2)})

@@ -52,7 +52,7 @@ class DoRALinear(nn.Module):
         TypeError: `base` is not a linear map.
         ValueError: `r` < 1, `alpha` <= 0, `dropout` outside [0, 1), or an unknown `start`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dynarank import DoRALinear
         >>> layer = DoRALinear(torch.nn.Linear(8, 4), r=3, alpha=6)

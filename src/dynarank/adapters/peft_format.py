@@ -52,7 +52,7 @@ def write_peft_adapter(
             rank 0, which PEFT cannot represent; an adapter is inside the head; a trained value is
             not finite; or there is no such form.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from torch import nn

@@ -69,7 +69,7 @@ class RankAllocator:
             it comes from the `update` or `step` that meets the score. On accelerators these do not
             wait for the device, and it comes from the next pruning, or from `check_finite`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from dynarank import BudgetSchedule, RankAllocator, inject

@@ -31,7 +31,7 @@ def dem_penalty(layers: Layers) -> Tensor:
     Raises:
         ValueError: there are no layers.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from dynarank import dem_penalty, inject
         >>> layers = inject(nn.ModuleDict({"query": nn.Linear(8, 8)}), targets=["query"], r=3)

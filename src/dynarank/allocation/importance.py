@@ -46,7 +46,7 @@ def importance(lora_A: Tensor, lora_B: Tensor, c: Tensor, eps: float = EPS) -> T
         the scores s. Factors that are not finite give scores that are not finite: the caller
         decides what to do.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dynarank import importance
         >>> A, B, c = torch.eye(2, 8), torch.eye(8, 2), torch.tensor([3.0, 4.0])
@@ -189,7 +189,7 @@ def smooth(previous: Tensor, scores: Tensor, beta: float) -> Tensor:
         scores: s of this step, in the same shape.
         beta: what stays of the old average, in [0, 1).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dynarank import smooth
         >>> smooth(torch.zeros(2), torch.tensor([1.0, 2.0]), beta=0.75)

@@ -56,7 +56,7 @@ def budget_schedule(
         shape: one of `SHAPES`; others than `cubic` replace p^3. `step` falls from b0 to bT at
             T - t_f.
 
-    Example:
+    Examples:
         >>> from dynarank import budget_schedule
         >>> settings = dict(init=6, target=4, total=1000, warmup=0.1, final=0.5)
         >>> [budget_schedule(t, **settings) for t in (0, 100, 300, 500, 1000)]
@@ -92,7 +92,7 @@ class BudgetSchedule:
         ValueError: total < 1, target < 0, init < target, interval < 1, warmup and final outside
             [0, 1) or with no room between them, or an unknown shape.
 
-    Example:
+    Examples:
         >>> from dynarank import BudgetSchedule
         >>> schedule = BudgetSchedule(init=6, target=4, total=1000)
         >>> schedule.start_step, schedule.freeze_step

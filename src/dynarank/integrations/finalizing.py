@@ -41,7 +41,7 @@ def finalize(
         ValueError: the model is not gated, its ranks are not final, or all of them are 0. The model
             is left as it was then.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from torch import nn
         >>> from dynarank.integrations.peft import DynaRankConfig, finalize, get_peft_model

@@ -53,7 +53,7 @@ class RankAllocationCallback(Callback):
         ValueError: a setting is out of range. Later, from `fit`: the module has no adapters, the
             number of steps is not known, or a checkpoint is of another allocation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning.pytorch import LightningModule, Trainer
         >>> from dynarank import inject, mark_trainable

@@ -57,7 +57,7 @@ def get_peft_model(
     Raises:
         ValueError: as `attach`.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from dynarank.integrations.peft import DynaRankConfig, get_peft_model
         >>> base = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -102,7 +102,7 @@ def attach(
         ValueError: the model has no such adapter, or one that is gated already, merged, trained
             (with `paper`), or of a kind that has no matrices A and B; or a setting is out of range.
 
-    Example:
+    Examples:
         >>> import peft
         >>> from torch import nn
         >>> from dynarank import BudgetSchedule, RankAllocator
@@ -128,7 +128,7 @@ def gated_layers(model: nn.Module, adapter: str | None = None) -> dict[str, Gate
     Raises:
         ValueError: several adapters are attached, and none is named.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from dynarank.integrations.peft import DynaRankConfig, gated_layers, get_peft_model
         >>> base = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -161,7 +161,7 @@ def make_allocator(model: nn.Module, total: int, adapter: str | None = None) -> 
     Raises:
         ValueError: the model is not attached, or was attached without a target.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from dynarank.integrations.peft import (

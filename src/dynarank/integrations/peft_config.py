@@ -46,7 +46,7 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
     Raises:
         ValueError: a setting is out of its range, or target is above r.
 
-    Example:
+    Examples:
         >>> from dynarank.integrations.peft import DynaRankConfig
         >>> config = DynaRankConfig(target=4, target_modules=["q_proj", "v_proj"], lora_alpha=8)
         >>> config.r

@@ -27,7 +27,7 @@ class AllocationSettings:
     Raises:
         ValueError: a value is out of its range; the message names it.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from dynarank import inject
         >>> from dynarank.integrations.settings import AllocationSettings

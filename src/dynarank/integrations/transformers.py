@@ -76,7 +76,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         ValueError: a setting is out of range. Later, from the Trainer: the model has no LoRA
             adapter, it is sharded, or a checkpoint lacks the allocation's state.
 
-    Example:
+    Examples:
         >>> import peft
         >>> from transformers import (
         ...     BertConfig, BertForSequenceClassification, Trainer, TrainingArguments)

@@ -59,7 +59,7 @@ def build_method(config: MethodConfig, budget: BudgetConfig, dem: DemConfig) -> 
     Raises:
         UserError: the configuration's name is no method.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from dynarank.allocation.config import BudgetConfig, DemConfig
         >>> from dynarank.methods import build_method
