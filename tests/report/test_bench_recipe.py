@@ -9,7 +9,16 @@ from itertools import product
 import pytest
 from scipy import stats
 
-from dynarank.report.bench_recipe import below_one, claim, from_one, recipe_section
+from dynarank.report.bench_recipe import (
+    ALL,
+    FIRST,
+    LATER,
+    below_one,
+    by_seeds,
+    claim,
+    from_one,
+    recipe_section,
+)
 from dynarank.report.bench_tables import answer
 from dynarank.sweeps.bench import Cell
 
@@ -103,7 +112,28 @@ def test_one_run_that_learned_nothing_decides_the_mean_and_not_the_ranks() -> No
     assert (pairs["lora_even"].verdict, pairs["lora_even"].rank_verdict) == (0, 1)
     by_mean, by_ranks = claim(cells).split(". ")[:2]
     assert "not shown to differ from" in by_mean.partition("evenly placed LoRA")[0]
-    assert by_ranks.startswith("By signed ranks it is better than evenly placed LoRA")
+    assert by_ranks.startswith(
+        "By signed ranks over all seeds it is better than evenly placed LoRA"
+    )
+
+
+def test_seeds_that_were_added_later_answer_for_themselves() -> None:
+    """The planned seeds have the recipe worse than AdaLoRA, the later ones better."""
+    later = []
+    for cell in CELLS:
+        moved = cell.score - 0.1 if cell.arm == "adalora" else cell.score
+        later.append(replace(cell, seed=cell.seed + 5, score=moved))
+    tuning = [replace(cell, seed=100) for cell in CELLS if cell.seed == 1]
+    cells = [*CELLS, *later, *tuning]
+    found = {
+        part: {one.against: one for one in of_part} for part, of_part in by_seeds(cells).items()
+    }
+    assert found[FIRST]["adalora"].verdict == 0
+    assert found[LATER]["adalora"].verdict == 1
+    assert [found[part]["adalora"].scores.n for part in (FIRST, LATER, ALL)] == [9, 9, 18]
+    assert "On seeds that were added later it is better than AdaLoRA (+0." in claim(cells)
+    assert "added later" not in claim([*CELLS, *tuning])
+    assert len(recipe_section(cells).grids) == len(recipe_section(CELLS).grids) + 2
 
 
 def test_without_pairs_nothing_is_claimed() -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynarank.report.bench_pairs import ALPHA, Difference, compared, pooled_differences
-from dynarank.report.bench_sections import Grid, Section, difference_grid, listed, signed
-from dynarank.sweeps.bench import BASELINE, BUDGETS, Cell
+from dynarank.report.bench_sections import Section, difference_grid, listed, signed
+from dynarank.sweeps.bench import BASELINE, BUDGETS, SEEDS, Cell
+from dynarank.sweeps.bench_tuning import is_tuning
 
 RECIPE = "dynarank"
 RIVALS = (BASELINE, "adalora", "paper_from_two")
@@ -25,11 +26,31 @@ NAMES = {
     "paper_from_two": "the paper's method",
 }
 TITLE = "The recipe"
+FIRST, LATER, ALL = "first seeds", "later seeds", "all seeds"
 
 
 def below_one(cells: Sequence[Cell]) -> list[Difference]:
     """Return the recipe less each rival, over all planned budgets below one together."""
     return pooled_differences(cells, [(RECIPE, rival) for rival in RIVALS], CLAIMED)
+
+
+def by_seeds(cells: Sequence[Cell]) -> dict[str, list[Difference]]:
+    """Return `below_one` of the planned seeds, of those that came later, and of all.
+
+    Seeds that were added when the answer of the planned ones was known repeat the experiment. What
+    they show is an answer of their own. Comparisons that are not judged are left out.
+    """
+    first, later = [], []
+    for cell in cells:
+        # The runs that chose the rates belong to both.
+        if is_tuning(cell) or cell.seed in SEEDS:
+            first.append(cell)
+        if is_tuning(cell) or cell.seed not in SEEDS:
+            later.append(cell)
+    found = {}
+    for name, part in ((FIRST, first), (LATER, later), (ALL, cells)):
+        found[name] = [one for one in below_one(part) if one.judged]
+    return found
 
 
 def from_one(cells: Sequence[Cell]) -> list[Difference]:
@@ -45,22 +66,34 @@ def from_one(cells: Sequence[Cell]) -> list[Difference]:
 
 def recipe_section(cells: Sequence[Cell]) -> Section:
     """Say what the runs show of the claim."""
-    below, above = below_one(cells), from_one(cells)
-    if not any(one.judged for one in [*below, *above]):
+    answer = claim(cells)
+    if not answer:
         return Section(TITLE, "The data carry no answer: the recipe has too few pairs.", [])
-    return Section(TITLE, claim(cells), _grids(below, above))
+    grids = []
+    below = by_seeds(cells)
+    for seeds in (FIRST, LATER, ALL) if below[LATER] else (ALL,):
+        grids.append(difference_grid(below[seeds], seeds))
+    grids.append(difference_grid(from_one(cells)))
+    grids = [grid for grid in grids if grid.rows]
+    return Section(TITLE, answer, grids)
 
 
 def claim(cells: Sequence[Cell]) -> str:
-    """Return what is shown in up to three sentences; nothing where there are too few pairs."""
+    """Return what is shown in a few sentences; nothing where there are too few pairs."""
     parts = []
-    judged = [one for one in below_one(cells) if one.judged]
-    if judged:
-        by_mean = [one.verdict for one in judged]
-        by_ranks = [one.rank_verdict for one in judged]
-        parts.append(f"Below one component a matrix, `{RECIPE}` is {_verdicts(judged, by_mean)}.")
+    below = by_seeds(cells)
+    if below[FIRST]:
+        by_mean = [one.verdict for one in below[FIRST]]
+        parts.append(
+            f"Below one component a matrix, `{RECIPE}` is {_verdicts(below[FIRST], by_mean)}."
+        )
+    if below[LATER]:
+        by_mean = [one.verdict for one in below[LATER]]
+        parts.append(f"On seeds that were added later it is {_verdicts(below[LATER], by_mean)}.")
+    if below[ALL]:
         # A mean is at the mercy of single runs that learned nothing; both answers are wanted.
-        parts.append(f"By signed ranks it is {_verdicts(judged, by_ranks)}.")
+        by_ranks = [one.rank_verdict for one in below[ALL]]
+        parts.append(f"By signed ranks over all seeds it is {_verdicts(below[ALL], by_ranks)}.")
     judged = [one for one in from_one(cells) if one.judged]
     if judged:
         parts.append(f"{_from_one_words(judged)}.")
@@ -88,7 +121,3 @@ def _from_one_words(found: Sequence[Difference]) -> str:
         change = signed(one.scores.difference, 3)
         words.append(f"{verdict} at {one.budget:g} ({change})")
     return f"Against evenly placed LoRA it is {listed(words)}, uncorrected"
-
-
-def _grids(below: Sequence[Difference], above: Sequence[Difference]) -> list[Grid]:
-    return [difference_grid(found) for found in (below, above) if found]

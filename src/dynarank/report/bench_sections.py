@@ -54,7 +54,6 @@ def a_matrix(budget: float) -> str:
 
 
 DIFFERENCE_HEADINGS = (
-    "budget",
     "method",
     "less",
     "tasks",
@@ -72,8 +71,13 @@ DIFFERENCE_HEADINGS = (
 )
 
 
-def difference_grid(differences: Sequence[Difference]) -> Grid:
-    """Return a table of differences, a row each."""
+def difference_grid(differences: Sequence[Difference], runs: str = "") -> Grid:
+    """Return a table of differences, a row each.
+
+    Args:
+        differences: of the table.
+        runs: which runs they are of, where that must be said; it stands in the first heading.
+    """
     rows = []
     for one in differences:
         scores = one.scores
@@ -95,7 +99,8 @@ def difference_grid(differences: Sequence[Difference]) -> Grid:
             signed(one.losses.difference),
         ]
         rows.append(row)
-    return Grid(DIFFERENCE_HEADINGS, rows)
+    first = f"budget, {runs}" if runs else "budget"
+    return Grid((first, *DIFFERENCE_HEADINGS), rows)
 
 
 def signed(value: float, places: int = 4) -> str:
