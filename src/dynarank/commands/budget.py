@@ -200,7 +200,7 @@ def advice(target: float) -> str:
     if target < 0.5:
         return (
             "Below half a component a matrix method=dynarank, which prunes from one in every "
-            "matrix, was about two points above LoRA spread evenly over the same parameters; LoRA "
+            "matrix, was one to two points above LoRA spread evenly over the same parameters; LoRA "
             "in the upper layers (method.placement=last_layers) was level with it "
             "(docs/science.md)."
         )
