@@ -7,7 +7,7 @@ later do not weaken it, and their own corrections do not profit from it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dynarank.report.bench_pairs import ALPHA, Difference, compared, pooled_differences
 from dynarank.report.bench_sections import Section, difference_grid, listed, signed
@@ -85,33 +85,45 @@ def claim(cells: Sequence[Cell]) -> str:
     if below[FIRST]:
         by_mean = [one.verdict for one in below[FIRST]]
         parts.append(
-            f"Below one component a matrix, `{RECIPE}` is {_verdicts(below[FIRST], by_mean)}."
+            f"Below one component a matrix, `{RECIPE}` is "
+            f"{_verdicts(below[FIRST], by_mean, _by_how_much)}."
         )
     if below[LATER]:
         by_mean = [one.verdict for one in below[LATER]]
-        parts.append(f"On seeds that were added later it is {_verdicts(below[LATER], by_mean)}.")
+        words = _verdicts(below[LATER], by_mean, _by_how_much)
+        parts.append(f"On seeds that were added later it is {words}.")
     if below[ALL]:
         # A mean is at the mercy of single runs that learned nothing; both answers are wanted.
         by_ranks = [one.rank_verdict for one in below[ALL]]
-        parts.append(f"By signed ranks over all seeds it is {_verdicts(below[ALL], by_ranks)}.")
+        words = _verdicts(below[ALL], by_ranks, _how_often)
+        parts.append(f"By signed ranks over all seeds it is {words}.")
     judged = [one for one in from_one(cells) if one.judged]
     if judged:
         parts.append(f"{_from_one_words(judged)}.")
     return " ".join(parts)
 
 
-def _verdicts(found: Sequence[Difference], verdicts: Sequence[int]) -> str:
-    """Say, for each verdict, against whom and by how much."""
+def _verdicts(
+    found: Sequence[Difference], verdicts: Sequence[int], shown: Callable[[Difference], str]
+) -> str:
+    """Say, for each verdict, against whom, and what is to be `shown` of it."""
     words = []
     for verdict, text in ((1, "better than"), (0, "not shown to differ from"), (-1, "worse than")):
-        named = [_against(one) for one, its in zip(found, verdicts, strict=True) if its == verdict]
+        named = []
+        for one, its_verdict in zip(found, verdicts, strict=True):
+            if its_verdict == verdict:
+                named.append(f"{NAMES[one.against]} ({shown(one)})")
         if named:
             words.append(f"{text} {listed(named)}")
     return "; ".join(words) + f" (p < {ALPHA} after Holm)"
 
 
-def _against(one: Difference) -> str:
-    return f"{NAMES[one.against]} ({signed(one.scores.difference, 3)} on {one.scores.n} pairs)"
+def _by_how_much(one: Difference) -> str:
+    return f"{signed(one.scores.difference, 3)} on {one.scores.n} pairs"
+
+
+def _how_often(one: Difference) -> str:
+    return f"{one.won} of {one.scores.n} pairs won"
 
 
 def _from_one_words(found: Sequence[Difference]) -> str:
