@@ -142,8 +142,13 @@ def test_a_bench_that_is_stopped_ends_its_runs(
 
     monkeypatch.setattr(bench_runs, "run_cell", run_cell)
     monkeypatch.setattr(bench_runs, "start_server", lambda _: False)
-    with pytest.raises(KeyboardInterrupt):
-        bench_runs.run_bench(tmp_path / "cells.csv", ["sst2"], [0.25], ARMS, workers=2)
+    # What a shell starts in the background ignores Ctrl-C, and so would this process then.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bench_runs.run_bench(tmp_path / "cells.csv", ["sst2"], [0.25], ARMS, workers=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == [True, True]
     assert not (tmp_path / ".cells.csv.claims").exists()
 
