@@ -132,6 +132,7 @@ def test_seeds_that_were_added_later_answer_for_themselves() -> None:
     assert found[LATER]["adalora"].verdict == 1
     assert [found[part]["adalora"].scores.n for part in (FIRST, LATER, ALL)] == [9, 9, 18]
     assert "On seeds that were added later it is better than AdaLoRA (+0." in claim(cells)
+    assert "on the seeds that were planned, `dynarank` is" in claim(cells)
     assert "added later" not in claim([*CELLS, *tuning])
     assert len(recipe_section(cells).grids) == len(recipe_section(CELLS).grids) + 2
 

@@ -84,10 +84,9 @@ def claim(cells: Sequence[Cell]) -> str:
     below = by_seeds(cells)
     if below[FIRST]:
         by_mean = [one.verdict for one in below[FIRST]]
-        parts.append(
-            f"Below one component a matrix, `{RECIPE}` is "
-            f"{_verdicts(below[FIRST], by_mean, _by_how_much)}."
-        )
+        words = _verdicts(below[FIRST], by_mean, _by_how_much)
+        seeds = ", on the seeds that were planned" if below[LATER] else ""
+        parts.append(f"Below one component a matrix{seeds}, `{RECIPE}` is {words}.")
     if below[LATER]:
         by_mean = [one.verdict for one in below[LATER]]
         words = _verdicts(below[LATER], by_mean, _by_how_much)
