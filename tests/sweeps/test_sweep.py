@@ -26,7 +26,7 @@ from dynarank.errors import UserError
 from dynarank.runs.run import run
 from dynarank.sweeps import sweep
 from dynarank.sweeps.executors import Processes
-from dynarank.sweeps.naming import resume_hint
+from dynarank.sweeps.naming import resume_hint, tracker_environment
 from dynarank.sweeps.point import Job, Point
 from dynarank.sweeps.sweep import read_sweep
 
@@ -226,6 +226,13 @@ def test_a_sweep_tells_how_far_it_is_and_ends_with_its_table(
     table = caplog.text[caplog.text.rindex("2 of 3 done, 0 running, 1 failed\n") :]
     assert "  #2  m 3.0000  x=3\n" in table
     assert f"dynarank report {tmp_path / 's'}" in table
+
+
+def test_a_sweep_over_seeds_sets_no_empty_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B refuses one, and the whole run with it."""
+    monkeypatch.delenv("WANDB_TAGS", raising=False)
+    assert "WANDB_TAGS" not in tracker_environment("s", None, ["seed=1"])
+    assert tracker_environment("s", None, ["seed=1", "x=2"])["WANDB_TAGS"] == "x=2"
 
 
 def test_the_runs_of_a_sweep_share_a_group_and_tags(

@@ -84,8 +84,11 @@ def tracker_environment(
     begin = os.environ.get("WANDB_NAME") or experiment
     words = [begin] if begin else []
     words += [override.lstrip("+") for override in point_varying]
-    return {
+    variables = {
         "WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP") or group,
-        "WANDB_TAGS": ",".join(tags),
         "WANDB_NAME": " ".join(words)[:128],
     }
+    # Of a sweep over seeds there are none, and W&B refuses an empty tag.
+    if tags:
+        variables["WANDB_TAGS"] = ",".join(tags)
+    return variables
