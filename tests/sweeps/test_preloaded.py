@@ -24,11 +24,12 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the server is for Linux"
 )
 SCRIPT = """
-import atexit, json, os, signal, sys, time
+import atexit, json, multiprocessing, os, signal, sys, time
 atexit.register(lambda: print("said at the end"))
 print(json.dumps({
     "argv": sys.argv, "folder": os.getcwd(), "name": __name__, "pid": os.getpid(),
     "variable": os.environ.get("OWN"), "path": os.environ.get("PATH"),
+    "starts": multiprocessing.get_start_method(),
 }), flush=True)
 print("to stderr", file=sys.stderr)
 what = sys.argv[1]
@@ -85,6 +86,10 @@ def test_it_sees_its_arguments_folder_and_variables(tmp_path: Path) -> None:
     assert seen["variable"] == "x"
     assert seen["path"] == os.environ["PATH"]
     assert seen["pid"] == process.pid != os.getpid()
+    # As a process of its own would start others: a server's workers outlive a run that is killed.
+    default = "import multiprocessing; print(multiprocessing.get_start_method())"
+    plain = subprocess.run([sys.executable, "-c", default], capture_output=True, text=True)
+    assert seen["starts"] == plain.stdout.strip()
     assert rest[-1] == "said at the end"
     assert "to stderr" in rest
 

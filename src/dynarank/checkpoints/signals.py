@@ -6,6 +6,7 @@ A run that is told to end loses nothing of what it has trained.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -77,10 +78,24 @@ def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def leave_signals_to_training(worker: int) -> None:
-    """Ignore signals, in a worker process that makes batches.
+def prepare_worker(worker: int) -> None:
+    """Let a process that makes batches end with the training, and not before.
 
-    A signal to all processes of a job must not kill a worker before the training has saved.
+    A signal to all processes of a job must not kill a worker before the training has saved. A
+    training that is killed must not leave workers behind.
+
+    Args:
+        worker: its number, which torch gives.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # torch's own watch compares the parent's number: a fork server's, where one starts the workers,
+    # lives on.
+    threading.Thread(target=_end_with_training, daemon=True).start()
+
+
+def _end_with_training() -> None:
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)

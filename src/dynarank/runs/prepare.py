@@ -19,7 +19,7 @@ from torch import nn
 
 from dynarank.checkpoints.identity import IdentityCheck, rows_digest
 from dynarank.checkpoints.resume import Resumption, find_resumption
-from dynarank.checkpoints.signals import leave_signals_to_training
+from dynarank.checkpoints.signals import prepare_worker
 from dynarank.config.schema import TrainConfig
 from dynarank.errors import UserError
 from dynarank.methods import build_method
@@ -210,7 +210,7 @@ def _build_data(config: TrainConfig, loaded: ModelLoaded) -> TaskData:
         config.seed,
         workers=config.trainer.workers,
         world_size=config.trainer.world_size,
-        worker_init=leave_signals_to_training,
+        worker_init=prepare_worker,
     )
 
 

@@ -180,6 +180,8 @@ def _run_command(
     command: list[str], output: str, directory: str, environment: dict[str, str]
 ) -> None:
     """Be the command, in the fork: its output, folder, variables and arguments."""
+    # Processes that the command starts are to begin as they would without the server.
+    multiprocessing.set_start_method(None, force=True)
     # The fork begins with the server's variables.
     os.environ.clear()
     os.environ.update(environment)
