@@ -18,7 +18,13 @@ from dynarank.report.bench_pairs import (
     paired_differences,
 )
 from dynarank.report.bench_questions import history_section, paper_section, scores_section
-from dynarank.report.bench_ranks import mean_correlation, ranks_section, repeats
+from dynarank.report.bench_ranks import (
+    mean_correlation,
+    places_below,
+    ranks_section,
+    repeats,
+    resampled_correlation,
+)
 from dynarank.report.bench_spread import (
     chosen_on_other_seeds,
     spread_section,
@@ -157,6 +163,20 @@ def test_rank_correlations_are_spearmans() -> None:
     ranks[2] = 1  # a run without an order leaves its pair out
     expected = [expected[0], expected[2]]
     assert mean_correlation(ranks, first, second) == pytest.approx(np.mean(expected))
+
+
+def test_counted_draws_correlate_as_drawn_ones_do() -> None:
+    rng = np.random.default_rng(3)
+    ranks = rng.integers(4, size=(6, 9))
+    ranks[5] = 2  # all ties
+    first, second = np.array([0, 1, 2, 0]), np.array([3, 4, 3, 5])
+    below = places_below(ranks)
+    for _ in range(50):
+        chosen = rng.integers(9, size=9)
+        expected = mean_correlation(ranks[:, chosen], first, second)
+        times = np.bincount(chosen, minlength=9)
+        assert resampled_correlation(below, times, first, second) == pytest.approx(expected)
+    assert np.isnan(resampled_correlation(below, times, first[3:], second[3:]))
 
 
 def test_ranks_repeat_where_they_were_made_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,10 @@ def compared(cells: Sequence[Cell]) -> list[Cell]:
     They are not those of tuning, nor those that failed, nor those at a rate that was the best
     before the tuning went on.
     """
+    tuning: dict[tuple[str, float], list[Cell]] = {}
+    for cell in cells:
+        if is_tuning(cell):
+            tuning.setdefault((cell.task, cell.budget), []).append(cell)
     rates: dict[tuple[str, str, float], float | None] = {}
     chosen = []
     for cell in cells:
@@ -104,7 +108,7 @@ def compared(cells: Sequence[Cell]) -> list[Cell]:
             continue
         key = (cell.arm, cell.task, cell.budget)
         if key not in rates:
-            rates[key] = best_rate(cells, *key)
+            rates[key] = best_rate(tuning.get((cell.task, cell.budget), []), *key)
         if rates[key] in (None, cell.lr):
             chosen.append(cell)
     return chosen

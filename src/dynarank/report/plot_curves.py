@@ -165,7 +165,7 @@ def draw_score_spread(table: Table, task: str) -> Figure | None:
     grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
     for axes, (setting, runs) in zip(grid.flat, settings.items(), strict=False):
         draw_quantiles(axes, runs)
-        axes.set_title(brief(table.label(setting), 30), fontsize=8, loc="left")
+        axes.set_title(brief(table.label(setting), 30), fontsize=8, loc="left", pad=11)
         mark_freeze(axes, table, task)
     hide_from(list(grid.flat), len(settings))
     for axes in grid[-1]:

@@ -150,8 +150,9 @@ def mark_freeze(axes: Axes, table: Table, task: str) -> None:
         "ranks frozen",
         (max(steps), 1),
         xycoords=axes.get_xaxis_transform(),
-        xytext=(3, -9),
+        xytext=(0, 2),  # above the panel, where no curve is
         textcoords="offset points",
+        horizontalalignment="center",
         fontsize=7,
         color="#666666",
     )
