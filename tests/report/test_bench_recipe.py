@@ -16,6 +16,7 @@ from dynarank.report.bench_recipe import (
     below_one,
     by_seeds,
     claim,
+    claim_grid,
     from_one,
     recipe_section,
 )
@@ -134,6 +135,12 @@ def test_seeds_that_were_added_later_answer_for_themselves() -> None:
     assert "On seeds that were added later it is better than AdaLoRA (+0." in claim(cells)
     assert "on the seeds that were planned, `dynarank` is" in claim(cells)
     assert "added later" not in claim([*CELLS, *tuning])
+    grid = claim_grid(cells)
+    assert grid.headings[1:] == (FIRST, LATER, "pairs won, all seeds")
+    shown = {row[0]: row[1:] for row in grid.rows}
+    assert [words.startswith("**") for words in shown["AdaLoRA"]] == [False, True, True]
+    assert shown["AdaLoRA"][1] == f"**+{found[LATER]['adalora'].scores.difference:.3f}**"
+    assert claim_grid(CELLS).headings[1] == ALL
     assert len(recipe_section(cells).grids) == len(recipe_section(CELLS).grids) + 2
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dynarank.report.bench_pairs import ALPHA, Difference, compared, pooled_differences
-from dynarank.report.bench_sections import Section, difference_grid, listed, signed
+from dynarank.report.bench_sections import Grid, Section, difference_grid, listed, signed
 from dynarank.sweeps.bench import BASELINE, BUDGETS, SEEDS, Cell
 from dynarank.sweeps.bench_tuning import is_tuning
 
@@ -76,6 +76,33 @@ def recipe_section(cells: Sequence[Cell]) -> Section:
     grids.append(difference_grid(from_one(cells)))
     grids = [grid for grid in grids if grid.rows]
     return Section(TITLE, answer, grids)
+
+
+def claim_grid(cells: Sequence[Cell]) -> Grid:
+    """Return the claim at a glance: a row for each rival, and what is shown in bold.
+
+    Means are judged by t, pairs won by signed ranks, both after Holm.
+    """
+    below = by_seeds(cells)
+    means = [FIRST, LATER] if below[LATER] else [ALL]
+    found = {name: {one.against: one for one in below[name]} for name in (*means, ALL)}
+    rows = []
+    for rival in RIVALS:
+        if rival not in found[ALL]:
+            continue
+        row = [NAMES[rival]]
+        for name in means:
+            one = found[name].get(rival)
+            shown = "" if one is None else signed(one.scores.difference, 3)
+            row.append(_bold(shown, one is not None and one.verdict != 0))
+        over_all = found[ALL][rival]
+        row.append(_bold(f"{over_all.won} of {over_all.scores.n}", over_all.rank_verdict != 0))
+        rows.append(row)
+    return Grid((f"`{RECIPE}` less", *means, "pairs won, all seeds"), rows)
+
+
+def _bold(text: str, shown: bool) -> str:
+    return f"**{text}**" if shown else text
 
 
 def claim(cells: Sequence[Cell]) -> str:

@@ -16,7 +16,7 @@ from dynarank.report.bench_overview import over_budgets, overviews
 from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, compared, differences
 from dynarank.report.bench_questions import history_section, paper_section, scores_section
 from dynarank.report.bench_ranks import ranks_section
-from dynarank.report.bench_recipe import claim, recipe_section
+from dynarank.report.bench_recipe import claim, claim_grid, recipe_section
 from dynarank.report.bench_sections import (
     Grid,
     Section,
@@ -155,5 +155,5 @@ def update_page(page: Path, cells: Sequence[Cell]) -> None:
 
 
 def overview_text(cells: Sequence[Cell]) -> str:
-    """Return the answer and the overview of all budgets as markdown."""
-    return "\n".join([answer(cells), "", *over_budgets(cells).markdown()])
+    """Return the recipe's claim and the overview of all budgets, two tables, as markdown."""
+    return "\n".join([*claim_grid(cells).markdown(), "", *over_budgets(cells).markdown()])
