@@ -5,7 +5,7 @@
 # make lock         write requirements.lock: constraints.txt's versions with their hashes
 # make docs         write docs/settings.md from the schema, and the documentation as a site to site/
 # make notebooks    run the notebooks, and keep their outputs: a few minutes
-# make bench        time a training step beside PEFT's methods, and write bench.md and bench.svg
+# make bench        time steps, factors, runs and sweeps beside PEFT's methods, and write bench.md and bench.svg
 # make fuzz         feed damaged configurations, adapters and runs' folders for some minutes (Linux)
 
 PYTHON ?= python3

@@ -25,8 +25,8 @@ class BudgetConfig:
 
     target: Annotated[int | float, Gt(0)] = 2
     """Mean number of components a layer keeps at the end, a whole number or a fraction: under 0.25
-    one matrix in four keeps a component. The model keeps L x target of its L layers, rounded,
-    halves up."""
+    one matrix in four keeps a component. A model of L layers keeps L x target components in all,
+    rounded, halves up."""
     init: Annotated[int | None, Gt(0)] = None
     """Components a layer starts with; null: ceil(1.5 x target), as in the paper, 1 at least."""
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.15

@@ -46,7 +46,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a system message before the conversation (default: task.system; empty: none)",
     )
     parser.add_argument(
-        "--max-answer", type=int, default=256, metavar="N", help="tokens of an answer at most"
+        "--max-answer",
+        type=int,
+        default=256,
+        metavar="N",
+        help="tokens of an answer at most (default: %(default)s)",
     )
     parser.add_argument(
         "--base", metavar="MODEL", help="the base model's hub id or folder, where it has moved"

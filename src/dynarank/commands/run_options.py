@@ -23,11 +23,17 @@ UNDEFINED = "not defined on these rows"
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a run and its rows, which predict and evaluate share."""
-    parser.add_argument("source", type=user_path, metavar="RUN_OR_ADAPTER_DIR")
+    parser.add_argument(
+        "source",
+        type=user_path,
+        metavar="RUN_OR_ADAPTER_DIR",
+        help="a run's folder, or its adapter folder",
+    )
     parser.add_argument(
         "--input",
         metavar="FILE",
-        help="rows with the task's columns: .csv, .tsv, .jsonl or .parquet; - for standard input",
+        help="rows with the task's columns: .csv, .tsv, .jsonl or .parquet; for words and tags "
+        "also CoNLL's columns, for images also a folder; - for standard input",
     )
     parser.add_argument("--format", choices=FORMATS, help="what standard input holds")
     parser.add_argument(

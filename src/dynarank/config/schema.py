@@ -73,7 +73,7 @@ class TrainerConfig:
         str | None, Form(r"\d+:\d\d:\d\d:\d\d", "DD:HH:MM:SS, as 00:08:00:00 for eight hours")
     ] = None
     """Stop after that much time in training, DD:HH:MM:SS, over all starts; null: no limit. A run
-    that ends before its ranks are frozen is over budget and exports no adapter."""
+    that ends before its ranks are frozen is over budget: its adapter is in over_budget/."""
     batch_size: Annotated[int | None, Gt(0)] = None
     """Rows of a batch, over all devices together; null: task.batch_size."""
     accumulate: Annotated[int, Gt(0)] = 1

@@ -100,8 +100,8 @@ def collapse_warning(results: Results) -> list[str]:
         return []
     return [
         f"Nothing was learned: the model predicts one thing for {results.collapsed}.",
-        "A lower optimizer.lr or optimizer.head_lr may help, another seed, or more epochs "
-        "(docs/troubleshooting.md).",
+        "Another optimizer.lr may help (docs/troubleshooting.md says when higher, and when lower), "
+        "a lower optimizer.head_lr, another seed, or more epochs.",
     ]
 
 
