@@ -58,7 +58,7 @@ def test_a_rate_at_which_another_tuning_seed_collapses_is_not_taken() -> None:
         assert best_rate(cells, "lora_even", "sst2", 0.25) is None
         seed, rate = wanted
         loss = 0.9 if (seed, rate) == (TUNING_SEEDS[1], grid[2]) else losses[rate]
-        cells.append(Cell("lora_even", "sst2", 0.25, seed, rate, score=0.5, loss=loss))
+        cells.append(Cell("lora_even", "sst2", 0.25, seed, rate, score=-loss, loss=loss))
     assert best_rate(cells, "lora_even", "sst2", 0.25) == grid[1]
 
 
@@ -78,12 +78,36 @@ def test_a_choice_of_both_seeds_at_the_lower_edge_extends_the_grid_downwards() -
         seed, rate = wanted
         slope = 1 if seed == TUNING_SEEDS[0] else 3
         loss = slope * abs(math.log2(rate / best[seed]))
-        cells.append(Cell("lora_even", "sst2", 0.25, seed, rate, score=0.5, loss=loss))
+        cells.append(Cell("lora_even", "sst2", 0.25, seed, rate, score=-loss, loss=loss))
         assert len(cells) < 20
     # The mean of both is lowest where the steeper one is, with a lower rate tried beside it.
     assert best_rate(cells, "lora_even", "sst2", 0.25) == grid[0] / 4
     for seed in TUNING_SEEDS:
         assert min(c.lr for c in cells if c.seed == seed) == grid[0] / 8
+
+
+def test_a_grid_that_learns_nothing_is_carried_on_downwards() -> None:
+    """At every rate of the grid the model predicts one thing; the losses differ by chance."""
+    grid = ARMS["lora_even"].grid()
+    by_chance = {grid[0]: 0.69, grid[1]: 0.68, grid[2]: 0.67}
+    learned = {grid[0] / 2: 0.4, grid[0] / 4: 0.3, grid[0] / 8: 0.5}
+    cells: list[Cell] = []
+    while wanted := next_tuning(cells, "lora_even", "sst2", 0.25):
+        seed, rate = wanted
+        score = 0.5 if rate in by_chance else 1 - learned[rate]
+        loss = (by_chance | learned)[rate]
+        cells.append(Cell("lora_even", "sst2", 0.25, seed, rate, score=score, loss=loss))
+    assert [c.lr for c in cells if c.seed == 100] == [*grid, *learned]
+    assert best_rate(cells, "lora_even", "sst2", 0.25) == grid[0] / 4
+
+
+def test_a_tuning_in_which_nothing_ever_learns_ends() -> None:
+    cells: list[Cell] = []
+    while wanted := next_tuning(cells, "lora_even", "sst2", 0.25):
+        seed, rate = wanted
+        cells.append(Cell("lora_even", "sst2", 0.25, seed, rate, score=0.5, loss=0.69))
+        assert len(cells) < 20
+    assert best_rate(cells, "lora_even", "sst2", 0.25) is not None  # the comparison shows it
 
 
 def test_the_plan_ends_where_every_run_fails() -> None:

@@ -4,7 +4,7 @@ The grid of rates runs on one seed, and is carried on for as long as the best st
 The best rate and the one below it then run on a second seed, and the lower mean loss decides. One
 seed alone often chooses a rate at which other seeds collapse: the losses fall with the rate until
 they jump. Where the two seeds then choose the lowest rate of all that were tried, half of it runs
-on both, too, and so on.
+on both, too, and so on. Where no rate of the grid learns anything, lower ones run until one does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> floa
     # A file may hold cells of arms that this version has no more.
     if arm not in ARMS or next_tuning(cells, arm, task, budget) is not None:
         return None
-    return _best_of_both_seeds(_losses(cells, arm, task, budget))
+    return _best_of_both_seeds(_losses(cells, arm, task, budget), _lowest_wanted(arm))
 
 
 def next_tuning(
@@ -50,29 +50,53 @@ def next_tuning(
     if ARMS[arm].rate_of is not None:
         return None
     losses = _losses(cells, arm, task, budget)
+    lowest_wanted = _lowest_wanted(arm)
+    if _learned_nothing(cells, arm, task, budget):
+        # Among losses of models that predict one thing the lowest says nothing of its rate.
+        lower = min(rate for _, rate in losses) / 2
+        if lower >= lowest_wanted:
+            return TUNING_SEEDS[0], lower
     rate = _next_of_grid(losses, ARMS[arm].grid())
     if rate is not None:
         return TUNING_SEEDS[0], rate
-    for rate in _finalists(losses):
+    for rate in _finalists(losses, lowest_wanted):
         for seed in TUNING_SEEDS:
             if (seed, rate) not in losses:
                 return seed, rate
-    best = _best_of_both_seeds(losses)
+    best = _best_of_both_seeds(losses, lowest_wanted)
     lowest = min(rate for _, rate in losses)
-    if best == lowest and best > ARMS[arm].lowest_rate / 2**MOST_EXTENSIONS:
+    if best == lowest and best > lowest_wanted:
         # The second seed first: what it has tried is a finalist, and the first seed follows.
         return TUNING_SEEDS[1], best / 2
     return None
 
 
-def _best_of_both_seeds(losses: dict[tuple[int, float], float]) -> float | None:
+def _lowest_wanted(arm: str) -> float:
+    """Return the rate below which no tuning of an arm goes on."""
+    return ARMS[arm].lowest_rate / 2**MOST_EXTENSIONS
+
+
+def _best_of_both_seeds(
+    losses: dict[tuple[int, float], float], lowest_wanted: float
+) -> float | None:
     """Return the finalist with the lowest finite mean loss; None where there is none."""
     means = {}
-    for rate in _finalists(losses):
+    for rate in _finalists(losses, lowest_wanted):
         means[rate] = fmean(losses[seed, rate] for seed in TUNING_SEEDS)
     finite = [rate for rate, mean in means.items() if mean < math.inf]
     # Of equal losses the lower rate, which is farther from a collapse.
     return min(finite, key=lambda rate: (means[rate], rate)) if finite else None
+
+
+def _learned_nothing(cells: Sequence[Cell], arm: str, task: str, budget: float) -> bool:
+    """Return whether the first seed's runs have one score in common, at the whole grid at least."""
+    scores = []
+    for cell in cells:
+        of_arm = (cell.arm, cell.task, cell.budget) == (arm, task, budget)
+        if of_arm and cell.seed == TUNING_SEEDS[0]:
+            scores.append(cell.score)
+    # NaN, of a run that failed, is not equal to itself.
+    return len(scores) >= ARMS[arm].rates and len(set(scores)) == 1 and scores[0] == scores[-1]
 
 
 def _losses(
@@ -112,13 +136,14 @@ def _next_of_grid(losses: dict[tuple[int, float], float], grid: list[float]) -> 
     return None
 
 
-def _finalists(losses: dict[tuple[int, float], float]) -> list[float]:
+def _finalists(losses: dict[tuple[int, float], float], lowest_wanted: float) -> list[float]:
     """Return the best rate on the first seed, the one below it, and all that the second tried."""
     best = _best_on_grid(losses)
     if best is None:
         return []
     tried = [rate for seed, rate in losses if seed == TUNING_SEEDS[1]]
-    return list(dict.fromkeys([best, best / 2, *tried]))
+    below = [best / 2] if best > lowest_wanted else []
+    return list(dict.fromkeys([best, *below, *tried]))
 
 
 def source_of(cells: Sequence[Cell], cell: Cell) -> Cell | None:
