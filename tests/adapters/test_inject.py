@@ -138,6 +138,19 @@ def test_no_targets_is_an_error() -> None:
         inject(model(), [], r=2)
 
 
+def test_a_name_in_place_of_a_list_of_names_is_refused() -> None:
+    """A text is a sequence of its letters, and no module is called by one."""
+    net = model()
+    with pytest.raises(ValueError, match=r"targets = 'query': must be a list .*\['query'\]"):
+        find_linears(net, "query")
+    with pytest.raises(ValueError, match="exclude = 'classifier'"):
+        inject(net, ["query"], r=2, exclude="classifier")
+    assert not adapter_layers(net)
+    inject(net, ["attention.query"], r=2)
+    with pytest.raises(ValueError, match="head = 'classifier'"):
+        mark_trainable(net, head="classifier")
+
+
 def test_inject_wraps_in_place_and_keeps_the_function() -> None:
     net = nn.Sequential(
         OrderedDict(first=nn.Linear(4, 5), act=nn.Tanh(), last=nn.Linear(5, 3, bias=False))

@@ -52,6 +52,8 @@ def find_linears(
         >>> find_linears(model, targets=["query"])
         ['query']
     """
+    check_names("targets", targets)
+    check_names("exclude", exclude)
     linears = _linears_outside(model, exclude)
     for target in targets:
         if not any(_matches_or_refuse(name, target) for name in linears):
@@ -60,6 +62,12 @@ def find_linears(
                 f"The model's linear layers are: {_distinct_kinds(linears)}"
             )
     return [name for name in linears if _fits_any(name, targets)]
+
+
+def check_names(setting: str, names: Sequence[str]) -> None:
+    """Raise `ValueError` for a text in place of a list: its letters would be taken for names."""
+    if isinstance(names, str):
+        raise ValueError(f"{setting} = {names!r}: must be a list of names, as [{names!r}]")
 
 
 def _linears_outside(model: nn.Module, exclude: Sequence[str]) -> list[str]:
@@ -187,8 +195,10 @@ def check_plain_head(model: nn.Module, head: Sequence[str]) -> None:
     A PEFT adapter cannot hold such a module, since its `modules_to_save` are plain modules.
 
     Raises:
-        ValueError: an adapter is inside a module that `head` names, or is one.
+        ValueError: an adapter is inside a module that `head` names, or is one; or `head` is no
+            list.
     """
+    check_names("head", head)
     for name in head:
         for inner, module in model.get_submodule(name).named_modules(prefix=name):
             if isinstance(module, DoRALinear):
