@@ -432,6 +432,27 @@ write_peft_adapter(model, sys.argv[1], base="somewhere")
 """
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda model: torch.compile(model, backend="eager"),
+        nn.DataParallel,
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    ],
+    ids=["compiled", "parallel", "both"],
+)
+def test_a_wrapper_around_the_model_leaves_no_trace_in_the_file(
+    wrapped: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    """Its name would stand before all others, and PEFT would find none of them."""
+    net = mixed()
+    train_to(inject(net, ["first"], r=R), [2])
+    ranks = write_peft_adapter(net, tmp_path / "plain", base="base", head=["third"])
+    assert write_peft_adapter(wrapped(net), tmp_path / "a", base="base", head=["third"]) == ranks
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+
+
 def test_the_files_do_not_depend_on_the_order_of_hashes(tmp_path: Path) -> None:
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
