@@ -187,6 +187,37 @@ def test_merge_refuses_a_quantized_weight_and_leaves_the_model_alone() -> None:
     assert torch.equal(layers["first"].base.weight, before)
 
 
+class PackedLinear(nn.Module):
+    """As GPTQ's: integers in buffers, and no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 5, 3
+        self.register_buffer("qweight", torch.zeros(1, 3, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("quantized", "words"),
+    [
+        (lambda base: PackedLinear(), "third has no plain weight"),
+        (lambda base: base.to(torch.float8_e4m3fn), r"third has a torch\.float8_e4m3fn weight"),
+    ],
+    ids=["packed", "float8"],
+)
+def test_merge_refuses_weights_that_take_no_update(
+    quantized: Callable[[nn.Module], nn.Module], words: str
+) -> None:
+    """A float8 weight is one of floating point, and yet is scaled by another tensor."""
+    model = mixed()
+    model.third = quantized(model.third)
+    train_to(inject(model, ["first", "third"], R), [3, 3])
+    before = model.first.base.weight.clone()
+    with pytest.raises(ValueError, match=words):
+        merge(model)
+    assert list(adapter_layers(model)) == ["first", "third"]
+    assert torch.equal(model.first.base.weight, before)
+
+
 def test_merge_refuses_a_shared_weight_until_it_is_the_layers_own() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
