@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,15 @@ def plain_twin(made: DoRALinear, keep: Tensor | None = None, share: float = 1.0)
     if keep is not None:
         twin.dropout = GivenMask(keep, share)
     return twin
+
+
+def pickled(made: DoRALinear) -> DoRALinear:
+    """Return a copy that went through a file's bytes."""
+    buffer = io.BytesIO()
+    torch.save(made, buffer)
+    buffer.seek(0)
+    loaded: DoRALinear = torch.load(buffer, weights_only=False)
+    return loaded
 
 
 def gradients(made: DoRALinear, x: Tensor, forward: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -197,13 +207,17 @@ def test_an_output_and_its_views_may_be_changed_in_place(
     assert taken
 
 
-def test_checkpointed_activations_draw_the_same_dropout(taken: list[bool]) -> None:
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_activations_draw_the_same_dropout(
+    use_reentrant: bool, taken: list[bool]
+) -> None:
+    """The reentrant kind runs the first pass without gradients, and the second with them."""
     made = layer(dropout=0.5).train()
     x = torch.randn(4, D_IN)
     torch.manual_seed(5)
     expected = gradients(made, x, made)
     torch.manual_seed(5)
-    results = gradients(made, x, lambda x: checkpoint(made, x, use_reentrant=False))
+    results = gradients(made, x, lambda x: checkpoint(made, x, use_reentrant=use_reentrant))
     assert len(taken) == 3
     assert all(map(torch.equal, results, expected))
 
@@ -230,6 +244,22 @@ def test_a_mask_that_changes_is_seen(taken: list[bool]) -> None:
         change()
         torch.testing.assert_close(made(x), made.plain_forward(x))
     assert len(taken) == 4
+
+
+@pytest.mark.parametrize("as_copy", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
+def test_a_mask_that_changes_in_a_copy_is_seen(
+    as_copy: Callable[[DoRALinear], DoRALinear], taken: list[bool]
+) -> None:
+    """A copy's mask counts its changes anew, and may come to the number that was read before."""
+    made = layer()
+    x = torch.randn(4, D_IN)
+    for changes in range(4):
+        made(x)
+        copied = as_copy(made)
+        copied.load_state_dict({**made.state_dict(), "mask": torch.tensor([True, False, True])})
+        torch.testing.assert_close(copied(x), copied.plain_forward(x), msg=f"{changes} changes")
+        made.load_state_dict(made.state_dict())
+    assert taken
 
 
 def test_dropout_leaves_the_mean_of_the_output() -> None:
@@ -275,6 +305,8 @@ def test_stands_back_for_what_it_does_not_know(
     change(made)
     x = torch.randn(4, D_IN)
     assert torch.equal(made(x), made.plain_forward(x))
+    with torch.no_grad():
+        assert torch.equal(made(x), made.plain_forward(x))
     assert not taken
 
 

@@ -138,6 +138,19 @@ def test_no_targets_is_an_error() -> None:
         inject(model(), [], r=2)
 
 
+def test_a_name_in_place_of_a_list_of_names_is_refused() -> None:
+    """A text is a sequence of its letters, and no module is called by one."""
+    net = model()
+    with pytest.raises(ValueError, match=r"targets = 'query': must be a list .*\['query'\]"):
+        find_linears(net, "query")
+    with pytest.raises(ValueError, match="exclude = 'classifier'"):
+        inject(net, ["query"], r=2, exclude="classifier")
+    assert not adapter_layers(net)
+    inject(net, ["attention.query"], r=2)
+    with pytest.raises(ValueError, match="head = 'classifier'"):
+        mark_trainable(net, head="classifier")
+
+
 def test_inject_wraps_in_place_and_keeps_the_function() -> None:
     net = nn.Sequential(
         OrderedDict(first=nn.Linear(4, 5), act=nn.Tanh(), last=nn.Linear(5, 3, bias=False))
@@ -200,3 +213,32 @@ def test_training_mode_is_inherited(training: bool) -> None:
         module.training is training for layer in layers.values() for module in layer.modules()
     )
     assert all(isinstance(layer, DoRALinear) for layer in layers.values())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_torchs_encoder_calls_its_adapters_in_evaluation(padded: bool) -> None:
+    """Its fused form reads the weights of its linear maps, and would leave the adapters out."""
+    torch.manual_seed(0)
+    one = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    net = nn.TransformerEncoder(one, 2).eval()
+    x = torch.randn(2, 3, 8)
+    padding = torch.tensor([[False, False, True], [False, False, False]]) if padded else None
+    before = net(x, src_key_padding_mask=padding)
+    layers = inject(net, ["linear1", "linear2"], r=2, start="lora")
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, src_key_padding_mask=padding), before)
+    for layer in layers.values():
+        nn.init.normal_(layer.lora_B)
+    expected = net(x, src_key_padding_mask=padding)
+    assert not torch.allclose(expected, before)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, src_key_padding_mask=padding), expected)
+
+
+def test_a_map_that_its_module_never_calls_is_refused() -> None:
+    net = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "dense": nn.Linear(8, 8)})
+    with pytest.raises(ValueError, match="reads its weight and never calls it") as error:
+        inject(net, [".*"], r=2)
+    assert "exclude=['attention.out_proj']" in str(error.value)
+    assert not adapter_layers(net)
+    assert list(inject(net, [".*"], r=2, exclude=["attention.out_proj"])) == ["dense"]

@@ -187,6 +187,37 @@ def test_merge_refuses_a_quantized_weight_and_leaves_the_model_alone() -> None:
     assert torch.equal(layers["first"].base.weight, before)
 
 
+class PackedLinear(nn.Module):
+    """As GPTQ's: integers in buffers, and no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 5, 3
+        self.register_buffer("qweight", torch.zeros(1, 3, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("quantized", "words"),
+    [
+        (lambda base: PackedLinear(), "third has no plain weight"),
+        (lambda base: base.to(torch.float8_e4m3fn), r"third has a torch\.float8_e4m3fn weight"),
+    ],
+    ids=["packed", "float8"],
+)
+def test_merge_refuses_weights_that_take_no_update(
+    quantized: Callable[[nn.Module], nn.Module], words: str
+) -> None:
+    """A float8 weight is one of floating point, and yet is scaled by another tensor."""
+    model = mixed()
+    model.third = quantized(model.third)
+    train_to(inject(model, ["first", "third"], R), [3, 3])
+    before = model.first.base.weight.clone()
+    with pytest.raises(ValueError, match=words):
+        merge(model)
+    assert list(adapter_layers(model)) == ["first", "third"]
+    assert torch.equal(model.first.base.weight, before)
+
+
 def test_merge_refuses_a_shared_weight_until_it_is_the_layers_own() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
@@ -430,6 +461,27 @@ model = nn.ModuleDict({f"part{i}": nn.Linear(4, 4) for i in range(8)})
 layers = inject(model, [f"part{i}" for i in range(8)], r=2, start="lora")
 write_peft_adapter(model, sys.argv[1], base="somewhere")
 """
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda model: torch.compile(model, backend="eager"),
+        nn.DataParallel,
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    ],
+    ids=["compiled", "parallel", "both"],
+)
+def test_a_wrapper_around_the_model_leaves_no_trace_in_the_file(
+    wrapped: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    """Its name would stand before all others, and PEFT would find none of them."""
+    net = mixed()
+    train_to(inject(net, ["first"], r=R), [2])
+    ranks = write_peft_adapter(net, tmp_path / "plain", base="base", head=["third"])
+    assert write_peft_adapter(wrapped(net), tmp_path / "a", base="base", head=["third"]) == ranks
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
 
 
 def test_the_files_do_not_depend_on_the_order_of_hashes(tmp_path: Path) -> None:

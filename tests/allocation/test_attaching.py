@@ -55,3 +55,37 @@ def test_accelerates_optimizer_counts_the_steps_that_it_really_takes() -> None:
             optimizer.step()
             optimizer.zero_grad()
     assert allocator.t == 3
+
+
+def test_a_second_attachment_to_one_optimizer_is_refused() -> None:
+    """It would count each step twice, and the ranks would freeze after half of the steps."""
+    model, allocator = adapted()
+    optimizer = trained_by(model)
+    attachment = allocator.attach(optimizer)
+    with pytest.raises(ValueError, match="attached to this optimizer already"):
+        allocator.attach(optimizer)
+    optimizer.step()
+    assert allocator.t == 1
+    allocator.attach(trained_by(model))  # one that takes the first one's place
+    attachment.remove()
+    allocator.attach(optimizer)
+    optimizer.step()
+    assert allocator.t == 2
+
+
+def test_an_allocator_whose_layers_another_one_has_taken_stands_still() -> None:
+    """As where the cell of a notebook that makes and attaches one is run again."""
+    model, earlier = adapted()
+    optimizer = trained_by(model)
+    earlier.attach(optimizer, eta=0.1)
+    optimizer.step()
+    layers = dict(zip(earlier.names, earlier.layers, strict=True))
+    later = RankAllocator(layers, BudgetSchedule(init=2, target=1, total=100))
+    later.attach(optimizer)
+    with pytest.warns(UserWarning, match="another allocator has taken the layers"):
+        optimizer.step()
+    for _ in range(10):
+        optimizer.step()  # without a warning at each step
+    assert (earlier.t, later.t) == (1, 11)
+    assert not earlier.frozen
+    assert all(bool(layer.mask.all()) for layer in later.layers)

@@ -144,6 +144,14 @@ MISTYPED = [
 UNKNOWN = ["dem.etaa=0.1", "lrr=1", "task=colaa", "trainer.epoch=3", "method=dorra"]
 
 
+def test_no_text_must_be_longer_than_it_may_be() -> None:
+    """transformers only warns, and cuts every text at its most tokens without an end."""
+    settings = ["task=xsum", "task.max_target=32", "task.generate.min_length=32", OUT]
+    with pytest.raises(UserError, match=r"min_length = 32: must be below task\.max_target"):
+        to_config(compose(settings))
+    to_config(compose([*settings, "task.generate.max_length=33"]))
+
+
 @pytest.mark.parametrize("override", [*MISTYPED, *UNKNOWN])
 def test_a_wrong_type_or_name_fails_when_composed(override: str) -> None:
     with pytest.raises((HydraException, OmegaConfBaseException)):

@@ -15,6 +15,7 @@ from dynarank.report import bench_ranks
 from dynarank.report.bench_pairs import (
     cluster_interval,
     effect_interval,
+    effect_size,
     paired_differences,
 )
 from dynarank.report.bench_questions import history_section, paper_section, scores_section
@@ -78,6 +79,17 @@ def test_the_interval_of_an_effect_size_is_that_of_scipys_bootstrap() -> None:
     assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=0.03)
     assert math.isnan(effect_interval(values[:5])[0])
     assert math.isnan(effect_interval([0.01] * 25)[0])
+
+
+def test_differences_that_are_alike_but_for_rounding_have_no_effect_size() -> None:
+    """Their spread is that of the last digit, and a mean over it is in the billions."""
+    alike = [(tenths + 1) / 10 - tenths / 10 for tenths in range(2, 8)]
+    assert len(set(alike)) > 1
+    assert math.isnan(effect_size(alike))
+    assert math.isnan(effect_interval(alike)[0])
+    # A draw of the equal ones alone has none either, whatever the sum of its squares is rounded to.
+    _, high = effect_interval([0.1] * 5 + [0.2])
+    assert high < 10
 
 
 def test_the_test_over_tasks_takes_one_value_of_each() -> None:

@@ -113,6 +113,21 @@ def test_settings_without_a_common_seed_are_not_compared(tmp_path: Path) -> None
     assert "no seed in common" in sentence(table, standings(table)[0])
 
 
+def test_a_highest_mean_that_is_lower_on_the_common_seeds_is_above_none(tmp_path: Path) -> None:
+    """Its mean is of more seeds, easier ones; the test is of those that both settings have."""
+    for seed, score in enumerate([0.9, 0.9, 0.50, 0.51, 0.49]):
+        write_run(tmp_path / f"dora-{seed}", "cola", "dora", seed, score)
+    for seed, score in enumerate([0.60, 0.611, 0.589], start=2):
+        write_run(tmp_path / f"lora-{seed}", "cola", "lora", seed, score)
+    table = build_table(read_runs([tmp_path])[0])
+    (standing,) = standings(table)
+    assert standing.order[0] == ("dora",)
+    assert standing.p_holm < 0.01
+    assert standing.beaten == []
+    assert "-0.1000 over method=lora" in sentence(table, standing)
+    assert "but not significantly above the other" in sentence(table, standing)
+
+
 def test_none_beats_an_undominated_point() -> None:
     points = [
         Point(*one)

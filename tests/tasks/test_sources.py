@@ -372,3 +372,20 @@ def test_a_file_that_is_named_twice_is_told(
         f"task.test_file = {same}: is task.train_file, too, so that its scores say nothing of "
         "other rows"
     ]
+
+
+def test_a_split_that_is_trained_on_is_not_tested_in_silence(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="'train': is trained on"):
+        config(path="org/name", test_split="train")
+    monkeypatch.setattr(sources, "locate_data", lambda mine, hub: Source("x", "x"))
+    monkeypatch.setattr(sources, "_load", lambda *_: {})
+    open_splits(config(path="org/name"), HubConfig())
+    assert not caplog.messages
+    both = {"validation_splits": ["validation", "train"], "select": "train/accuracy"}
+    open_splits(config(path="org/name", **both), HubConfig())
+    assert caplog.messages == [
+        "task.validation_splits = ['validation', 'train']: 'train' is trained on, too, so that its "
+        "scores say nothing of other rows"
+    ]

@@ -14,6 +14,8 @@ reading adapters (`lora_files`, `adapter_checks`, `rank_patterns`), and small pa
 
 from __future__ import annotations
 
+import math
+
 STARTS = ("paper", "lora")
 """How an adapter starts.
 
@@ -29,10 +31,10 @@ def check_settings(r: int, alpha: float, dropout: float, start: str) -> None:
 
     The settings are those of `DoRALinear`.
     """
-    if r < 1:
-        raise ValueError(f"r = {r}: a layer starts with at least 1 component")
-    if alpha <= 0:
-        raise ValueError(f"alpha = {alpha}: must be above 0")
+    if r < 1 or r % 1 != 0:
+        raise ValueError(f"r = {r}: a layer starts with a whole number of components, at least 1")
+    if not 0 < alpha < math.inf:  # this refuses NaN, too
+        raise ValueError(f"alpha = {alpha}: must be above 0, and finite")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout = {dropout}: must lie in [0, 1)")
     if start not in STARTS:

@@ -51,7 +51,7 @@ _NO_GRADIENT = (None,) * 6
 def fits(layer: DoRALinear, x: Tensor) -> bool:
     """Return whether the fast path gives what the layer's plain form gives for this input."""
     # Without gradients there is no backward pass, and nothing to gain.
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and not _may_come_again(layer):
         return False
     # An exact type: subclasses of Tensor give operations a meaning of their own.
     if type(x) is not Tensor or x.ndim < 2 or x.numel() == 0:
@@ -66,6 +66,17 @@ def fits(layer: DoRALinear, x: Tensor) -> bool:
     if type(layer.dropout) is not nn.Dropout or _has_hooks(layer.dropout):
         return False
     return _is_plain_base(layer.base, x) and _are_plain_factors(layer, x)
+
+
+def _may_come_again(layer: DoRALinear) -> bool:
+    """Return whether a pass without gradients may be the first of two with one dropout mask.
+
+    Reentrant checkpointing runs each pass again with gradients, from the generator's old state.
+    The plain form would draw another mask from it, and the gradient would be of another function.
+    """
+    dropout = layer.dropout
+    draws = type(dropout) is nn.Dropout and dropout.training and dropout.p > 0
+    return draws and not torch.is_inference_mode_enabled()
 
 
 def _is_plain_base(base: nn.Module, x: Tensor) -> bool:

@@ -6,6 +6,7 @@ Torch only. Legend: k components that a layer kept, A (k, d_in), B (d_out, k), s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,11 +96,13 @@ def _check_mergeable(model: nn.Module, layers: Mapping[str, DoRALinear]) -> None
     """Raise `ValueError` where a layer's weight cannot take its update, or not that alone."""
     holders = weight_holders(model)
     for name, layer in layers.items():
-        if not layer.weight.is_floating_point():
-            raise ValueError(
-                f"{name} has a {layer.weight.dtype} weight: "
-                "load the base model unquantized to merge"
-            )
+        weight: Any = getattr(layer.base, "weight", None)
+        remedy = "load the base model unquantized to merge"
+        if type(weight) not in (nn.Parameter, Tensor):
+            raise ValueError(f"{name} has no plain weight: {remedy}")
+        # One byte holds no number of its own: a scale stands beside it.
+        if not weight.is_floating_point() or weight.itemsize < 2:
+            raise ValueError(f"{name} has a {weight.dtype} weight: {remedy}")
         others = [other for other in holders.get(id(layer.weight), []) if other != f"{name}.base"]
         if others:
             raise ValueError(

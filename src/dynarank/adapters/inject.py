@@ -52,6 +52,8 @@ def find_linears(
         >>> find_linears(model, targets=["query"])
         ['query']
     """
+    check_names("targets", targets)
+    check_names("exclude", exclude)
     linears = _linears_outside(model, exclude)
     for target in targets:
         if not any(_matches_or_refuse(name, target) for name in linears):
@@ -60,6 +62,12 @@ def find_linears(
                 f"The model's linear layers are: {_distinct_kinds(linears)}"
             )
     return [name for name in linears if _fits_any(name, targets)]
+
+
+def check_names(setting: str, names: Sequence[str]) -> None:
+    """Raise `ValueError` for a text in place of a list: its letters would be taken for names."""
+    if isinstance(names, str):
+        raise ValueError(f"{setting} = {names!r}: must be a list of names, as [{names!r}]")
 
 
 def _linears_outside(model: nn.Module, exclude: Sequence[str]) -> list[str]:
@@ -121,8 +129,9 @@ def inject(
         the new layers by full module name, in model order.
 
     Raises:
-        ValueError: there are no targets, a target fits nothing (see `find_linears`), the model has
-            adapters already, or a setting is out of range (see `DoRALinear`).
+        ValueError: there are no targets, a target fits nothing (see `find_linears`) or a part of an
+            nn.MultiheadAttention, the model has adapters already, or a setting is out of range (see
+            `DoRALinear`).
 
     Examples:
         >>> from torch import nn
@@ -137,15 +146,42 @@ def inject(
         raise ValueError("no targets given: name the linear layers to adapt")
     if adapter_layers(model):
         raise ValueError("the model has adapters already: load a fresh one, or merge these first")
+    names = find_linears(model, targets, exclude)
+    _check_called(model, names)  # all before the first, so that a refusal changes nothing
     layers = {}
-    for name in find_linears(model, targets, exclude):
+    for name in names:
         base = model.get_submodule(name)
         layer = DoRALinear(base, r=r, alpha=alpha, dropout=dropout, start=start)
         # A new module is in training mode, also where the model around it is not.
         layers[name] = layer.train(model.training)
         replace_module(model, name, layer)
     keep_differentiable(model)
+    _keep_calling(model)
     return layers
+
+
+def _check_called(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise `ValueError` for a linear map whose module never calls it."""
+    for name in names:
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+            target = ".".join(name.split(".")[-2:])
+            raise ValueError(
+                f"{name} is part of an nn.MultiheadAttention, which reads its weight and never "
+                f"calls it, so that an adapter would do nothing. Leave it out: exclude=[{target!r}]"
+            )
+
+
+def _keep_calling(model: nn.Module) -> None:
+    """Have torch's own encoders call their adapters in evaluation too.
+
+    Their fused form reads the weights of their linear maps instead. These attributes are what they
+    ask before they take it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and adapter_layers(module):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder) and adapter_layers(module):
+            module.use_nested_tensor = False
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -187,8 +223,10 @@ def check_plain_head(model: nn.Module, head: Sequence[str]) -> None:
     A PEFT adapter cannot hold such a module, since its `modules_to_save` are plain modules.
 
     Raises:
-        ValueError: an adapter is inside a module that `head` names, or is one.
+        ValueError: an adapter is inside a module that `head` names, or is one; or `head` is no
+            list.
     """
+    check_names("head", head)
     for name in head:
         for inner, module in model.get_submodule(name).named_modules(prefix=name):
             if isinstance(module, DoRALinear):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from itertools import chain
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,10 +91,19 @@ class DoRALinear(nn.Module):
         self.lora_B = nn.Parameter(lora_B)
         self.lora_c = nn.Parameter(torch.zeros(r, device=device, dtype=torch.float32))
         self.register_buffer("mask", torch.ones(r, device=device, dtype=torch.bool))
+        self._forget_mask()
+        self._initialize(start)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a layer that is copied, or that comes from a file."""
+        super().__setstate__(state)
+        self._forget_mask()  # a copied tensor counts its changes anew
+
+    def _forget_mask(self) -> None:
+        """Have the mask read again before it is used."""
         self._mask_read: Tensor | None = None
         self._mask_version = -1  # below any tensor's
         self._mask_has_pruned = False
-        self._initialize(start)
 
     def _initialize(self, start: str) -> None:
         if start == "paper":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dynarank.adapters.adapter_checks import CONFIG
 from dynarank.adapters.folding import Factors, fold
@@ -37,7 +38,8 @@ def write_peft_adapter(
     the ranks are stored, and who reads which form.
 
     Args:
-        model: a model with adapters of `inject`.
+        model: a model with adapters of `inject`, also in a wrapper of torch's (`torch.compile`,
+            DistributedDataParallel), which leaves no trace in the files.
         folder: where the adapter is written; it is made.
         base: what PEFT loads the base model from (a hub id or a folder), stored in the adapter.
         task_type: PEFT's name of the task ("SEQ_CLS", ...).
@@ -67,6 +69,7 @@ def write_peft_adapter(
         >>> [name for name in files if name != "README.md"]
         ['adapter_config.json', 'adapter_model.safetensors']
     """
+    model = _unwrapped(model)
     layers = adapter_layers(model)
     if not over_budget:
         check_at_budget(layers.values())
@@ -80,6 +83,19 @@ def write_peft_adapter(
         transposed=all(stores_transposed(layer.base) for layer in layers.values()),
         form=form,
     )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside torch's wrappers, whose names stand before those of its modules."""
+    while True:
+        # The compiler's wrapper has no public name. What it does not have, it asks its model for.
+        compiled = model._modules.get("_orig_mod")
+        if compiled is not None:
+            model = compiled
+        elif isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        else:
+            return model
 
 
 def write_factors(

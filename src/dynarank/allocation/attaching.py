@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ class Attachment:
         optimizer: torch's, or a wrapper that has torch's as its `optimizer`, as accelerate's.
 
     Raises:
-        ValueError: the optimizer trains none of the layers' coefficients, or is of another kind.
+        ValueError: the optimizer trains none of the layers' coefficients, is of another kind, or
+            drives this allocator already.
     """
 
     def __init__(
@@ -30,10 +32,12 @@ class Attachment:
     ) -> None:
         optimizer = unwrapped(optimizer)
         check_coefficients(optimizer, allocator.layers)
+        check_single(optimizer, allocator)
         self.allocator = allocator
         self.eta = eta
         self.penalty: Tensor | None = None
         """R of Eq. 10 at the last optimizer step, where eta is above 0."""
+        self._has_warned = False
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -44,7 +48,21 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
 
+    def _is_replaced(self) -> bool:
+        """Return whether another allocator has the layers by now; the newest alone drives them."""
+        replaced = self.allocator.layers[0].progress is not self.allocator.progress
+        if replaced and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "another allocator has taken the layers of this one, which stands still from here "
+                f"on, after {self.allocator.t} steps. Call remove() on what its attach() returned",
+                stacklevel=4,  # names the line that steps the optimizer
+            )
+        return replaced
+
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._is_replaced():
+            return
         if self.allocator.frozen:
             self.penalty = None
             return
@@ -56,11 +74,25 @@ class Attachment:
         self.penalty = add_dem_gradient(self.allocator.layers, self.eta, grad_scale=scale)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._is_replaced():
+            return
         # A loss scaler does not call other optimizers for a step that it skips. Fused ones it
         # calls, and tells them that a gradient is infinite.
         infinite = getattr(optimizer, "found_inf", None)
         if infinite is None or not bool(infinite):
             self.allocator.step()
+
+
+def check_single(optimizer: torch.optim.Optimizer, allocator: RankAllocator) -> None:
+    """Raise `ValueError` where an optimizer drives an allocator already, and so counted twice."""
+    # torch has no public list of an optimizer's hooks.
+    for hook in optimizer._optimizer_step_post_hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, Attachment) and owner.allocator is allocator:
+            raise ValueError(
+                "the allocator is attached to this optimizer already, and a second attachment "
+                "would count each of its steps twice. Call remove() on what attach() returned first"
+            )
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:

@@ -89,8 +89,8 @@ class BudgetSchedule:
         shape: how the budget falls, one of `SHAPES`: `cubic` is the paper's, slow first.
 
     Raises:
-        ValueError: total < 1, target < 0, init < target, interval < 1, warmup and final outside
-            [0, 1) or with no room between them, or an unknown shape.
+        ValueError: total or interval < 1 or no whole number, target < 0, init < target, warmup and
+            final outside [0, 1) or with no room between them, or an unknown shape.
 
     Examples:
         >>> from dynarank import BudgetSchedule
@@ -116,6 +116,12 @@ class BudgetSchedule:
             raise ValueError(
                 f"total = {self.total}: the run's optimizer steps must be known, and at least 1"
             )
+        # A step that is no whole number never comes, that of the freeze among them.
+        if self.total % 1 != 0:  # this refuses NaN and infinity, too
+            raise ValueError(
+                f"total = {self.total}: must be a whole number of optimizer steps. An epoch's last "
+                "window of accumulated batches is a step too: round up"
+            )
         if not 0 <= self.target <= self.init < math.inf:  # this refuses NaN, too
             raise ValueError(
                 f"init = {self.init}, target = {self.target}: wanted init >= target >= 0"
@@ -125,8 +131,8 @@ class BudgetSchedule:
                 f"warmup = {self.warmup}, final = {self.final}: "
                 "must be shares of the run whose sum is below 1"
             )
-        if self.interval < 1:
-            raise ValueError(f"interval = {self.interval}: at least 1 step")
+        if self.interval < 1 or self.interval % 1 != 0:
+            raise ValueError(f"interval = {self.interval}: a whole number of steps, at least 1")
 
     @property
     def start_step(self) -> int:

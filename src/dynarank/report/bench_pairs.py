@@ -17,6 +17,7 @@ import numpy as np
 from dynarank.report.significance import (
     LEVEL,
     RESAMPLES,
+    SAME_DIFFERENCE,
     Comparison,
     compare,
     holm,
@@ -215,7 +216,7 @@ def effect_size(values: Sequence[float]) -> float:
     mean = fmean(values)
     squares = sum((value - mean) ** 2 for value in values)
     sd = math.sqrt(squares / (len(values) - 1))
-    return mean / sd if sd > 0 else math.nan
+    return mean / sd if sd > SAME_DIFFERENCE else math.nan
 
 
 def effect_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -227,13 +228,13 @@ def effect_interval(values: Sequence[float], seed: int = 0) -> tuple[float, floa
         values: the difference of each pair.
         seed: of the draws.
     """
-    if len(values) < LEAST_PAIRS or len(set(values)) == 1:
+    if len(values) < LEAST_PAIRS or max(values) - min(values) <= SAME_DIFFERENCE:
         return math.nan, math.nan
     places = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     drawn = np.asarray(values)[places]
     sds = drawn.std(axis=1, ddof=1)
     # A draw of one pair alone, over and over, has no effect size.
-    varied = sds > 0
+    varied = sds > SAME_DIFFERENCE
     effects = drawn.mean(axis=1)[varied] / sds[varied]
     low, high = np.quantile(effects, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -128,8 +128,18 @@ def _standing(
         highest, second = scores_of_common_seeds(table, task, order[0], order[1])
         lead = compare(highest, second) if highest else None
         p_holm = p_by_pair[task, order[0], order[1]]
-    beaten = [other for other in order[1:] if p_by_pair[task, order[0], other] <= ALPHA]
+    beaten = []
+    for other in order[1:]:
+        # The highest mean may be of more seeds, and the lower one on those that both have.
+        if p_by_pair[task, order[0], other] <= ALPHA and _leads(table, task, order[0], other):
+            beaten.append(other)
     return Standing(task=task, order=order, lead=lead, p_holm=p_holm, beaten=beaten, pairs=tested)
+
+
+def _leads(table: Table, task: str, first: Setting, second: Setting) -> bool:
+    """Return whether a setting's mean is above another's, over the seeds that both have."""
+    scores, other_scores = scores_of_common_seeds(table, task, first, second)
+    return sum(scores) > sum(other_scores)
 
 
 def scores_of_common_seeds(

@@ -116,6 +116,11 @@ class TaskConfig:
                 f"task.test_split = {self.test_split!r}: validates already, so that the best epoch "
                 "is chosen on it. Name a split of its own"
             )
+        if self.train_file is None and self.test_split == self.train_split:
+            raise ValueError(
+                f"task.test_split = {self.test_split!r}: is trained on, so that its scores say "
+                "nothing of other rows. Name a split of its own"
+            )
         known = self.metric_names()
         if self.select not in known:
             metrics = getattr(self, "metrics", None)  # some families have no such setting

@@ -81,6 +81,12 @@ class Seq2SeqConfig(TaskConfig):
     def __post_init__(self) -> None:
         check_at_least(self, 2, "max_source", "max_target")
         self.check_metrics(self.metrics, "text")
+        if self.generate.max_length is None and self.max_target <= self.generate.min_length:
+            raise ValueError(
+                f"task.generate.min_length = {self.generate.min_length}: must be below "
+                f"task.max_target = {self.max_target}, which bounds a text where "
+                "task.generate.max_length is null"
+            )
         super().__post_init__()
 
     def selectable(self) -> list[str]:

@@ -83,6 +83,13 @@ def open_splits(
     import datasets
 
     datasets.disable_progress_bars()
+    if config.train_file is None and config.train_split in config.validation_splits:
+        log.warning(
+            "task.validation_splits = %s: %r is trained on, too, so that its scores say nothing of "
+            "other rows",
+            config.validation_splits,
+            config.train_split,
+        )
     source = locate_data(config, hub)
     if source is not None:
         return _load(config, source, config.revision)

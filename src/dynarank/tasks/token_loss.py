@@ -8,6 +8,7 @@ tokens at a time, and made again in the backward pass. Loss and gradient are tho
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from dynarank.errors import first_line
+from dynarank.pretrained.architectures import ARCHITECTURES
+
+log = logging.getLogger(__name__)
+
 IGNORED = -100
 """The label of positions that the loss leaves out."""
 CHUNK = 1024
 """Tokens whose scores are made at a time."""
+PROBED = 8
+"""Tokens on which a model's output layer is tried."""
+TRIED = "_dynarank_has_plain_head"
+"""The attribute of a model that keeps what came of it."""
 HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "mup_width_multiplier")
 """Settings of models that change the scores after the output layer."""
 
@@ -35,11 +45,45 @@ class TokenTerms(NamedTuple):
 
 
 def has_plain_head(model: Any) -> bool:
-    """Return whether a model's scores are its hidden states times its output layer, and no more."""
+    """Return whether a model's scores are its hidden states times its output layer, and no more.
+
+    Of an architecture that the table does not know, it is tried once.
+    """
     head = model.get_output_embeddings()
     # transformers gives the model itself as `base_model` where its body does not stand apart.
     changed = any(getattr(model.config, name, None) not in (None, 1.0) for name in HEAD_SETTINGS)
-    return isinstance(head, nn.Linear) and model.base_model is not model and not changed
+    if not isinstance(head, nn.Linear) or model.base_model is model or changed:
+        return False
+    if model.config.model_type in ARCHITECTURES:
+        return True
+    if not hasattr(model, TRIED):
+        setattr(model, TRIED, _gives_its_heads_scores(model))
+    return bool(getattr(model, TRIED))
+
+
+@torch.no_grad()
+def _gives_its_heads_scores(model: Any) -> bool:
+    """Return whether a model's scores of a few tokens are what its output layer makes of its body.
+
+    Others cap or multiply the scores, or have one more layer before the output layer.
+    """
+    words = model.config.get_text_config().vocab_size
+    tokens = torch.arange(1, 1 + PROBED) * (words - 1) // PROBED  # from all of the vocabulary
+    device = next(model.parameters()).device
+    inputs = {"input_ids": tokens[None].to(device), "use_cache": False}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()  # dropout would draw, and differ
+    try:
+        scores = model(**inputs).logits.float()
+        from_head = model.get_output_embeddings()(model.base_model(**inputs)[0]).float()
+        alike = scores.shape == from_head.shape and torch.allclose(scores, from_head, rtol=1e-3)
+    except Exception as error:  # a model's own code, which may want other inputs
+        log.debug("the output layer cannot be tried: %s", first_line(error))
+        alike = False
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return alike
 
 
 def predicted_positions(labels: Tensor) -> Tensor:
