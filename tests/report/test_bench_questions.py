@@ -224,7 +224,8 @@ def test_the_means_are_of_the_runs_that_are_compared() -> None:
     tuned = []
     for seed, rate in ((100, 1e-3), (100, 2e-3), (100, 4e-3), (101, 2e-3), (101, 1e-3)):
         loss = 0.1 if rate == 2e-3 else 0.3
-        tuned.append(Cell("dynarank", "sst2", 0.25, seed, rate, "accuracy", 0.5, loss, 10_368, 9))
+        score = 1 - loss
+        tuned.append(Cell("dynarank", "sst2", 0.25, seed, rate, "accuracy", score, loss, 10_368, 9))
     played = [Cell("dynarank", "sst2", 0.25, 1, 2e-3, "accuracy", 0.8, 0.2, 10_368, 9)]
     # The rate that was the best before the tuning went on.
     played.append(Cell("dynarank", "sst2", 0.25, 1, 1e-3, "accuracy", 0.2, 0.9, 10_368, 9))
