@@ -268,6 +268,7 @@ MISTAKES = [
     ("RUN --input in.csv --output o.csv", "Name yours by --column text=NAME\n"),
     ("RUN --input twice.csv --output o.csv", "(1 such ids). Make them unique\n"),
     ("RUN --input in.csv --output o.csv --column txt=words", "--column txt=words"),
+    ("RUN --input in.csv --output o.csv --column __class__=words", "--column __class__=words"),
     ("RUN --input in.csv --output o.csv --base ./gone", "--base = ./gone: no such folder"),
     ("RUN --input in.csv --output in.csv/o.csv", "--output: in.csv cannot be made (File exists)"),
     ("RUN --input in.csv --output /proc/o.csv", "--output: /proc cannot be written ("),

@@ -111,7 +111,7 @@ def _rename_columns(task: Task[Any], given: Sequence[str]) -> None:
     columns = task.config.columns
     for part in given:
         role, _, name = part.partition("=")
-        if not hasattr(columns, role) or not name:
+        if role not in vars(columns) or not name:
             raise UserError(f"--column {part}: must be ROLE=NAME. {nearest(role, vars(columns))}")
         setattr(columns, role, name)
 
