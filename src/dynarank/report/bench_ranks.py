@@ -172,6 +172,10 @@ def mean_correlation(ranks: np.ndarray, first: np.ndarray, second: np.ndarray) -
     """
     scaled = standardized(ranks)
     correlations = (scaled[first] * scaled[second]).sum(axis=1)
+    return _mean_of_known(correlations)
+
+
+def _mean_of_known(correlations: np.ndarray) -> float:
     known = correlations[~np.isnan(correlations)]
     return float(known.mean()) if len(known) else math.nan
 
@@ -198,8 +202,7 @@ def resampled_correlation(
     length = np.sqrt((centred**2) @ times)[:, None]
     scaled = centred / np.where(length > 0, length, math.nan)
     correlations = (scaled[first] * scaled[second]) @ times
-    known = correlations[~np.isnan(correlations)]
-    return float(known.mean()) if len(known) else math.nan
+    return _mean_of_known(correlations)
 
 
 def ranks_section(cells: Sequence[Cell]) -> Section:

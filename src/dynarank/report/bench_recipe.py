@@ -85,7 +85,9 @@ def claim_grid(cells: Sequence[Cell]) -> Grid:
     """
     below = by_seeds(cells)
     means = [FIRST, LATER] if below[LATER] else [ALL]
-    found = {name: {one.against: one for one in below[name]} for name in (*means, ALL)}
+    found: dict[str, dict[str, Difference]] = {}
+    for name, of_seeds in below.items():
+        found[name] = {one.against: one for one in of_seeds}
     rows = []
     for rival in RIVALS:
         if rival not in found[ALL]:
