@@ -61,6 +61,9 @@ class Arm:
 
 
 _LORA = ("method=lora", "method.alpha=8")
+# Up to one component a matrix alpha is the scale itself. At an eighth of it a component bears a
+# higher rate, at which its directions move faster while the model moves no further.
+_LORA_ALPHA_1 = ("method=lora", "method.alpha=1")
 _DYNARANK = ("method=dynarank", "method.alpha=8")
 _GLOBAL_SVD = ("method=global_svd", "method.alpha=8", "budget.unit=parameters")
 
@@ -83,7 +86,12 @@ ARMS = {
     "lora_last_layers": _placed("last_layers"),
     "lora_first_layers": _placed("first_layers"),
     "lora_random": _placed("random", "method.placement_seed={seed}"),
+    "lora_even_alpha_1": Arm(_LORA_ALPHA_1, 2e-3),
+    "lora_last_layers_alpha_1": Arm(
+        (*_LORA_ALPHA_1, "method.placement=last_layers"), 2e-3, rate_of="lora_even_alpha_1"
+    ),
     "dynarank": Arm(_DYNARANK, 1e-3),
+    "dynarank_alpha_1": Arm(("method=dynarank", "method.alpha=1"), 2e-3),
     "random": Arm((*_DYNARANK, "method.score=random", "method.score_seed={seed}"), 1e-3),
     "shuffled": Arm(
         (
