@@ -18,7 +18,12 @@ from dynarank.report.bench_pairs import (
     effect_size,
     paired_differences,
 )
-from dynarank.report.bench_questions import history_section, paper_section, scores_section
+from dynarank.report.bench_questions import (
+    history_section,
+    paper_section,
+    scale_section,
+    scores_section,
+)
 from dynarank.report.bench_ranks import (
     mean_correlation,
     places_below,
@@ -164,6 +169,14 @@ def test_history_and_the_paper_are_answered_from_their_pairs() -> None:
     few = [cell for cell in cells if cell.task == "sst2"]
     assert paper_section(few).answer.startswith("The data carry no answer")
     assert paper_section(few).grids[0].rows  # shown, and not judged
+
+
+def test_small_components_are_held_against_large_ones_and_against_one_another() -> None:
+    gains = {"lora_even": 0.0, "lora_even_alpha_1": 0.03, "dynarank_alpha_1": 0.03, "adalora": 0.0}
+    answer = scale_section(play(gains)).answer
+    assert "`lora_even_alpha_1` is better than `lora_even`" in answer
+    assert "`adalora` is worse than `dynarank_alpha_1` and `lora_even_alpha_1`" in answer
+    assert "`dynarank_alpha_1` is not shown to differ from `lora_even_alpha_1`" in answer
 
 
 def test_rank_correlations_are_spearmans() -> None:

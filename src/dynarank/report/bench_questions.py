@@ -1,4 +1,4 @@
-"""The questions of a bench that differences answer: which score, ranks or history, the paper."""
+"""The questions of a bench that differences answer: score, ranks or history, the paper, scale."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ FOURTH_QUESTION = (
     ("dynarank", "paper_from_two"),
     ("dynarank", "adalora"),
 )
+SCALE_QUESTION = (
+    ("lora_even_alpha_1", BASELINE),
+    ("dynarank_alpha_1", "dynarank"),
+    ("dynarank_alpha_1", "lora_even_alpha_1"),
+    ("lora_last_layers_alpha_1", "lora_even_alpha_1"),
+    ("dynarank_alpha_1", "lora_last_layers_alpha_1"),
+    ("adalora", "lora_even_alpha_1"),
+    ("adalora", "dynarank_alpha_1"),
+)
+"""Small components at a higher rate against large ones; then methods that both have small ones."""
 KINDS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
 """The adapted matrices of one layer of an encoder, in model order."""
 
@@ -70,6 +80,12 @@ def paper_section(cells: Sequence[Cell]) -> Section:
     """Answer how the published methods compare, at this scale."""
     title = "4. The paper's method and AdaLoRA, each at its own rate"
     return _section(title, paired_differences(cells, FOURTH_QUESTION))
+
+
+def scale_section(cells: Sequence[Cell]) -> Section:
+    """Answer whether the size of a component decides what placement was thought to decide."""
+    title = "6. Smaller components at a higher rate"
+    return _section(title, paired_differences(cells, SCALE_QUESTION))
 
 
 def _section(title: str, found: Sequence[Difference]) -> Section:

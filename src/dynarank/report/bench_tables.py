@@ -14,7 +14,12 @@ from statistics import fmean
 from dynarank.errors import UserError
 from dynarank.report.bench_overview import over_budgets, overviews
 from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, compared, differences
-from dynarank.report.bench_questions import history_section, paper_section, scores_section
+from dynarank.report.bench_questions import (
+    history_section,
+    paper_section,
+    scale_section,
+    scores_section,
+)
 from dynarank.report.bench_ranks import ranks_section
 from dynarank.report.bench_recipe import claim, claim_grid, recipe_section
 from dynarank.report.bench_sections import (
@@ -76,6 +81,7 @@ def sections(cells: Sequence[Cell]) -> list[Section]:
         history_section(cells),
         paper_section(cells),
         ranks_section(cells),
+        scale_section(cells),
         Section("What was run", _cost(cells), [_means(cells)]),
     ]
 
