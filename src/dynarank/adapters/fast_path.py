@@ -259,9 +259,10 @@ class AdaptedLinear(torch.autograd.Function):
             G_t = cast(G_t, lora_B.dtype)
             # In B's own layout, since autograd would copy a gradient of another one.
             dB = torch.mul(G_t.T, c, out=torch.empty_like(lora_B))
-            # One dot product a component, without a temporary of B's size.
-            dc = torch.bmm(G_t.unsqueeze(1), lora_B.T.unsqueeze(2)).flatten()
-            dc = cast(_masked(dc, mask), lora_c.dtype)
+            if needs_c:
+                # One dot product a component, without a temporary of B's size.
+                dc = torch.bmm(G_t.unsqueeze(1), lora_B.T.unsqueeze(2)).flatten()
+                dc = cast(_masked(dc, mask), lora_c.dtype)
         return dx, None, None, dA, dB, dc, *_NO_GRADIENT
 
 
