@@ -376,6 +376,23 @@ def test_on_accelerators_a_score_that_is_not_finite_is_found_at_the_next_pruning
         ranks.step()
 
 
+@pytest.mark.parametrize("score", ["relative", "absolute", "sensitivity", "fisher", "random"])
+def test_scores_follow_a_model_that_is_moved_after_the_allocator_was_made(score: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+    layers = inject(model, ["0", "1"], r=4)
+    later = BudgetSchedule(init=4, target=1, total=100)  # does not prune in its first step
+    made = RankAllocator(layers, later, score=score, seed=3)
+
+    model.to("meta")  # an accelerator without content: a tensor left on the CPU fails there
+    model(torch.ones(2, 4, device="meta")).sum().backward()
+    made.observe()
+    made.step()
+
+    assert made.ema.device.type == "meta"
+    assert made.active_count().device.type == "meta"
+    assert not made.check_every_step  # the host would wait for the device at every step
+
+
 def test_an_attached_allocator_steps_with_the_optimizer() -> None:
     def step(seed: int, eta: float) -> None:
         x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(seed))

@@ -123,10 +123,10 @@ class RankAllocator:
         self.agree: Callable[[Tensor], Tensor] = lambda keep: keep
         """Maps what this process would keep to what is kept, (n) bool to (n) bool. Where several
         processes train one model, it returns the choice of the first."""
-        device = self.layers[0].lora_c.device  # layers may lie on several
-        self.ema = torch.zeros(sum(self.sizes), device=device)  # e, (n) float32
-        self.check_every_step = device.type == "cpu"
+        self.ema = torch.zeros(sum(self.sizes))  # e, (n) float32
+        self.check_every_step = True
         """Whether scores that are not finite are asked for at every step, or at prunings alone."""
+        self._follow_layers()
 
     def attach(self, optimizer: torch.optim.Optimizer, eta: float = 0.0) -> Attachment:
         """Let each real step of an optimizer call `step()`; steps that a scaler skips do not count.
@@ -150,6 +150,13 @@ class RankAllocator:
         """Whether the kept components are final."""
         return self.progress.frozen
 
+    def _follow_layers(self) -> None:
+        """Move e to the layers' device: trainers move a model after its allocator was made."""
+        device = self.layers[0].lora_c.device  # layers may lie on several
+        if self.ema.device != device:
+            self.ema = self.ema.to(device)
+            self.check_every_step = device.type == "cpu"
+
     def step(self) -> bool:
         """Account for one optimizer step; return whether it pruned.
 
@@ -160,6 +167,7 @@ class RankAllocator:
             warn_beyond_total(self.schedule)
         if self.frozen:
             return False
+        self._follow_layers()
         self.update()
         due = self.schedule.prunes_at(self.t)
         if due:

@@ -47,8 +47,6 @@ class Scorer:
             if cost_aware:
                 costs = [component_parameters(layer) for layer in layers]
             fixed = random_scores(sizes, costs, seed)
-        if fixed is not None:
-            fixed = fixed.to(layers[0].lora_c.device)
         self.fixed = fixed
 
     def observe(self, grad_scale: Tensor | None) -> None:
@@ -62,6 +60,7 @@ class Scorer:
         Scores that are fixed, or that smooth themselves, are returned in place of an average.
         """
         if self.fixed is not None:
+            self.fixed = self.fixed.to(ema.device)
             return self.fixed, self.fixed
         scores = torch.cat([of_layer.to(ema.device) for of_layer in self._of_layers()])
         if self.sensitivity is not None:  # AdaLoRA's has a smoothing of its own

@@ -51,10 +51,12 @@ class Sensitivity:
         products = []
         for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
             now = (weight * gradient).abs()
-            mean = self.beta * self.mean[index] + (1 - self.beta) * now
+            # A trainer may have moved the weights after this was made.
+            mean = self.beta * self.mean[index].to(now.device) + (1 - self.beta) * now
             # From the mean that holds this step already, as in PEFT's allocator.
             distance = (now - mean).abs()
-            deviation = self.beta * self.deviation[index] + (1 - self.beta) * distance
+            old_deviation = self.deviation[index].to(now.device)
+            deviation = self.beta * old_deviation + (1 - self.beta) * distance
             # No change in place: on CPUs, a state that was saved holds the old tensors themselves.
             self.mean[index] = mean
             self.deviation[index] = deviation

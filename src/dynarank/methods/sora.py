@@ -99,9 +99,9 @@ class SoraAllocator(RankAllocator):
         gates = self._cat([layer.lora_c.detach() for layer in self.layers])
         count = self.schedule.keep(self.t, len(self.layers))
         sizes = gates.abs()
-        beyond = sizes[~top_components(sizes, count)]  # of the gates that the schedule lets go
-        # No waiting for a device: the bound is a tensor, zero where nothing lies beyond.
-        largest_beyond = torch.cat([beyond, beyond.new_zeros(1)]).max()
+        # The largest of the gates that the schedule lets go; zero where it lets none go. No
+        # indexing by a mask, whose result has a size that the host would have to wait for.
+        largest_beyond = sizes.masked_fill(top_components(sizes, count), 0).max()
         bound = largest_beyond.clamp(max=xi)
         for layer in self.layers:
             gate = layer.lora_c

@@ -38,12 +38,15 @@ def prepare_method(
     with torch.random.fork_rng():  # what training draws does not depend on the preparation
         torch.manual_seed(config.seed)
         try:
-            model.to(device)
+            # A quantized model lies on its device already, and may refuse to be moved at all.
+            if device != home:
+                model.to(device)
             method.prepare(inputs)
         except ValueError as error:
             raise UserError(f"method.name, method={config.method.name}: {error}") from None
         finally:
-            model.to(home)
+            if device != home:
+                model.to(home)
     ranks = method.ranks()
     log.info(
         "%s: %d batches read; %d components placed in %d of %d matrices",
