@@ -216,14 +216,16 @@ class AdaptedLinear(torch.autograd.Function):
             dtype: what the adapter's part is computed in.
         """
         y = F.linear(_rows(x), weight, bias)
+        A = cast(lora_A, dtype)
         if dropped is None:
-            h_t = thin_product(cast(lora_A, dtype), _rows(x), keep)  # (r, N)
+            h_t = thin_product(A, _rows(x), keep)  # (r, N)
         else:
-            h_t = thin_product(cast(lora_A, dtype), dropped, None)
+            h_t = thin_product(A, dropped, None)
         scaled_B = cast(lora_B * _masked(lora_c, mask), dtype)  # B diag(c)
         # In place where y has the dtype already: nobody else has it yet.
         total = cast(y, dtype).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
-        ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B)
+        # A in both types, since another cast would take the host longer than the device.
+        ctx.save_for_backward(x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B, A)
         ctx.scale, ctx.h_scale = scale, h_scale
         ctx.dtype = dtype
         return cast(total, y.dtype)  # the sum is rounded once
@@ -234,7 +236,7 @@ class AdaptedLinear(torch.autograd.Function):
 
         dy is (N, d_out). The letters are those of the file's legend.
         """
-        x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B = ctx.saved_tensors
+        x, weight, lora_A, lora_B, lora_c, mask, keep, h_t, scaled_B, A = ctx.saved_tensors
         needs_x, _, _, needs_A, needs_B, needs_c = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():  # somebody will differentiate these gradients
             needed = (needs_x, needs_A, needs_B, needs_c)
@@ -249,13 +251,12 @@ class AdaptedLinear(torch.autograd.Function):
         dx = dA = dB = dc = None
         if needs_x:
             dx = cast(dy.mm(weight), dtype)
-            add_input_gradient(dx, t_t, cast(lora_A, dtype), keep)
+            add_input_gradient(dx, t_t, A, keep)
             dx = cast(dx, x.dtype).view(x.shape)
         if needs_A:
             dA = cast(factor_gradient(t_t, _rows(x), keep), lora_A.dtype)
         if needs_B or needs_c:
-            B_t = cast(lora_B, dtype).T
-            G_t = torch.addmm(B_t, h_t, dy_wide, beta=0, alpha=ctx.h_scale)  # (r, d_out)
+            G_t = torch.addmm(h_t[:, :1], h_t, dy_wide, beta=0, alpha=ctx.h_scale)  # (r, d_out)
             G_t = cast(G_t, lora_B.dtype)
             # In B's own layout, since autograd would copy a gradient of another one.
             dB = torch.mul(G_t.T, c, out=torch.empty_like(lora_B))
@@ -277,7 +278,7 @@ def _masked(c: Tensor, mask: Tensor | None) -> Tensor:
 
 def _differentiable_gradients(ctx: Any, dy: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
     """Return the gradients of x, A, B and c by autograd, so that they have gradients themselves."""
-    x, weight, lora_A, lora_B, lora_c, mask, keep, _, _ = ctx.saved_tensors
+    x, weight, lora_A, lora_B, lora_c, mask, keep, *_ = ctx.saved_tensors
     wide = ctx.dtype
     y = F.linear(x, weight)
     dropped = x.to(wide)

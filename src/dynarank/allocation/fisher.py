@@ -41,8 +41,11 @@ class Fisher:
         Raises:
             ValueError: a gradient is missing.
         """
-        scale = 1.0 if grad_scale is None else grad_scale.reciprocal().float()
-        self._observed = [(coefficient_effect(layer) * scale).square() for layer in self.layers]
+        effects = [coefficient_effect(layer) for layer in self.layers]
+        if grad_scale is not None:
+            unscaled = grad_scale.reciprocal().float()
+            effects = [effect * unscaled.to(effect.device) for effect in effects]
+        self._observed = [effect.square() for effect in effects]
 
     def __call__(self) -> list[Tensor]:
         """Return the scores of the step that was taken, one (r') float32 tensor a layer.
