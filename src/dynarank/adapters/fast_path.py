@@ -217,10 +217,8 @@ class AdaptedLinear(torch.autograd.Function):
         """
         y = F.linear(_rows(x), weight, bias)
         A = cast(lora_A, dtype)
-        if dropped is None:
-            h_t = thin_product(A, _rows(x), keep)  # (r, N)
-        else:
-            h_t = thin_product(A, dropped, None)
+        inputs, to_apply = (_rows(x), keep) if dropped is None else (dropped, None)
+        h_t = thin_product(A, inputs, to_apply)  # (r, N)
         scaled_B = cast(lora_B * _masked(lora_c, mask), dtype)  # B diag(c)
         # In place where y has the dtype already: nobody else has it yet.
         total = cast(y, dtype).addmm_(h_t.T, scaled_B.T, alpha=h_scale)
