@@ -65,6 +65,7 @@ _LORA = ("method=lora", "method.alpha=8")
 # higher rate, at which its directions move faster while the model moves no further.
 _LORA_ALPHA_1 = ("method=lora", "method.alpha=1")
 _DYNARANK = ("method=dynarank", "method.alpha=8")
+_DYNARANK_ALPHA_1 = ("method=dynarank", "method.alpha=1")
 _GLOBAL_SVD = ("method=global_svd", "method.alpha=8", "budget.unit=parameters")
 
 
@@ -91,7 +92,8 @@ ARMS = {
         (*_LORA_ALPHA_1, "method.placement=last_layers"), 2e-3, rate_of="lora_even_alpha_1"
     ),
     "dynarank": Arm(_DYNARANK, 1e-3),
-    "dynarank_alpha_1": Arm(("method=dynarank", "method.alpha=1"), 2e-3),
+    "dynarank_alpha_1": Arm(_DYNARANK_ALPHA_1, 2e-3),
+    "dynarank_alpha_1_power_0": Arm((*_DYNARANK_ALPHA_1, "method.rate_power=0"), 2e-3),
     "random": Arm((*_DYNARANK, "method.score=random", "method.score_seed={seed}"), 1e-3),
     "shuffled": Arm(
         (
