@@ -117,6 +117,9 @@ def test_the_budgets_stand_beside_each_other_on_the_tasks_that_all_have() -> Non
         by_budget[0.25].scores.difference, abs=6e-4
     )
     assert over_budgets([]).rows == []
+    left_out = over_budgets([*found, *wide], without=("dynarank",))
+    assert [row[:2] for row in left_out.rows] == [row[:2] for row in grid.rows]
+    assert len(left_out.headings) == 2
 
 
 def test_the_overview_has_the_means_by_task_and_leaves_open_what_did_not_run() -> None:

@@ -12,11 +12,11 @@ from dynarank.report.bench_sections import Grid, interval, numbered, plain, sign
 from dynarank.sweeps.bench import BASELINE, Cell
 
 
-def over_budgets(cells: Sequence[Cell]) -> Grid:
+def over_budgets(cells: Sequence[Cell], without: Sequence[str] = ()) -> Grid:
     """Return a row for each budget: the baseline's mean score, and how far the others are from it.
 
     The mean is over the tasks that the baseline was run on under every budget, each counted once.
-    The others are those with pairs enough under two budgets or more.
+    The others are those with pairs enough under two budgets or more, apart from `without`.
     """
     found = {(one.arm, one.budget): one for one in differences(cells) if one.judged}
     by_budget: dict[float, dict[str, list[float]]] = {}  # the baseline's scores by task
@@ -29,7 +29,7 @@ def over_budgets(cells: Sequence[Cell]) -> Grid:
     tasks_of_budgets = [set(by_task) for by_task in by_budget.values()]
     shared = set.intersection(*tasks_of_budgets)
     budgets_of = Counter(arm for arm, _ in found)
-    arms = sorted(arm for arm, count in budgets_of.items() if count > 1)
+    arms = sorted(arm for arm, count in budgets_of.items() if count > 1 and arm not in without)
     rows = []
     for budget, by_task in sorted(by_budget.items()):
         mean = math.nan

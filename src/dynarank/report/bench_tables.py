@@ -40,6 +40,8 @@ BEGIN, BEGIN_SHORT, END = (
 )
 """Between a first and the last of these lines of a page stand the tables, and nothing else: all of
 them, or the overview alone."""
+NOT_IN_SHORT = ("random", "paper_from_two")
+"""Arms that the overview leaves out: the control, and what the claim's table has already."""
 
 
 def answer(cells: Sequence[Cell]) -> str:
@@ -162,4 +164,5 @@ def update_page(page: Path, cells: Sequence[Cell]) -> None:
 
 def overview_text(cells: Sequence[Cell]) -> str:
     """Return the recipe's claim and the overview of all budgets, two tables, as markdown."""
-    return "\n".join([*claim_grid(cells).markdown(), "", *over_budgets(cells).markdown()])
+    budgets = over_budgets(cells, without=NOT_IN_SHORT)
+    return "\n".join([*claim_grid(cells).markdown(), "", *budgets.markdown()])
