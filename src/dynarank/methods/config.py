@@ -93,6 +93,9 @@ class DynaRankConfig(DoRAConfig):
     """The recipe of this library: LoRA's start, c fixed, components judged by a Fisher score."""
 
     alpha: Annotated[float | None, Gt(0)] = 8.0
+    """The scale of the update, over what alpha_over says; null as for dora. At a target of one and
+    below it is alpha itself: there 1, at a higher learning rate, did better where training is
+    longer (docs/science.md)."""
     alpha_over: Annotated[str, OneOf(("init", "target", "sqrt"))] = "target"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     beta: Annotated[float, Ge(0), Lt(1)] = 0.9
@@ -110,7 +113,8 @@ class LoRAConfig(MethodConfig):
     """LoRA (Hu et al., ICLR 2022), PEFT's; its mean rank is budget.target."""
 
     alpha: Annotated[float, Gt(0)] = 16.0
-    """The scale of the update, over what alpha_over says."""
+    """The scale of the update, over what alpha_over says. At a target of one and below it is alpha
+    itself: there 1, at a higher learning rate, did better (docs/science.md)."""
     alpha_over: Annotated[str, OneOf(("target", "sqrt"))] = "target"
     """The scale is alpha / budget.target, or alpha / sqrt(target), as in rsLoRA. A target below
     one counts as one."""
