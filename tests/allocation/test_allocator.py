@@ -393,6 +393,19 @@ def test_scores_follow_a_model_that_is_moved_after_the_allocator_was_made(score:
     assert not made.check_every_step  # the host would wait for the device at every step
 
 
+def test_a_resumed_allocator_follows_its_model_after_the_freeze_too() -> None:
+    layers = inject(nn.Sequential(nn.Linear(4, 6)), ["0"], r=4)
+    made = RankAllocator(layers, schedule(4, 1))
+    for _ in range(6):
+        made.step()
+    assert made.frozen
+
+    for layer in layers.values():
+        layer.to("meta")
+    made.step()
+    assert made.active_count().device.type == "meta"
+
+
 def test_an_attached_allocator_steps_with_the_optimizer() -> None:
     def step(seed: int, eta: float) -> None:
         x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(seed))

@@ -165,9 +165,9 @@ class RankAllocator:
         self.t += 1
         if self.t == self.schedule.total + 1:  # once, not at each step
             warn_beyond_total(self.schedule)
+        self._follow_layers()
         if self.frozen:
             return False
-        self._follow_layers()
         self.update()
         due = self.schedule.prunes_at(self.t)
         if due:
