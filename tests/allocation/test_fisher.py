@@ -76,6 +76,22 @@ def test_scores_are_of_the_weights_before_the_step_and_resume_exactly() -> None:
         assert torch.equal(value, model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("train_c", [True, False])
+def test_a_loss_scalers_factor_is_taken_out_of_the_scores(train_c: bool) -> None:
+    def scores(factor: float, grad_scale: torch.Tensor | None) -> torch.Tensor:
+        model, layers = model_with_layers(train_c)
+        schedule = BudgetSchedule(init=2, target=0.5, total=100)
+        allocator = RankAllocator(layers, schedule, score="fisher", regrow=False)
+        (factor * loss_of(model)).backward()
+        allocator.observe(grad_scale)
+        allocator.step()
+        return allocator.ema
+
+    plain = scores(1.0, None)
+    assert plain.count_nonzero() == len(plain)
+    torch.testing.assert_close(scores(64.0, torch.tensor(64.0)), plain)
+
+
 def test_fisher_without_observed_gradients_says_so() -> None:
     _, layers = model_with_layers(train_c=False)
     schedule = BudgetSchedule(init=2, target=1, total=4)
