@@ -173,11 +173,11 @@ def test_history_and_the_paper_are_answered_from_their_pairs() -> None:
 
 def test_small_components_are_held_against_large_ones_and_against_one_another() -> None:
     gains = {"lora_even": 0.0, "lora_even_alpha_1": 0.03, "adalora": 0.0}
-    answer = scale_section(play({**gains, "dynarank_alpha_1_power_0": 0.03})).answer
+    answer = scale_section(play({**gains, "dynarank_alpha_1": 0.03})).answer
     assert "`lora_even_alpha_1` is better than `lora_even`" in answer
     assert "`adalora` is worse than `lora_even_alpha_1`" in answer
-    assert "`dynarank_alpha_1_power_0` is better than `adalora`" in answer
-    assert "`dynarank_alpha_1_power_0` is not shown to differ from `lora_even_alpha_1`" in answer
+    assert "`dynarank_alpha_1` is better than `adalora`" in answer
+    assert "`dynarank_alpha_1` is not shown to differ from `lora_even_alpha_1`" in answer
 
 
 def test_rank_correlations_are_spearmans() -> None:

@@ -202,8 +202,8 @@ def advice(target: float) -> str:
             "Below half a component a matrix method=dynarank, which prunes from one in every "
             "matrix, was one to two points above LoRA spread evenly over the same parameters; LoRA "
             "in the upper layers (method.placement=last_layers) was level with it. "
-            "method.alpha=1 with four to eight times the learning rate was worth as much "
-            "(docs/science.md)."
+            "For LoRA, method.alpha=1 with about four times the learning rate that suits "
+            "alpha 8 was worth as much (docs/science.md)."
         )
     return (
         "At half a component a matrix and more, nothing was shown to be better than a tuned "

@@ -39,11 +39,10 @@ SCALE_QUESTION = (
     ("dynarank_alpha_1", "dynarank"),
     ("dynarank_alpha_1_power_0", "dynarank_alpha_1"),
     ("dynarank_alpha_1", "lora_even_alpha_1"),
-    ("dynarank_alpha_1_power_0", "lora_even_alpha_1"),
     ("lora_last_layers_alpha_1", "lora_even_alpha_1"),
-    ("dynarank_alpha_1_power_0", "lora_last_layers_alpha_1"),
+    ("dynarank_alpha_1", "lora_last_layers_alpha_1"),
     ("adalora", "lora_even_alpha_1"),
-    ("dynarank_alpha_1_power_0", "adalora"),
+    ("dynarank_alpha_1", "adalora"),
 )
 """Small components at a higher rate against large ones; then methods that both have small ones."""
 KINDS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
