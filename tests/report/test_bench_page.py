@@ -67,6 +67,14 @@ def test_the_picture_has_an_arm_a_row_and_takes_the_pages_colours() -> None:
     assert forest_picture(cells(0.03)[:9]) is None  # the baseline alone
 
 
+def test_an_arm_with_too_few_pairs_is_not_drawn() -> None:
+    few = [replace(cell, arm="eva") for cell in cells(0.05) if cell.arm == "dynarank"][:5]
+    picture = forest_picture([*cells(0.03), *few])
+    assert picture is not None
+    (axes,) = picture.figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["dynarank"]
+
+
 def test_an_arm_that_fails_does_not_flatten_the_others() -> None:
     found = cells(0.03)
     for arm, loss in (("random", 0.02), ("adalora", 0.01), ("paper", 0.7)):

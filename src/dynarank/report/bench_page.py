@@ -45,9 +45,13 @@ def bench_page(cells: Sequence[Cell]) -> str:
 
 
 def forest_picture(cells: Sequence[Cell]) -> Picture | None:
-    """Return the picture of the differences from the baseline; None where there are none."""
+    """Return the picture of the judged differences from the baseline; None where there are none.
+
+    Few pairs of one task would stand beside many of six, and their interval looks narrower.
+    """
+    judged = [one for one in differences(cells) if one.judged]
     with styled():
-        figure = draw_forest(differences(cells))
+        figure = draw_forest(judged)
     return None if figure is None else Picture("bench", "all", CAPTION, figure)
 
 
