@@ -23,6 +23,7 @@ from dynarank.report.bench_questions import (
     paper_section,
     scale_section,
     scores_section,
+    small_controls_section,
 )
 from dynarank.report.bench_ranks import (
     mean_correlation,
@@ -178,6 +179,15 @@ def test_small_components_are_held_against_large_ones_and_against_one_another() 
     assert "`adalora` is worse than `lora_even_alpha_1`" in answer
     assert "`dynarank_alpha_1` is better than `adalora`" in answer
     assert "`dynarank_alpha_1` is not shown to differ from `lora_even_alpha_1`" in answer
+
+
+def test_small_components_have_controls_of_their_own() -> None:
+    gains = {"lora_even_alpha_1": 0.0, "random_alpha_1": 0.0, "replayed_alpha_1": 0.03}
+    answer = small_controls_section(play({**gains, "dynarank_alpha_1": 0.03})).answer
+    assert "`dynarank_alpha_1` is better than `random_alpha_1`" in answer
+    assert "`replayed_alpha_1` is better than `lora_even_alpha_1`" in answer
+    assert "`dynarank_alpha_1` is not shown to differ from `replayed_alpha_1`" in answer
+    assert "shuffled" not in answer
 
 
 def test_rank_correlations_are_spearmans() -> None:

@@ -19,7 +19,7 @@ from dynarank.sweeps.bench import (
 from dynarank.sweeps.bench_tuning import best_rate, is_tuning, next_tuning, pending
 
 ARM_NAMES = ("lora_even", "dynarank")
-COUNT_COMPONENTS = ("paper", "paper_from_two", "eva", "replayed")
+COUNT_COMPONENTS = ("paper", "paper_from_two", "eva", "replayed", "replayed_alpha_1")
 """Arms whose own rules fix the unit; what `replayed` takes was found by parameters."""
 
 
@@ -151,6 +151,7 @@ def test_every_arm_composes_and_takes_as_many_rates(name: str) -> None:
     assert (getattr(config.method, "rank_pattern_from", None) or "") == ranks
     assert (config.seed, config.lr, config.budget.target) == (3, 0.002, 0.25)
     assert config.optimizer.head_lr == 5e-3
+    assert getattr(config.method, "dropout", 0) == 0
     assert config.budget.unit == (
         "components" if name.startswith("lora_") or name in COUNT_COMPONENTS else "parameters"
     )

@@ -45,6 +45,14 @@ SCALE_QUESTION = (
     ("dynarank_alpha_1", "adalora"),
 )
 """Small components at a higher rate against large ones; then methods that both have small ones."""
+CONTROLS_QUESTION = (
+    ("dynarank_alpha_1", "random_alpha_1"),
+    ("dynarank_alpha_1", "shuffled_alpha_1"),
+    ("dynarank_alpha_1", "replayed_alpha_1"),
+    ("random_alpha_1", "lora_even_alpha_1"),
+    ("replayed_alpha_1", "lora_even_alpha_1"),
+)
+"""With small components: the score against chance, and the ranks without the history."""
 KINDS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
 """The adapted matrices of one layer of an encoder, in model order."""
 
@@ -87,6 +95,12 @@ def scale_section(cells: Sequence[Cell]) -> Section:
     """Answer whether the size of a component decides what placement was thought to decide."""
     title = "6. Smaller components at a higher rate"
     return _section(title, paired_differences(cells, SCALE_QUESTION))
+
+
+def small_controls_section(cells: Sequence[Cell]) -> Section:
+    """Answer whether the score and the history matter where components are small."""
+    title = "7. With small components: the score or chance, the ranks or the history?"
+    return _section(title, paired_differences(cells, CONTROLS_QUESTION))
 
 
 def _section(title: str, found: Sequence[Difference]) -> Section:

@@ -19,6 +19,7 @@ from dynarank.report.bench_questions import (
     paper_section,
     scale_section,
     scores_section,
+    small_controls_section,
 )
 from dynarank.report.bench_ranks import ranks_section
 from dynarank.report.bench_recipe import claim, claim_grid, recipe_section
@@ -84,6 +85,7 @@ def sections(cells: Sequence[Cell]) -> list[Section]:
         paper_section(cells),
         ranks_section(cells),
         scale_section(cells),
+        small_controls_section(cells),
         Section("What was run", _cost(cells), [_means(cells)]),
     ]
 

@@ -60,13 +60,19 @@ class Arm:
         return [self.lowest_rate * 2**step for step in range(self.rates)]
 
 
-_LORA = ("method=lora", "method.alpha=8")
+_NO_DROPOUT = "method.dropout=0"  # it is no setting of every method, so no experiment's file has it
+_LORA = ("method=lora", "method.alpha=8", _NO_DROPOUT)
 # Up to one component a matrix alpha is the scale itself. At an eighth of it a component bears a
 # higher rate, at which its directions move faster while the model moves no further.
-_LORA_ALPHA_1 = ("method=lora", "method.alpha=1")
-_DYNARANK = ("method=dynarank", "method.alpha=8")
-_DYNARANK_ALPHA_1 = ("method=dynarank", "method.alpha=1")
-_GLOBAL_SVD = ("method=global_svd", "method.alpha=8", "budget.unit=parameters")
+_LORA_ALPHA_1 = ("method=lora", "method.alpha=1", _NO_DROPOUT)
+_DYNARANK = ("method=dynarank", "method.alpha=8", _NO_DROPOUT)
+_DYNARANK_ALPHA_1 = ("method=dynarank", "method.alpha=1", _NO_DROPOUT)
+_BY_CHANCE = ("method.score=random", "method.score_seed={seed}")
+_GIVEN_RANKS = "method.rank_pattern_from={ranks}"
+_SHUFFLED = ("method.score=shuffled", "method.score_seed={seed}", _GIVEN_RANKS)
+_PAPER = ("method=dora", "method.alpha=null", _NO_DROPOUT)
+_BY_PARAMETERS = ("budget.unit=parameters", _NO_DROPOUT)
+_GLOBAL_SVD = ("method=global_svd", "method.alpha=8", *_BY_PARAMETERS)
 
 
 def _placed(placement: str, *others: str) -> Arm:
@@ -94,38 +100,34 @@ ARMS = {
     "dynarank": Arm(_DYNARANK, 1e-3),
     "dynarank_alpha_1": Arm(_DYNARANK_ALPHA_1, 2e-3),
     "dynarank_alpha_1_power_0": Arm((*_DYNARANK_ALPHA_1, "method.rate_power=0"), 2e-3),
-    "random": Arm((*_DYNARANK, "method.score=random", "method.score_seed={seed}"), 1e-3),
-    "shuffled": Arm(
-        (
-            *_DYNARANK,
-            "method.score=shuffled",
-            "method.rank_pattern_from={ranks}",
-            "method.score_seed={seed}",
-        ),
-        1e-3,
-        rate_of="dynarank",
-        ranks_of="dynarank",
+    "random": Arm((*_DYNARANK, *_BY_CHANCE), 1e-3),
+    "random_alpha_1": Arm((*_DYNARANK_ALPHA_1, *_BY_CHANCE), 2e-3),
+    "shuffled": Arm((*_DYNARANK, *_SHUFFLED), 1e-3, rate_of="dynarank", ranks_of="dynarank"),
+    "shuffled_alpha_1": Arm(
+        (*_DYNARANK_ALPHA_1, *_SHUFFLED),
+        2e-3,
+        rate_of="dynarank_alpha_1",
+        ranks_of="dynarank_alpha_1",
     ),
     "frozen_early": _frozen_after(0.75),
     "frozen_late": _frozen_after(0.1),
-    "replayed": Arm(
-        (*_LORA, "method.rank_pattern_from={ranks}"),
-        1e-3,
-        rate_of="lora_even",
-        ranks_of="dynarank",
+    "replayed": Arm((*_LORA, _GIVEN_RANKS), 1e-3, rate_of="lora_even", ranks_of="dynarank"),
+    "replayed_alpha_1": Arm(
+        (*_LORA_ALPHA_1, _GIVEN_RANKS),
+        2e-3,
+        rate_of="lora_even_alpha_1",
+        ranks_of="dynarank_alpha_1",
     ),
     "absolute": Arm((*_DYNARANK, "method.score=absolute"), 1e-3),
     "global_svd": Arm(_GLOBAL_SVD, 1e-3),
     "compressed": Arm((*_GLOBAL_SVD, "budget.final=0"), 1e-3),
-    "gora": Arm(("method=gora", "method.alpha=8", "budget.unit=parameters"), 1e-3),
-    "eva": Arm(("method=eva", "method.alpha=8"), 1e-3),
-    "sora": Arm(("method=sora", "method.alpha=8", "budget.unit=parameters"), 1e-3),
-    "adalora": Arm(("method=adalora", "budget.unit=parameters"), 5e-3),
-    "paper": Arm(("method=dora", "method.alpha=null"), 1.25e-2),
+    "gora": Arm(("method=gora", "method.alpha=8", *_BY_PARAMETERS), 1e-3),
+    "eva": Arm(("method=eva", "method.alpha=8", _NO_DROPOUT), 1e-3),
+    "sora": Arm(("method=sora", "method.alpha=8", *_BY_PARAMETERS), 1e-3),
+    "adalora": Arm(("method=adalora", *_BY_PARAMETERS), 5e-3),
+    "paper": Arm(_PAPER, 1.25e-2),
     # The only component of a layer has a share of one: from 1, Eq. 7 cannot tell matrices apart.
-    "paper_from_two": Arm(
-        ("method=dora", "method.alpha=null", "budget.init={two_or_more}"), 1.25e-2
-    ),
+    "paper_from_two": Arm((*_PAPER, "budget.init={two_or_more}"), 1.25e-2),
 }
 """The arms by name. The paper's own method wants a rate about ten times LoRA's."""
 
