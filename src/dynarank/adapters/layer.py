@@ -110,6 +110,9 @@ class DoRALinear(nn.Module):
             # c is zero already, so that the update is zero although A and B are random.
             nn.init.kaiming_uniform_(self.lora_A)
             nn.init.kaiming_uniform_(self.lora_B)
+        elif start == "orthogonal":
+            nn.init.orthogonal_(self.lora_A)
+            nn.init.orthogonal_(self.lora_B)
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # LoRA's own value
             nn.init.zeros_(self.lora_B)

@@ -67,6 +67,15 @@ _LORA = ("method=lora", "method.alpha=8", _NO_DROPOUT)
 _LORA_ALPHA_1 = ("method=lora", "method.alpha=1", _NO_DROPOUT)
 _DYNARANK = ("method=dynarank", "method.alpha=8", _NO_DROPOUT)
 _DYNARANK_ALPHA_1 = ("method=dynarank", "method.alpha=1", _NO_DROPOUT)
+# AdaLoRA's components, whose size is in c alone, and its alpha, under this library's allocation.
+_ORTHOGONAL = (
+    "method=dynarank",
+    "method.alpha=32",
+    "method.init=orthogonal",
+    "method.train_c=true",
+    "method.orthogonality=0.5",
+    _NO_DROPOUT,
+)
 _BY_CHANCE = ("method.score=random", "method.score_seed={seed}")
 _GIVEN_RANKS = "method.rank_pattern_from={ranks}"
 _SHUFFLED = ("method.score=shuffled", "method.score_seed={seed}", _GIVEN_RANKS)
@@ -100,6 +109,9 @@ ARMS = {
     "dynarank": Arm(_DYNARANK, 1e-3),
     "dynarank_alpha_1": Arm(_DYNARANK_ALPHA_1, 2e-3),
     "dynarank_alpha_1_power_0": Arm((*_DYNARANK_ALPHA_1, "method.rate_power=0"), 2e-3),
+    "dynarank_orthogonal": Arm(_ORTHOGONAL, 2.5e-3),
+    # From one component on it starts at its budget, so that nothing is pruned.
+    "even_orthogonal": Arm((*_ORTHOGONAL, "budget.init={whole}"), 2.5e-3),
     "random": Arm((*_DYNARANK, *_BY_CHANCE), 1e-3),
     "random_alpha_1": Arm((*_DYNARANK_ALPHA_1, *_BY_CHANCE), 2e-3),
     "shuffled": Arm((*_DYNARANK, *_SHUFFLED), 1e-3, rate_of="dynarank", ranks_of="dynarank"),
@@ -165,9 +177,10 @@ class Cell:
             ranks: the folder with the ranks that the arm is given, where it is given any.
         """
         two = max(2, BudgetConfig(target=self.budget).initial)
+        whole = max(1, math.ceil(self.budget))
         own = []
         for part in ARMS[self.arm].overrides:
-            own.append(part.format(seed=self.seed, ranks=ranks, two_or_more=two))
+            own.append(part.format(seed=self.seed, ranks=ranks, two_or_more=two, whole=whole))
         task, _, scale = self.task.partition(":")
         return [
             COMMON,
