@@ -67,10 +67,11 @@ _LORA = ("method=lora", "method.alpha=8", _NO_DROPOUT)
 _LORA_ALPHA_1 = ("method=lora", "method.alpha=1", _NO_DROPOUT)
 _DYNARANK = ("method=dynarank", "method.alpha=8", _NO_DROPOUT)
 _DYNARANK_ALPHA_1 = ("method=dynarank", "method.alpha=1", _NO_DROPOUT)
-# AdaLoRA's components, whose size is in c alone, and its alpha, under this library's allocation.
+# As AdaLoRA's components, whose size is in c alone; c needs no smaller steps where there are more.
 _ORTHOGONAL = (
     "method=dynarank",
-    "method.alpha=32",
+    "method.alpha=8",
+    "method.alpha_over=sqrt",
     "method.init=orthogonal",
     "method.train_c=true",
     "method.orthogonality=0.5",
