@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynarank.allocation.components import Components
 from dynarank.allocation.dem import add_dem_gradient
+from dynarank.allocation.orthogonality import add_orthogonality_gradient
 
 if TYPE_CHECKING:
     from dynarank.allocation.allocator import RankAllocator
@@ -21,6 +22,8 @@ class Attachment:
 
     Args:
         optimizer: torch's, or a wrapper that has torch's as its `optimizer`, as accelerate's.
+        eta: the weight of DEM (Eq. 10), until the freeze.
+        orthogonality: the weight of AdaLoRA's orthogonal regularization, to the end.
 
     Raises:
         ValueError: the optimizer trains none of the layers' coefficients, is of another kind, or
@@ -28,13 +31,18 @@ class Attachment:
     """
 
     def __init__(
-        self, allocator: RankAllocator, optimizer: torch.optim.Optimizer, eta: float
+        self,
+        allocator: RankAllocator,
+        optimizer: torch.optim.Optimizer,
+        eta: float = 0.0,
+        orthogonality: float = 0.0,
     ) -> None:
         optimizer = unwrapped(optimizer)
         check_coefficients(optimizer, allocator.layers)
         check_single(optimizer, allocator)
         self.allocator = allocator
         self.eta = eta
+        self.orthogonality = orthogonality
         self.penalty: Tensor | None = None
         """R of Eq. 10 at the last optimizer step, where eta is above 0."""
         self._has_warned = False
@@ -63,15 +71,16 @@ class Attachment:
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._is_replaced():
             return
-        if self.allocator.frozen:
-            self.penalty = None
-            return
         # A loss scaler leaves the unscaling to fused optimizers, and tells them its factor.
         scale = getattr(optimizer, "grad_scale", None)
-        self.allocator.observe(scale)  # before DEM's gradient is among them
-        if self.eta == 0:
-            return
-        self.penalty = add_dem_gradient(self.allocator.layers, self.eta, grad_scale=scale)
+        layers = self.allocator.layers
+        self.penalty = None
+        if not self.allocator.frozen:
+            self.allocator.observe(scale)  # before a penalty's gradient is among them
+            if self.eta != 0:
+                self.penalty = add_dem_gradient(layers, self.eta, grad_scale=scale)
+        if self.orthogonality != 0:
+            add_orthogonality_gradient(layers, self.orthogonality, grad_scale=scale)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._is_replaced():

@@ -111,6 +111,14 @@ class DynaRankConfig(DoRAConfig):
     (budget.target / budget now)^rate_power of the schedule's: all components together then move
     the model about as fast as those that are kept. 0 leaves the rate alone."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.orthogonality and not self.train_c:
+            raise ValueError(
+                f"method.orthogonality = {self.orthogonality:g} pulls directions to length one, so "
+                "that c must have the size. Set method.train_c=true method.init=orthogonal"
+            )
+
 
 @dataclass
 class LoRAConfig(MethodConfig):
