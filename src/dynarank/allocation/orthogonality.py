@@ -41,13 +41,16 @@ def add_orthogonality_gradient(
     device = members[0].lora_A.device
     parameters: list[Tensor] = []
     rows: list[Tensor] = []  # P of each factor, a view of its parameter
+    is_turned: list[bool] = []  # whether P is the parameter transposed
     masks: list[Tensor] = []
     for layer in members:
         parameters += [layer.lora_A, layer.lora_B]
         rows += [layer.lora_A, layer.lora_B.mT]
+        is_turned += [False, True]
         masks += [layer.mask, layer.mask]
     norms = []
-    for group in group_indices((factor.shape, factor.device) for factor in rows):
+    keys = [(P.shape, P.device, turned) for P, turned in zip(rows, is_turned, strict=True)]
+    for group in group_indices(keys):
         if rows[group[0]].numel() == 0:
             continue
         for indices in chunks(group, rows[group[0]].numel()):
@@ -61,9 +64,11 @@ def add_orthogonality_gradient(
             change = 2 * weight / len(rows) * (excess @ stacked) / divisor
             if grad_scale is not None:
                 change *= grad_scale.to(change.device)
-            for index, own in zip(indices, change.unbind(), strict=True):
-                parameter = parameters[index]
-                gradients_of([parameter])[0].add_(own if rows[index] is parameter else own.mT)
+            changes = list(change.unbind())
+            if is_turned[group[0]]:
+                changes = [own.mT for own in changes]
+            # One kernel for many gradients on GPUs. torch's own optimizers use this private name.
+            torch._foreach_add_(gradients_of([parameters[index] for index in indices]), changes)
     if not norms:
         return torch.zeros((), device=device)
     return (torch.cat(norms).sum() / len(rows)).float()
