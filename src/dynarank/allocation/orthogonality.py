@@ -10,12 +10,33 @@ rows are a layer's a_i, or its b_i; F factors of the model, two a layer; I the i
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from dynarank.allocation.components import Layers, as_list
 from dynarank.allocation.gradients import gradients_of
 from dynarank.allocation.grouping import chunks, group_indices
+
+
+class _Factor(NamedTuple):
+    parameter: Tensor
+    mask: Tensor
+    """Which components are kept, (r') bool."""
+    is_turned: bool
+    """Whether P is the parameter transposed."""
+
+    @property
+    def rows(self) -> Tensor:
+        """P, (r', d)."""
+        return self.parameter.mT if self.is_turned else self.parameter
+
+    @property
+    def key(self) -> Hashable:
+        """What factors must share to be stacked."""
+        return (self.parameter.shape, self.parameter.device, self.is_turned)
 
 
 @torch.no_grad()
@@ -37,38 +58,34 @@ def add_orthogonality_gradient(
     Raises:
         ValueError: there are no layers.
     """
-    members = as_list(layers)
-    device = members[0].lora_A.device
-    parameters: list[Tensor] = []
-    rows: list[Tensor] = []  # P of each factor, a view of its parameter
-    is_turned: list[bool] = []  # whether P is the parameter transposed
-    masks: list[Tensor] = []
-    for layer in members:
-        parameters += [layer.lora_A, layer.lora_B]
-        rows += [layer.lora_A, layer.lora_B.mT]
-        is_turned += [False, True]
-        masks += [layer.mask, layer.mask]
+    factors: list[_Factor] = []
+    for layer in as_list(layers):
+        factors.append(_Factor(layer.lora_A, layer.mask, is_turned=False))
+        factors.append(_Factor(layer.lora_B, layer.mask, is_turned=True))
+    device = factors[0].parameter.device
     norms = []
-    keys = [(P.shape, P.device, turned) for P, turned in zip(rows, is_turned, strict=True)]
-    for group in group_indices(keys):
-        if rows[group[0]].numel() == 0:
-            continue
-        for indices in chunks(group, rows[group[0]].numel()):
-            kept = torch.stack([masks[index] for index in indices]).unsqueeze(-1)  # (L, r', 1)
-            stacked = torch.stack([rows[index] for index in indices]) * kept  # (L, r', d)
-            excess = stacked @ stacked.mT - torch.diag_embed(kept.squeeze(-1).to(stacked.dtype))
-            norm = torch.linalg.matrix_norm(excess)  # (L)
-            norms.append(norm.to(device))
-            # At an orthonormal factor the norm has no gradient; 0 is one of its subgradients.
-            divisor = torch.where(norm > 0, norm, torch.ones_like(norm))[:, None, None]
-            change = 2 * weight / len(rows) * (excess @ stacked) / divisor
-            if grad_scale is not None:
-                change *= grad_scale.to(change.device)
-            changes = list(change.unbind())
-            if is_turned[group[0]]:
-                changes = [own.mT for own in changes]
-            # One kernel for many gradients on GPUs. torch's own optimizers use this private name.
-            torch._foreach_add_(gradients_of([parameters[index] for index in indices]), changes)
-    if not norms:
-        return torch.zeros((), device=device)
-    return (torch.cat(norms).sum() / len(rows)).float()
+    with torch.autocast(device.type, enabled=False):
+        for group in group_indices(factor.key for factor in factors):
+            for indices in chunks(group, factors[group[0]].parameter.numel()):
+                members = [factors[index] for index in indices]
+                norm, gradient = _norms_and_gradients(members)
+                norms.append(norm.to(device))
+                gradient *= weight / len(factors)
+                if grad_scale is not None:
+                    gradient *= grad_scale.to(gradient.device)
+                changes = list((gradient.mT if members[0].is_turned else gradient).unbind())
+                parameters = [factor.parameter for factor in members]
+                # One kernel for many gradients on GPUs. torch's own optimizers use this name.
+                torch._foreach_add_(gradients_of(parameters), changes)
+    return (torch.cat(norms).sum() / len(factors)).float()
+
+
+def _norms_and_gradients(factors: Sequence[_Factor]) -> tuple[Tensor, Tensor]:
+    """Return ||P P^T - I|| of factors of one shape, (L), and its gradients, (L, r', d)."""
+    kept = torch.stack([factor.mask for factor in factors]).to(factors[0].parameter.dtype)
+    P = torch.stack([factor.rows for factor in factors]) * kept.unsqueeze(-1)  # (L, r', d)
+    excess = P @ P.mT - torch.diag_embed(kept)  # (L, r', r')
+    norm = excess.square().sum(dim=(1, 2)).sqrt()
+    # At an orthonormal factor the norm has no gradient; 0 is one of its subgradients.
+    divisor = torch.where(norm > 0, norm, torch.ones_like(norm))
+    return norm, 2 * (excess @ P) / divisor[:, None, None]
