@@ -36,6 +36,7 @@ def test_what_all_variants_have_alike_stands_once() -> None:
     assert {(setting.variant, setting.default) for setting in alphas} == {
         ("dora", "8.0"),
         ("dynarank", "8.0"),
+        ("dynarank_orthogonal", "8.0"),
         ("lora", "16.0"),
         ("adalora", "32.0"),
         ("global_svd", "16.0"),

@@ -30,6 +30,9 @@ class Registered:
 METHODS = {
     "dora": Registered(path="dynarank.methods.dora:DoRA", title="DoRA"),
     "dynarank": Registered(path="dynarank.methods.dora:DynaRank", title="dynarank"),
+    "dynarank_orthogonal": Registered(
+        path="dynarank.methods.dora:DynaRank", title="dynarank, orthogonal"
+    ),
     "lora": Registered(path="dynarank.methods.lora:LoRA", title="LoRA"),
     "adalora": Registered(path="dynarank.methods.adalora:AdaLoRA", title="AdaLoRA"),
     "global_svd": Registered(path="dynarank.methods.global_svd:GlobalSvd", title="Global SVD"),

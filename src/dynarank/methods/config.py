@@ -121,6 +121,16 @@ class DynaRankConfig(DoRAConfig):
 
 
 @dataclass
+class DynaRankOrthogonalConfig(DynaRankConfig):
+    """The recipe on orthogonal components, whose size is in c alone: for longer training."""
+
+    alpha_over: Annotated[str, OneOf(("init", "target", "sqrt"))] = "sqrt"
+    init: Annotated[str, OneOf(STARTS)] = "orthogonal"
+    train_c: bool = True
+    orthogonality: Annotated[float, Ge(0)] = 0.5
+
+
+@dataclass
 class LoRAConfig(MethodConfig):
     """LoRA (Hu et al., ICLR 2022), PEFT's; its mean rank is budget.target."""
 

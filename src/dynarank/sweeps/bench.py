@@ -68,15 +68,7 @@ _LORA_ALPHA_1 = ("method=lora", "method.alpha=1", _NO_DROPOUT)
 _DYNARANK = ("method=dynarank", "method.alpha=8", _NO_DROPOUT)
 _DYNARANK_ALPHA_1 = ("method=dynarank", "method.alpha=1", _NO_DROPOUT)
 # As AdaLoRA's components, whose size is in c alone; c needs no smaller steps where there are more.
-_ORTHOGONAL = (
-    "method=dynarank",
-    "method.alpha=8",
-    "method.alpha_over=sqrt",
-    "method.init=orthogonal",
-    "method.train_c=true",
-    "method.orthogonality=0.5",
-    _NO_DROPOUT,
-)
+_ORTHOGONAL = ("method=dynarank_orthogonal", "method.alpha=8", _NO_DROPOUT)
 _BY_CHANCE = ("method.score=random", "method.score_seed={seed}")
 _GIVEN_RANKS = "method.rank_pattern_from={ranks}"
 _SHUFFLED = ("method.score=shuffled", "method.score_seed={seed}", _GIVEN_RANKS)
