@@ -309,6 +309,29 @@ def test_start_lora_keeps_a_trained_adapter() -> None:
     assert torch.equal(logits(model, "llama"), before)
 
 
+def test_an_orthogonal_start_holds_through_training_and_is_plain_lora_at_the_end() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    before = logits(model, "llama")
+    layers = attach(model, target=2, start="orthogonal", orthogonality=0.5, eta=0.0)
+    torch.testing.assert_close(logits(model, "llama"), before, atol=0, rtol=0)
+    optimizer = torch.optim.AdamW(trained_parameters(model), lr=5e-3)
+    allocator = make_allocator(model, total=STEPS)
+    layers_settings = next(iter(layers.values())).gate.settings
+    layers_settings.attach(allocator, optimizer)
+    for _ in range(STEPS):
+        model(**batch("llama")).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for layer in layers.values():
+        kept = layer.lora_A[layer.mask]
+        torch.testing.assert_close(kept @ kept.T, torch.eye(len(kept)), atol=0.1, rtol=0)
+    trained_logits = logits(model, "llama")
+    finalize(model)
+    torch.testing.assert_close(logits(model, "llama"), trained_logits, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="start='orthogonal' would lose"):
+        attach(model, target=1, start="orthogonal")
+
+
 def test_a_narrow_adapter_becomes_float32() -> None:
     base = MODELS["llama"]().bfloat16()
     model = peft.get_peft_model(base, config("llama"), autocast_adapter_dtype=False)
