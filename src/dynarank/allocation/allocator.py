@@ -33,7 +33,7 @@ from dynarank.allocation.config import FIXED
 from dynarank.allocation.saving import allocation_state, load_allocation_state
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.allocation.scoring import Scorer
-from dynarank.allocation.selection import best_components, with_ceiling
+from dynarank.allocation.selection import as_chosen, best_components, with_ceiling
 from dynarank.rounding import round_half_up
 
 
@@ -120,7 +120,7 @@ class RankAllocator:
         self.progress = AllocationProgress(freeze_step=schedule.freeze_step)
         for layer in self.layers:
             layer.progress = self.progress  # exports look there
-        self.agree: Callable[[Tensor], Tensor] = lambda keep: keep
+        self.agree: Callable[[Tensor], Tensor] = as_chosen
         """Maps what this process would keep to what is kept, (n) bool to (n) bool. Where several
         processes train one model, it returns the choice of the first."""
         self.ema = torch.zeros(sum(self.sizes))  # e, (n) float32
