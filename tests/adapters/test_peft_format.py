@@ -503,6 +503,43 @@ def test_ranks_that_are_not_final_are_refused_unless_asked_for(tmp_path: Path) -
     assert not adapter_layers(model)
 
 
+def test_a_copy_from_before_the_freeze_is_judged_by_what_it_holds(tmp_path: Path) -> None:
+    """It has no allocator, but that of its original says what was kept."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+    layers = inject(model, ["0", "1"], r=R)
+    train_to(layers, [R, R])
+    schedule = BudgetSchedule(init=R, target=1, total=4, warmup=0.0, interval=1)
+    allocator = RankAllocator(layers, schedule)
+    averaged, early = AveragedModel(model), copy.deepcopy(model)
+    with pytest.raises(ValueError, match="stepped 0 times"):
+        write_peft_adapter(averaged, tmp_path / "no", "base")
+    for _ in range(4):
+        allocator.step()
+        averaged.update_parameters(model)
+    assert sum(write_peft_adapter(averaged, tmp_path / "averaged", "base").values()) == 2
+    copy_of_it = copy.deepcopy(averaged)
+    assert sum(write_peft_adapter(copy_of_it, tmp_path / "again", "base").values()) == 2
+    with pytest.raises(ValueError, match="holds 6 components, and its ranks were frozen with 2"):
+        write_peft_adapter(early, tmp_path / "no", "base")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_copy_that_trains_on_is_judged_by_its_own_allocator(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+    layers = inject(model, ["0", "1"], r=R)
+    train_to(layers, [R, R])
+    schedule = BudgetSchedule(init=R, target=1, total=4, warmup=0.0, interval=1)
+    allocator = RankAllocator(layers, schedule)
+    copied, own_allocator = copy.deepcopy((model, allocator))
+    own_allocator.step()
+    for _ in range(4):
+        allocator.step()
+    with pytest.raises(ValueError, match="stepped 1 times"):
+        write_peft_adapter(copied, tmp_path / "no", "base")
+    own_allocator.step()
+    assert sum(write_peft_adapter(copied, tmp_path / "copied", "base").values()) == 2
+
+
 WRITER = """
 import sys
 import torch
