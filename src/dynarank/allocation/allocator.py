@@ -126,6 +126,7 @@ class RankAllocator:
         self.ema = torch.zeros(sum(self.sizes))  # e, (n) float32
         self.check_every_step = True
         """Whether scores that are not finite are asked for at every step, or at prunings alone."""
+        self.attached = 0  # how often; the newest attachment alone steps it
         self._follow_layers()
 
     def attach(self, optimizer: torch.optim.Optimizer, eta: float = 0.0) -> Attachment:
@@ -248,10 +249,7 @@ class RankAllocator:
 
     @torch.no_grad()
     def freeze(self, keep: Tensor) -> None:
-        """Make the kept set, (n) bool in layer order, final.
-
-        The other components are exactly zero from now on.
-        """
+        """Make the kept set, (n) bool, final: the others are exactly zero from now on."""
         self._mask_out(keep)
         self.progress.freeze(layer.mask for layer in self.layers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -21,19 +22,24 @@ class Attachment:
 
     Args:
         optimizer: torch's, or a wrapper that has torch's as its `optimizer`, as accelerate's.
+        eta: the weight of DEM (Eq. 10); 0: none.
 
     Raises:
         ValueError: the optimizer trains none of the layers' coefficients, is of another kind, or
-            drives this allocator already.
+            drives this allocator already; or eta is below 0 or not finite.
     """
 
     def __init__(
         self, allocator: RankAllocator, optimizer: torch.optim.Optimizer, eta: float
     ) -> None:
+        if not 0 <= eta < math.inf:  # this refuses NaN, too
+            raise ValueError(f"eta = {eta}: must be 0 (off) or more, and finite")
         optimizer = unwrapped(optimizer)
         check_coefficients(optimizer, allocator.layers)
         check_single(optimizer, allocator)
         self.allocator = allocator
+        allocator.attached += 1
+        self._number = allocator.attached
         self.eta = eta
         self.penalty: Tensor | None = None
         """R of Eq. 10 at the last optimizer step, where eta is above 0."""
@@ -49,16 +55,29 @@ class Attachment:
             handle.remove()
 
     def _is_replaced(self) -> bool:
-        """Return whether another allocator has the layers by now; the newest alone drives them."""
-        replaced = self.allocator.layers[0].progress is not self.allocator.progress
-        if replaced and not self._has_warned:
+        """Return whether another allocator has the layers by now, or another optimizer this one.
+
+        The newest alone drives them. Else each step of a training with two optimizers would count
+        twice.
+        """
+        reason = None
+        if self.allocator.layers[0].progress is not self.allocator.progress:
+            reason = (
+                "another allocator has taken the layers of this one, which stands still from here "
+                f"on, after {self.allocator.t} steps"
+            )
+        elif self.allocator.attached != self._number:
+            reason = (
+                "the allocator was attached to another optimizer since, whose steps alone count "
+                "from here on"
+            )
+        if reason is not None and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                "another allocator has taken the layers of this one, which stands still from here "
-                f"on, after {self.allocator.t} steps. Call remove() on what its attach() returned",
+                f"{reason}. Call remove() on what the earlier attach() returned",
                 stacklevel=4,  # names the line that steps the optimizer
             )
-        return replaced
+        return reason is not None
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._is_replaced():
