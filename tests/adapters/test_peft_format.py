@@ -455,6 +455,19 @@ def test_every_layer_at_rank_zero_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_a_model_without_adapters_is_not_said_to_have_ranks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the Sequential has no adapters of `inject`"):
+        write_peft_adapter(mixed(), tmp_path / "adapter", base="base")
+
+
+def test_the_base_may_be_a_path(tmp_path: Path) -> None:
+    model = mixed()
+    train_to(inject(model, ["first"], r=2.0), [2])  # type: ignore[arg-type]
+    write_peft_adapter(model, tmp_path, base=Path("models") / "base")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"]) == (str(Path("models/base")), 2)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     "where", ["bert.encoder.layer.1.output.dense.lora_B", "classifier.weight", "classifier.bias"]

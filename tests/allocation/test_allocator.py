@@ -539,3 +539,14 @@ def test_max_rank_is_checked_and_saved() -> None:
         allocator(layers, max_rank=2).load_state_dict(saved)
     del saved["choice"]["max_rank"]  # as an older version wrote it
     allocator(layers, max_rank=2).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("bounds", [{"min_rank": 0.5}, {"max_rank": 1.5}], ids=str)
+def test_bounds_that_are_no_whole_numbers_are_named(bounds: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(bounds))} = .*whole number"):
+        allocator(adapters([1, 2, 3]), **bounds)
+
+
+def test_fixed_scores_of_another_number_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"fixed_scores has the shape \[2\].* 3 components"):
+        allocator(adapters([1, 2, 3]), fixed_scores=torch.ones(2))

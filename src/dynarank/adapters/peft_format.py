@@ -26,7 +26,7 @@ from dynarank.durable_files import make_readable
 def write_peft_adapter(
     model: nn.Module,
     folder: str | Path,
-    base: str,
+    base: str | Path,
     task_type: str | None = None,
     head: Sequence[str] = (),
     over_budget: bool = False,
@@ -51,9 +51,9 @@ def write_peft_adapter(
             than PEFT take, else `peft`.
 
     Raises:
-        ValueError: an allocator has these layers, and has not frozen their ranks; every layer has
-            rank 0, or an adapter stands in two places, which PEFT cannot represent; an adapter is
-            inside the head; a trained value is not finite; or there is no such form.
+        ValueError: the model has no adapters, or their allocator has not frozen the ranks; every
+            layer has rank 0, or an adapter stands in two places, which PEFT cannot represent; an
+            adapter is inside the head; a trained value is not finite; or there is no such form.
 
     Examples:
         >>> import tempfile
@@ -72,6 +72,11 @@ def write_peft_adapter(
     """
     model = unwrapped_model(model)
     layers = adapter_layers(model)
+    if not layers:
+        raise ValueError(
+            f"the {type(model).__name__} has no adapters of `inject`: they were merged, or never "
+            "made. A model of PEFT is saved by its own save_pretrained"
+        )
     if not over_budget:
         check_at_budget(layers.values())
     _check_single_places(model, layers)
@@ -79,7 +84,7 @@ def write_peft_adapter(
         factors={name: fold(layer) for name, layer in layers.items()},
         model=model,
         folder=folder,
-        base=base,
+        base=str(base),  # PEFT writes it as JSON, which has no paths
         task_type=task_type,
         head=head,
         transposed=all(stores_transposed(layer.base) for layer in layers.values()),
