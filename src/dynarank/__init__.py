@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dynarank.allocation.allocator import RankAllocator
     from dynarank.allocation.dem import add_dem_gradient, dem_penalty
     from dynarank.allocation.importance import importance, smooth
+    from dynarank.allocation.orthogonality import add_orthogonality_gradient
     from dynarank.allocation.schedule import BudgetSchedule, budget_schedule
 
 __version__ = "0.2.0"
@@ -37,6 +38,7 @@ _MODULES = {
     "mark_trainable": "adapters.inject",
     "RankAllocator": "allocation.allocator",
     "add_dem_gradient": "allocation.dem",
+    "add_orthogonality_gradient": "allocation.orthogonality",
     "dem_penalty": "allocation.dem",
     "importance": "allocation.importance",
     "smooth": "allocation.importance",
@@ -54,6 +56,7 @@ __all__ = [
     "RankAllocator",
     "adapter_layers",
     "add_dem_gradient",
+    "add_orthogonality_gradient",
     "budget_schedule",
     "compress",
     "cut_optimizer",

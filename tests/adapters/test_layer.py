@@ -316,3 +316,13 @@ def test_state_dict_holds_the_mask_and_round_trips(base: nn.Module) -> None:
     other.load_state_dict(state)
     assert other.mask.tolist() == [True, True, False]
     assert torch.equal(other(x), layer(x))
+
+
+def test_an_orthogonal_start_has_unit_directions_and_no_update(base: nn.Module) -> None:
+    layer = DoRALinear(base, r=3, start="orthogonal")
+    for rows in (layer.lora_A, layer.lora_B.T):
+        torch.testing.assert_close(rows @ rows.T, torch.eye(3), atol=1e-6, rtol=0)
+    x = torch.randn(2, 5)
+    assert torch.equal(layer(x), layer.base(x))
+    layer(x).sum().backward()
+    assert layer.lora_c.grad.all()  # so that it learns

@@ -117,3 +117,18 @@ def test_an_allocator_whose_layers_another_one_has_taken_stands_still() -> None:
     assert (earlier.t, later.t) == (1, 11)
     assert not earlier.frozen
     assert all(bool(layer.mask.all()) for layer in later.layers)
+
+
+def test_orthogonality_is_pulled_at_to_the_end() -> None:
+    """DEM ends at the freeze; directions of length one are wanted after it, too."""
+    model, allocator = adapted()
+    optimizer = trained_by(model)
+    allocator.attach(optimizer, orthogonality=0.5)
+    while not allocator.frozen:
+        optimizer.step()
+    optimizer.zero_grad()
+    optimizer.step()
+    kept = [layer for layer in allocator.layers if bool(layer.mask.any())]
+    assert kept
+    for layer in allocator.layers:
+        assert bool(layer.lora_A.grad.any()) == bool(layer.mask.any())

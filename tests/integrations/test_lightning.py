@@ -18,6 +18,7 @@ from door_models import MODELS, TARGETS, Rows, batch
 
 from dynarank.adapters.inject import adapter_layers, inject, mark_trainable
 from dynarank.allocation.dem import dem_penalty
+from dynarank.allocation.orthogonality import add_orthogonality_gradient
 from dynarank.integrations.lightning import RankAllocationCallback
 from dynarank.integrations.peft import finalize, gated_layers
 
@@ -139,6 +140,18 @@ def test_dem_is_added_until_the_freeze() -> None:
         trainer_of(allocation(eta=eta)).fit(module, loader())
         penalties.append(dem_penalty(gated_layers(module)).item())
     assert penalties[1] < 0.8 * penalties[0]
+
+
+def test_orthogonality_is_kept_to_the_end() -> None:
+    excess = []
+    for weight in (0.0, 5.0):
+        torch.manual_seed(0)
+        module = Theirs()
+        settings = {"start": "orthogonal", "eta": 0.0, "orthogonality": weight}
+        trainer_of(allocation(**settings)).fit(module, loader())
+        layers = list(gated_layers(module).values())
+        excess.append(add_orthogonality_gradient(layers, 1.0).item())
+    assert excess[1] < 0.5 * excess[0]
 
 
 class Endless(IterableDataset[Any]):

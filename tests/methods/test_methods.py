@@ -68,6 +68,30 @@ def test_the_penalty_is_eta_times_dem_or_nothing() -> None:
     assert method.penalty(False) is None
 
 
+def test_dynarank_keeps_directions_orthogonal_to_the_end() -> None:
+    from dynarank import add_orthogonality_gradient
+
+    settings = {"init": "orthogonal", "train_c": True, "orthogonality": 0.5}
+    config: Any = SCHEMAS["method/dynarank"]
+    budget = BudgetConfig(target=2, init=3)
+    method: Any = build_method(config(name="dynarank", **settings), budget, DemConfig())
+    net = Net()
+    method.adapt(net, ["first"], ["head"])
+    layers = list(method.layers.values())
+    assert add_orthogonality_gradient(layers, 1.0) < 1e-5  # it starts there
+    torch.nn.init.normal_(layers[0].lora_A)
+    excess = add_orthogonality_gradient(layers, 0.0)
+    for frozen in (False, True):
+        layers[0].lora_A.grad = None
+        assert method.add_penalty_gradient(frozen).item() == pytest.approx(0.5 * excess.item())
+        assert layers[0].lora_A.grad.any()
+    plain: Any = build_method(config(name="dynarank"), budget, DemConfig())
+    plain.adapt(Net(), ["first"], ["head"])
+    assert plain.add_penalty_gradient(False) is None
+    with pytest.raises(ValueError, match=r"method\.train_c=true method\.init=orthogonal"):
+        config(name="dynarank", orthogonality=0.5)
+
+
 @pytest.mark.parametrize("name", ["dora", "dynarank", "adalora", "global_svd", "sora", "gora"])
 @pytest.mark.parametrize("unit", ["components", "parameters"])
 def test_a_budget_that_leaves_nothing_is_refused_before_training(name: str, unit: str) -> None:

@@ -20,10 +20,10 @@ from dynarank.report.bench_pairs import (
 )
 from dynarank.report.bench_questions import (
     history_section,
+    orthogonal_section,
     paper_section,
     scale_section,
     scores_section,
-    small_controls_section,
 )
 from dynarank.report.bench_ranks import (
     mean_correlation,
@@ -181,13 +181,13 @@ def test_small_components_are_held_against_large_ones_and_against_one_another() 
     assert "`dynarank_alpha_1` is not shown to differ from `lora_even_alpha_1`" in answer
 
 
-def test_small_components_have_controls_of_their_own() -> None:
-    gains = {"lora_even_alpha_1": 0.0, "random_alpha_1": 0.0, "replayed_alpha_1": 0.03}
-    answer = small_controls_section(play({**gains, "dynarank_alpha_1": 0.03})).answer
-    assert "`dynarank_alpha_1` is better than `random_alpha_1`" in answer
-    assert "`replayed_alpha_1` is better than `lora_even_alpha_1`" in answer
-    assert "`dynarank_alpha_1` is not shown to differ from `replayed_alpha_1`" in answer
-    assert "shuffled" not in answer
+def test_orthogonal_components_are_held_against_others_and_their_ranks_against_none() -> None:
+    gains = {"lora_even": 0.0, "adalora": 0.03, "even_orthogonal": 0.03, "random_orthogonal": 0.0}
+    answer = orthogonal_section(play({**gains, "dynarank_orthogonal": 0.03})).answer
+    assert "`dynarank_orthogonal` is better than `lora_even` and `random_orthogonal`" in answer
+    assert "`even_orthogonal` is better than `lora_even`" in answer
+    same = "`dynarank_orthogonal` is not shown to differ from `adalora` and `even_orthogonal`"
+    assert same in answer
 
 
 def test_rank_correlations_are_spearmans() -> None:

@@ -19,7 +19,7 @@ from dynarank.sweeps.bench import (
 from dynarank.sweeps.bench_tuning import best_rate, is_tuning, next_tuning, pending
 
 ARM_NAMES = ("lora_even", "dynarank")
-COUNT_COMPONENTS = ("paper", "paper_from_two", "eva", "replayed", "replayed_alpha_1")
+COUNT_COMPONENTS = ("paper", "paper_from_two", "eva", "replayed")
 """Arms whose own rules fix the unit; what `replayed` takes was found by parameters."""
 
 

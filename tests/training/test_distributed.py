@@ -71,7 +71,14 @@ SUMMARIES = [
 ]
 CASES = {
     "regression": ["task=stsb"],
-    "sensitivity": ["task=cola", "method.score=sensitivity"],  # and classes
+    "sensitivity": [  # and classes, and orthogonal components
+        "task=cola",
+        "method=dynarank",
+        "method.score=sensitivity",
+        "method.init=orthogonal",
+        "method.train_c=true",
+        "method.orthogonality=0.5",
+    ],
     "fisher": ["task=stsb", "trainer.accumulate=2", "method=dynarank"],  # and accumulation
     "adalora": ["task=stsb", "method=adalora"],
     "summaries": SUMMARIES,

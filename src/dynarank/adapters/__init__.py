@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import math
 
-STARTS = ("paper", "lora")
+STARTS = ("paper", "lora", "orthogonal")
 """How an adapter starts.
 
 `paper`: A and B are random and c = 0. `lora`: as LoRA starts, with B = 0 and c = 1.
+`orthogonal`: A's rows and B's columns are random directions of length one at right angles, and
+c = 0.
 """
 
 FORMS = ("peft", "gguf", "padded", "mlx")

@@ -45,8 +45,9 @@ class DoRALinear(nn.Module):
         r: the number r' of components that the layer starts with, at least 1.
         alpha: the scale's numerator: s = alpha / r'. s stays as it is when components go.
         dropout: the probability that an element of the adapter's input is dropped, in [0, 1).
-        start: `paper` (A and B Kaiming-uniform as in the authors' code, c = 0), or `lora` (A as in
-            LoRA, B = 0, c = 1). Under `lora`, B learns from the first step.
+        start: `paper` (A and B Kaiming-uniform as in the authors' code, c = 0), `lora` (A as in
+            LoRA, B = 0, c = 1; B learns from the first step), or `orthogonal` (c = 0, the vectors
+            of A and B random, of length one and at right angles).
 
     Raises:
         TypeError: `base` is not a linear map.
@@ -110,6 +111,9 @@ class DoRALinear(nn.Module):
             # c is zero already, so that the update is zero although A and B are random.
             nn.init.kaiming_uniform_(self.lora_A)
             nn.init.kaiming_uniform_(self.lora_B)
+        elif start == "orthogonal":
+            nn.init.orthogonal_(self.lora_A)
+            nn.init.orthogonal_(self.lora_B)
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # LoRA's own value
             nn.init.zeros_(self.lora_B)

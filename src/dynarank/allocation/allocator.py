@@ -129,13 +129,15 @@ class RankAllocator:
         self.attached = 0  # how often; the newest attachment alone steps it
         self._follow_layers()
 
-    def attach(self, optimizer: torch.optim.Optimizer, eta: float = 0.0) -> Attachment:
+    def attach(
+        self, optimizer: torch.optim.Optimizer, eta: float = 0.0, orthogonality: float = 0.0
+    ) -> Attachment:
         """Let each real step of an optimizer call `step()`; steps that a scaler skips do not count.
 
-        With eta above 0, the gradient of DEM (Eq. 10) is added before each step until the freeze,
-        after any clipping. Returns the attachment, whose `remove()` undoes it.
+        Before each, after any clipping, the gradients of DEM (weight eta, until the freeze) and of
+        AdaLoRA's orthogonal regularization are added. `remove()` of the result undoes it.
         """
-        return Attachment(self, optimizer, eta)
+        return Attachment(self, optimizer, eta=eta, orthogonality=orthogonality)
 
     @property
     def t(self) -> int:

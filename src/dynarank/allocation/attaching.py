@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynarank.allocation.components import Components
 from dynarank.allocation.dem import add_dem_gradient
+from dynarank.allocation.orthogonality import add_orthogonality_gradient
 
 if TYPE_CHECKING:
     from dynarank.allocation.allocator import RankAllocator
@@ -22,18 +23,24 @@ class Attachment:
 
     Args:
         optimizer: torch's, or a wrapper that has torch's as its `optimizer`, as accelerate's.
-        eta: the weight of DEM (Eq. 10); 0: none.
+        eta: the weight of DEM (Eq. 10), until the freeze; 0: none.
+        orthogonality: the weight of AdaLoRA's orthogonal regularization, to the end; 0: none.
 
     Raises:
         ValueError: the optimizer trains none of the layers' coefficients, is of another kind, or
-            drives this allocator already; or eta is below 0 or not finite.
+            drives this allocator already; or a weight is below 0 or not finite.
     """
 
     def __init__(
-        self, allocator: RankAllocator, optimizer: torch.optim.Optimizer, eta: float
+        self,
+        allocator: RankAllocator,
+        optimizer: torch.optim.Optimizer,
+        eta: float = 0.0,
+        orthogonality: float = 0.0,
     ) -> None:
-        if not 0 <= eta < math.inf:  # this refuses NaN, too
-            raise ValueError(f"eta = {eta}: must be 0 (off) or more, and finite")
+        for name, weight in (("eta", eta), ("orthogonality", orthogonality)):
+            if not 0 <= weight < math.inf:  # this refuses NaN, too
+                raise ValueError(f"{name} = {weight}: must be 0 (off) or more, and finite")
         optimizer = unwrapped(optimizer)
         check_coefficients(optimizer, allocator.layers)
         check_single(optimizer, allocator)
@@ -41,6 +48,7 @@ class Attachment:
         allocator.attached += 1
         self._number = allocator.attached
         self.eta = eta
+        self.orthogonality = orthogonality
         self.penalty: Tensor | None = None
         """R of Eq. 10 at the last optimizer step, where eta is above 0."""
         self._has_warned = False
@@ -82,15 +90,16 @@ class Attachment:
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._is_replaced():
             return
-        if self.allocator.frozen:
-            self.penalty = None
-            return
         # A loss scaler leaves the unscaling to fused optimizers, and tells them its factor.
         scale = getattr(optimizer, "grad_scale", None)
-        self.allocator.observe(scale)  # before DEM's gradient is among them
-        if self.eta == 0:
-            return
-        self.penalty = add_dem_gradient(self.allocator.layers, self.eta, grad_scale=scale)
+        layers = self.allocator.layers
+        self.penalty = None
+        if not self.allocator.frozen:
+            self.allocator.observe(scale)  # before a penalty's gradient is among them
+            if self.eta != 0:
+                self.penalty = add_dem_gradient(layers, self.eta, grad_scale=scale)
+        if self.orthogonality != 0:
+            add_orthogonality_gradient(layers, self.orthogonality, grad_scale=scale)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._is_replaced():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dynarank.allocation.components import Components, Layers, as_list
+from dynarank.allocation.gradients import gradients_of
 from dynarank.allocation.grouping import chunks, group_indices
 
 
@@ -108,7 +109,7 @@ def add_dem_gradient(layers: Layers, eta: float, grad_scale: Tensor | None = Non
                 centred *= grad_scale.to(centred.device)
             weight = 2 * eta / (components * (length - 1))
             # One kernel for many gradients on GPUs. torch's own optimizers use this private name.
-            torch._foreach_add_(_gradients(parameters), list(centred.unbind()), alpha=weight)
+            torch._foreach_add_(gradients_of(parameters), list(centred.unbind()), alpha=weight)
     if not norms:
         return torch.zeros((), device=device)
     roots = torch.stack(torch._foreach_div(norms, divisors))
@@ -121,13 +122,3 @@ def _factors(members: list[Components]) -> list[tuple[Tensor, int]]:
     for layer in members:
         factors += [(layer.lora_A, 1), (layer.lora_B, 0)]
     return factors
-
-
-def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    """Return the parameters' gradients; those that are not there yet are made, of zeros."""
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    return gradients

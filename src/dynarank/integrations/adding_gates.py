@@ -81,10 +81,10 @@ def _check_layer(name: str, layer: Any, adapter: str, start: str) -> None:
     if layer.merged:
         raise ValueError(f"{name}: the adapter is merged. Call unmerge_adapter() first")
     check_local(name, A.weight, layer.lora_B[adapter].weight, rank=layer.r[adapter])
-    if start == "paper" and bool(layer.lora_B[adapter].weight.any()):
+    if start != "lora" and bool(layer.lora_B[adapter].weight.any()):
         raise ValueError(
             f"{name}: B is not zero, so that the adapter is trained or has an initialization of "
-            "its own, which start='paper' would lose. Pass start='lora' to keep it"
+            f"its own, which start={start!r} would lose. Pass start='lora' to keep it"
         )
 
 
@@ -109,10 +109,9 @@ def _gate_layer(layer: Any, adapter: str, start: str, settings: AllocationSettin
     A, B = layer.lora_A[adapter], layer.lora_B[adapter]
     for factor in (A.weight, B.weight):  # in bfloat16, c and small updates would be rounded away
         factor.data = factor.data.float()
-    c = 1.0
-    if start == "paper":
-        # B may be random too: with c = 0 the model still starts as it was.
-        nn.init.kaiming_uniform_(A.weight)
-        nn.init.kaiming_uniform_(B.weight)
-        c = 0.0
-    add_gate(A, B, c=c, settings=settings)
+    # With c = 0 the model starts as it was, whatever A and B are.
+    if start != "lora":
+        fill = nn.init.kaiming_uniform_ if start == "paper" else nn.init.orthogonal_
+        fill(A.weight)
+        fill(B.weight)
+    add_gate(A, B, c=1.0 if start == "lora" else 0.0, settings=settings)

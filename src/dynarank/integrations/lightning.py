@@ -21,6 +21,7 @@ from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.attaching import Attachment, parameter_ids
 from dynarank.allocation.components import Components
 from dynarank.allocation.dem import add_dem_gradient
+from dynarank.allocation.orthogonality import add_orthogonality_gradient
 from dynarank.integrations.distributed import choose_as_first, world_size
 from dynarank.integrations.gate import GatedLayer
 from dynarank.integrations.logs import log_values, over_budget_message
@@ -46,7 +47,7 @@ class RankAllocationCallback(Callback):
             was given.
         total: the optimizer steps of the whole run, where the Trainer cannot know them.
         adapter: the PEFT adapter's name, where several are active.
-        start: how the layers of a PEFT model start, `paper` or `lora`; see `attach`.
+        start: how the layers of a PEFT model start: `paper`, `lora` or `orthogonal`; see `attach`.
         settings: other fields of `AllocationSettings`: eta, interval, warmup, final, score, ...
 
     Raises:
@@ -124,7 +125,7 @@ class RankAllocationCallback(Callback):
         if self._loaded is not None:
             self._restore(self._loaded)
             self._loaded = None
-        # Without eta: `on_before_optimizer_step` adds DEM's gradient, before Lightning clips.
+        # Without penalties: `on_before_optimizer_step` adds them, before Lightning clips.
         self._attachment = self.allocator.attach(self._optimizer)
 
     def _settings(self) -> AllocationSettings:
@@ -141,13 +142,18 @@ class RankAllocationCallback(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Add DEM's gradient to that of the loss, until the freeze."""
+        """Add the penalties' gradients to that of the loss: DEM's until the freeze."""
         allocator, settings = self.allocator, self.settings
-        if allocator is None or settings is None or allocator.frozen or settings.eta == 0:
+        if allocator is None or settings is None or inner(optimizer) is not self._optimizer:
             return
-        if inner(optimizer) is self._optimizer:
-            scale = remaining_scale(trainer, self._optimizer)
-            add_dem_gradient(allocator.layers, settings.eta, grad_scale=scale)
+        eta = 0.0 if allocator.frozen else settings.eta
+        if eta == 0 and settings.orthogonality == 0:
+            return  # no scale is read in vain
+        scale = remaining_scale(trainer, self._optimizer)
+        if eta != 0:
+            add_dem_gradient(allocator.layers, eta, grad_scale=scale)
+        if settings.orthogonality != 0:
+            add_orthogonality_gradient(allocator.layers, settings.orthogonality, grad_scale=scale)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log, as often as the Trainer logs."""

@@ -26,7 +26,8 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
     Args:
         target: the mean number of components that a layer keeps at the end.
         r: components that a layer starts with. None: ceil(1.5 x target), as in the paper.
-        start: `paper` (A and B random, c = 0), or `lora` (as LoRA starts, B = 0, c = 1).
+        start: `paper` (A and B random, c = 0), `lora` (as LoRA starts, B = 0, c = 1),
+            or `orthogonal` (the vectors of A and B at length one and at right angles, c = 0).
         warmup: the share of the optimizer steps before the first pruning.
         final: the share of the optimizer steps after the last pruning, with the ranks frozen.
         interval: optimizer steps from one pruning to the next.
@@ -39,6 +40,7 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
         min_rank: components that every layer keeps at least.
         max_rank: components that a layer keeps at most in the end; None for no limit.
         eta: the weight of DEM (Eq. 10), where a callback drives the allocation.
+        orthogonality: the weight of AdaLoRA's orthogonal regularization, likewise.
 
     The other arguments (`target_modules`, `lora_alpha`, `lora_dropout`, `modules_to_save`, ...) are
     those of `peft.LoraConfig`.
@@ -55,7 +57,8 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
 
     r: int | None = None
     start: str = "paper"
-    """`paper`: A and B are random and c = 0. `lora`: as LoRA starts, with B = 0 and c = 1."""
+    """`paper`: A and B are random and c = 0. `lora`: as LoRA starts, with B = 0 and c = 1.
+    `orthogonal`: A's rows and B's columns have length one and right angles, and c = 0."""
 
     def __post_init__(self) -> None:
         self.allocation()  # checks them, before r is made of the target

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.allocator_checks import cannot_allocate, check_bounds
+from dynarank.allocation.attaching import Attachment
 from dynarank.allocation.components import Components, component_parameters
 from dynarank.allocation.config import SCORES
 from dynarank.allocation.schedule import BudgetSchedule
@@ -61,6 +64,9 @@ class AllocationSettings:
     """Components that a layer keeps at most in the end; None: no limit."""
     eta: float = 0.1
     """Weight of the Dimensional Equilibrium Modulator (Eq. 10) until the freeze; 0: none."""
+    orthogonality: float = 0.0
+    """Weight of AdaLoRA's orthogonal regularization, to the end; 0: none. It goes with
+    start="orthogonal"."""
 
     def __post_init__(self) -> None:
         # Made for its checks alone: init and total are known when training begins.
@@ -70,8 +76,9 @@ class AllocationSettings:
         if self.score not in SCORES:
             raise ValueError(f"score = {self.score!r}: must be one of {', '.join(SCORES)}")
         check_bounds(min_rank=self.min_rank, max_rank=self.max_rank, target=self.target)
-        if not 0 <= self.eta < float("inf"):
-            raise ValueError(f"eta = {self.eta}: must be 0 (off) or more, and finite")
+        for name, weight in (("eta", self.eta), ("orthogonality", self.orthogonality)):
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name} = {weight}: must be 0 (off) or more, and finite")
 
     def schedule(self, init: float, total: int) -> BudgetSchedule:
         """Return the schedule of a run.
@@ -89,6 +96,10 @@ class AllocationSettings:
             interval=self.interval,
             shape=self.shape,
         )
+
+    def attach(self, allocator: RankAllocator, optimizer: torch.optim.Optimizer) -> Attachment:
+        """Let an optimizer drive an allocator, with these settings' penalties."""
+        return allocator.attach(optimizer, eta=self.eta, orthogonality=self.orthogonality)
 
     def allocator(self, layers: Mapping[str, Components], total: int) -> RankAllocator:
         """Return an allocator of these layers for a run of `total` optimizer steps.

@@ -66,7 +66,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         target: the mean number of components that a layer keeps at the end. None: what `attach` or
             a `DynaRankConfig` was given.
         adapter: the adapter's name, where several are active.
-        start: how the layers start, `paper` or `lora`; see `attach`.
+        start: how the layers start: `paper`, `lora` or `orthogonal`; see `attach`.
         finalize_at_end: whether to make the model plain LoRA when training ends.
         resume_from: the folder of the checkpoint that the run resumes from, where it is not in
             `output_dir`.
@@ -194,7 +194,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         # A run that resumes after the freeze has its best evaluation from there.
         self._selects_models = self.allocator.frozen
         assert optimizer is not None
-        self._attachment = self.allocator.attach(optimizer, eta=self.settings.eta)
+        self._attachment = self.settings.attach(self.allocator, optimizer)
 
     def _train_without_gates(self, model: nn.Module, optimizer: Any) -> None:
         """Let a finalized model be trained on; refuse any other."""

@@ -49,7 +49,8 @@ class DoRAConfig(MethodConfig):
     """For score=shuffled: the folder of a finished run under the same budget, whose ranks are
     permuted over the matrices of each shape."""
     init: Annotated[str, OneOf(STARTS)] = "paper"
-    """paper (c = 0, A and B random), or lora (c = 1, B = 0), which learns from the first step."""
+    """paper (c = 0, A and B random); lora (c = 1, B = 0), which learns from the first step; or
+    orthogonal (c = 0, the vectors of A and B at length one and at right angles)."""
     c_lr_ratio: Annotated[float, Gt(0)] = 1.0
     """Learning rate of c, as a multiple of the others'."""
     b_lr_ratio: Annotated[float, Gt(0)] = 1.0
@@ -59,10 +60,10 @@ class DoRAConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.train_c and self.init == "paper":
+        if not self.train_c and self.init != "lora":
             raise ValueError(
-                "method.train_c = false: with method.init = paper, c stays 0 and nothing would "
-                "be learned. Set method.init=lora"
+                f"method.train_c = false: with method.init = {self.init}, c stays 0 and nothing "
+                "would be learned. Set method.init=lora"
             )
         if not self.train_c and self.score == "sensitivity":
             raise ValueError(
@@ -102,10 +103,21 @@ class DynaRankConfig(DoRAConfig):
     score: Annotated[str, OneOf((*SCORES, "shuffled"))] = "fisher"
     init: Annotated[str, OneOf(STARTS)] = "lora"
     train_c: bool = False
+    orthogonality: Annotated[float, Ge(0)] = 0.0
+    """Weight of AdaLoRA's orthogonal regularization in the loss. With init=orthogonal and
+    train_c=true it keeps every component's directions at length one, and its size in c."""
     rate_power: Annotated[float, Ge(0), Le(1)] = 0.5
     """While more components live than are kept in the end, the adapters' learning rate is
     (budget.target / budget now)^rate_power of the schedule's: all components together then move
     the model about as fast as those that are kept. 0 leaves the rate alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.orthogonality and not self.train_c:
+            raise ValueError(
+                f"method.orthogonality = {self.orthogonality:g} pulls directions to length one, so "
+                "that c must have the size. Set method.train_c=true method.init=orthogonal"
+            )
 
 
 @dataclass

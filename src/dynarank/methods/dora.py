@@ -20,6 +20,7 @@ from dynarank.allocation.allocator_checks import cannot_allocate
 from dynarank.allocation.components import component_parameters
 from dynarank.allocation.controls import scores_for_ranks, shuffle_ranks
 from dynarank.allocation.dem import add_dem_gradient, dem_penalty
+from dynarank.allocation.orthogonality import add_orthogonality_gradient
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.config import DoRAConfig, DynaRankConfig
 from dynarank.methods.found_ranks import found_ranks
@@ -167,4 +168,7 @@ class DynaRank(DoRA):
         return None
 
     def add_penalty_gradient(self, frozen: bool) -> Tensor | None:
-        return None
+        weight = self.config.orthogonality
+        if not weight:
+            return None
+        return weight * add_orthogonality_gradient(list(self.layers.values()), weight)

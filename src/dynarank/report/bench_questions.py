@@ -45,14 +45,19 @@ SCALE_QUESTION = (
     ("dynarank_alpha_1", "adalora"),
 )
 """Small components at a higher rate against large ones; then methods that both have small ones."""
-CONTROLS_QUESTION = (
-    ("dynarank_alpha_1", "random_alpha_1"),
-    ("dynarank_alpha_1", "shuffled_alpha_1"),
-    ("dynarank_alpha_1", "replayed_alpha_1"),
-    ("random_alpha_1", "lora_even_alpha_1"),
-    ("replayed_alpha_1", "lora_even_alpha_1"),
+ORTHOGONAL_QUESTION = (
+    ("dynarank_orthogonal", BASELINE),
+    ("dynarank_orthogonal", "lora_even_alpha_1"),
+    ("dynarank_orthogonal", "lora_last_layers"),
+    ("dynarank_orthogonal", "adalora"),
+    ("dynarank_orthogonal", "dynarank"),
+    ("dynarank_orthogonal", "random_orthogonal"),
+    ("dynarank_orthogonal", "even_orthogonal"),
+    ("even_orthogonal", BASELINE),
+    ("even_orthogonal", "adalora"),
 )
-"""With small components: the score against chance, and the ranks without the history."""
+"""Components whose size is in c alone, against others; then their ranks against chance, and
+against none pruned."""
 KINDS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
 """The adapted matrices of one layer of an encoder, in model order."""
 
@@ -97,10 +102,10 @@ def scale_section(cells: Sequence[Cell]) -> Section:
     return _section(title, paired_differences(cells, SCALE_QUESTION))
 
 
-def small_controls_section(cells: Sequence[Cell]) -> Section:
-    """Answer whether the score and the history matter where components are small."""
-    title = "7. With small components: the score or chance, the ranks or the history?"
-    return _section(title, paired_differences(cells, CONTROLS_QUESTION))
+def orthogonal_section(cells: Sequence[Cell]) -> Section:
+    """Answer what orthogonal components are worth, and what allocation adds to them."""
+    title = "7. Orthogonal components"
+    return _section(title, paired_differences(cells, ORTHOGONAL_QUESTION))
 
 
 def _section(title: str, found: Sequence[Difference]) -> Section:

@@ -16,10 +16,10 @@ from dynarank.report.bench_overview import over_budgets, overviews
 from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, compared, differences
 from dynarank.report.bench_questions import (
     history_section,
+    orthogonal_section,
     paper_section,
     scale_section,
     scores_section,
-    small_controls_section,
 )
 from dynarank.report.bench_ranks import ranks_section
 from dynarank.report.bench_recipe import claim, claim_grid, recipe_section
@@ -85,7 +85,7 @@ def sections(cells: Sequence[Cell]) -> list[Section]:
         paper_section(cells),
         ranks_section(cells),
         scale_section(cells),
-        small_controls_section(cells),
+        orthogonal_section(cells),
         Section("What was run", _cost(cells), [_means(cells)]),
     ]
 

@@ -67,6 +67,16 @@ _LORA = ("method=lora", "method.alpha=8", _NO_DROPOUT)
 _LORA_ALPHA_1 = ("method=lora", "method.alpha=1", _NO_DROPOUT)
 _DYNARANK = ("method=dynarank", "method.alpha=8", _NO_DROPOUT)
 _DYNARANK_ALPHA_1 = ("method=dynarank", "method.alpha=1", _NO_DROPOUT)
+# As AdaLoRA's components, whose size is in c alone; c needs no smaller steps where there are more.
+_ORTHOGONAL = (
+    "method=dynarank",
+    "method.alpha=8",
+    "method.alpha_over=sqrt",
+    "method.init=orthogonal",
+    "method.train_c=true",
+    "method.orthogonality=0.5",
+    _NO_DROPOUT,
+)
 _BY_CHANCE = ("method.score=random", "method.score_seed={seed}")
 _GIVEN_RANKS = "method.rank_pattern_from={ranks}"
 _SHUFFLED = ("method.score=shuffled", "method.score_seed={seed}", _GIVEN_RANKS)
@@ -100,24 +110,15 @@ ARMS = {
     "dynarank": Arm(_DYNARANK, 1e-3),
     "dynarank_alpha_1": Arm(_DYNARANK_ALPHA_1, 2e-3),
     "dynarank_alpha_1_power_0": Arm((*_DYNARANK_ALPHA_1, "method.rate_power=0"), 2e-3),
+    "dynarank_orthogonal": Arm(_ORTHOGONAL, 2.5e-3),
+    # From one component on it starts at its budget, so that nothing is pruned.
+    "even_orthogonal": Arm((*_ORTHOGONAL, "budget.init={whole}"), 2.5e-3),
     "random": Arm((*_DYNARANK, *_BY_CHANCE), 1e-3),
-    "random_alpha_1": Arm((*_DYNARANK_ALPHA_1, *_BY_CHANCE), 2e-3),
+    "random_orthogonal": Arm((*_ORTHOGONAL, *_BY_CHANCE), 2.5e-3, rate_of="dynarank_orthogonal"),
     "shuffled": Arm((*_DYNARANK, *_SHUFFLED), 1e-3, rate_of="dynarank", ranks_of="dynarank"),
-    "shuffled_alpha_1": Arm(
-        (*_DYNARANK_ALPHA_1, *_SHUFFLED),
-        2e-3,
-        rate_of="dynarank_alpha_1",
-        ranks_of="dynarank_alpha_1",
-    ),
     "frozen_early": _frozen_after(0.75),
     "frozen_late": _frozen_after(0.1),
     "replayed": Arm((*_LORA, _GIVEN_RANKS), 1e-3, rate_of="lora_even", ranks_of="dynarank"),
-    "replayed_alpha_1": Arm(
-        (*_LORA_ALPHA_1, _GIVEN_RANKS),
-        2e-3,
-        rate_of="lora_even_alpha_1",
-        ranks_of="dynarank_alpha_1",
-    ),
     "absolute": Arm((*_DYNARANK, "method.score=absolute"), 1e-3),
     "global_svd": Arm(_GLOBAL_SVD, 1e-3),
     "compressed": Arm((*_GLOBAL_SVD, "budget.final=0"), 1e-3),
@@ -165,9 +166,10 @@ class Cell:
             ranks: the folder with the ranks that the arm is given, where it is given any.
         """
         two = max(2, BudgetConfig(target=self.budget).initial)
+        whole = max(1, math.ceil(self.budget))
         own = []
         for part in ARMS[self.arm].overrides:
-            own.append(part.format(seed=self.seed, ranks=ranks, two_or_more=two))
+            own.append(part.format(seed=self.seed, ranks=ranks, two_or_more=two, whole=whole))
         task, _, scale = self.task.partition(":")
         return [
             COMMON,
