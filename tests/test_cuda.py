@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from dynarank import BudgetSchedule, DoRALinear, RankAllocator, add_dem_gradient, inject
+from dynarank import (
+    BudgetSchedule,
+    DoRALinear,
+    RankAllocator,
+    add_dem_gradient,
+    compress,
+    inject,
+)
 from dynarank.adapters import fast_path
 from dynarank.adapters.peft_format import write_peft_adapter
 
@@ -262,6 +269,23 @@ def test_peft_reads_what_was_written_on_the_gpu(device: str, tmp_path: Path) -> 
         expected = model.eval()(input_ids=tokens.to(DEVICE)).logits.cpu()
         result = read(input_ids=tokens.to(device)).logits.cpu()
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_factors_on_the_gpu_are_compressed_as_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    factors = {
+        "a": (torch.randn(4, 8), torch.randn(6, 4)),
+        "b": (torch.randn(4, 6), torch.eye(9, 4)),
+    }
+    on_device = {name: (A.to(DEVICE), B.to(DEVICE)) for name, (A, B) in factors.items()}
+    for size in ({"target": 2}, {"parameters": 50}, {"energy": 0.8}):
+        expected = compress(factors, **size)
+        result = compress(on_device, **size)
+        assert result.layers.keys() == expected.layers.keys()
+        for name, (lora_A, lora_B) in result.factors.items():
+            wanted_A, wanted_B = expected.factors[name]
+            update = (lora_B @ lora_A).cpu()
+            torch.testing.assert_close(update, wanted_B @ wanted_A, rtol=1e-4, atol=1e-5)
 
 
 def test_a_4_bit_base_gives_the_plain_form_of_its_weight() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -349,3 +350,13 @@ def test_keeps_little_for_the_backward_pass() -> None:
         kept.pop(shared.untyped_storage().data_ptr(), None)
     # A byte an element, the mask's last two words, h (2, 32) and B diag(c) (64, 2).
     assert sum(kept.values()) <= x.numel() + 16 + 4 * (2 * 32 + 64 * 2)
+
+
+def test_a_trace_holds_for_inputs_of_other_sizes() -> None:
+    """The input's sizes are not asked for while one is recorded, and so not fixed by it."""
+    made = layer("linear", 0.0, True).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(made, torch.randn(2, D_IN))
+    x = torch.randn(3, 5, D_IN)
+    torch.testing.assert_close(traced(x), made(x))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -242,3 +244,76 @@ def test_a_map_that_its_module_never_calls_is_refused() -> None:
     assert "exclude=['attention.out_proj']" in str(error.value)
     assert not adapter_layers(net)
     assert list(inject(net, [".*"], r=2, exclude=["attention.out_proj"])) == ["dense"]
+
+
+class SharedMap(nn.Module):
+    """One linear map in two places, of one module and of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.inner = nn.ModuleDict({"second": self.first})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner["second"](torch.tanh(self.first(x)))
+        return y
+
+
+@pytest.mark.parametrize("exclude", [["head"], ["first.bias"], ["second.more"]], ids=str)
+def test_a_map_in_two_places_is_refused_before_anything_changes(exclude: list[str]) -> None:
+    """Otherwise an adapter would stand in the first place, and the second would do without."""
+    net = nn.ModuleDict({"before": nn.Linear(4, 4), "shared": SharedMap()})
+    with pytest.raises(ValueError, match=r"shared\.first and shared\.inner\.second are one module"):
+        inject(net, ["before", "first"], r=2, exclude=exclude)
+    assert not adapter_layers(net)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("excluded", ["inner", "second", r".*second", "inner.second"])
+def test_a_place_may_be_left_without_an_adapter_on_purpose(excluded: str) -> None:
+    net = SharedMap()
+    assert list(inject(net, ["first"], r=2, exclude=[excluded])) == ["first"]
+    assert type(net.inner["second"]) is nn.Linear
+
+
+def test_a_copy_gets_an_adapter_of_its_own() -> None:
+    net = SharedMap()
+    net.inner["second"] = copy.deepcopy(net.get_submodule("first"))
+    assert list(inject(net, ["first", "second"], r=2)) == ["first", "inner.second"]
+
+
+def test_a_block_in_two_places_is_adapted_in_both() -> None:
+    """As ALBERT's layers are one: the map stands in one place of one block."""
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Tanh())
+    net.append(net[0])
+    layers = inject(net, [".*"], r=2, start="lora")
+    nn.init.ones_(layers["0.0"].lora_B)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(net(x), layers["0.0"](torch.tanh(layers["0.0"](x))))
+
+
+def test_a_model_that_is_itself_the_map_is_refused() -> None:
+    """It would hold the layer that holds it, without end."""
+    net = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"itself the linear map.*DoRALinear\(model"):
+        inject(net, [".*"], r=2)
+    assert net.weight.requires_grad
+
+
+def test_a_map_without_sizes_is_refused_before_anything_changes() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4))
+    with pytest.raises(ValueError, match="1 is a LazyLinear, whose sizes are not known yet"):
+        inject(net, [".*"], r=2)
+    assert not adapter_layers(net)
+    net(torch.randn(2, 4))
+    assert list(inject(net, [".*"], r=2)) == ["0", "1"]
+
+
+@pytest.mark.parametrize("part", ["the model", "its base"])
+def test_a_model_with_adapters_of_peft_is_refused(part: str) -> None:
+    """What is exported would lack them, and name modules that the base has not."""
+    base = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["0"]))
+    with pytest.raises(ValueError, match=r"of PEFT.*merge_and_unload"):
+        inject(net if part == "the model" else base, ["1"], r=2)
+    assert list(inject(net.merge_and_unload(), ["1"], r=2)) == ["1"]

@@ -242,6 +242,17 @@ def test_double_widens_adapter_and_base(base: nn.Module) -> None:
     assert torch.equal(layer.lora_A, before.double())
 
 
+def test_float_takes_back_what_double_widened(base: nn.Module) -> None:
+    """float32 is wide enough, and half of the memory."""
+    layer = trained(DoRALinear(base, r=3))
+    before = layer.lora_A.detach().clone()
+    layer.double().float()
+    assert layer.lora_A.dtype == torch.float32
+    assert torch.equal(layer.lora_A, before)
+    layer.double().half()
+    assert layer.lora_A.dtype == torch.float64
+
+
 def test_dropout_acts_in_training_and_on_the_adapter_alone() -> None:
     torch.manual_seed(0)
     layer = trained(DoRALinear(nn.Linear(50, 7), r=3, dropout=0.5))

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -159,6 +160,17 @@ def test_merge_of_a_transformer(kind: str) -> None:
     torch.testing.assert_close(logits(plain), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_merge_of_a_single_layer_gives_its_base() -> None:
+    layer = DoRALinear(nn.Linear(4, 6), R)
+    train_to({"layer": layer}, [2])
+    x = torch.randn(5, 4)
+    expected = layer(x)
+    merged = merge(layer)
+    assert merged is layer.base
+    torch.testing.assert_close(merged(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
 )
@@ -234,14 +246,55 @@ def test_merge_refuses_a_shared_weight_until_it_is_the_layers_own() -> None:
     torch.testing.assert_close(merge(model)(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_merge_refuses_a_module_that_is_used_without_its_adapter_too() -> None:
+@pytest.mark.parametrize(
+    "compute",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        pytest.param(
+            nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore:.*weight_norm")
+        ),
+    ],
+    ids=["weight_norm", "spectral_norm", "older"],
+)
+def test_merge_refuses_a_weight_that_is_computed_at_each_call(
+    compute: Callable[[nn.Module], nn.Module],
+) -> None:
+    """What is added to it would be gone at the next call."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    compute(model[1])
+    train_to(inject(model, ["0", "1"], R), [3, 3])
+    model.eval()
+    x = torch.randn(5, 4)
+    expected = model(x)
+    with pytest.raises(ValueError, match="1 computes its weight from other tensors"):
+        merge(model)
+    assert torch.equal(model(x), expected)
+
+
+def test_merge_takes_a_weight_that_was_computed() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    nn.utils.parametrizations.weight_norm(model[0])
+    train_to(inject(model, ["0"], R), [3])
+    x = torch.randn(5, 4)
+    expected = model(x)
+    base = model.get_submodule("0").base
+    assert isinstance(base, nn.Module)
+    nn.utils.parametrize.remove_parametrizations(base, "weight")
+    torch.testing.assert_close(merge(model)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_merge_refuses_a_module_that_is_used_without_its_adapter_too(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     model.append(model[0])  # the adapter stands in the first of its two places
-    layers = inject(model, ["0"], R)
+    layers = inject(model, ["0"], R, exclude=["2"])
     train_to(layers, [3])
     with pytest.raises(ValueError, match="0 shares its weight with 2, which merging would change"):
         merge(model)
     model[2] = model[0]  # with its adapter, it may be used twice
+    with pytest.raises(ValueError, match="0 and 2 are one adapter, and PEFT would load it at 0"):
+        write_peft_adapter(model, tmp_path / "adapter", base="base")
+    assert not (tmp_path / "adapter").exists()
     x = torch.randn(5, 4)
     expected = model(x)
     torch.testing.assert_close(merge(model)(x), expected, rtol=1e-5, atol=1e-5)
@@ -402,6 +455,19 @@ def test_every_layer_at_rank_zero_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_a_model_without_adapters_is_not_said_to_have_ranks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the Sequential has no adapters of `inject`"):
+        write_peft_adapter(mixed(), tmp_path / "adapter", base="base")
+
+
+def test_the_base_may_be_a_path(tmp_path: Path) -> None:
+    model = mixed()
+    train_to(inject(model, ["first"], r=2.0), [2])  # type: ignore[arg-type]
+    write_peft_adapter(model, tmp_path, base=Path("models") / "base")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"]) == (str(Path("models/base")), 2)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     "where", ["bert.encoder.layer.1.output.dense.lora_B", "classifier.weight", "classifier.bias"]
@@ -450,6 +516,43 @@ def test_ranks_that_are_not_final_are_refused_unless_asked_for(tmp_path: Path) -
     assert not adapter_layers(model)
 
 
+def test_a_copy_from_before_the_freeze_is_judged_by_what_it_holds(tmp_path: Path) -> None:
+    """It has no allocator, but that of its original says what was kept."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+    layers = inject(model, ["0", "1"], r=R)
+    train_to(layers, [R, R])
+    schedule = BudgetSchedule(init=R, target=1, total=4, warmup=0.0, interval=1)
+    allocator = RankAllocator(layers, schedule)
+    averaged, early = AveragedModel(model), copy.deepcopy(model)
+    with pytest.raises(ValueError, match="stepped 0 times"):
+        write_peft_adapter(averaged, tmp_path / "no", "base")
+    for _ in range(4):
+        allocator.step()
+        averaged.update_parameters(model)
+    assert sum(write_peft_adapter(averaged, tmp_path / "averaged", "base").values()) == 2
+    copy_of_it = copy.deepcopy(averaged)
+    assert sum(write_peft_adapter(copy_of_it, tmp_path / "again", "base").values()) == 2
+    with pytest.raises(ValueError, match="holds 6 components, and its ranks were frozen with 2"):
+        write_peft_adapter(early, tmp_path / "no", "base")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_copy_that_trains_on_is_judged_by_its_own_allocator(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+    layers = inject(model, ["0", "1"], r=R)
+    train_to(layers, [R, R])
+    schedule = BudgetSchedule(init=R, target=1, total=4, warmup=0.0, interval=1)
+    allocator = RankAllocator(layers, schedule)
+    copied, own_allocator = copy.deepcopy((model, allocator))
+    own_allocator.step()
+    for _ in range(4):
+        allocator.step()
+    with pytest.raises(ValueError, match="stepped 1 times"):
+        write_peft_adapter(copied, tmp_path / "no", "base")
+    own_allocator.step()
+    assert sum(write_peft_adapter(copied, tmp_path / "copied", "base").values()) == 2
+
+
 WRITER = """
 import sys
 import torch
@@ -468,9 +571,10 @@ write_peft_adapter(model, sys.argv[1], base="somewhere")
     [
         lambda model: torch.compile(model, backend="eager"),
         nn.DataParallel,
+        AveragedModel,
         lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
     ],
-    ids=["compiled", "parallel", "both"],
+    ids=["compiled", "parallel", "averaged", "both"],
 )
 def test_a_wrapper_around_the_model_leaves_no_trace_in_the_file(
     wrapped: Callable[[nn.Module], nn.Module], tmp_path: Path

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dynarank.adapters.inject import inject
+from dynarank.adapters.folding import merge
+from dynarank.adapters.inject import adapter_layers, inject
 from dynarank.adapters.layer import DoRALinear
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.dem import dem_penalty
@@ -255,6 +258,51 @@ def test_a_state_that_names_neither_beta_nor_regrow_is_accepted() -> None:
     assert ranks.t == 3
 
 
+@pytest.mark.parametrize("order", ["allocator first", "model first"])
+def test_a_state_says_how_much_was_kept_whatever_the_model_holds_by_then(order: str) -> None:
+    """A resumed run may load it before the model's masks, which keep everything until then."""
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
+    made = allocator(inject(model, ["0", "1"], r=3, start="lora"))
+    early = copy.deepcopy(model.state_dict())
+    for _ in range(5):
+        made.step()
+    late, state = model.state_dict(), made.state_dict()
+
+    fresh = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
+    resumed = allocator(inject(fresh, ["0", "1"], r=3, start="lora"))
+    if order == "allocator first":
+        resumed.load_state_dict(state)
+        fresh.load_state_dict(early)
+    else:
+        fresh.load_state_dict(early)
+        resumed.load_state_dict(state)
+    with pytest.raises(ValueError, match="holds 6 components, and its ranks were frozen with 2"):
+        merge(fresh)
+    fresh.load_state_dict(late)
+    assert not adapter_layers(merge(fresh))
+
+
+def test_a_state_that_does_not_say_how_much_was_kept_is_accepted() -> None:
+    """Those of version 0.2.0 and before do not; the masks say it where they were loaded before."""
+    layers = adapters([1, 2, 3])
+    made = allocator(layers)
+    for _ in range(5):
+        made.step()
+    state = made.state_dict()
+    assert state.pop("kept") == 1
+    made.load_state_dict(state)
+    assert made.progress.kept == 1
+
+
+def test_an_allocator_can_be_pickled() -> None:
+    made = allocator(adapters([1, 2, 3]))
+    copied = pickle.loads(pickle.dumps(made))
+    for _ in range(5):
+        made.step()
+        copied.step()
+    assert copied.ranks() == made.ranks() == {"a": 1}
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("parameter", ["lora_A", "lora_B", "lora_c"])
 def test_a_score_that_is_not_finite_names_its_layer_and_step(bad: float, parameter: str) -> None:
@@ -491,3 +539,14 @@ def test_max_rank_is_checked_and_saved() -> None:
         allocator(layers, max_rank=2).load_state_dict(saved)
     del saved["choice"]["max_rank"]  # as an older version wrote it
     allocator(layers, max_rank=2).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("bounds", [{"min_rank": 0.5}, {"max_rank": 1.5}], ids=str)
+def test_bounds_that_are_no_whole_numbers_are_named(bounds: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(bounds))} = .*whole number"):
+        allocator(adapters([1, 2, 3]), **bounds)
+
+
+def test_fixed_scores_of_another_number_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"fixed_scores has the shape \[2\].* 3 components"):
+        allocator(adapters([1, 2, 3]), fixed_scores=torch.ones(2))

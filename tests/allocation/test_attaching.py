@@ -73,6 +73,34 @@ def test_a_second_attachment_to_one_optimizer_is_refused() -> None:
     assert allocator.t == 2
 
 
+def test_of_two_optimizers_the_steps_of_the_newer_alone_count() -> None:
+    """As where matrices and vectors train under two: each step would count twice."""
+    model, allocator = adapted()
+    layer = allocator.layers[0]
+    matrices = torch.optim.SGD([layer.lora_A, layer.lora_B, layer.lora_c], lr=0.1)
+    coefficients = torch.optim.SGD([layer.lora_c], lr=0.1)
+    allocator.attach(matrices)
+    allocator.attach(coefficients)
+    model(torch.ones(1, 4)).square().mean().backward()
+    with pytest.warns(UserWarning, match="attached to another optimizer since"):
+        matrices.step()
+    coefficients.step()
+    for _ in range(3):
+        matrices.step()  # without a warning at each step
+        coefficients.step()
+    assert allocator.t == 4
+
+
+@pytest.mark.parametrize("eta", [-0.1, float("nan"), float("inf")])
+def test_a_weight_of_dem_that_would_spoil_the_gradients_is_refused(eta: float) -> None:
+    model, allocator = adapted()
+    optimizer = trained_by(model)
+    with pytest.raises(ValueError, match=f"eta = {eta}: must be 0"):
+        allocator.attach(optimizer, eta=eta)
+    optimizer.step()
+    assert allocator.t == 0  # no hook was left behind
+
+
 def test_an_allocator_whose_layers_another_one_has_taken_stands_still() -> None:
     """As where the cell of a notebook that makes and attaches one is run again."""
     model, earlier = adapted()

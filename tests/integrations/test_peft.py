@@ -177,6 +177,37 @@ def test_weights_from_before_the_freeze_are_over_the_budget() -> None:
     assert sum(finalize(model).values()) == 12
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [lambda model: torch.compile(model, backend="eager"), nn.DataParallel],
+    ids=["compiled", "parallel"],
+)
+def test_a_wrapper_around_the_model_leaves_no_trace_in_the_adapter(
+    wrapped: Any, tmp_path: Path
+) -> None:
+    """Its name would stand before all others, and PEFT would find none of them."""
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    outside = wrapped(model)
+    layers = attach(outside, target=2)
+    assert list(layers) == list(gated_layers(model)) == list(gated_layers(outside))
+    train(model, RankAllocator(layers, schedule()), "llama")
+    before = logits(model, "llama")
+    ranks = finalize(outside)
+    assert list(ranks) == list(layers)
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(MODELS["llama"](), str(tmp_path))
+    torch.testing.assert_close(logits(loaded, "llama"), before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_which_a_part_is_pefts_is_not_half_finalized() -> None:
+    model = get_peft_model(MODELS["llama"](), DynaRankConfig(target=2, start="lora"))
+    outside = nn.ModuleDict({"policy": model})
+    with pytest.raises(ValueError, match=r"ModuleDict is no model of PEFT.* its part 'policy'"):
+        finalize(outside)
+    assert len(gated_layers(model)) > 0
+    assert sum(finalize(outside["policy"]).values()) > 0
+
+
 def test_it_needs_no_dynarank_in_a_fresh_process(tmp_path: Path) -> None:
     model, _ = trained()
     finalize(model)

@@ -9,7 +9,12 @@ from tiny import configure
 from dynarank.config.schema import TrainerConfig
 from dynarank.errors import UserError
 from dynarank.runs import preflight
-from dynarank.runs.preflight import check_machine, check_output_dir, locate_model
+from dynarank.runs.preflight import (
+    check_machine,
+    check_output_dir,
+    locate_model,
+    warn_of_unused_dem,
+)
 from dynarank.runs.run import run
 
 
@@ -69,3 +74,27 @@ def test_bad_data_is_found_before_the_model_loads(
     monkeypatch.setattr(module, "load_pretrained", lambda *args: pytest.fail("loaded the model"))
     with pytest.raises(UserError, match=r"no column 'text'"):
         run(configure(tmp_path, hub_root, "task.columns.text=text"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "warns"),
+    [
+        (["method=lora", "dem.eta=0.3"], True),
+        (["method=dynarank", "dem=paper"], True),
+        (["method=lora"], False),
+        (["method=lora", "dem.eta=0"], False),
+        (["method=dora", "dem.eta=0.3"], False),
+    ],
+    ids=["lora", "dynarank", "not-typed", "zero", "dora"],
+)
+def test_a_weight_of_dem_is_warned_of_where_it_was_typed_and_is_not_used(
+    typed: list[str], warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """conf/dem sets it for every method."""
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("".join(f"- {entry}\n" for entry in typed))
+    config = configure(tmp_path, tmp_path, *typed)
+    warn_of_unused_dem(config, tmp_path)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warns
+    if warns:
+        assert f"{typed[1]}: {typed[0]} has no DEM" in caplog.text

@@ -189,7 +189,8 @@ def _choose(
         values: singular values by layer, (k) each, from high to low.
         costs: parameters of one component, by layer.
     """
-    squares = torch.cat([of_layer.square() for of_layer in values.values()])
+    # Layers may lie on several devices.
+    squares = torch.cat([of_layer.cpu().square() for of_layer in values.values()])
     sizes = torch.tensor([len(of_layer) for of_layer in values.values()])
     layer_of = torch.repeat_interleave(torch.arange(len(sizes)), sizes)  # of each component
     if parameters is not None:

@@ -53,11 +53,11 @@ def fits(layer: DoRALinear, x: Tensor) -> bool:
     # Without gradients there is no backward pass, and nothing to gain.
     if not torch.is_grad_enabled() and not _may_come_again(layer):
         return False
-    # An exact type: subclasses of Tensor give operations a meaning of their own.
-    if type(x) is not Tensor or x.ndim < 2 or x.numel() == 0:
-        return False
     # A trace would hold for good which branches were taken, that of the mask among them.
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    # An exact type: subclasses of Tensor give operations a meaning of their own.
+    if type(x) is not Tensor or x.ndim < 2 or x.numel() == 0:
         return False
     # A function with its own backward pass has no rule for vmap, jvp and the like.
     # torch has no public question for it.

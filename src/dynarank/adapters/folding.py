@@ -57,12 +57,14 @@ def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
         over_budget: whether to merge although the ranks are not final.
 
     Returns:
-        the same model. Its outputs are what they were, but for rounding.
+        the same model, or the base map of a model that is itself an adapter. Its outputs are what
+        they were, but for rounding.
 
     Raises:
         ValueError: an allocator has these layers, and has not frozen their ranks; or a base weight
-            is quantized, so that an update cannot be added to it, or shared with another module,
-            which the update would change too. The model is then left as it was.
+            is quantized or computed (as by weight_norm), so that an update cannot be added to it,
+            or shared with another module, which the update would change too. The model is then
+            left as it was.
 
     Examples:
         >>> from torch import nn
@@ -84,6 +86,10 @@ def merge(model: nn.Module, over_budget: bool = False) -> nn.Module:
         # The sum is rounded once to a narrow base, and a float64 base keeps its digits.
         wide = torch.promote_types(weight.dtype, delta.dtype)
         weight.copy_((weight.to(wide) + delta.to(wide)).to(weight.dtype))
+    if isinstance(model, DoRALinear):
+        # Nothing holds it, in whose place the base map could be put.
+        model.lora_c.zero_()
+        return model.base
     # A module may stand in several places, and the adapter must leave all of them.
     for parent in list(model.modules()):
         for child, module in list(parent._modules.items()):
@@ -98,12 +104,21 @@ def _check_mergeable(model: nn.Module, layers: Mapping[str, DoRALinear]) -> None
     for name, layer in layers.items():
         weight: Any = getattr(layer.base, "weight", None)
         remedy = "load the base model unquantized to merge"
+        # What is computed at each call, as by weight_norm, would not keep what is added to it.
+        if isinstance(weight, Tensor) and not _holds(layer.base, weight):
+            raise ValueError(
+                f"{name} computes its weight from other tensors, as weight_norm does, so that an "
+                "update cannot be added to it. Make it a plain weight first: "
+                f"parametrize.remove_parametrizations(model.get_submodule({name!r}).base, "
+                "'weight'), of torch.nn.utils, or remove_weight_norm"
+            )
         if type(weight) not in (nn.Parameter, Tensor):
             raise ValueError(f"{name} has no plain weight: {remedy}")
         # One byte holds no number of its own: a scale stands beside it.
         if not weight.is_floating_point() or weight.itemsize < 2:
             raise ValueError(f"{name} has a {weight.dtype} weight: {remedy}")
-        others = [other for other in holders.get(id(layer.weight), []) if other != f"{name}.base"]
+        own = f"{name}.base" if name else "base"  # a model that is itself an adapter has no name
+        others = [other for other in holders.get(id(layer.weight), []) if other != own]
         if others:
             raise ValueError(
                 f"{name} shares its weight with {others[0]}, which merging would change too. Give "
@@ -111,3 +126,9 @@ def _check_mergeable(model: nn.Module, layers: Mapping[str, DoRALinear]) -> None
                 "nn.Parameter(base.weight.detach().clone()). For a tied transformers model, set "
                 "config.tie_word_embeddings = False, too"
             )
+
+
+def _holds(module: nn.Module, tensor: Tensor) -> bool:
+    """Return whether a tensor is one of a module's own parameters or buffers."""
+    held = (*module._parameters.values(), *module._buffers.values())
+    return any(tensor is other for other in held)

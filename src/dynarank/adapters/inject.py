@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from dynarank.adapters.layer import DoRALinear, is_linear
-from dynarank.adapters.linears import keep_differentiable
+from dynarank.adapters.linears import keep_differentiable, names_of
 
 # The dot is not among them, since every module's full name has dots.
 _REGEX_SIGNS = set(r"^$*+?|()[]{}\\")
@@ -129,9 +130,10 @@ def inject(
         the new layers by full module name, in model order.
 
     Raises:
-        ValueError: there are no targets, a target fits nothing (see `find_linears`) or a part of an
-            nn.MultiheadAttention, the model has adapters already, or a setting is out of range (see
-            `DoRALinear`).
+        ValueError: there are no targets, a target fits nothing (see `find_linears`) or a linear map
+            that can have no adapter (a part of an nn.MultiheadAttention, a module that stands in
+            two places, a lazy one, the model itself), the model has adapters already, or a setting
+            is out of range (see `DoRALinear`).
 
     Examples:
         >>> from torch import nn
@@ -146,8 +148,11 @@ def inject(
         raise ValueError("no targets given: name the linear layers to adapt")
     if adapter_layers(model):
         raise ValueError("the model has adapters already: load a fresh one, or merge these first")
+    _check_without_peft(model)
     names = find_linears(model, targets, exclude)
-    _check_called(model, names)  # all before the first, so that a refusal changes nothing
+    # All before the first, so that a refusal changes nothing.
+    _check_called(model, names)
+    _check_single_places(model, names, exclude)
     layers = {}
     for name in names:
         base = model.get_submodule(name)
@@ -169,6 +174,50 @@ def _check_called(model: nn.Module, names: Sequence[str]) -> None:
                 f"{name} is part of an nn.MultiheadAttention, which reads its weight and never "
                 f"calls it, so that an adapter would do nothing. Leave it out: exclude=[{target!r}]"
             )
+
+
+def _check_without_peft(model: nn.Module) -> None:
+    """Raise `ValueError` where PEFT has changed the model, whose names are then not the base's."""
+    for module in model.modules():
+        # By the name of the package, since the library needs no PEFT.
+        if type(module).__module__.partition(".")[0] == "peft":
+            raise ValueError(
+                f"the model holds a {type(module).__name__} of PEFT: what is exported would lack "
+                "PEFT's adapter, and name modules that the base model has not. Merge it first: "
+                "model = model.merge_and_unload(). For dynamic ranks on PEFT's own layers, use "
+                "dynarank.integrations.peft.attach"
+            )
+
+
+def _check_single_places(model: nn.Module, names: Sequence[str], exclude: Sequence[str]) -> None:
+    """Raise `ValueError` for a linear map that cannot be replaced where it is used."""
+    places = names_of(model)
+    for name in names:
+        linear = model.get_submodule(name)
+        if linear is model:
+            raise ValueError(
+                "the model is itself the linear map, and cannot be replaced inside itself. Make "
+                "the layer: DoRALinear(model, r=...)"
+            )
+        if any(is_lazy(parameter) for parameter in linear.parameters()):
+            raise ValueError(
+                f"{name} is a {type(linear).__name__}, whose sizes are not known yet. Call the "
+                "model once before"
+            )
+        for other in places[id(linear)]:
+            if other != name and not _is_excluded(other, exclude):
+                raise ValueError(
+                    f"{name} and {other} are one module, and an adapter would stand at {name} "
+                    f"alone, as in PEFT. If that is meant, say so: exclude=[{other!r}]. Else give "
+                    f"{other} a module of its own: copy.deepcopy(model.get_submodule({name!r}))"
+                )
+
+
+def _is_excluded(name: str, exclude: Sequence[str]) -> bool:
+    """Return whether a module's full name is that of an excluded module, or of a part of one."""
+    parts = name.split(".")
+    names = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    return any(_fits_any(part, exclude) for part in names)
 
 
 def _keep_calling(model: nn.Module) -> None:

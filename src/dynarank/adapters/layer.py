@@ -76,7 +76,7 @@ class DoRALinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear_shape(base)
         check_settings(r=r, alpha=alpha, dropout=dropout, start=start)
-        self.r = r
+        self.r = r = int(r)  # a whole number may come as 2.0, which torch takes for no size
         self.alpha = alpha
         # Divided here and not in `forward`: cutting changes `r`, and must not change the outputs.
         self.scaling = alpha / r

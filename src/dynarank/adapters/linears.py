@@ -61,12 +61,11 @@ def stores_transposed(base: nn.Module) -> bool:
     return is_conv1d(base)
 
 
-def weight_holders(model: nn.Module) -> dict[int, list[str]]:
-    """Return the full names of the modules that hold each parameter directly, by the id() of it.
+def module_places(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return every module with the full name of each place that holds it, in model order.
 
-    A parameter of several modules is shared, as a tied `lm_head` shares the embeddings' weight:
-    what is added to it changes all of them. A module that two others hold has two names. What such
-    a module holds is counted once.
+    A module that two others hold has two names, and comes twice. What such a module holds comes
+    once.
     """
     places: list[tuple[str, nn.Module]] = [("", model)]
     for name, parent in model.named_modules():  # each object once
@@ -74,8 +73,25 @@ def weight_holders(model: nn.Module) -> dict[int, list[str]]:
         for child, module in parent._modules.items():
             if module is not None:
                 places.append((prefix + child, module))
+    return places
+
+
+def names_of(model: nn.Module) -> dict[int, list[str]]:
+    """Return the full names of the places that hold each module, by the id() of it."""
+    names: dict[int, list[str]] = {}
+    for name, module in module_places(model):
+        names.setdefault(id(module), []).append(name)
+    return names
+
+
+def weight_holders(model: nn.Module) -> dict[int, list[str]]:
+    """Return the full names of the modules that hold each parameter directly, by the id() of it.
+
+    A parameter of several modules is shared, as a tied `lm_head` shares the embeddings' weight:
+    what is added to it changes all of them. Names are those of `module_places`.
+    """
     holders: dict[int, list[str]] = {}
-    for name, module in places:
+    for name, module in module_places(model):
         for parameter in dict.fromkeys(module._parameters.values()):
             if parameter is not None:
                 holders.setdefault(id(parameter), []).append(name)

@@ -11,21 +11,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dynarank.adapters.adapter_checks import CONFIG
 from dynarank.adapters.folding import Factors, fold
 from dynarank.adapters.inject import adapter_layers, check_plain_head
-from dynarank.adapters.layer import stores_transposed
+from dynarank.adapters.layer import DoRALinear, stores_transposed
+from dynarank.adapters.linears import names_of
 from dynarank.adapters.progress import check_at_budget
 from dynarank.adapters.reader_forms import in_form, names_to_exclude, resolve_form, scale_settings
+from dynarank.adapters.wrappers import unwrapped_model
 from dynarank.durable_files import make_readable
 
 
 def write_peft_adapter(
     model: nn.Module,
     folder: str | Path,
-    base: str,
+    base: str | Path,
     task_type: str | None = None,
     head: Sequence[str] = (),
     over_budget: bool = False,
@@ -39,7 +40,7 @@ def write_peft_adapter(
 
     Args:
         model: a model with adapters of `inject`, also in a wrapper of torch's (`torch.compile`,
-            DistributedDataParallel), which leaves no trace in the files.
+            DistributedDataParallel, AveragedModel), which leaves no trace in the files.
         folder: where the adapter is written; it is made.
         base: what PEFT loads the base model from (a hub id or a folder), stored in the adapter.
         task_type: PEFT's name of the task ("SEQ_CLS", ...).
@@ -50,9 +51,9 @@ def write_peft_adapter(
             than PEFT take, else `peft`.
 
     Raises:
-        ValueError: an allocator has these layers, and has not frozen their ranks; every layer has
-            rank 0, which PEFT cannot represent; an adapter is inside the head; a trained value is
-            not finite; or there is no such form.
+        ValueError: the model has no adapters, or their allocator has not frozen the ranks; every
+            layer has rank 0, or an adapter stands in two places, which PEFT cannot represent; an
+            adapter is inside the head; a trained value is not finite; or there is no such form.
 
     Examples:
         >>> import tempfile
@@ -69,15 +70,21 @@ def write_peft_adapter(
         >>> [name for name in files if name != "README.md"]
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    model = _unwrapped(model)
+    model = unwrapped_model(model)
     layers = adapter_layers(model)
+    if not layers:
+        raise ValueError(
+            f"the {type(model).__name__} has no adapters of `inject`: they were merged, or never "
+            "made. A model of PEFT is saved by its own save_pretrained"
+        )
     if not over_budget:
         check_at_budget(layers.values())
+    _check_single_places(model, layers)
     return write_factors(
         factors={name: fold(layer) for name, layer in layers.items()},
         model=model,
         folder=folder,
-        base=base,
+        base=str(base),  # PEFT writes it as JSON, which has no paths
         task_type=task_type,
         head=head,
         transposed=all(stores_transposed(layer.base) for layer in layers.values()),
@@ -85,17 +92,16 @@ def write_peft_adapter(
     )
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside torch's wrappers, whose names stand before those of its modules."""
-    while True:
-        # The compiler's wrapper has no public name. What it does not have, it asks its model for.
-        compiled = model._modules.get("_orig_mod")
-        if compiled is not None:
-            model = compiled
-        elif isinstance(model, DataParallel | DistributedDataParallel):
-            model = model.module
-        else:
-            return model
+def _check_single_places(model: nn.Module, layers: Mapping[str, DoRALinear]) -> None:
+    """Raise `ValueError` where an adapter stands in two places, of which PEFT would fill one."""
+    places = names_of(model)
+    for name, layer in layers.items():
+        for other in places[id(layer)]:
+            if other != name:
+                raise ValueError(
+                    f"{name} and {other} are one adapter, and PEFT would load it at {name} alone. "
+                    "Merge it instead: merge(model)"
+                )
 
 
 def write_factors(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -21,6 +21,23 @@ class AllocationProgress:
     """Whether the kept components are final."""
     kept: int | None = None
     """How many components all layers keep together; None before they are final."""
+    copied_from: AllocationProgress | None = field(default=None, repr=False)
+    """The progress of the model that this one's model is a copy of; None for no copy."""
+    copied_at: int = field(default=0, repr=False)
+    """What `step` was when the model was copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AllocationProgress:
+        return replace(self, copied_from=self, copied_at=self.step)
+
+    def newest(self) -> AllocationProgress:
+        """Return the progress that says whether these layers' components are final.
+
+        That is the original's where a copy was never stepped itself. A copy that is made before
+        training to hold averages, as AveragedModel is, takes over the masks, and has no allocator.
+        """
+        if self.copied_from is None or self.frozen or self.step != self.copied_at:
+            return self
+        return self.copied_from.newest()
 
     def freeze(self, masks: Iterable[Tensor]) -> None:
         """Make the components that the layers' masks keep, (r) bool each, final."""
@@ -48,9 +65,9 @@ def check_at_budget(layers: Iterable[HasProgress]) -> None:
     allocations: dict[int, AllocationProgress] = {}
     held: dict[int, int] = {}
     for layer in layers:
-        progress = layer.progress
-        if progress is None:
+        if layer.progress is None:
             continue
+        progress = layer.progress.newest()
         _check_frozen(progress)
         key = id(progress)
         allocations[key] = progress

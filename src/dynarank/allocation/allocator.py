@@ -33,7 +33,7 @@ from dynarank.allocation.config import FIXED
 from dynarank.allocation.saving import allocation_state, load_allocation_state
 from dynarank.allocation.schedule import BudgetSchedule
 from dynarank.allocation.scoring import Scorer
-from dynarank.allocation.selection import best_components, with_ceiling
+from dynarank.allocation.selection import as_chosen, best_components, with_ceiling
 from dynarank.rounding import round_half_up
 
 
@@ -120,12 +120,13 @@ class RankAllocator:
         self.progress = AllocationProgress(freeze_step=schedule.freeze_step)
         for layer in self.layers:
             layer.progress = self.progress  # exports look there
-        self.agree: Callable[[Tensor], Tensor] = lambda keep: keep
+        self.agree: Callable[[Tensor], Tensor] = as_chosen
         """Maps what this process would keep to what is kept, (n) bool to (n) bool. Where several
         processes train one model, it returns the choice of the first."""
         self.ema = torch.zeros(sum(self.sizes))  # e, (n) float32
         self.check_every_step = True
         """Whether scores that are not finite are asked for at every step, or at prunings alone."""
+        self.attached = 0  # how often; the newest attachment alone steps it
         self._follow_layers()
 
     def attach(
@@ -250,10 +251,7 @@ class RankAllocator:
 
     @torch.no_grad()
     def freeze(self, keep: Tensor) -> None:
-        """Make the kept set, (n) bool in layer order, final.
-
-        The other components are exactly zero from now on.
-        """
+        """Make the kept set, (n) bool, final: the others are exactly zero from now on."""
         self._mask_out(keep)
         self.progress.freeze(layer.mask for layer in self.layers)
 

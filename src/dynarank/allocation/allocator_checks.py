@@ -84,6 +84,9 @@ def layer_names(layers: Layers) -> list[str]:
 
 def check_bounds(min_rank: int, max_rank: int | None, target: float) -> None:
     """Raise `ValueError` where a layer's least or most components do not go with their mean."""
+    for name, rank in (("min_rank", min_rank), ("max_rank", max_rank)):
+        if rank is not None and rank % 1 != 0:
+            raise ValueError(f"{name} = {rank}: must be a whole number of components")
     if not 0 <= min_rank <= target:
         raise ValueError(f"min_rank = {min_rank}: must be 0 to target, which is {target:g}")
     if max_rank is not None and max_rank < max(target, 1):

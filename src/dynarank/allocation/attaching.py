@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,12 @@ class Attachment:
 
     Args:
         optimizer: torch's, or a wrapper that has torch's as its `optimizer`, as accelerate's.
-        eta: the weight of DEM (Eq. 10), until the freeze.
-        orthogonality: the weight of AdaLoRA's orthogonal regularization, to the end.
+        eta: the weight of DEM (Eq. 10), until the freeze; 0: none.
+        orthogonality: the weight of AdaLoRA's orthogonal regularization, to the end; 0: none.
 
     Raises:
         ValueError: the optimizer trains none of the layers' coefficients, is of another kind, or
-            drives this allocator already.
+            drives this allocator already; or a weight is below 0 or not finite.
     """
 
     def __init__(
@@ -37,10 +38,15 @@ class Attachment:
         eta: float = 0.0,
         orthogonality: float = 0.0,
     ) -> None:
+        for name, weight in (("eta", eta), ("orthogonality", orthogonality)):
+            if not 0 <= weight < math.inf:  # this refuses NaN, too
+                raise ValueError(f"{name} = {weight}: must be 0 (off) or more, and finite")
         optimizer = unwrapped(optimizer)
         check_coefficients(optimizer, allocator.layers)
         check_single(optimizer, allocator)
         self.allocator = allocator
+        allocator.attached += 1
+        self._number = allocator.attached
         self.eta = eta
         self.orthogonality = orthogonality
         self.penalty: Tensor | None = None
@@ -57,16 +63,29 @@ class Attachment:
             handle.remove()
 
     def _is_replaced(self) -> bool:
-        """Return whether another allocator has the layers by now; the newest alone drives them."""
-        replaced = self.allocator.layers[0].progress is not self.allocator.progress
-        if replaced and not self._has_warned:
+        """Return whether another allocator has the layers by now, or another optimizer this one.
+
+        The newest alone drives them. Else each step of a training with two optimizers would count
+        twice.
+        """
+        reason = None
+        if self.allocator.layers[0].progress is not self.allocator.progress:
+            reason = (
+                "another allocator has taken the layers of this one, which stands still from here "
+                f"on, after {self.allocator.t} steps"
+            )
+        elif self.allocator.attached != self._number:
+            reason = (
+                "the allocator was attached to another optimizer since, whose steps alone count "
+                "from here on"
+            )
+        if reason is not None and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                "another allocator has taken the layers of this one, which stands still from here "
-                f"on, after {self.allocator.t} steps. Call remove() on what its attach() returned",
+                f"{reason}. Call remove() on what the earlier attach() returned",
                 stacklevel=4,  # names the line that steps the optimizer
             )
-        return replaced
+        return reason is not None
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._is_replaced():

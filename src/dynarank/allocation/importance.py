@@ -170,7 +170,12 @@ def _coefficients(layers: list[Components]) -> Tensor:
 
 @torch.no_grad()
 def layer_norms(layers: Layers) -> list[Tensor]:
-    """Return the plain norms ||s c_i b_i a_i^T||_F, one (r') float32 tensor a layer, in order."""
+    """Return the plain norms ||s c_i b_i a_i^T||_F, one (r') float32 tensor a layer, in order.
+
+    Where parameters are counted, the allocator divides the norm by the component's price. What the
+    loss loses is quadratic in the norm, so that the square would be the right dividend. Recorded
+    runs of `score=absolute` have the norm, which therefore stays.
+    """
     norms = []
     for layer in as_list(layers):
         scaled_c = layer.scaling * coefficients(layer).abs()

@@ -21,6 +21,7 @@ def allocation_state(allocator: RankAllocator) -> dict[str, Any]:
     return {
         "t": allocator.t,
         "frozen": allocator.frozen,
+        "kept": allocator.progress.kept,
         "ema": allocator.ema.cpu(),  # no copy: e is replaced, never changed in place
         "layers": dict(zip(allocator.names, allocator.sizes, strict=True)),
         "schedule": vars(allocator.schedule).copy(),
@@ -44,11 +45,16 @@ def load_allocation_state(allocator: RankAllocator, state: Mapping[str, Any]) ->
         ValueError: the state lacks a part, or is of other layers, another schedule or other
             settings. Nothing is changed then.
     """
-    check_saved(state, allocation_state(allocator))
-    allocator.t = int(state["t"])
-    allocator.progress.frozen = False
+    present = allocation_state(allocator)
+    present.pop("kept")  # states of earlier versions lack it
+    check_saved(state, present)
+    progress = allocator.progress
+    progress.step = int(state["t"])
+    progress.frozen, progress.kept = False, None
     if state["frozen"]:
-        allocator.progress.freeze(layer.mask for layer in allocator.layers)
+        progress.freeze(layer.mask for layer in allocator.layers)
+        # The masks may still be those of a new model, which keep all.
+        progress.kept = state.get("kept", progress.kept)
     allocator.ema = state["ema"].to(allocator.ema.device, torch.float32)
     sensitivity = allocator.scorer.sensitivity
     if sensitivity is not None and state["sensitivity"] is not None:

@@ -24,7 +24,7 @@ class Scorer:
         fixed: scores in place of any, (n) in layer order; None for those that `score` names.
 
     Raises:
-        ValueError: an unknown score.
+        ValueError: an unknown score, or fixed scores of another number than the components.
     """
 
     def __init__(
@@ -47,6 +47,12 @@ class Scorer:
             if cost_aware:
                 costs = [component_parameters(layer) for layer in layers]
             fixed = random_scores(sizes, costs, seed)
+        components = sum(layer.r for layer in layers)
+        if fixed is not None and fixed.shape != (components,):
+            raise ValueError(
+                f"fixed_scores has the shape {list(fixed.shape)}, and the layers have {components} "
+                "components together: give one score for each, in layer order"
+            )
         self.fixed = fixed
 
     def observe(self, grad_scale: Tensor | None) -> None:

@@ -13,6 +13,14 @@ from torch import Tensor
 from dynarank.adapters.greedy import exchanged, top_components, top_parameters
 
 
+def as_chosen(keep: Tensor) -> Tensor:
+    """Return a choice as it is, where one process trains the model alone.
+
+    It has a name, because an allocator that holds a lambda could not be pickled.
+    """
+    return keep
+
+
 def best_components(
     scores: Tensor,
     sizes: Sequence[int],

@@ -14,6 +14,7 @@ from torch import nn
 
 from dynarank.adapters.inject import replace_module
 from dynarank.adapters.progress import check_at_budget
+from dynarank.adapters.wrappers import unwrapped_model
 from dynarank.integrations.gate import GatedLayer, find_gate, remove_gate
 from dynarank.integrations.lora_layers import base_model, lora_layers
 
@@ -29,7 +30,8 @@ def finalize(
     they were, but for rounding. The factors are new parameters: make a new optimizer to train on.
 
     Args:
-        model: a model of `get_peft_model` or `attach`, trained until its ranks are frozen.
+        model: a model of `get_peft_model` or `attach`, trained until its ranks are frozen; also in
+            a wrapper of torch's, as `torch.compile`'s.
         adapter: the adapter's name; None: all that are gated, of which the ranks of the last are
             returned.
         over_budget: whether to cut although the ranks are not final.
@@ -38,8 +40,8 @@ def finalize(
         the ranks by module name, in model order; 0 for a layer that lost its adapter.
 
     Raises:
-        ValueError: the model is not gated, its ranks are not final, or all of them are 0. The model
-            is left as it was then.
+        ValueError: the model is not gated, only a part of it is PEFT's, its ranks are not final, or
+            all of them are 0. The model is left as it was then.
 
     Examples:
         >>> import tempfile
@@ -53,10 +55,12 @@ def finalize(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     model.save_pretrained(folder)  # whoever loads it needs PEFT alone
     """
+    model = unwrapped_model(model)
     root = base_model(model)
     gated = _gated_by_adapter(model, adapter)
     if not gated:
         raise ValueError("there is nothing to finalize: the model has no gated LoRA layers")
+    _check_is_pefts(model)
     # All adapters are checked before the first is cut, so that a refusal changes nothing.
     for layers in gated.values():
         if not over_budget:
@@ -70,6 +74,18 @@ def finalize(
             if not gated_layer.layer.r:  # no adapter is left in it
                 replace_module(root, name, gated_layer.layer.get_base_layer())
     return ranks
+
+
+def _check_is_pefts(model: nn.Module) -> None:
+    """Raise `ValueError` where the model that PEFT made is only a part of this one."""
+    if hasattr(model, "peft_config"):
+        return
+    parts = [name for name, part in model.named_modules() if hasattr(part, "peft_config")]
+    part = f", its part {parts[0]!r}" if parts else ""
+    raise ValueError(
+        f"{type(model).__name__} is no model of PEFT, and has no peft_config to write the ranks "
+        f"into. Give finalize the model that PEFT made{part}"
+    )
 
 
 def _gated_by_adapter(model: nn.Module, adapter: str | None) -> dict[str, dict[str, GatedLayer]]:

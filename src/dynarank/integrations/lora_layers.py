@@ -10,6 +10,7 @@ import peft
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from dynarank.adapters.wrappers import unwrapped_model
 from dynarank.errors import nearest
 
 
@@ -20,7 +21,8 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """Return the model in which PEFT put its layers."""
+    """Return the model in which PEFT put its layers, also inside a wrapper of torch's."""
+    model = unwrapped_model(model)
     return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 
 

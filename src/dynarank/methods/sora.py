@@ -19,7 +19,8 @@ size of the largest gate beyond them. (K(t) is in components, also where paramet
 lambda sets how soon the gates part. Where lr x lambda, summed over the steps, stays well below the
 gates' own size, none closes before the freeze, which then cuts them all at once: a run warns of it.
 At the freeze exactly the K largest gates stay (where parameters count, those largest for each
-parameter). They are not shrunk for that, and train on without T.
+parameter, by their size and not its square, as `layer_norms` says). They are not shrunk for that,
+and train on without T.
 """
 
 from __future__ import annotations

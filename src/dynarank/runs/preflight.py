@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
 from dynarank.config.schema import TrainConfig, TrainerConfig
 from dynarank.errors import UserError, first_line
+from dynarank.methods import build_method
 from dynarank.pretrained.hub import (
     HubSilent,
     Source,
@@ -15,8 +17,11 @@ from dynarank.pretrained.hub import (
     locate,
     warn_of_remote_code,
 )
+from dynarank.run_folder import read_overrides
 from dynarank.runs.library_internals import cpu_computes_bf16, has_cpp_compiler
 from dynarank.tasks.sources import locate_data
+
+log = logging.getLogger(__name__)
 
 
 def check_output_dir(folder: str) -> Path:
@@ -128,3 +133,25 @@ def locate_model(config: TrainConfig) -> Source:
     if missing:
         raise UserError(hub_silent_message(missing))
     return source
+
+
+def warn_of_unused_dem(config: TrainConfig, folder: Path) -> None:
+    """Warn where the weight of DEM was typed for a method that has no DEM.
+
+    Its default stands in the configuration of every method, and is no reason for a warning.
+
+    Args:
+        config: the run's.
+        folder: the run's, where Hydra has recorded what was typed.
+    """
+    method = build_method(config.method, config.budget, config.dem)
+    if method.takes_dem or config.dem.eta == 0:
+        return
+    for override in read_overrides(folder) or []:
+        if override.lstrip("+").startswith(("dem.eta=", "dem=")):
+            log.warning(
+                "%s: method=%s has no DEM, so that this changes nothing. Leave it out, or take "
+                "method=dora",
+                override,
+                config.method.name,
+            )

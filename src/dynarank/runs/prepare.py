@@ -36,7 +36,12 @@ from dynarank.pretrained.models import (
 from dynarank.pretrained.processors import PROCESSORS
 from dynarank.runs.placing import prepare_method
 from dynarank.runs.plan import log_plan
-from dynarank.runs.preflight import check_compiler, check_machine, locate_model
+from dynarank.runs.preflight import (
+    check_compiler,
+    check_machine,
+    locate_model,
+    warn_of_unused_dem,
+)
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
 from dynarank.training.data import TaskData
@@ -122,6 +127,7 @@ def locate_run(config: TrainConfig, folder: Path) -> Located:
             "trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. "
             "Use ddp"
         )
+    warn_of_unused_dem(config, folder)
     source = locate_model(config)
     resumption = find_resumption(config.resume.path, folder)
     return Located(source=source, resumption=resumption, check=IdentityCheck(config, resumption))
