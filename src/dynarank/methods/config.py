@@ -72,6 +72,11 @@ class DoRAConfig(MethodConfig):
                 "method.train_c = false: method.score = sensitivity needs the gradient of c. Set "
                 "method.score=fisher"
             )
+        if not self.train_c and self.c_lr_ratio != 1:
+            raise ValueError(
+                f"method.c_lr_ratio = {self.c_lr_ratio:g}: c is not trained, since "
+                "method.train_c = false. Set method.c_lr_ratio=1, or method.train_c=true"
+            )
         if (self.score == "shuffled") != (self.rank_pattern_from is not None):
             raise ValueError(
                 f"method.score = {self.score}: score=shuffled and rank_pattern_from=RUN go together"
