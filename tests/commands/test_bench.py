@@ -8,7 +8,9 @@ import pytest
 
 from dynarank.commands.bench import main
 from dynarank.sweeps import bench_runs
-from dynarank.sweeps.bench import Cell, append_cell
+from dynarank.sweeps.bench import COLUMNS, Cell, append_cell
+
+HEAD = ",".join(COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,11 @@ from dynarank.sweeps.bench import Cell, append_cell
         ("--seeds", "10-6", "'10-6': wants the lower seed first, as 6-10"),
         ("--seeds", "6-", "must be a whole number from 1, not ''"),
         ("--workers", "0", "must be a whole number from 1, not '0'"),
+        ("--scale", "small,whole", "--scale: 'small,whole' is no scale"),
         ("--report", "page.html", "holds no cells yet"),
+        ("--repeat", "3", "holds no cells yet"),
+        ("--tasks", "sst2,text_classification", "text_classification has no data of its own"),
+        ("--tasks", "xsum:whole", "xsum fits encoder-decoder models, and the bench adapts an enc"),
         (
             "--arms",
             "replayed,lora_even",
@@ -42,6 +48,53 @@ def test_a_mistake_is_answered_before_anything_runs(
     assert ended.value.code == 2
     assert answer in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("", "its first line is not that of a bench's file"),
+        ("text,label\na,b\n", "its first line is not that of a bench's file"),
+        ("arm,task\n", "its first line is not that of a bench's file"),
+        (f"{HEAD}\ndynarank,sst2,0.25,1\n", "line 2 has 4 of 13 values. Remove it"),
+        (f"{HEAD}\na,b,c,d,e,f,g,h,i,j,k,l,m\n", "cannot be read as a bench's file (ValueError"),
+        (b"\xff\xfe", "cannot be read as a bench's file (UnicodeDecodeError"),
+    ],
+)
+def test_a_file_that_is_not_the_benchs_is_left_as_it_is(
+    content: str | bytes, answer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cells.csv"
+    before = content.encode() if isinstance(content, str) else content
+    file.write_bytes(before)
+    for options in ([], ["--report", str(tmp_path / "page.html")], ["--repeat", "1"]):
+        with pytest.raises(SystemExit) as ended:
+            main([str(file), *options])
+        assert ended.value.code == 2
+        assert answer in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_place_that_cannot_be_written_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cells.csv"
+    append_cell(file, Cell("dynarank", "sst2", 0.25, 1, 4e-3, "accuracy", 0.5, 0.5))
+    (tmp_path / "image.md").write_bytes(b"\x89PNG")
+    mistakes = [
+        ([str(tmp_path)], "is a folder. Name a csv file"),
+        ([str(file / "cells.csv")], "cannot be made ("),
+        ([str(file), "--report", str(tmp_path)], "is a folder. Name a file"),
+        ([str(file), "--report", str(tmp_path / "page.md")], "there is no such file. Name a page"),
+        ([str(file), "--report", str(tmp_path / "image.md")], "cannot be read as text"),
+        ([str(file), "--report", str(file / "page.html")], "cannot be made ("),
+    ]
+    for arguments, answer in mistakes:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert answer in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("seeds", "meant"), [("3", range(1, 4)), ("6-8", range(6, 9))])

@@ -82,3 +82,12 @@ def test_a_method_that_does_not_fit_has_no_memory(base_hub: Path) -> None:
     config = to_config(compose(["output_dir=x", f"hub.root={base_hub}", *more]))
     with pytest.raises(UserError, match=r"^--memory, method=lora: method\.placement = feed_forw"):
         budget.memory_lines(config)
+
+
+@pytest.mark.parametrize("word", ["--memry", "-m"])
+def test_an_unknown_option_is_named(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        budget.main([word, "budget=r2"])
+    said = capsys.readouterr().err
+    assert f"error: {word}: is no option of this command." in said
+    assert "--memory" in said

@@ -189,3 +189,13 @@ def test_a_foreign_adapter_needs_no_base_and_cannot_be_calibrated(
     with pytest.raises(SystemExit, match="2"):
         main([str(foreign), str(tmp_path / "no"), "--target", "r1", "--calibrate", str(rows)])
     assert "holds no dynarank.json" in capsys.readouterr().err
+
+
+def test_a_folder_without_an_adapter_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), str(tmp_path / "out"), "--target", "r1"])
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path}: holds no adapter_config.json, so it is no PEFT adapter" in said
+    assert "Errno" not in said

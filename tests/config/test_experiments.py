@@ -8,12 +8,18 @@ from pathlib import Path
 
 import hydra
 import pytest
-from tiny import CONF, REPOSITORY
+from omegaconf import DictConfig, OmegaConf
+from tiny import CONF, REPOSITORY, compose
 
-from dynarank.config.schema import register_schemas, to_config
+from dynarank.config.describe import setting_names, variants_with
+from dynarank.config.schema import SCHEMAS, register_schemas, to_config
 from dynarank.report.runs import read_runs
 from dynarank.report.tables import build_table
 
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+CHOSEN_GROUPS = ("model", "method", "budget", "dem", "trainer", "logger")
+"""Groups whose choice on the command line is meant as a whole. A task's rows and batches are an
+experiment's to cut."""
 SWEEPS = sorted(
     file.stem
     for file in (CONF / "experiment").glob("*.yaml")
@@ -49,6 +55,54 @@ def test_every_point_is_a_valid_run(name: str, scale: str) -> None:
             if scale == "small":
                 assert (config.task.max_train_rows, config.epochs) == (2000, 3)
                 assert config.model.name == ("bart-base" if name == "table4_xsum" else "minilm")
+
+
+def leaves(node: DictConfig, prefix: str = "") -> dict[str, object]:
+    """The dotted names and the values that a file sets itself."""
+    found: dict[str, object] = {}
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            found |= leaves(child, f"{prefix}{key}.")
+        elif key != "defaults":
+            found[f"{prefix}{key}"] = OmegaConf.to_container(node, resolve=False)[key]
+    return {name: value for name, value in found.items() if not name.startswith("hydra.")}
+
+
+def set_by(file: Path) -> dict[str, object]:
+    """What a file of conf/ sets, by the settings' names."""
+    text = file.read_text()
+    is_global = text.startswith("# @package _global_")
+    content = OmegaConf.create(text)
+    assert isinstance(content, DictConfig)
+    return leaves(content, "" if is_global else f"{file.parent.name}.")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_sets_what_every_method_and_task_has(name: str) -> None:
+    for setting in set_by(CONF / "experiment" / f"{name}.yaml"):
+        assert setting in setting_names()
+        group = setting.partition(".")[0]
+        variants = [path for path in SCHEMAS if path.startswith(f"{group}/")]
+        assert len(variants_with(setting)) == len(variants), f"some lack {setting}"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_leaves_a_choice_of_the_command_line_alone(name: str) -> None:
+    """The experiment's file is read after the choice's, and would silently win."""
+    own = set_by(CONF / "experiment" / f"{name}.yaml")
+    for group in CHOSEN_GROUPS:
+        for file in (CONF / group).glob("*.yaml"):
+            chosen = set_by(file)
+            differing = [key for key in own.keys() & chosen.keys() if own[key] != chosen[key]]
+            assert differing == [], f"{group}={file.stem}"
+
+
+def test_the_bench_leaves_a_gpu_alone_unless_it_is_asked_for() -> None:
+    shared = ["experiment=does_it_pay", "output_dir=x"]
+    assert compose(shared).trainer.accelerator == "cpu"
+    on_gpu = compose([*shared, "trainer=gpu"]).trainer
+    assert (on_gpu.accelerator, on_gpu.precision, on_gpu.epochs) == ("gpu", "bf16-mixed", 1)
 
 
 def test_an_experiment_runs_from_its_command_to_its_table(hub_root: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tiny import CONF, compose
 
 from dynarank.commands.user_errors import user_errors
 from dynarank.config.describe import describe_settings, setting_names
+from dynarank.config.named_places import check_named_places
 from dynarank.config.schema import TrainConfig, to_config
 from dynarank.errors import UserError
 
@@ -211,3 +212,33 @@ def test_setting_names_are_those_of_the_composed_configuration() -> None:
     for task in ("cola", "squad", "xsum"):
         assert set(leaves(to_config(compose([OUT, f"task={task}"])))) <= set(setting_names())
     assert len(setting_names()) == len(set(setting_names()))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        (["method=eva", "budget=r0_25"], "EVA redistributes whole components, not budget.target="),
+        (["method=eva", "budget.unit=parameters"], "EVA redistributes whole components"),
+        (["method=eva", "budget.min_rank=1"], "budget.min_rank = 1: EVA has no such limit"),
+        (["method=adalora", "budget.max_rank=4"], "budget.max_rank = 4: AdaLoRA has no such limit"),
+    ],
+)
+def test_a_budget_that_the_method_cannot_keep_is_refused_before_rows_are_read(
+    overrides: list[str], answer: str
+) -> None:
+    with pytest.raises(UserError, match=answer):
+        to_config(compose([*overrides, OUT]))
+
+
+def test_a_folder_of_ranks_that_is_not_there_is_told_before_rows_are_read(tmp_path: Path) -> None:
+    place = tmp_path / "nowhere"
+    config = to_config(compose(["method=lora", f"method.rank_pattern_from={place}", OUT]))
+    with pytest.raises(UserError, match=r"rank_pattern_from = .*nowhere: there is no such folder"):
+        check_named_places(config)
+
+
+def test_a_rate_of_coefficients_that_are_not_trained_is_refused() -> None:
+    with pytest.raises(UserError, match="c_lr_ratio = 4: c is not trained"):
+        to_config(compose(["method=dynarank", "method.c_lr_ratio=4", OUT]))
+    trained = ["method=dynarank", "method.c_lr_ratio=4", "method.train_c=true", OUT]
+    assert to_config(compose(trained)).method.name == "dynarank"

@@ -95,8 +95,8 @@ class DemConfig:
     """The Dimensional Equilibrium Modulator's weight in the loss."""
 
     eta: Annotated[float, Ge(0)] = 0.1
-    """loss = task loss + eta R (Eq. 10) until the freeze; the authors' code halves R, so that its
-    0.1 is 0.05 here."""
+    """loss = task loss + eta R (Eq. 10) until the freeze, with method=dora alone: other methods
+    have no R. The authors' code halves R, so that its 0.1 is 0.05 here."""
 
     def __post_init__(self) -> None:
         check_settings("dem", self)

@@ -15,8 +15,15 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
+from dynarank.commands.bench_checks import cells_of, check_report, check_tasks
+from dynarank.commands.command_line import (
+    CommandParser,
+    exit_on_user_error,
+    make_folder,
+    user_path,
+)
 from dynarank.errors import UserError, nearest
 from dynarank.sweeps.bench import (
     ARMS,
@@ -26,7 +33,7 @@ from dynarank.sweeps.bench import (
     SEEDS,
     TASKS,
     TUNING_SEEDS,
-    read_cells,
+    Cell,
 )
 
 NOT_EQUAL = 1
@@ -84,16 +91,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     arms = _known("--arms", "arm", options.arms, ARMS)
-    scale = _known("--scale", "scale", options.scale, SCALES)[0]
-    tasks = _tasks(options.tasks, scale)
+    _known_one("--scale", "scale", options.scale, SCALES)
+    tasks = _tasks(options.tasks, options.scale)
     budgets = _budgets(options.budgets)
+    cells = cells_of(options.file)
+    if not cells and (options.report or options.repeat):
+        raise UserError(f"{options.file}: holds no cells yet. Run the bench first")
     if options.report is not None:
-        _report(options)
+        _report(options.report, cells)
         return
     if shared := set(options.seeds) & set(TUNING_SEEDS):
         raise UserError(f"--seeds: seed {min(shared)} tunes, and compares nothing")
     if options.repeat is None:
-        _refuse_without_sources(options, arms, tasks, budgets)
+        _refuse_without_sources(options, cells, arms, tasks, budgets)
+        check_tasks(tasks)
+        make_folder("the bench's file", options.file.parent)
     from dynarank.sweeps.bench_runs import repeat_cells, run_bench
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -109,6 +121,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _refuse_without_sources(
     options: argparse.Namespace,
+    cells: Sequence[Cell],
     arms: Sequence[str],
     tasks: Sequence[str],
     budgets: Sequence[float],
@@ -118,7 +131,7 @@ def _refuse_without_sources(
     Nothing of that arm could be run, and the command would end without a word.
     """
     there = set(arms)
-    for cell in read_cells(options.file):
+    for cell in cells:
         if cell.task in tasks and cell.budget in budgets:
             there.add(cell.arm)
     for arm in arms:
@@ -131,27 +144,30 @@ def _refuse_without_sources(
                 )
 
 
-def _report(options: argparse.Namespace) -> None:
-    cells = read_cells(options.file)
-    if not cells:
-        raise UserError(f"{options.file}: holds no cells yet. Run the bench first")
-    if options.report.suffix == ".html":
+def _report(path: Path, cells: Sequence[Cell]) -> None:
+    check_report(path)
+    if path.suffix == ".html":
         from dynarank.report.bench_page import write_page
 
-        write_page(options.report, cells)
+        write_page(path, cells)
     else:
         from dynarank.report.bench_tables import update_page
 
-        update_page(options.report, cells)
+        update_page(path, cells)
 
 
 def _known(option: str, what: str, text: str, known: Iterable[str]) -> list[str]:
     """Return the names of a list. Raises `UserError` for one that is not known."""
     names = text.split(",")
     for name in names:
-        if name not in known:
-            raise UserError(f"{option}: {name!r} is no {what}. {nearest(name, known)}")
+        _known_one(option, what, name, known)
     return names
+
+
+def _known_one(option: str, what: str, name: str, known: Iterable[str]) -> None:
+    """Raise `UserError` for a name that is not known."""
+    if name not in known:
+        raise UserError(f"{option}: {name!r} is no {what}. {nearest(name, known)}")
 
 
 def _tasks(text: str, scale: str) -> list[str]:
@@ -162,7 +178,8 @@ def _tasks(text: str, scale: str) -> list[str]:
     tasks = []
     for word in words:
         task, _, own = word.partition(":")
-        (wanted,) = _known("--tasks", "scale", own or scale, SCALES)
+        wanted = own or scale
+        _known_one("--tasks", "scale", wanted, SCALES)
         if wanted == "small":
             tasks.append(task)  # in the file, a task of the small scale has its bare name
         else:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dynarank.config.folders import conf_folder
-from dynarank.errors import UserError
+from dynarank.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +37,7 @@ COLUMNS = (
 )
 TEXT_COLUMNS = ("method", "size")
 MEMORY = "--memory"
+OPTIONS = (MEMORY, "--help")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__doc__)
         sys.exit(0)
     with user_errors(conf_folder()):
+        for word in overrides:
+            if word.startswith("-"):
+                raise UserError(f"{word}: is no option of this command. {nearest(word, OPTIONS)}")
         print_costs(overrides, with_memory)
 
 

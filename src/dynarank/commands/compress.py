@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def compress_folder(options: argparse.Namespace) -> None:
     """Compress the folder that the options name, write the result, and print what was lost."""
+    from dynarank.adapters.adapter_checks import CONFIG
     from dynarank.adapters.compress import compress
     from dynarank.adapters.lora_files import read_lora, write_lora
     from dynarank.adapters.reader_forms import without_zeros
@@ -84,6 +85,11 @@ def compress_folder(options: argparse.Namespace) -> None:
     source = options.adapter
     if (source / ADAPTER).is_dir():
         source = source / ADAPTER
+    if not (source / CONFIG).is_file():
+        raise UserError(
+            f"{source}: holds no {CONFIG}, so it is no PEFT adapter. Give an adapter's folder, or "
+            "that of a run that has one"
+        )
     refuse_bad_folder(options.out)
     # Both before a model is loaded, and rows run through it.
     sizes = _checked_sizes(options)

@@ -7,13 +7,13 @@ every composition is checked as Hydra makes it.
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dynarank.config.before_start import check_ranges
 from dynarank.config.file_keys import (
     check_file,
     check_folders,
@@ -132,30 +132,6 @@ def expand_folders(composed: Any) -> None:
         raw = node._get_node("dir")._value()
         if isinstance(raw, str) and raw.startswith("~"):
             node.dir = expand_user(raw)
-
-
-def check_ranges(composed: Any) -> None:
-    """Refuse a value out of its range, before the run's folder is made.
-
-    What only the running job can know is left to the job's own check.
-
-    Raises:
-        UserError: as `to_config`.
-    """
-    from omegaconf import OmegaConf, open_dict
-    from omegaconf.errors import OmegaConfBaseException
-
-    from dynarank.config.schema import TrainConfig, to_config
-
-    if OmegaConf.get_type(composed) is not TrainConfig:
-        return
-    run = copy.deepcopy(composed)
-    with open_dict(run):
-        run.pop("hydra")
-        # By default it refers to what only a running job knows.
-        run.output_dir = "not known yet"
-    with suppress(OmegaConfBaseException):
-        to_config(run)
 
 
 def refuse_pickle(arguments: Sequence[str]) -> None:

@@ -208,6 +208,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings("", self)
+        self.method.check_budget(self.budget)
 
     @property
     def lr(self) -> float:

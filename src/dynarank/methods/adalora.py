@@ -36,7 +36,6 @@ from dynarank.methods.ranked import (
     check_some_left,
     holds_transposed,
     pruned_size,
-    refuse_bounds,
     schedule_of,
 )
 from dynarank.rounding import round_half_up
@@ -167,7 +166,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
     tuner: AdaLoraModel
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
-        refuse_bounds(self.budget, "AdaLoRA", "min_rank", "max_rank")
+        self.config.check_budget(self.budget)
         names = find_linears(model, targets, self.head)
         check_some_left(self.budget, model, names)
         config = AdaLoraConfig(

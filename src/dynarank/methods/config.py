@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dynarank.adapters import STARTS
-from dynarank.allocation.config import SCORES
+from dynarank.allocation.config import SCORES, BudgetConfig
 from dynarank.methods.placement import PLACEMENTS
 from dynarank.settings import Ge, Gt, Le, Lt, OneOf, UserPath, check_settings
 
@@ -21,6 +21,9 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_settings("method", self)
+
+    def check_budget(self, budget: BudgetConfig) -> None:
+        """Raise `ValueError` where a budget asks for what the method can do on no model."""
 
 
 @dataclass
@@ -69,6 +72,11 @@ class DoRAConfig(MethodConfig):
             raise ValueError(
                 "method.train_c = false: method.score = sensitivity needs the gradient of c. Set "
                 "method.score=fisher"
+            )
+        if not self.train_c and self.c_lr_ratio != 1:
+            raise ValueError(
+                f"method.c_lr_ratio = {self.c_lr_ratio:g}: c is not trained, since "
+                "method.train_c = false. Set method.c_lr_ratio=1, or method.train_c=true"
             )
         if (self.score == "shuffled") != (self.rank_pattern_from is not None):
             raise ValueError(
@@ -176,6 +184,9 @@ class AdaLoRAConfig(MethodConfig):
     orthogonality: Annotated[float, Ge(0)] = 0.5
     """Weight of the orthogonal regularization in the loss."""
 
+    def check_budget(self, budget: BudgetConfig) -> None:
+        _refuse_bounds(budget, "AdaLoRA", "min_rank", "max_rank")
+
 
 @dataclass
 class GlobalSvdConfig(MethodConfig):
@@ -201,6 +212,15 @@ class EvaConfig(MethodConfig):
     """The cosine similarity from one batch to the next with which a direction has held still."""
     batches: Annotated[int, Gt(0)] = 16
     """First batches that are read, again and again until the directions hold still."""
+
+    def check_budget(self, budget: BudgetConfig) -> None:
+        _refuse_bounds(budget, "EVA", "min_rank")
+        if budget.target != int(budget.target) or budget.unit != "components":
+            raise ValueError(
+                f"EVA redistributes whole components, not budget.target={budget.target:g} in "
+                f"{budget.unit}: give a whole number and budget.unit=components, or take "
+                "method=gora"
+            )
 
 
 @dataclass
@@ -255,3 +275,23 @@ class PromptConfig(MethodConfig):
     reserved: Annotated[int, Gt(0)] = 132
     """Positions of the model that are left to the text, where positions are limited:
     task.max_length and a few."""
+
+
+def _refuse_bounds(budget: BudgetConfig, method: str, *bounds: str) -> None:
+    """Raise `ValueError` where the budget states a bound on ranks that a method cannot keep.
+
+    Args:
+        budget: as the run states it.
+        method: its name, for the message.
+        bounds: of `min_rank` and `max_rank`, those that it cannot keep.
+    """
+    without_bound = {"min_rank": 0, "max_rank": None}
+    for bound in bounds:
+        value = getattr(budget, bound)
+        if value == without_bound[bound]:
+            continue
+        no_limit = "0" if bound == "min_rank" else "null"
+        raise ValueError(
+            f"budget.{bound} = {value}: {method} has no such limit. Take method=dora, or "
+            f"budget.{bound}={no_limit}"
+        )

@@ -114,7 +114,7 @@ class DoRA(Method[DoRAConfig]):
     def lr_ratios(self) -> list[tuple[list[nn.Parameter], float]]:
         ratios = []
         layers = self.layers.values()
-        if self.config.c_lr_ratio != 1 and self.config.train_c:
+        if self.config.c_lr_ratio != 1:
             ratios.append(([layer.lora_c for layer in layers], self.config.c_lr_ratio))
         if self.config.b_lr_ratio != 1:
             ratios.append(([layer.lora_B for layer in layers], self.config.b_lr_ratio))

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from dynarank.methods.base import Inputs
 from dynarank.methods.config import EvaConfig
 from dynarank.methods.prepared import PlacedMethod
-from dynarank.methods.ranked import refuse_bounds
 
 _IN_DECODER = re.compile(r"(.*\.)?decoder\.")
 # The decoder's keys and values of what the encoder has read.
@@ -38,14 +37,8 @@ class Eva(PlacedMethod[EvaConfig]):
     """LoRA whose A and ranks come from the variance of the layers' inputs."""
 
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
-        refuse_bounds(self.budget, "EVA", "min_rank")
+        self.config.check_budget(self.budget)
         target = self.budget.target
-        if target != int(target) or self.budget.unit != "components":
-            raise ValueError(
-                f"EVA redistributes whole components, not budget.target={target:g} in "
-                f"{self.budget.unit}: give a whole number and budget.unit=components, or take "
-                "method=gora"
-            )
         self.put_room(
             model,
             targets,

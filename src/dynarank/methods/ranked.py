@@ -71,26 +71,6 @@ def _rounded_up(value: float) -> str:
     return f"{math.ceil(value * 10**digits) / 10**digits:.3g}"
 
 
-def refuse_bounds(budget: BudgetConfig, method: str, *bounds: str) -> None:
-    """Raise `ValueError` where the budget states a bound on ranks that a method cannot keep.
-
-    Args:
-        budget: as the run states it.
-        method: its name, for the message.
-        bounds: of `min_rank` and `max_rank`, those that it cannot keep.
-    """
-    without_bound = {"min_rank": 0, "max_rank": None}
-    for bound in bounds:
-        value = getattr(budget, bound)
-        if value == without_bound[bound]:
-            continue
-        no_limit = "0" if bound == "min_rank" else "null"
-        raise ValueError(
-            f"budget.{bound} = {value}: {method} has no such limit. Take method=dora, or "
-            f"budget.{bound}={no_limit}"
-        )
-
-
 def holds_transposed(layers: Mapping[str, Any]) -> bool:
     """Return whether PEFT's layers adapt `Conv1D` maps, whose weights are (d_in, d_out)."""
     return any(stores_transposed(layer.base_layer) for layer in layers.values())

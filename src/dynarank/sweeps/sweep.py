@@ -21,6 +21,7 @@ from dynarank.run_folder import is_finished
 from dynarank.sweeps.executors import Executor
 from dynarank.sweeps.naming import refuse_shared, resume_hint, tracker_environment, varying, without
 from dynarank.sweeps.point import POINT, START_OVER, Job, Point, sigterm_forwarded
+from dynarank.sweeps.point_checks import check_points
 from dynarank.sweeps.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,8 @@ def launch(
             "take -m or hydra.mode out of its overrides"
         )
     executor.check()
-    points = _compose_points(context, config, job_overrides, first)
     sampled = resume  # a sampling sweeper tells of its progress itself
+    points = _compose_points(context, config, job_overrides, first, sampled)
     resume = resume or bool(config.sweep.resume)
     unfinished = [point for point in points if not (resume and point.finished)]
     refuse_running(unfinished)
@@ -116,7 +117,11 @@ def launch(
 
 
 def _compose_points(
-    context: Any, config: Any, job_overrides: Sequence[Sequence[str]], first: int
+    context: Any,
+    config: Any,
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    sampled: bool,
 ) -> list[Point]:
     """Return the points, each of whose configurations is valid and finds its model and data."""
     composed = []
@@ -124,7 +129,7 @@ def _compose_points(
         one = _compose(context, config, overrides, first + index)
         _name_by(one, varying(overrides, job_overrides, config))
         composed.append(one)
-    check_sources(composed)
+    check_points(composed, sampled)
     points = [_point(one, given) for one, given in zip(composed, job_overrides, strict=True)]
     refuse_shared([(point.number, point.folder) for point in points])
     return _in_recorded_folders(points, Path(str(config.hydra.sweep.dir)))
@@ -232,22 +237,6 @@ def _compose(context: Any, config: Any, overrides: Sequence[str], number: int) -
     with open_dict(composed):
         composed.hydra.job.id = composed.hydra.job.num = number  # as Hydra's own launchers do
     return composed
-
-
-def check_sources(composed: Sequence[Any]) -> None:
-    """Check once, and not once a process, that every point's model and data can be found.
-
-    Raises:
-        UserError: a model or a data set is nowhere.
-    """
-    from dynarank.runs.preflight import locate_model
-
-    checked = set()
-    for one in composed:
-        sources = (str(one.model.path), str(one.model.revision), str(one.task), str(one.hub.root))
-        if sources not in checked:
-            checked.add(sources)
-            locate_model(one)
 
 
 def _point(composed: Any, overrides: Sequence[str]) -> Point:

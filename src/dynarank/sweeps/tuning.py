@@ -91,9 +91,8 @@ class Tuning:
             UserError: a value that no run could have.
         """
         from hydra.errors import ConfigCompositionException
-        from omegaconf import open_dict
 
-        from dynarank.config.schema import to_config
+        from dynarank.config.before_start import typed_run
 
         for name, value, overrides in self.space.extremes():
             try:
@@ -105,11 +104,8 @@ class Tuning:
                 raise UserError(
                     f"{setting} takes whole numbers: '{setting}=int(interval(LOW,HIGH))'"
                 ) from None
-            with open_dict(composed):
-                del composed["hydra"]
-            composed.output_dir = str(self.folder)
             try:
-                to_config(composed)
+                typed_run(composed)
             except UserError as error:
                 raise UserError(
                     f"{name} = {value} would be tried, and is out of range: {error}"
