@@ -58,7 +58,7 @@ def test_below_half_a_component_a_matrix_it_names_what_was_measured_there(
 ) -> None:
     budget.main([f"hub.root={base_hub}", "budget=r0_25"])
     said = capsys.readouterr().out
-    assert "Below half a component a matrix method=dynarank" in said
+    assert "below half a component a matrix method=dynarank" in said
     assert "method.placement=last_layers" in said
     assert "dynarank compress" not in said
     budget.main([f"hub.root={base_hub}", "budget=r0_5"])
