@@ -62,7 +62,7 @@ def test_below_half_a_component_a_matrix_it_names_what_was_measured_there(
     assert "method.placement=last_layers" in said
     assert "dynarank compress" not in said
     budget.main([f"hub.root={base_hub}", "budget=r0_5"])
-    assert "At half a component a matrix and more" in capsys.readouterr().out
+    assert "at half a component a matrix and more" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_says_why(base_hub: Path) -> None:
