@@ -24,7 +24,7 @@ quickstart: $(VENV)/ready
 
 # Tests of a file share what is slow to make. A thread each: more would only wait for one another.
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs
 
 matrix: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m large -n 2
