@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -181,13 +182,23 @@ def test_small_components_are_held_against_large_ones_and_against_one_another() 
     assert "`dynarank_alpha_1` is not shown to differ from `lora_even_alpha_1`" in answer
 
 
-def test_orthogonal_components_are_held_against_others_and_their_ranks_against_none() -> None:
-    gains = {"lora_even": 0.0, "adalora": 0.03, "even_orthogonal": 0.03, "random_orthogonal": 0.0}
-    answer = orthogonal_section(play({**gains, "dynarank_orthogonal": 0.03})).answer
-    assert "`dynarank_orthogonal` is better than `lora_even` and `random_orthogonal`" in answer
-    assert "`even_orthogonal` is better than `lora_even`" in answer
-    same = "`dynarank_orthogonal` is not shown to differ from `adalora` and `even_orthogonal`"
-    assert same in answer
+def test_orthogonal_components_are_judged_by_the_length_of_training() -> None:
+    """They win in one and lose in the other, which together would look like nothing."""
+    base = {"lora_even": 0.0, "even_orthogonal": 0.03, "random_orthogonal": 0.0}
+    short = play({**base, "dynarank_orthogonal": -0.03})
+    longer = []
+    for cell in play({**base, "dynarank_orthogonal": 0.03}):
+        longer.append(replace(cell, task=f"{cell.task}:longer"))
+    section = orthogonal_section([*short, *longer])
+    of_longer, of_short = section.answer.split("One short epoch: ")
+    assert of_longer.startswith("Longer training: ")
+    assert "`dynarank_orthogonal` is better than `lora_even` and `random_orthogonal`" in of_longer
+    assert "`dynarank_orthogonal` is not shown to differ from `even_orthogonal`" in of_longer
+    assert "`dynarank_orthogonal` is worse than" in of_short
+    assert [grid.headings[0] for grid in section.grids] == [
+        "budget, longer training",
+        "budget, one short epoch",
+    ]
 
 
 def test_rank_correlations_are_spearmans() -> None:

@@ -103,19 +103,29 @@ def scale_section(cells: Sequence[Cell]) -> Section:
 
 
 def orthogonal_section(cells: Sequence[Cell]) -> Section:
-    """Answer what orthogonal components are worth, and what allocation adds to them."""
+    """Answer what orthogonal components are worth, by the length of training, which decides it."""
     title = "7. Orthogonal components"
-    return _section(title, paired_differences(cells, ORTHOGONAL_QUESTION))
+    # A task of another scale than the small one is named so, as `stsb:longer`.
+    short = [cell for cell in cells if ":" not in cell.task]
+    longer = [cell for cell in cells if ":" in cell.task]
+    parts = []
+    grids = []
+    for words, of_length in (("Longer training", longer), ("One short epoch", short)):
+        found = paired_differences(of_length, ORTHOGONAL_QUESTION)
+        section = _section(title, found, runs=words.lower())
+        parts.append(f"{words}: {section.answer}")
+        grids += section.grids
+    return Section(title, " ".join(parts), grids)
 
 
-def _section(title: str, found: Sequence[Difference]) -> Section:
+def _section(title: str, found: Sequence[Difference], runs: str = "") -> Section:
     if not any(one.judged for one in found):
         text = "The data carry no answer: no two of these methods share six pairs of task and seed."
-        return Section(title, text, [difference_grid(found)])
+        return Section(title, text, [difference_grid(found, runs)])
     sentences = []
     for budget in sorted({one.budget for one in found}):
         sentences.append(_sentence(budget, [one for one in found if one.budget == budget]))
-    return Section(title, " ".join(sentences), [difference_grid(found)])
+    return Section(title, " ".join(sentences), [difference_grid(found, runs)])
 
 
 def _sentence(budget: float, found: Sequence[Difference]) -> str:
