@@ -135,7 +135,11 @@ def cost_table(costs: Sequence[Cost], title: str) -> Table:
 
     table = Table(title=title, title_justify="left")
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in TEXT_COLUMNS else "right")
+        table.add_column(
+            column,
+            justify="left" if column in TEXT_COLUMNS else "right",
+            no_wrap=column == "method",  # a name is typed as it stands
+        )
     for cost in costs:
         table.add_row(*_cells(cost))
     return table
