@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 
-STARTS = ("paper", "lora", "orthogonal")
+STARTS = ("paper", "lora", "orthogonal", "orthogonal_A")
 """How an adapter starts.
 
 `paper`: A and B are random and c = 0. `lora`: as LoRA starts, with B = 0 and c = 1.
 `orthogonal`: A's rows and B's columns are random directions of length one at right angles, and
-c = 0.
+c = 0. `orthogonal_A`: A's rows alone are such directions, B = 0, and c stays at 1, untrained.
 """
 
 FORMS = ("peft", "gguf", "padded", "mlx")

@@ -124,7 +124,7 @@ def inject(
         alpha: the scale's numerator: every layer's update is multiplied by alpha / r.
         dropout: the probability that an element of an adapter's input is dropped, in [0, 1).
         exclude: modules that are left alone with all that they contain, as the task head.
-        start: `paper`, `lora` or `orthogonal`; see `DoRALinear`.
+        start: `paper`, `lora`, `orthogonal` or `orthogonal_A`; see `DoRALinear`.
 
     Returns:
         the new layers by full module name, in model order.

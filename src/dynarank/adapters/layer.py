@@ -46,8 +46,9 @@ class DoRALinear(nn.Module):
         alpha: the scale's numerator: s = alpha / r'. s stays as it is when components go.
         dropout: the probability that an element of the adapter's input is dropped, in [0, 1).
         start: `paper` (A and B Kaiming-uniform as in the authors' code, c = 0), `lora` (A as in
-            LoRA, B = 0, c = 1; B learns from the first step), or `orthogonal` (c = 0, the vectors
-            of A and B random, of length one and at right angles).
+            LoRA, B = 0, c = 1; B learns from the first step), `orthogonal` (c = 0, the vectors of A
+            and B random, of length one and at right angles), or `orthogonal_A` (A's vectors alone
+            so, B = 0, c = 1 and not trained: a component's size is in B).
 
     Raises:
         TypeError: `base` is not a linear map.
@@ -115,7 +116,11 @@ class DoRALinear(nn.Module):
             nn.init.orthogonal_(self.lora_A)
             nn.init.orthogonal_(self.lora_B)
         else:
-            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # LoRA's own value
+            if start == "orthogonal_A":
+                nn.init.orthogonal_(self.lora_A)
+                self.lora_c.requires_grad_(False)
+            else:
+                nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # LoRA's own value
             nn.init.zeros_(self.lora_B)
             nn.init.ones_(self.lora_c)
 

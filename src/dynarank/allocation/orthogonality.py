@@ -2,10 +2,11 @@
 
 It pulls a layer's vectors a_i, and its vectors b_i, to length one and to right angles. The size of
 a component is then in c_i alone, and a high learning rate turns its directions without making it
-larger.
+larger. Where c is fixed, the size must be in b_i: there a_i alone is pulled at.
 
 Legend: r' components of a layer, a_i a row of A and b_i a column of B, P (r', d) the factor whose
-rows are a layer's a_i, or its b_i; F factors of the model, two a layer; I the identity.
+rows are a layer's a_i, or its b_i; F factors of the model, two a layer where c is trained, else
+one; I the identity.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def add_orthogonality_gradient(
     factors: list[_Factor] = []
     for layer in as_list(layers):
         factors.append(_Factor(layer.lora_A, layer.mask, is_turned=False))
-        factors.append(_Factor(layer.lora_B, layer.mask, is_turned=True))
+        if layer.lora_c.requires_grad:
+            factors.append(_Factor(layer.lora_B, layer.mask, is_turned=True))
     device = factors[0].parameter.device
     norms = []
     with torch.autocast(device.type, enabled=False):

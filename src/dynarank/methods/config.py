@@ -52,21 +52,28 @@ class DoRAConfig(MethodConfig):
     """For score=shuffled: the folder of a finished run under the same budget, whose ranks are
     permuted over the matrices of each shape."""
     init: Annotated[str, OneOf(STARTS)] = "paper"
-    """paper (c = 0, A and B random); lora (c = 1, B = 0), which learns from the first step; or
-    orthogonal (c = 0, the vectors of A and B at length one and at right angles)."""
+    """paper (c = 0, A and B random); lora (c = 1, B = 0), which learns from the first step;
+    orthogonal (c = 0, the vectors of A and B at length one and at right angles); or orthogonal_A
+    (those of A alone, B = 0, c = 1)."""
     c_lr_ratio: Annotated[float, Gt(0)] = 1.0
     """Learning rate of c, as a multiple of the others'."""
     b_lr_ratio: Annotated[float, Gt(0)] = 1.0
     """Learning rate of B, as a multiple of A's (LoRA+, Hayou et al., 2024)."""
     train_c: bool = True
-    """Whether c is trained; if not, it stays 1 where a component is kept, which needs init=lora."""
+    """Whether c is trained; if not, it stays 1 where a component is kept: with init=lora or
+    orthogonal_A."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.train_c and self.init != "lora":
+        if self.train_c and self.init == "orthogonal_A":
+            raise ValueError(
+                "method.init = orthogonal_A: the size of a component is in B there, and c stays 1. "
+                "Set method.train_c=false"
+            )
+        if not self.train_c and self.init not in ("lora", "orthogonal_A"):
             raise ValueError(
                 f"method.train_c = false: with method.init = {self.init}, c stays 0 and nothing "
-                "would be learned. Set method.init=lora"
+                "would be learned. Set method.init=lora, or orthogonal_A"
             )
         if not self.train_c and self.score == "sensitivity":
             raise ValueError(
@@ -113,7 +120,8 @@ class DynaRankConfig(DoRAConfig):
     train_c: bool = False
     orthogonality: Annotated[float, Ge(0)] = 0.0
     """Weight of AdaLoRA's orthogonal regularization in the loss. With init=orthogonal and
-    train_c=true it keeps every component's directions at length one, and its size in c."""
+    train_c=true it keeps every component's directions at length one, and its size in c. With
+    init=orthogonal_A it keeps A's alone so, and the size is in B."""
     rate_power: Annotated[float, Ge(0), Le(1)] = 0.5
     """While more components live than are kept in the end, the adapters' learning rate is
     (budget.target / budget now)^rate_power of the schedule's: all components together then move
@@ -121,10 +129,11 @@ class DynaRankConfig(DoRAConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.orthogonality and not self.train_c:
+        if self.orthogonality and self.train_c and self.init == "lora":
             raise ValueError(
-                f"method.orthogonality = {self.orthogonality:g} pulls directions to length one, so "
-                "that c must have the size. Set method.train_c=true method.init=orthogonal"
+                f"method.orthogonality = {self.orthogonality:g} would pull B, which starts at zero "
+                "with method.init = lora, to length one. Set method.init=orthogonal, or "
+                "method.train_c=false"
             )
 
 

@@ -69,6 +69,8 @@ _DYNARANK = ("method=dynarank", "method.alpha=8", _NO_DROPOUT)
 _DYNARANK_ALPHA_1 = ("method=dynarank", "method.alpha=1", _NO_DROPOUT)
 # As AdaLoRA's components, whose size is in c alone; c needs no smaller steps where there are more.
 _ORTHOGONAL = ("method=dynarank_orthogonal", "method.alpha=8", _NO_DROPOUT)
+# The directions of A alone, and the size in B, which learns from the first step.
+_ORTHOGONAL_A = (*_DYNARANK_ALPHA_1, "method.init=orthogonal_A", "method.orthogonality=0.1")
 _BY_CHANCE = ("method.score=random", "method.score_seed={seed}")
 _GIVEN_RANKS = "method.rank_pattern_from={ranks}"
 _SHUFFLED = ("method.score=shuffled", "method.score_seed={seed}", _GIVEN_RANKS)
@@ -105,6 +107,11 @@ ARMS = {
     "dynarank_orthogonal": Arm(_ORTHOGONAL, 2.5e-3),
     # From one component on it starts at its budget, so that nothing is pruned.
     "even_orthogonal": Arm((*_ORTHOGONAL, "budget.init={whole}"), 2.5e-3),
+    "dynarank_orthogonal_A": Arm(_ORTHOGONAL_A, 5e-3),
+    "even_orthogonal_A": Arm((*_ORTHOGONAL_A, "budget.init={whole}"), 5e-3),
+    "random_orthogonal_A": Arm(
+        (*_ORTHOGONAL_A, *_BY_CHANCE), 5e-3, rate_of="dynarank_orthogonal_A"
+    ),
     "random": Arm((*_DYNARANK, *_BY_CHANCE), 1e-3),
     "random_orthogonal": Arm((*_ORTHOGONAL, *_BY_CHANCE), 2.5e-3, rate_of="dynarank_orthogonal"),
     "shuffled": Arm((*_DYNARANK, *_SHUFFLED), 1e-3, rate_of="dynarank", ranks_of="dynarank"),
