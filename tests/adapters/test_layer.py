@@ -326,3 +326,14 @@ def test_an_orthogonal_start_has_unit_directions_and_no_update(base: nn.Module) 
     assert torch.equal(layer(x), layer.base(x))
     layer(x).sum().backward()
     assert layer.lora_c.grad.all()  # so that it learns
+
+
+def test_an_orthogonal_start_of_A_moves_B_in_the_first_step(base: nn.Module) -> None:
+    layer = DoRALinear(base, r=3, start="orthogonal_A")
+    torch.testing.assert_close(layer.lora_A @ layer.lora_A.T, torch.eye(3), atol=1e-6, rtol=0)
+    x = torch.randn(2, 5)
+    assert torch.equal(layer(x), layer.base(x))
+    layer(x).sum().backward()
+    assert layer.lora_B.grad.all()
+    assert layer.lora_c.grad is None
+    assert layer.lora_c.tolist() == [1, 1, 1]

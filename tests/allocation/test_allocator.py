@@ -250,6 +250,19 @@ def test_a_state_of_other_settings_is_refused(change: dict[str, Any]) -> None:
     assert changed.t == 0
 
 
+def test_where_c_is_fixed_what_was_pruned_takes_no_place_in_the_budget() -> None:
+    """Its old score may stay above those of the living, but it has no gradient to return by."""
+    layers = adapters([9, 8, 7], [1, 2, 3])
+    for layer in layers.values():
+        layer.lora_c.requires_grad_(False)
+    ranks = allocator(layers, score="absolute")
+    ranks.ema = torch.tensor([9.0, 8, 7, 1, 2, 3])
+    ranks.prune(2)
+    ranks.ema = torch.tensor([1.0, 1, 9, 9, 9, 9])  # the pruned overtake
+    ranks.prune(2)
+    assert ranks.ranks() == {"a": 2, "b": 0}
+
+
 def test_a_state_that_names_neither_beta_nor_regrow_is_accepted() -> None:
     state = allocator(adapters([1, 2, 3])).state_dict()
     del state["choice"]["beta"], state["choice"]["regrow"]

@@ -29,7 +29,8 @@ def by_definition(adapters: list[DoRALinear]) -> Tensor:
     """Factor by factor, of the kept components alone, in float64."""
     norms = []
     for layer in adapters:
-        for rows in (layer.lora_A, layer.lora_B.T):
+        factors = [layer.lora_A, layer.lora_B.T] if layer.lora_c.requires_grad else [layer.lora_A]
+        for rows in factors:
             kept = rows[layer.mask].double()
             norms.append((kept @ kept.T - torch.eye(len(kept), dtype=torch.float64)).norm())
     return torch.stack(norms).mean()
@@ -43,6 +44,19 @@ def test_value_and_gradient_are_those_of_the_definition() -> None:
     torch.testing.assert_close(value.double(), by_definition(adapters), rtol=1e-5, atol=0)
     for factor, gradient in zip(factors, expected, strict=True):
         torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_where_c_is_fixed_the_size_stays_in_B() -> None:
+    adapters = layers()
+    for layer in adapters:
+        layer.lora_c.requires_grad_(False)
+    factors = [layer.lora_A for layer in adapters]
+    expected = torch.autograd.grad(0.7 * by_definition(adapters), factors)
+    value = add_orthogonality_gradient(adapters, 0.7)
+    torch.testing.assert_close(value.double(), by_definition(adapters), rtol=1e-5, atol=0)
+    for factor, gradient in zip(factors, expected, strict=True):
+        torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert all(layer.lora_B.grad is None for layer in adapters)
 
 
 def test_it_is_added_to_what_is_there_times_the_scalers_factor() -> None:

@@ -363,6 +363,31 @@ def test_an_orthogonal_start_holds_through_training_and_is_plain_lora_at_the_end
         attach(model, target=1, start="orthogonal")
 
 
+def test_an_orthogonal_start_of_A_holds_and_leaves_the_size_in_B() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    before = logits(model, "llama")
+    settings = {"eta": 0.0, "score": "fisher", "orthogonality": 0.5}
+    layers = attach(model, target=2, start="orthogonal_A", **settings)
+    torch.testing.assert_close(logits(model, "llama"), before, atol=0, rtol=0)
+    optimizer = torch.optim.AdamW(trained_parameters(model), lr=5e-3)
+    allocator = make_allocator(model, total=STEPS)
+    next(iter(layers.values())).gate.settings.attach(allocator, optimizer)
+    for _ in range(STEPS):
+        model(**batch("llama")).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for layer in layers.values():
+        kept = layer.lora_A[layer.mask]
+        torch.testing.assert_close(kept @ kept.T, torch.eye(len(kept)), atol=0.1, rtol=0)
+        assert layer.lora_c[layer.mask].eq(1).all()
+    # B has grown from zero, and is not pulled to length one.
+    lengths = torch.cat([layer.lora_B.norm(dim=0)[layer.mask] for layer in layers.values()])
+    assert lengths.min() > 0
+    assert lengths.max() < 0.5
+    # Where c is fixed nothing could return: what was pruned must not take a place in the budget.
+    assert sum(allocator.ranks().values()) == 2 * len(layers)
+
+
 def test_a_narrow_adapter_becomes_float32() -> None:
     base = MODELS["llama"]().bfloat16()
     model = peft.get_peft_model(base, config("llama"), autocast_adapter_dtype=False)

@@ -88,8 +88,28 @@ def test_dynarank_keeps_directions_orthogonal_to_the_end() -> None:
     plain: Any = build_method(config(name="dynarank"), budget, DemConfig())
     plain.adapt(Net(), ["first"], ["head"])
     assert plain.add_penalty_gradient(False) is None
-    with pytest.raises(ValueError, match=r"method\.train_c=true method\.init=orthogonal"):
-        config(name="dynarank", orthogonality=0.5)
+
+
+def test_directions_of_A_alone_leave_the_size_in_B() -> None:
+    config: Any = SCHEMAS["method/dynarank"]
+    settings = config(name="dynarank", init="orthogonal_A", orthogonality=0.1)
+    method: Any = build_method(settings, BudgetConfig(target=2, init=3), DemConfig())
+    method.adapt(Net(), ["first"], ["head"])
+    (layer,) = method.layers.values()
+    assert method.add_penalty_gradient(False).item() == pytest.approx(0, abs=1e-6)
+    torch.nn.init.normal_(layer.lora_A)
+    torch.nn.init.normal_(layer.lora_B)
+    assert method.add_penalty_gradient(True) > 0
+    assert layer.lora_A.grad.any()
+    assert layer.lora_B.grad is None
+
+
+def test_directions_whose_size_would_be_nowhere_or_twice_are_refused() -> None:
+    config: Any = SCHEMAS["method/dynarank"]
+    with pytest.raises(ValueError, match=r"pull B.* Set method\.init=orthogonal, or"):
+        config(name="dynarank", train_c=True, orthogonality=0.5)
+    with pytest.raises(ValueError, match=r"orthogonal_A: .* Set method\.train_c=false"):
+        config(name="dynarank", init="orthogonal_A", train_c=True)
 
 
 @pytest.mark.parametrize("name", ["dora", "dynarank", "adalora", "global_svd", "sora", "gora"])

@@ -26,6 +26,7 @@ from dynarank.allocation.components import (
     Components,
     Layers,
     as_list,
+    can_return,
     component_costs,
     component_parameters,
 )
@@ -49,7 +50,8 @@ class RankAllocator:
             them, whose names are then their positions.
         schedule: when to prune, and to how many.
         beta: smoothing of the scores (Eq. 8).
-        regrow: whether a pruned component may return by its gradient before the freeze.
+        regrow: whether a pruned component may return by its gradient before the freeze. Where c is
+            fixed none has a gradient to return by, and none does.
         score: `relative` (Eq. 7); `absolute`, the plain norm of s c_i b_i a_i^T; `sensitivity`,
             AdaLoRA's, which has its own smoothing and needs the gradients at `step()`; `fisher`,
             (c_i dL/dc_i)^2, which needs `observe()` before each optimizer step; or the control
@@ -108,7 +110,7 @@ class RankAllocator:
         self.names = layer_names(layers)
         self.schedule = schedule
         self.beta = beta
-        self.regrow = regrow
+        self.regrow = regrow and can_return(self.layers)
         self.score = score if fixed_scores is None else FIXED
         self.seed = seed
         self.cost_aware = cost_aware
@@ -273,10 +275,7 @@ class RankAllocator:
         return self.schedule.budget(self.t)
 
     def active_count(self) -> Tensor:
-        """Return the number of the model's components that are not zero now.
-
-        It is an int scalar on the device, so that asking for it does not wait for the device.
-        """
+        """Return the number of nonzero components, an int scalar. It waits for no device."""
         return self._active().sum()
 
     def ranks(self) -> dict[str, int]:

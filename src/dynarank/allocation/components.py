@@ -76,6 +76,11 @@ def as_list(layers: Layers) -> list[Components]:
     return values
 
 
+def can_return(layers: Sequence[Components]) -> bool:
+    """Return whether a component at c = 0 has a gradient by which it may return."""
+    return any(layer.lora_c.requires_grad or not layer.lora_A.requires_grad for layer in layers)
+
+
 def coefficients(layer: Components) -> Tensor:
     """Return c with the components that the mask excludes at exactly zero, (r)."""
     return layer.lora_c.masked_fill(~layer.mask, 0)  # 0 * inf is NaN

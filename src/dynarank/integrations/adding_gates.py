@@ -13,7 +13,7 @@ from torch import nn
 
 from dynarank.adapters import STARTS
 from dynarank.adapters.linears import keep_differentiable
-from dynarank.integrations.gate import GatedLayer, add_gate, find_gate
+from dynarank.integrations.gate import GatedLayer, add_gate, find_gate, gate_of
 from dynarank.integrations.lora_layers import adapter_to_gate, lora_layers
 from dynarank.integrations.settings import AllocationSettings
 from dynarank.integrations.sharding import check_local
@@ -110,8 +110,10 @@ def _gate_layer(layer: Any, adapter: str, start: str, settings: AllocationSettin
     for factor in (A.weight, B.weight):  # in bfloat16, c and small updates would be rounded away
         factor.data = factor.data.float()
     # With c = 0 the model starts as it was, whatever A and B are.
-    if start != "lora":
-        fill = nn.init.kaiming_uniform_ if start == "paper" else nn.init.orthogonal_
-        fill(A.weight)
-        fill(B.weight)
-    add_gate(A, B, c=1.0 if start == "lora" else 0.0, settings=settings)
+    drawn = {"paper": [A, B], "lora": [], "orthogonal": [A, B], "orthogonal_A": [A]}[start]
+    fill = nn.init.kaiming_uniform_ if start == "paper" else nn.init.orthogonal_
+    for factor in drawn:
+        fill(factor.weight)
+    add_gate(A, B, c=0.0 if B in drawn else 1.0, settings=settings)
+    if start == "orthogonal_A":
+        gate_of(A).lora_c_like_bias.requires_grad_(False)

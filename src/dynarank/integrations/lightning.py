@@ -47,7 +47,7 @@ class RankAllocationCallback(Callback):
             was given.
         total: the optimizer steps of the whole run, where the Trainer cannot know them.
         adapter: the PEFT adapter's name, where several are active.
-        start: how the layers of a PEFT model start: `paper`, `lora` or `orthogonal`; see `attach`.
+        start: how the layers of a PEFT model start, one of dynarank.adapters.STARTS; see `attach`.
         settings: other fields of `AllocationSettings`: eta, interval, warmup, final, score, ...
 
     Raises:

@@ -92,7 +92,8 @@ def attach(
         init: components that a layer starts with. It is PEFT's r, and refused where it is not.
         adapter: the adapter's name; needed where a layer has several active ones.
         start: `paper` draws A and B anew and sets c = 0; `lora` keeps A and B and sets c = 1;
-            `orthogonal` draws directions of length one at right angles, and sets c = 0.
+            `orthogonal` draws directions of length one at right angles, and sets c = 0;
+            `orthogonal_A` draws those of A alone, keeps B = 0, and fixes c at 1.
             Either leaves the model's outputs as they were.
         settings: other fields of `AllocationSettings`: warmup, final, interval, score, ...
 

@@ -27,7 +27,8 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
         target: the mean number of components that a layer keeps at the end.
         r: components that a layer starts with. None: ceil(1.5 x target), as in the paper.
         start: `paper` (A and B random, c = 0), `lora` (as LoRA starts, B = 0, c = 1),
-            or `orthogonal` (the vectors of A and B at length one and at right angles, c = 0).
+            `orthogonal` (the vectors of A and B at length one and at right angles, c = 0), or
+            `orthogonal_A` (those of A alone, B = 0, and c fixed at 1).
         warmup: the share of the optimizer steps before the first pruning.
         final: the share of the optimizer steps after the last pruning, with the ranks frozen.
         interval: optimizer steps from one pruning to the next.
@@ -58,7 +59,8 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
     r: int | None = None
     start: str = "paper"
     """`paper`: A and B are random and c = 0. `lora`: as LoRA starts, with B = 0 and c = 1.
-    `orthogonal`: A's rows and B's columns have length one and right angles, and c = 0."""
+    `orthogonal`: A's rows and B's columns have length one and right angles, and c = 0.
+    `orthogonal_A`: A's rows alone have, B = 0, and c stays at 1."""
 
     def __post_init__(self) -> None:
         self.allocation()  # checks them, before r is made of the target

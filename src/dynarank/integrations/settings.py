@@ -66,7 +66,7 @@ class AllocationSettings:
     """Weight of the Dimensional Equilibrium Modulator (Eq. 10) until the freeze; 0: none."""
     orthogonality: float = 0.0
     """Weight of AdaLoRA's orthogonal regularization, to the end; 0: none. It goes with
-    start="orthogonal"."""
+    start="orthogonal" (0.5) or "orthogonal_A" (0.1)."""
 
     def __post_init__(self) -> None:
         # Made for its checks alone: init and total are known when training begins.

@@ -66,7 +66,7 @@ class RankAllocationCallback(TrainerCallback):  # type: ignore[misc]
         target: the mean number of components that a layer keeps at the end. None: what `attach` or
             a `DynaRankConfig` was given.
         adapter: the adapter's name, where several are active.
-        start: how the layers start: `paper`, `lora` or `orthogonal`; see `attach`.
+        start: how the layers start, one of dynarank.adapters.STARTS; see `attach`.
         finalize_at_end: whether to make the model plain LoRA when training ends.
         resume_from: the folder of the checkpoint that the run resumes from, where it is not in
             `output_dir`.

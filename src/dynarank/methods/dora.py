@@ -71,8 +71,7 @@ class DoRA(Method[DoRAConfig]):
             self.layers,
             schedule_of(self.budget, total_steps, self.budget.schedule),
             beta=self.config.beta,
-            # A component that is fixed at c = 0 has no gradient to return by.
-            regrow=self.budget.regrow and self.config.train_c,
+            regrow=self.budget.regrow,
             score=score,
             cost_aware=cost_aware,
             min_rank=self.budget.min_rank,
