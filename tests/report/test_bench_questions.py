@@ -21,6 +21,7 @@ from dynarank.report.bench_pairs import (
 )
 from dynarank.report.bench_questions import (
     history_section,
+    orthogonal_A_section,
     orthogonal_section,
     paper_section,
     scale_section,
@@ -197,6 +198,28 @@ def test_orthogonal_components_are_judged_by_the_length_of_training() -> None:
     others = "`even_orthogonal`, `lora_even` and `random_orthogonal`"
     assert f"`dynarank_orthogonal` is worse than {others}" in of_short
     assert [grid.headings[0] for grid in section.grids] == [
+        "budget, longer training",
+        "budget, one short epoch",
+    ]
+
+
+def test_directions_of_A_alone_are_judged_in_all_and_by_the_length_of_training() -> None:
+    base = {"lora_even": 0.0, "dynarank_orthogonal": 0.03, "random_orthogonal_A": 0.0}
+    short = play({**base, "dynarank_orthogonal_A": 0.0})
+    longer = []
+    for cell in play({**base, "dynarank_orthogonal_A": 0.06}):
+        longer.append(replace(cell, task=f"{cell.task}:longer"))
+    section = orthogonal_A_section([*short, *longer])
+    of_all, by_length = section.answer.split("Longer training: ")
+    of_longer, of_short = by_length.split("One short epoch: ")
+    assert of_all.startswith("All tasks: ")
+    better = "`dynarank_orthogonal_A` is better than"
+    assert f"{better} `lora_even` and `random_orthogonal_A`" in of_all
+    assert f"{better} `dynarank_orthogonal`, `lora_even` and `random_orthogonal_A`" in of_longer
+    assert "`dynarank_orthogonal_A` is worse than `dynarank_orthogonal`" in of_short
+    assert "not shown to differ from `lora_even` and `random_orthogonal_A`" in of_short
+    assert [grid.headings[0] for grid in section.grids] == [
+        "budget, all tasks",
         "budget, longer training",
         "budget, one short epoch",
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 from dynarank.report.bench_pairs import Difference, compared, paired_differences
@@ -58,6 +58,17 @@ ORTHOGONAL_QUESTION = (
 )
 """Components whose size is in c alone, against others; then their ranks against chance, and
 against none pruned."""
+ORTHOGONAL_A_QUESTION = (
+    ("dynarank_orthogonal_A", BASELINE),
+    ("dynarank_orthogonal_A", "lora_even_alpha_1"),
+    ("dynarank_orthogonal_A", "lora_last_layers_alpha_1"),
+    ("dynarank_orthogonal_A", "adalora"),
+    ("dynarank_orthogonal_A", "paper_from_two"),
+    ("dynarank_orthogonal_A", "dynarank_alpha_1"),
+    ("dynarank_orthogonal_A", "dynarank_orthogonal"),
+    ("dynarank_orthogonal_A", "random_orthogonal_A"),
+)
+"""A's directions at length one and B free, against what was best so far, and against chance."""
 KINDS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
 """The adapted matrices of one layer of an encoder, in model order."""
 
@@ -104,18 +115,36 @@ def scale_section(cells: Sequence[Cell]) -> Section:
 
 def orthogonal_section(cells: Sequence[Cell]) -> Section:
     """Answer what orthogonal components are worth, by the length of training, which decides it."""
-    title = "7. Orthogonal components"
+    runs = _by_length(cells)
+    return _split_section("7. Orthogonal components", runs, ORTHOGONAL_QUESTION)
+
+
+def orthogonal_A_section(cells: Sequence[Cell]) -> Section:
+    """Answer what orthogonal directions of A alone are worth, in all and by length of training."""
+    runs = {"All tasks": cells, **_by_length(cells)}
+    return _split_section("8. Orthogonal directions of A alone", runs, ORTHOGONAL_A_QUESTION)
+
+
+def _by_length(cells: Sequence[Cell]) -> dict[str, Sequence[Cell]]:
+    """Part the cells by how long they train."""
     # A task of another scale than the small one is named so, as `stsb:longer`.
-    short = [cell for cell in cells if ":" not in cell.task]
-    longer = [cell for cell in cells if ":" in cell.task]
-    parts = []
+    return {
+        "Longer training": [cell for cell in cells if ":" in cell.task],
+        "One short epoch": [cell for cell in cells if ":" not in cell.task],
+    }
+
+
+def _split_section(
+    title: str, parts: Mapping[str, Sequence[Cell]], pairs: Sequence[tuple[str, str]]
+) -> Section:
+    """Answer a question about each part of the cells, by the part's name."""
+    answers = []
     grids = []
-    for words, of_length in (("Longer training", longer), ("One short epoch", short)):
-        found = paired_differences(of_length, ORTHOGONAL_QUESTION)
-        section = _section(title, found, runs=words.lower())
-        parts.append(f"{words}: {section.answer}")
+    for words, of_part in parts.items():
+        section = _section(title, paired_differences(of_part, pairs), runs=words.lower())
+        answers.append(f"{words}: {section.answer}")
         grids += section.grids
-    return Section(title, " ".join(parts), grids)
+    return Section(title, " ".join(answers), grids)
 
 
 def _section(title: str, found: Sequence[Difference], runs: str = "") -> Section:

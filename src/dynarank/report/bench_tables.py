@@ -16,6 +16,7 @@ from dynarank.report.bench_overview import over_budgets, overviews
 from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, compared, differences
 from dynarank.report.bench_questions import (
     history_section,
+    orthogonal_A_section,
     orthogonal_section,
     paper_section,
     scale_section,
@@ -86,6 +87,7 @@ def sections(cells: Sequence[Cell]) -> list[Section]:
         ranks_section(cells),
         scale_section(cells),
         orthogonal_section(cells),
+        orthogonal_A_section(cells),
         Section("What was run", _cost(cells), [_means(cells)]),
     ]
 
