@@ -317,3 +317,14 @@ def test_a_model_with_adapters_of_peft_is_refused(part: str) -> None:
     with pytest.raises(ValueError, match=r"of PEFT.*merge_and_unload"):
         inject(net if part == "the model" else base, ["1"], r=2)
     assert list(inject(net.merge_and_unload(), ["1"], r=2)) == ["1"]
+
+
+def test_what_a_start_fixes_stays_fixed_where_the_rest_is_let_train() -> None:
+    for start, trains in (("lora", True), ("orthogonal_A", False)):
+        model = nn.ModuleDict({"query": nn.Linear(4, 4)})
+        (layer,) = inject(model, ["query"], r=2, start=start).values()
+        model.requires_grad_(False)
+        mark_trainable(model)
+        assert layer.lora_A.requires_grad
+        assert layer.lora_B.requires_grad
+        assert layer.lora_c.requires_grad is trains

@@ -142,12 +142,13 @@ def test_dem_is_added_until_the_freeze() -> None:
     assert penalties[1] < 0.8 * penalties[0]
 
 
-def test_orthogonality_is_kept_to_the_end() -> None:
+@pytest.mark.parametrize("start", ["orthogonal", "orthogonal_A"])
+def test_orthogonality_is_kept_to_the_end(start: str) -> None:
     excess = []
     for weight in (0.0, 5.0):
         torch.manual_seed(0)
         module = Theirs()
-        settings = {"start": "orthogonal", "eta": 0.0, "orthogonality": weight}
+        settings = {"start": start, "eta": 0.0, "orthogonality": weight}
         trainer_of(allocation(**settings)).fit(module, loader())
         layers = list(gated_layers(module).values())
         excess.append(add_orthogonality_gradient(layers, 1.0).item())

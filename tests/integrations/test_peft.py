@@ -369,6 +369,7 @@ def test_an_orthogonal_start_of_A_holds_and_leaves_the_size_in_B() -> None:
     settings = {"eta": 0.0, "score": "fisher", "orthogonality": 0.5}
     layers = attach(model, target=2, start="orthogonal_A", **settings)
     torch.testing.assert_close(logits(model, "llama"), before, atol=0, rtol=0)
+    model.set_adapter("default")  # it lets all parameters of the adapter train
     optimizer = torch.optim.AdamW(trained_parameters(model), lr=5e-3)
     allocator = make_allocator(model, total=STEPS)
     next(iter(layers.values())).gate.settings.attach(allocator, optimizer)

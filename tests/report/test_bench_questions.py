@@ -21,9 +21,9 @@ from dynarank.report.bench_pairs import (
 )
 from dynarank.report.bench_questions import (
     history_section,
-    orthogonal_A_section,
     orthogonal_section,
     paper_section,
+    parts_section,
     scale_section,
     scores_section,
 )
@@ -209,7 +209,7 @@ def test_directions_of_A_alone_are_judged_in_all_and_by_the_length_of_training()
     longer = []
     for cell in play({**base, "dynarank_orthogonal_A": 0.06}):
         longer.append(replace(cell, task=f"{cell.task}:longer"))
-    section = orthogonal_A_section([*short, *longer])
+    section = parts_section([*short, *longer])
     of_all, by_length = section.answer.split("Longer training: ")
     of_longer, of_short = by_length.split("One short epoch: ")
     assert of_all.startswith("All tasks: ")

@@ -262,8 +262,9 @@ def mark_trainable(model: nn.Module, head: Sequence[str] = ()) -> None:
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     for layer in adapter_layers(model).values():
-        for parameter in (layer.lora_A, layer.lora_B, layer.lora_c):
-            parameter.requires_grad_(True)
+        layer.lora_A.requires_grad_(True)
+        layer.lora_B.requires_grad_(True)
+        layer.lora_c.requires_grad_(layer.trains_c)
 
 
 def check_plain_head(model: nn.Module, head: Sequence[str]) -> None:

@@ -65,6 +65,8 @@ class DoRALinear(nn.Module):
     """
 
     mask: Tensor
+    trains_c: bool = True
+    """Whether c is to be trained; where it is not, it is one or, once pruned, zero."""
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class DoRALinear(nn.Module):
         else:
             if start == "orthogonal_A":
                 nn.init.orthogonal_(self.lora_A)
+                self.trains_c = False
                 self.lora_c.requires_grad_(False)
             else:
                 nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # LoRA's own value

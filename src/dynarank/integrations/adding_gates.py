@@ -13,7 +13,7 @@ from torch import nn
 
 from dynarank.adapters import STARTS
 from dynarank.adapters.linears import keep_differentiable
-from dynarank.integrations.gate import GatedLayer, add_gate, find_gate, gate_of
+from dynarank.integrations.gate import GatedLayer, add_gate, find_gate
 from dynarank.integrations.lora_layers import adapter_to_gate, lora_layers
 from dynarank.integrations.settings import AllocationSettings
 from dynarank.integrations.sharding import check_local
@@ -114,6 +114,5 @@ def _gate_layer(layer: Any, adapter: str, start: str, settings: AllocationSettin
     fill = nn.init.kaiming_uniform_ if start == "paper" else nn.init.orthogonal_
     for factor in drawn:
         fill(factor.weight)
-    add_gate(A, B, c=0.0 if B in drawn else 1.0, settings=settings)
-    if start == "orthogonal_A":
-        gate_of(A).lora_c_like_bias.requires_grad_(False)
+    c = 0.0 if B in drawn else 1.0
+    add_gate(A, B, c=c, settings=settings, trains_c=start != "orthogonal_A")

@@ -41,17 +41,25 @@ class Gate(nn.Module):
         A: the layer's A, (r, d_in): c gets its device, dtype and number of components.
         c: what every coefficient starts at.
         settings: what `make_allocator` and the callbacks find later; None for nothing.
+        trains_c: whether c is a parameter. Else it is a buffer: PEFT lets all parameters of an
+            adapter train when it is made the active one.
     """
 
+    lora_c_like_bias: Tensor
     mask: Tensor
 
-    def __init__(self, A: Tensor, c: float, settings: AllocationSettings | None) -> None:
+    def __init__(
+        self, A: Tensor, c: float, settings: AllocationSettings | None, trains_c: bool = True
+    ) -> None:
         super().__init__()
         start = torch.full((len(A),), c, device=A.device, dtype=A.dtype)
         # The name has "bias" in it because Trainers exempt biases from weight decay by their names,
         # and c must not decay.
-        # An adapter that PEFT has frozen, as one that is not active, has a frozen c.
-        self.lora_c_like_bias = nn.Parameter(start, requires_grad=A.requires_grad)
+        if trains_c:
+            # An adapter that PEFT has frozen, as one that is not active, has a frozen c.
+            self.lora_c_like_bias = nn.Parameter(start, requires_grad=A.requires_grad)
+        else:
+            self.register_buffer("lora_c_like_bias", start)
         self.register_buffer("mask", torch.ones(len(A), dtype=torch.bool, device=A.device))
         self.progress: AllocationProgress | None = None
         self.settings = settings
@@ -121,7 +129,7 @@ class GatedLayer:
         return B
 
     @property
-    def lora_c(self) -> nn.Parameter:
+    def lora_c(self) -> Tensor:
         """The coefficients c, (r)."""
         return self.gate.lora_c_like_bias
 
@@ -155,7 +163,13 @@ def find_gate(linear: nn.Module) -> Gate | None:
     return first if isinstance(first, Gate) else None
 
 
-def add_gate(A: nn.Linear, B: nn.Linear, c: float, settings: AllocationSettings | None) -> None:
+def add_gate(
+    A: nn.Linear,
+    B: nn.Linear,
+    c: float,
+    settings: AllocationSettings | None,
+    trains_c: bool = True,
+) -> None:
     """Put a gate on A. A keeps its parameter, so that an optimizer that has it still trains it.
 
     Args:
@@ -163,8 +177,9 @@ def add_gate(A: nn.Linear, B: nn.Linear, c: float, settings: AllocationSettings 
         B: PEFT's `lora_B` of the same.
         c: what every coefficient starts at.
         settings: what `make_allocator` and the callbacks find later; None for nothing.
+        trains_c: whether c is trained.
     """
-    gate = Gate(A.weight, c=c, settings=settings)
+    gate = Gate(A.weight, c=c, settings=settings, trains_c=trains_c)
     parametrize.register_parametrization(A, "weight", gate)
     gate.hooks = [
         A.register_state_dict_post_hook(_fold_state),

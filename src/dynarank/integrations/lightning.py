@@ -223,15 +223,16 @@ def find_layers(module: torch.nn.Module, adapter: str | None) -> Mapping[str, Co
 
 
 def optimizer_of(optimizers: list[Any], layers: Mapping[str, Components]) -> torch.optim.Optimizer:
-    """Return the optimizer that trains the layers' coefficients.
+    """Return the optimizer that trains the layers' coefficients, or, where these are fixed, A.
 
     Raises:
         ValueError: there is none.
     """
     first_layer = next(iter(layers.values()))
+    trained = first_layer.lora_c if first_layer.lora_c.requires_grad else first_layer.lora_A
     for optimizer in optimizers:
         torch_optimizer = inner(optimizer)
-        if id(first_layer.lora_c) in parameter_ids(torch_optimizer):
+        if id(trained) in parameter_ids(torch_optimizer):
             return torch_optimizer
     raise ValueError(
         "no optimizer trains the layers' coefficients c: give configure_optimizers all parameters "

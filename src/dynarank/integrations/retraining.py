@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynarank.allocation.attaching import parameter_ids
 from dynarank.integrations.distributed import world_size
@@ -43,7 +43,7 @@ def finalize_trained(
     # Views of a layer are of no use once its gate is gone.
     old = {name: (layer.lora_A, layer.lora_B, layer.lora_c) for name, layer in layers.items()}
     ranks = finalize(model, adapter)
-    new_of_old: dict[nn.Parameter, nn.Parameter | None] = {}  # None: it is gone
+    new_of_old: dict[Tensor, nn.Parameter | None] = {}  # None: it is gone
     for name, (old_A, old_B, old_c) in old.items():
         layer = layers[name].layer
         new_of_old[old_c] = None  # it is folded into A

@@ -68,7 +68,7 @@ class DoRAConfig(MethodConfig):
         if self.train_c and self.init == "orthogonal_A":
             raise ValueError(
                 "method.init = orthogonal_A: the size of a component is in B there, and c stays 1. "
-                "Set method.train_c=false"
+                "Set method.train_c=false, or another method.init"
             )
         if not self.train_c and self.init not in ("lora", "orthogonal_A"):
             raise ValueError(
@@ -106,19 +106,18 @@ class DoRAConfig(MethodConfig):
 
 @dataclass
 class DynaRankConfig(DoRAConfig):
-    """The recipe of this library: LoRA's start, c fixed, components judged by a Fisher score."""
+    """The recipe of this library: unit directions in A, sizes in B, and a Fisher score."""
 
-    alpha: Annotated[float | None, Gt(0)] = 8.0
-    """The scale of the update, over what alpha_over says; null as for dora. At a target of one and
-    below it is alpha itself: there 1, at a higher learning rate, did better where training is
-    longer (docs/science.md)."""
+    alpha: Annotated[float | None, Gt(0)] = 1.0
+    """The scale of the update, over what alpha_over says; null as for dora. It is small, so that
+    the learning rate may be high."""
     alpha_over: Annotated[str, OneOf(("init", "target", "sqrt"))] = "target"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     beta: Annotated[float, Ge(0), Lt(1)] = 0.9
     score: Annotated[str, OneOf((*SCORES, "shuffled"))] = "fisher"
-    init: Annotated[str, OneOf(STARTS)] = "lora"
+    init: Annotated[str, OneOf(STARTS)] = "orthogonal_A"
     train_c: bool = False
-    orthogonality: Annotated[float, Ge(0)] = 0.0
+    orthogonality: Annotated[float, Ge(0)] = 0.1
     """Weight of AdaLoRA's orthogonal regularization in the loss. With init=orthogonal and
     train_c=true it keeps every component's directions at length one, and its size in c. With
     init=orthogonal_A it keeps A's alone so, and the size is in B."""
@@ -141,6 +140,8 @@ class DynaRankConfig(DoRAConfig):
 class DynaRankOrthogonalConfig(DynaRankConfig):
     """The recipe on orthogonal components, whose size is in c alone: for longer training."""
 
+    alpha: Annotated[float | None, Gt(0)] = 8.0
+    """The scale of the update, over what alpha_over says; null as for dora."""
     alpha_over: Annotated[str, OneOf(("init", "target", "sqrt"))] = "sqrt"
     init: Annotated[str, OneOf(STARTS)] = "orthogonal"
     train_c: bool = True

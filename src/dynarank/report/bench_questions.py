@@ -9,16 +9,16 @@ from dynarank.report.bench_pairs import Difference, compared, paired_differences
 from dynarank.report.bench_sections import Grid, Section, a_matrix, difference_grid, listed
 from dynarank.sweeps.bench import BASELINE, Cell
 
-CONTROLS = (BASELINE, "random", "shuffled", "replayed")
+CONTROLS = (BASELINE, "random", "random_alpha_8", "shuffled", "replayed")
 """What a score or a start must beat: uniform ranks, random scores, the ranks that it found in
 other places, and those ranks from the first step on."""
-SECOND_QUESTION = (BASELINE, "random", "shuffled")
+SECOND_QUESTION = (BASELINE, "random_alpha_8", "shuffled")
 THIRD_QUESTION = (
-    ("dynarank", "replayed"),
-    ("dynarank", "frozen_early"),
-    ("dynarank", "frozen_late"),
-    ("dynarank", "compressed"),
-    ("dynarank", "global_svd"),
+    ("dynarank_alpha_8", "replayed"),
+    ("dynarank_alpha_8", "frozen_early"),
+    ("dynarank_alpha_8", "frozen_late"),
+    ("dynarank_alpha_8", "compressed"),
+    ("dynarank_alpha_8", "global_svd"),
     ("global_svd", "compressed"),
 )
 """Pruned in training against the ranks alone; more and less training after the last pruning;
@@ -36,7 +36,7 @@ FOURTH_QUESTION = (
 )
 SCALE_QUESTION = (
     ("lora_even_alpha_1", BASELINE),
-    ("dynarank_alpha_1", "dynarank"),
+    ("dynarank_alpha_1", "dynarank_alpha_8"),
     ("dynarank_alpha_1_power_0", "dynarank_alpha_1"),
     ("dynarank_alpha_1", "lora_even_alpha_1"),
     ("lora_last_layers_alpha_1", "lora_even_alpha_1"),
@@ -50,7 +50,7 @@ ORTHOGONAL_QUESTION = (
     ("dynarank_orthogonal", "lora_even_alpha_1"),
     ("dynarank_orthogonal", "lora_last_layers"),
     ("dynarank_orthogonal", "adalora"),
-    ("dynarank_orthogonal", "dynarank"),
+    ("dynarank_orthogonal", "dynarank_alpha_8"),
     ("dynarank_orthogonal", "random_orthogonal"),
     ("dynarank_orthogonal", "even_orthogonal"),
     ("even_orthogonal", BASELINE),
@@ -58,17 +58,18 @@ ORTHOGONAL_QUESTION = (
 )
 """Components whose size is in c alone, against others; then their ranks against chance, and
 against none pruned."""
-ORTHOGONAL_A_QUESTION = (
-    ("dynarank_orthogonal_A", BASELINE),
-    ("dynarank_orthogonal_A", "lora_even_alpha_1"),
-    ("dynarank_orthogonal_A", "lora_last_layers_alpha_1"),
-    ("dynarank_orthogonal_A", "adalora"),
-    ("dynarank_orthogonal_A", "paper_from_two"),
-    ("dynarank_orthogonal_A", "dynarank_alpha_1"),
-    ("dynarank_orthogonal_A", "dynarank_orthogonal"),
-    ("dynarank_orthogonal_A", "random_orthogonal_A"),
+RECIPE_QUESTION = (
+    ("dynarank", "lora_even_alpha_1"),
+    ("dynarank", "lora_last_layers_alpha_1"),
+    ("dynarank", "adalora"),
+    ("dynarank", "paper_from_two"),
+    ("dynarank", "dynarank_alpha_8"),
+    ("dynarank", "dynarank_alpha_1"),
+    ("dynarank", "dynarank_orthogonal"),
+    ("dynarank", "random"),
 )
-"""A's directions at length one and B free, against what was best so far, and against chance."""
+"""The recipe, with A's directions at length one and B free, against all that came before it, and
+against chance."""
 KINDS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
 """The adapted matrices of one layer of an encoder, in model order."""
 
@@ -119,10 +120,10 @@ def orthogonal_section(cells: Sequence[Cell]) -> Section:
     return _split_section("7. Orthogonal components", runs, ORTHOGONAL_QUESTION)
 
 
-def orthogonal_A_section(cells: Sequence[Cell]) -> Section:
-    """Answer what orthogonal directions of A alone are worth, in all and by length of training."""
+def parts_section(cells: Sequence[Cell]) -> Section:
+    """Answer what the recipe's parts are worth, in all and by the length of training."""
     runs = {"All tasks": cells, **_by_length(cells)}
-    return _split_section("8. Orthogonal directions of A alone", runs, ORTHOGONAL_A_QUESTION)
+    return _split_section("8. The recipe and what came before it", runs, RECIPE_QUESTION)
 
 
 def _by_length(cells: Sequence[Cell]) -> dict[str, Sequence[Cell]]:

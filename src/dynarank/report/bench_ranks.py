@@ -21,7 +21,7 @@ from dynarank.report.significance import LEVEL
 from dynarank.sweeps.bench import ARMS, Cell
 
 DRAWS = 999
-DRAWN = ("random", "random_orthogonal", "random_orthogonal_A", "lora_random")
+DRAWN = ("random", "random_alpha_8", "random_orthogonal", "lora_random")
 """Arms whose ranks the seed draws, alike on all tasks."""
 KINDS = ("seeds", "tasks", "budgets", "methods")
 

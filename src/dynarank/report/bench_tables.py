@@ -16,9 +16,9 @@ from dynarank.report.bench_overview import over_budgets, overviews
 from dynarank.report.bench_pairs import ALPHA, LEAST_PAIRS, compared, differences
 from dynarank.report.bench_questions import (
     history_section,
-    orthogonal_A_section,
     orthogonal_section,
     paper_section,
+    parts_section,
     scale_section,
     scores_section,
 )
@@ -42,8 +42,8 @@ BEGIN, BEGIN_SHORT, END = (
 )
 """Between a first and the last of these lines of a page stand the tables, and nothing else: all of
 them, or the overview alone."""
-NOT_IN_SHORT = ("random", "paper_from_two")
-"""Arms that the overview leaves out: the control, and what the claim's table has already."""
+NOT_IN_SHORT = ("random", "random_alpha_8", "paper_from_two")
+"""Arms that the overview leaves out: the controls, and what the claim's table has already."""
 
 
 def answer(cells: Sequence[Cell]) -> str:
@@ -87,7 +87,7 @@ def sections(cells: Sequence[Cell]) -> list[Section]:
         ranks_section(cells),
         scale_section(cells),
         orthogonal_section(cells),
-        orthogonal_A_section(cells),
+        parts_section(cells),
         Section("What was run", _cost(cells), [_means(cells)]),
     ]
 

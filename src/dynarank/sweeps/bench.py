@@ -65,12 +65,15 @@ _LORA = ("method=lora", "method.alpha=8", _NO_DROPOUT)
 # Up to one component a matrix alpha is the scale itself. At an eighth of it a component bears a
 # higher rate, at which its directions move faster while the model moves no further.
 _LORA_ALPHA_1 = ("method=lora", "method.alpha=1", _NO_DROPOUT)
-_DYNARANK = ("method=dynarank", "method.alpha=8", _NO_DROPOUT)
-_DYNARANK_ALPHA_1 = ("method=dynarank", "method.alpha=1", _NO_DROPOUT)
+# The recipe's settings are written out: what its defaults are may change again.
+_DYNARANK = ("method=dynarank", "method.alpha=1", _NO_DROPOUT)
+# The directions of A alone, and the size in B, which learns from the first step.
+_ORTHOGONAL_A = ("method.init=orthogonal_A", "method.orthogonality=0.1")
+_START_OF_LORA = ("method.init=lora", "method.orthogonality=0")
+_ALPHA_1 = (*_DYNARANK, *_START_OF_LORA)
+_ALPHA_8 = ("method=dynarank", "method.alpha=8", _NO_DROPOUT, *_START_OF_LORA)
 # As AdaLoRA's components, whose size is in c alone; c needs no smaller steps where there are more.
 _ORTHOGONAL = ("method=dynarank_orthogonal", "method.alpha=8", _NO_DROPOUT)
-# The directions of A alone, and the size in B, which learns from the first step.
-_ORTHOGONAL_A = (*_DYNARANK_ALPHA_1, "method.init=orthogonal_A", "method.orthogonality=0.1")
 _BY_CHANCE = ("method.score=random", "method.score_seed={seed}")
 _GIVEN_RANKS = "method.rank_pattern_from={ranks}"
 _SHUFFLED = ("method.score=shuffled", "method.score_seed={seed}", _GIVEN_RANKS)
@@ -86,8 +89,8 @@ def _placed(placement: str, *others: str) -> Arm:
 
 
 def _frozen_after(final: float) -> Arm:
-    """Return the recipe with another share of the steps after the last pruning, at its rate."""
-    return Arm((*_DYNARANK, f"budget.final={final}"), 1e-3, rate_of="dynarank")
+    """Return pruning with another share of the steps after the last one, at the same rate."""
+    return Arm((*_ALPHA_8, f"budget.final={final}"), 1e-3, rate_of="dynarank_alpha_8")
 
 
 ARMS = {
@@ -101,24 +104,23 @@ ARMS = {
     "lora_last_layers_alpha_1": Arm(
         (*_LORA_ALPHA_1, "method.placement=last_layers"), 2e-3, rate_of="lora_even_alpha_1"
     ),
-    "dynarank": Arm(_DYNARANK, 1e-3),
-    "dynarank_alpha_1": Arm(_DYNARANK_ALPHA_1, 2e-3),
-    "dynarank_alpha_1_power_0": Arm((*_DYNARANK_ALPHA_1, "method.rate_power=0"), 2e-3),
+    "dynarank": Arm((*_DYNARANK, *_ORTHOGONAL_A), 5e-3),
+    "random": Arm((*_DYNARANK, *_ORTHOGONAL_A, *_BY_CHANCE), 5e-3, rate_of="dynarank"),
+    "dynarank_alpha_8": Arm(_ALPHA_8, 1e-3),
+    "dynarank_alpha_1": Arm(_ALPHA_1, 2e-3),
+    "dynarank_alpha_1_power_0": Arm((*_ALPHA_1, "method.rate_power=0"), 2e-3),
     "dynarank_orthogonal": Arm(_ORTHOGONAL, 2.5e-3),
     # From one component on it starts at its budget, so that nothing is pruned.
     "even_orthogonal": Arm((*_ORTHOGONAL, "budget.init={whole}"), 2.5e-3),
-    "dynarank_orthogonal_A": Arm(_ORTHOGONAL_A, 5e-3),
-    "even_orthogonal_A": Arm((*_ORTHOGONAL_A, "budget.init={whole}"), 5e-3),
-    "random_orthogonal_A": Arm(
-        (*_ORTHOGONAL_A, *_BY_CHANCE), 5e-3, rate_of="dynarank_orthogonal_A"
-    ),
-    "random": Arm((*_DYNARANK, *_BY_CHANCE), 1e-3),
+    "random_alpha_8": Arm((*_ALPHA_8, *_BY_CHANCE), 1e-3),
     "random_orthogonal": Arm((*_ORTHOGONAL, *_BY_CHANCE), 2.5e-3, rate_of="dynarank_orthogonal"),
-    "shuffled": Arm((*_DYNARANK, *_SHUFFLED), 1e-3, rate_of="dynarank", ranks_of="dynarank"),
+    "shuffled": Arm(
+        (*_ALPHA_8, *_SHUFFLED), 1e-3, rate_of="dynarank_alpha_8", ranks_of="dynarank_alpha_8"
+    ),
     "frozen_early": _frozen_after(0.75),
     "frozen_late": _frozen_after(0.1),
-    "replayed": Arm((*_LORA, _GIVEN_RANKS), 1e-3, rate_of="lora_even", ranks_of="dynarank"),
-    "absolute": Arm((*_DYNARANK, "method.score=absolute"), 1e-3),
+    "replayed": Arm((*_LORA, _GIVEN_RANKS), 1e-3, rate_of="lora_even", ranks_of="dynarank_alpha_8"),
+    "absolute": Arm((*_ALPHA_8, "method.score=absolute"), 1e-3),
     "global_svd": Arm(_GLOBAL_SVD, 1e-3),
     "compressed": Arm((*_GLOBAL_SVD, "budget.final=0"), 1e-3),
     "gora": Arm(("method=gora", "method.alpha=8", *_BY_PARAMETERS), 1e-3),
