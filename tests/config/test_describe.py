@@ -35,7 +35,7 @@ def test_what_all_variants_have_alike_stands_once() -> None:
     alphas = [setting for setting in settings if setting.name == "method.alpha"]
     assert {(setting.variant, setting.default) for setting in alphas} == {
         ("dora", "8.0"),
-        ("dynarank", "8.0"),
+        ("dynarank", "1.0"),
         ("dynarank_orthogonal", "8.0"),
         ("lora", "16.0"),
         ("adalora", "32.0"),

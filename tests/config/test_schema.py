@@ -240,5 +240,6 @@ def test_a_folder_of_ranks_that_is_not_there_is_told_before_rows_are_read(tmp_pa
 def test_a_rate_of_coefficients_that_are_not_trained_is_refused() -> None:
     with pytest.raises(UserError, match="c_lr_ratio = 4: c is not trained"):
         to_config(compose(["method=dynarank", "method.c_lr_ratio=4", OUT]))
-    trained = ["method=dynarank", "method.c_lr_ratio=4", "method.train_c=true", OUT]
+    trained = ["method=dynarank", "method.c_lr_ratio=4", "method.train_c=true"]
+    trained += ["method.init=orthogonal", OUT]
     assert to_config(compose(trained)).method.name == "dynarank"

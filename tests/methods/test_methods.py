@@ -85,7 +85,7 @@ def test_dynarank_keeps_directions_orthogonal_to_the_end() -> None:
         layers[0].lora_A.grad = None
         assert method.add_penalty_gradient(frozen).item() == pytest.approx(0.5 * excess.item())
         assert layers[0].lora_A.grad.any()
-    plain: Any = build_method(config(name="dynarank"), budget, DemConfig())
+    plain: Any = build_method(config(name="dynarank", orthogonality=0.0), budget, DemConfig())
     plain.adapt(Net(), ["first"], ["head"])
     assert plain.add_penalty_gradient(False) is None
 
@@ -107,7 +107,7 @@ def test_directions_of_A_alone_leave_the_size_in_B() -> None:
 def test_directions_whose_size_would_be_nowhere_or_twice_are_refused() -> None:
     config: Any = SCHEMAS["method/dynarank"]
     with pytest.raises(ValueError, match=r"pull B.* Set method\.init=orthogonal, or"):
-        config(name="dynarank", train_c=True, orthogonality=0.5)
+        config(name="dynarank", init="lora", train_c=True, orthogonality=0.5)
     with pytest.raises(ValueError, match=r"orthogonal_A: .* Set method\.train_c=false"):
         config(name="dynarank", init="orthogonal_A", train_c=True)
 
