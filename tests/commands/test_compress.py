@@ -148,9 +148,9 @@ def test_a_language_models_adapter_is_stored_as_small_as_is_said(
     ("words", "said"),
     [
         (["--target", "big"], "--target big: must be r and a number"),
-        (["--energy", "1.5"], "energy = 1.5: must lie above 0"),
+        (["--energy", "1.5"], "--energy 1.5: must lie above 0"),
         (["--target", "r1", "--calibrate", "nowhere.csv"], "nowhere.csv: there is no such file"),
-        (["--energy", "2", "--calibrate", "nowhere.csv"], "energy = 2.0: must lie above 0"),
+        (["--energy", "2", "--calibrate", "nowhere.csv"], "--energy 2.0: must lie above 0"),
         (["--target", "r1", "--base", "x"], "--base goes with --calibrate"),
     ],
 )

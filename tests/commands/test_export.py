@@ -318,10 +318,17 @@ def test_how_much_rounding_loses_is_the_norm_of_what_is_gone() -> None:
 
 @pytest.mark.parametrize("method", ["prompt method.reserved=20", "head"])
 def test_what_is_no_update_of_weights_is_not_merged(
-    method: str, hub_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str,
+    hub_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = [f"method={method.split()[0]}", *method.split()[1:], "trainer.epochs=1"]
     run(configure(tmp_path / "run", hub_root, *settings))
+    monkeypatch.setattr(
+        "dynarank.pretrained.models.load_pretrained", lambda *_, **__: pytest.fail("loaded")
+    )
     with pytest.raises(SystemExit, match="2"):
         main(
             [str(tmp_path / "run"), str(tmp_path / "out"), "--merged", "--hub-root", str(hub_root)]

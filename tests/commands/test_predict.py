@@ -278,7 +278,7 @@ MISTAKES = [
     ("RUN --input in.csv --output folder.csv", "--output folder.csv: is a folder"),
     (
         "RUN --input long.csv --output o.csv",
-        "task.max_length: a text has 92 tokens, and the model 63 positions",
+        "a text has 92 tokens, and the model 63 positions. Give shorter texts\n",
     ),
     ("RUN --input in.csv --output o.csv --batch-size 0", "--batch-size 0: at least 1"),
     ("RUN --input in.csv --output o.csv --batch-size -3", "--batch-size -3: at least 1"),

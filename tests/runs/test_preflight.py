@@ -13,7 +13,7 @@ from dynarank.runs.preflight import (
     check_machine,
     check_output_dir,
     locate_model,
-    warn_of_unused_dem,
+    warn_of_unused,
 )
 from dynarank.runs.run import run
 
@@ -77,24 +77,66 @@ def test_bad_data_is_found_before_the_model_loads(
 
 
 @pytest.mark.parametrize(
-    ("typed", "warns"),
+    ("typed", "told"),
     [
-        (["method=lora", "dem.eta=0.3"], True),
-        (["method=dynarank", "dem=paper"], True),
-        (["method=lora"], False),
-        (["method=lora", "dem.eta=0"], False),
-        (["method=dora", "dem.eta=0.3"], False),
+        (["method=lora", "dem.eta=0.3"], "method=lora has no DEM"),
+        (["method=dynarank", "dem=paper"], "method=dynarank has no DEM"),
+        (["method=eva", "++budget.warmup=0.3"], "method=eva places its components before training"),
+        (["method=full", "budget=r8"], "method=full has no budget"),
+        (["method=bitfit", "model.targets=[query]"], "method=bitfit adapts no layers"),
+        (["task=xsum", "optimizer.head_lr=1e-3"], "task=xsum has no head of its own"),
+        (["optimizer.lr=1e-3", "task.lr=2e-3"], "optimizer.lr=0.001 is given, and comes before it"),
+        (["experiment=quickstart", "task.lr=2e-3"], "optimizer.lr=0.0015 is given"),
+        (["experiment=quickstart", "model.lr_scale=2"], "optimizer.lr=0.0015 is given"),
+        (["trainer.batch_size=4", "task.batch_size=8"], "trainer.batch_size=4 is given"),
+        (["trainer.epochs=4", "task.epochs=8"], "trainer.epochs=4 is given"),
     ],
-    ids=["lora", "dynarank", "not-typed", "zero", "dora"],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_weight_of_dem_is_warned_of_where_it_was_typed_and_is_not_used(
-    typed: list[str], warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_what_was_typed_and_changes_nothing_is_told_in_a_line(
+    typed: list[str], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """conf/dem sets it for every method."""
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "overrides.yaml").write_text("".join(f"- {entry}\n" for entry in typed))
-    config = configure(tmp_path, tmp_path, *typed)
-    warn_of_unused_dem(config, tmp_path)
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * warns
-    if warns:
-        assert f"{typed[1]}: {typed[0]} has no DEM" in caplog.text
+    warn(tmp_path, *typed)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{typed[-1]}: {told}" in caplog.text
+    assert "so that this changes nothing. " in caplog.text
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["method=lora"],
+        ["method=lora", "dem.eta=0"],
+        ["method=dora", "dem.eta=0.3"],
+        ["method=lora", "experiment=does_it_pay"],  # which gives all methods an interval
+        ["method=full", "scale=small"],
+        ["method=adalora", "budget.schedule=cubic_adalora"],
+        ["method=lora", "budget.unit=parameters"],
+        ["method=head", "budget.min_rank=0", "budget.max_rank=null"],
+        ["task=cola", "optimizer.head_lr=1e-3"],
+        ["task.lr=2e-3", "task.epochs=8", "task.batch_size=4"],
+        ["trainer.epochs=2", "optimizer.lr=1e-3"],
+        ["~dem.eta"],
+    ],
+    ids=" ".join,
+)
+def test_defaults_and_the_projects_own_values_are_no_reason_for_a_warning(
+    typed: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn(tmp_path, *typed)
+    assert not caplog.records
+
+
+def warn(folder: Path, *typed: str) -> None:
+    """Warn of what was typed for a run and changes nothing, as Hydra has recorded it."""
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {entry}\n" for entry in typed))
+    known = [entry for entry in typed if not entry.startswith("~")]
+    warn_of_unused(configure(folder, folder, "trainer.epochs=null", *known), folder)
+
+
+def test_a_run_without_a_record_of_what_was_typed_is_not_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_unused(configure(tmp_path, tmp_path, "method=lora", "budget.warmup=0.3"), tmp_path)
+    assert not caplog.records

@@ -13,7 +13,7 @@ from tiny import CONF
 from dynarank.config.schema import register_schemas
 from dynarank.errors import UserError
 from dynarank.sweeps import point_checks
-from dynarank.sweeps.point_checks import check_points
+from dynarank.sweeps.point_checks import check_points, warn_of_unused
 
 
 def points(*varying: str, shared: tuple[str, ...] = ()) -> list[Any]:
@@ -61,3 +61,29 @@ def test_a_model_that_cannot_do_the_task_is_told_once(hub_root: Path, tmp_path: 
     rows.unlink()
     with pytest.raises(UserError, match=r"task.train_file = .*rows.jsonl"):
         check_points(points("seed=1", "seed=2", shared=shared))
+
+
+@pytest.mark.parametrize(
+    ("varying", "typed", "told"),
+    [
+        (("method=eva", "method=lora"), ["budget.warmup=0.3"], "method=eva places its components"),
+        (("budget.warmup=0.1", "budget.warmup=0.2"), ["method=eva", "budget.warmup=0.1,0.2"], "="),
+        (("method=eva", "method=dora"), ["budget.warmup=0.3"], ""),  # the other reads it
+        (("method=full", "method=bitfit"), ["budget=r2"], ""),  # in place of what a file sweeps
+        (("method=eva", "method=lora"), ["experiment=does_it_pay"], ""),
+    ],
+)
+def test_a_sweep_tells_once_of_what_changes_nothing_in_any_run(
+    varying: tuple[str, ...],
+    typed: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(point_checks, "check_sources", lambda configs: None)
+    shared = tuple(entry for entry in typed if "," not in entry)
+    warn_of_unused(check_points(points(*varying, shared=shared)), typed)
+    assert len(caplog.records) == (1 if told else 0)
+    if told:
+        assert caplog.messages[0].startswith(f"{typed[-1]}: ")
+        assert told in caplog.messages[0]

@@ -63,7 +63,7 @@ def measure_moments(
 ) -> dict[str, Tensor]:
     """Return G (k, k) of each layer over the first rows of a file, run through the adapted model.
 
-    Rows go one at a time, so that no layer sees padding.
+    Rows go one at a time, so that no layer sees padding. They are read before a model is loaded.
 
     Args:
         adapter: the folder of a run, or of an adapter with the record of its run.
@@ -74,19 +74,22 @@ def measure_moments(
     Raises:
         UserError: the folder holds no such record, or a row is broken.
     """
-    from dynarank.runs.predictor import Predictor, load_run
+    from dynarank.commands.run_options import settings_as_options
+    from dynarank.runs.predictor import Predictor, load_run, load_task
     from dynarank.tasks.sources import used_columns
 
-    loaded = load_run(adapter, hub, base, over_budget=True)
+    task = load_task(adapter, over_budget=True)
+    with settings_as_options(column=r"renaming it in the file"):
+        rows = task.read_file("--calibrate", rows_file, used_columns(task.config))
+        sample = rows.select(range(min(ROWS, len(rows))))
+        checked = task.check(sample, f"--calibrate {rows_file}", labelled=False)
+    loaded = load_run(adapter, hub, base, over_budget=True, task=task)
     moments = Moments(factors)
     for name, module in loaded.model.named_modules():
         key = name.removeprefix("base_model.model.")
         if key in factors and hasattr(module, "lora_A"):
             (lora_A,) = module.lora_A.values()
             lora_A.register_forward_pre_hook(partial(moments.see, key))
-    rows = loaded.task.read_file("--calibrate", rows_file, used_columns(loaded.task.config))
-    sample = rows.select(range(min(ROWS, len(rows))))
-    checked = loaded.task.check(sample, f"--calibrate {rows_file}", labelled=False)
-    predictor = Predictor(loaded.task, loaded.model.eval(), loaded.tokenizer)
+    predictor = Predictor(task, loaded.model.eval(), loaded.tokenizer)
     predictor(checked, batch_size=1)
     return moments.means()

@@ -74,9 +74,15 @@ def chat(options: argparse.Namespace) -> None:
         UserError: the run is of another task than `instruct`.
     """
     from dynarank.pretrained.hub import HubConfig
-    from dynarank.runs.predictor import load_predictor
+    from dynarank.runs.predictor import load_predictor, load_task
     from dynarank.tasks.instruct import Instruct
 
+    task = load_task(options.source, options.over_budget)
+    if not isinstance(task, Instruct):
+        raise UserError(
+            f"{options.source}: is a run of task={task.config.name}, and only one of task=instruct "
+            "can be talked with. dynarank predict answers rows"
+        )
     predictor = load_predictor(
         options.source,
         HubConfig(options.hub_root),
@@ -84,13 +90,8 @@ def chat(options: argparse.Namespace) -> None:
         device=options.device,
         trust_remote_code=options.trust_remote_code,
         over_budget=options.over_budget,
+        task=task,
     )
-    task: Any = predictor.task
-    if not isinstance(task, Instruct):
-        raise UserError(
-            f"{options.source}: is a run of task={task.config.name}, and only one of task=instruct "
-            "can be talked with. dynarank predict answers rows"
-        )
     task.prepare(predictor.tokenizer, predictor.model)
     task.config.max_answer = options.max_answer
     system = task.config.system if options.system is None else options.system or None

@@ -110,10 +110,19 @@ def refuse_bad_folder(out: Path) -> None:
     """Raise `UserError` where a new folder is there already and not empty, or cannot be made."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already. Name a new folder")
-    above = out.absolute()
+    check_place(str(out), out)
+
+
+def check_place(field: str, folder: Path) -> None:
+    """Raise `UserError` where files could not be written into a folder, which may not be there yet.
+
+    Args:
+        field: what the user gave, for the message.
+    """
+    above = folder.absolute()
     while not above.exists():
         above = above.parent
-    check_writable(str(out), above)
+    check_writable(field, above)
 
 
 def check_writable(field: str, folder: Path) -> None:

@@ -23,6 +23,8 @@ from dynarank.errors import UserError
 from dynarank.run_folder import ADAPTER
 from dynarank.settings import expand_user
 
+SIZES = ("target", "parameters", "energy")
+"""Options, of which one says how small the adapter becomes."""
 EXAMPLES = """examples:
   dynarank compress ADAPTER SMALLER --target r4          four components a layer on average
   dynarank compress ADAPTER SMALLER --parameters 100000  the best that fit into so many parameters
@@ -63,6 +65,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_hub_root(parser)
     options = parser.parse_args(arguments)
+    if options.per_layer and options.parameters is not None:
+        parser.error("--per-layer goes with --target or --energy, not with --parameters")
     if options.base is not None and options.calibrate is None:
         parser.error("--base goes with --calibrate: nothing else needs the base model")
     return options
@@ -138,7 +142,10 @@ def _checked_sizes(options: argparse.Namespace) -> dict[str, Any]:
     try:
         check_sizes(**sizes)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        # It names the argument of a function, and its value as a number.
+        name = next(name for name in SIZES if getattr(options, name) is not None)
+        _, _, rule = str(error).partition(": ")
+        raise UserError(f"--{name} {getattr(options, name)}: {rule}") from None
     return sizes
 
 

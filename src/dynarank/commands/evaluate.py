@@ -17,9 +17,10 @@ from typing import Any
 from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
 from dynarank.commands.run_options import (
     add_run_options,
-    columns_as_options,
     load_named_run,
+    load_named_task,
     score_lines,
+    settings_as_options,
 )
 from dynarank.commands.table_files import check_input, check_output, read_rows
 from dynarank.durable_files import json_text, write_json
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_input(options.input, options.format)
         if options.output is not None:
             check_output(options.output, options.input, options.overwrite, (".json",))
-        with columns_as_options():
+        with settings_as_options():
             result = evaluate(options)
         if options.output is not None:
             write_json(options.output, result)
@@ -61,15 +62,16 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Return the scores of the input, with what they are of. Raises `UserError`."""
     from dynarank.tasks.sources import used_columns
 
-    predictor = load_named_run(options)
-    read = partial(predictor.task.read_file, used=used_columns(predictor.task.config))
+    task = load_named_task(options)
+    read = partial(task.read_file, used=used_columns(task.config))
     rows = read_rows(options.input, options.format, read)
-    labelled = predictor.task.check(rows, f"--input {options.input}", labelled=True)
+    labelled = task.check(rows, f"--input {options.input}", labelled=True)
+    predictor = load_named_run(options, task)
     _, evaluation = predictor.predict_and_score(labelled, options.batch_size)
     return {
         "run": str(options.source),
         "input": options.input,
-        "task": predictor.task.config.name,
+        "task": task.config.name,
         "rows": len(labelled),
         **asdict(evaluation),
     }

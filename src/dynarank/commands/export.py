@@ -84,6 +84,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     asked = [options.out is not None, options.rank_pattern, options.push_to_hub is not None]
     if sum(asked) != 1:
         parser.error("give one of OUT_DIR, --rank-pattern and --push-to-hub")
+    if options.base is not None and options.format != MERGED:
+        parser.error("--base goes with --format merged: nothing else needs the base model")
     if (options.dry_run or options.private) and options.push_to_hub is None:
         parser.error("--dry-run and --private go with --push-to-hub")
     return options

@@ -38,13 +38,12 @@ def write_merged(
     from dynarank.runs.base_weights import untie_to_merge
     from dynarank.runs.predictor import load_run
 
+    _check_mergeable(adapter)  # before its base is loaded
     # Whether it may be over its budget was asked when the adapter was looked for.
     loaded = load_run(adapter, hub, base, over_budget=True, widen=True)
     model = loaded.model
     notes = []
     if isinstance(model, peft.PeftModel):
-        if model.active_peft_config.is_prompt_learning:
-            raise UserError(_not_mergeable(loaded.origin.method))
         notes += untie_to_merge(model)
         config = loaded.origin.model_config()
         narrow = config.dtype != DTYPES[0]
@@ -63,19 +62,24 @@ def write_merged(
                 "bfloat16 base that the run trained on"
             )
         model = model.merge_and_unload()
-    elif not loaded.origin.is_whole_model:
-        raise UserError(_not_mergeable(loaded.origin.method))
     model.to(getattr(torch, dtype)).save_pretrained(out)
     loaded.tokenizer.save_pretrained(out)
     sync_files(out)
     return notes
 
 
-def _not_mergeable(method: str) -> str:
-    return (
-        f"--merged: what method={method} trained is not an update of the model's weights, so it "
-        "cannot be added to them. Use the adapter beside its base model"
-    )
+def _check_mergeable(adapter: Path) -> None:
+    """Raise `UserError` where what was trained is no update of weights."""
+    from dynarank.adapters.adapter_checks import CONFIG, read_json
+    from dynarank.runs.origin import read_origin
+
+    origin = read_origin(adapter)
+    is_update = origin.is_peft_adapter and read_json(adapter / CONFIG).get("peft_type") == "LORA"
+    if not is_update and not origin.is_whole_model:
+        raise UserError(
+            f"{adapter}: what method={origin.method} trained is not an update of the model's "
+            "weights, so it cannot be merged into them. Use the adapter beside its base model"
+        )
 
 
 def rounded_away(model: Any, dtype: torch.dtype) -> float:

@@ -14,16 +14,17 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dynarank.commands.command_line import CommandParser, exit_on_user_error, make_folder, user_path
 from dynarank.commands.run_options import (
     add_run_options,
-    columns_as_options,
     load_named_run,
+    load_named_task,
     score_lines,
+    settings_as_options,
 )
 from dynarank.commands.table_files import (
     FORMATS,
@@ -37,6 +38,7 @@ from dynarank.errors import UserError, nearest
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from dynarank.commands.glue_submission import Submission
     from dynarank.runs.predictor import Predictor, Record
     from dynarank.tasks.base import Task
 
@@ -53,12 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' warnings about others
     with exit_on_user_error():
         _check_files(options)
-        predictor = load_named_run(options)
+        # All that can be refused is, before the model is loaded.
+        task = load_named_task(options)
+        rows, submission = None, None
         if options.input is not None:
-            with columns_as_options():
-                _predict_file(predictor, options)
+            with settings_as_options():
+                rows = _read_input(task, options)
         if options.glue_submission is not None:
-            _write_submission(predictor, options)
+            submission = _plan_submission(task, options)
+        predictor = load_named_run(options, task)
+        if rows is not None:
+            with settings_as_options():
+                _predict_rows(predictor, rows, options)
+        if submission is not None:
+            for path in submission.write(predictor, options.batch_size):
+                print(f"for the GLUE site: {path}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -107,25 +118,46 @@ def _check_files(options: argparse.Namespace) -> None:
         make_folder("--glue-submission", options.glue_submission)
 
 
-def _predict_file(predictor: Predictor, options: argparse.Namespace) -> None:
-    """Predict the rows of the input into the output, and score them where they have labels."""
-    read = partial(predictor.task.read_file, used=_needed_columns(predictor.task, options))
+@dataclass(frozen=True)
+class InputRows:
+    """The input, read and checked."""
+
+    rows: Dataset
+    """As they were read."""
+    kept: Sequence[str]
+    """The columns that the output carries."""
+    checked: Dataset
+    """In the form that is predicted."""
+    labelled: Dataset | None
+    """In the form that is scored; None where there are no labels."""
+
+
+def _read_input(task: Task[Any], options: argparse.Namespace) -> InputRows:
+    """Return the rows of the input. Raises `UserError` for what cannot be predicted."""
+    read = partial(task.read_file, used=_needed_columns(task, options))
     rows = read_rows(options.input, options.format, read)
     where = f"--input {options.input}"
-    kept = _columns_to_keep(rows, options, where)
-    checked = predictor.task.check(rows, where, labelled=False)
-    labelled = _labelled(predictor.task, rows, where)
+    return InputRows(
+        rows=rows,
+        kept=_columns_to_keep(rows, options, where),
+        checked=task.check(rows, where, labelled=False),
+        labelled=_labelled(task, rows, where),
+    )
+
+
+def _predict_rows(predictor: Predictor, given: InputRows, options: argparse.Namespace) -> None:
+    """Predict the rows into the output, and score them where they have labels."""
     scores: dict[str, Any] = {}
-    if labelled is None:
-        records = predictor(checked, options.batch_size)
+    if given.labelled is None:
+        records = predictor(given.checked, options.batch_size)
     else:
-        records, evaluation = predictor.predict_and_score(labelled, options.batch_size)
+        records, evaluation = predictor.predict_and_score(given.labelled, options.batch_size)
         if predictor.task.scored_by_features:
             # Given answers were scored; the model's own is written from the question alone.
-            written = predictor(checked, options.batch_size)
+            written = predictor(given.checked, options.batch_size)
             records = [known | own for known, own in zip(records, written, strict=True)]
         scores = asdict(evaluation)
-    write_rows(options.output, _joined(predictor.task, rows, kept, records))
+    write_rows(options.output, _joined(predictor.task, given.rows, given.kept, records))
     print(f"{len(records):,} rows predicted: {options.output}")
     for line in score_lines(scores) if scores else ():
         print(line)
@@ -199,16 +231,9 @@ def _free_name(name: str, taken: Sequence[str], prefix: str) -> str:
     return name
 
 
-def _write_submission(predictor: Predictor, options: argparse.Namespace) -> None:
-    from dynarank.commands.glue_submission import write_submission
+def _plan_submission(task: Task[Any], options: argparse.Namespace) -> Submission:
+    from dynarank.commands.glue_submission import plan_submission
     from dynarank.pretrained.hub import HubConfig
 
-    written = write_submission(
-        predictor,
-        HubConfig(options.hub_root),
-        options.glue_submission,
-        batch_size=options.batch_size,
-        overwrite=options.overwrite,
-    )
-    for path in written:
-        print(f"for the GLUE site: {path}")
+    hub = HubConfig(options.hub_root)
+    return plan_submission(task, hub, options.glue_submission, options.overwrite)

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynarank.commands.command_line import CommandParser, exit_on_user_error, user_path
+from dynarank.commands.command_line import (
+    CommandParser,
+    check_place,
+    exit_on_user_error,
+    user_path,
+)
 
 if TYPE_CHECKING:
     from dynarank.report.runs import Progress
@@ -20,12 +25,17 @@ SECONDS_BETWEEN_LINES = 5.0
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. It exits with 2 and one message for a user's mistake."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.against is not None and "=" not in options.against:
+        parser.error(f"--against {options.against}: must be KEY=VALUE")
     with exit_on_user_error():
         if options.status:
             for folder in options.folders:
                 print("\n".join(status(folder)))
             return
+        if options.output is not None:
+            check_place(f"--output {options.output}", options.output)  # runs take time to read
         # Pandas and scipy take two seconds to import, and --help and --status need neither.
         from dynarank.report.tracker import log_report
         from dynarank.report.write_report import write_report

@@ -67,24 +67,41 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_hub_root(parser)
 
 
-def load_named_run(options: argparse.Namespace) -> Predictor:
-    """Return the predictor that the options name, as they change its task. Raises `UserError`."""
-    from dynarank.pretrained.hub import HubConfig
-    from dynarank.runs.predictor import load_predictor
+def load_named_task(options: argparse.Namespace) -> Task[Any]:
+    """Return the task of the run that the options name, as they change it. Raises `UserError`.
+
+    Commands read their rows with it before the model is loaded, which is slow.
+    """
+    from dynarank.pretrained.hub import check_present
+    from dynarank.runs.predictor import load_task
+    from dynarank.runs.preflight import named_device
 
     if options.max_answer is not None and options.max_answer < 1:
         raise UserError(f"--max-answer {options.max_answer}: at least 1")
-    predictor = load_predictor(
+    # A large file of rows takes time to read, too.
+    named_device(options.device)
+    if options.base is not None:
+        check_present("--base", options.base)
+    task = load_task(options.source, options.over_budget)
+    _rename_columns(task, options.column)
+    _limit_answers(task, options.max_answer)
+    return task
+
+
+def load_named_run(options: argparse.Namespace, task: Task[Any]) -> Predictor:
+    """Return the predictor that the options name, for its task. Raises `UserError`."""
+    from dynarank.pretrained.hub import HubConfig
+    from dynarank.runs.predictor import load_predictor
+
+    return load_predictor(
         options.source,
         HubConfig(options.hub_root),
         base=options.base,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
         over_budget=options.over_budget,
+        task=task,
     )
-    _rename_columns(predictor.task, options.column)
-    _limit_answers(predictor.task, options.max_answer)
-    return predictor
 
 
 def _limit_answers(task: Task[Any], most: int | None) -> None:
@@ -96,14 +113,24 @@ def _limit_answers(task: Task[Any], most: int | None) -> None:
 
 
 @contextmanager
-def columns_as_options() -> Iterator[None]:
-    """Have a task's errors about columns name `--column`: a finished run takes no settings."""
+def settings_as_options(column: str = r"--column \1=NAME") -> Iterator[None]:
+    """Have a task's errors advise what can be done: a finished run takes no settings.
+
+    Args:
+        column: what gives a column's name, in place of task.columns.ROLE, which is group 1.
+    """
     try:
         yield
     except UserError as error:
-        message = str(error).replace(", or set task.columns.id=null", "")
-        message = message.replace("Name yours in", "Name yours by")
-        message = re.sub(r"task\.columns\.(\w+)", r"--column \1=NAME", message)
+        message = str(error)
+        for setting, advice in (
+            (r", or set task\.columns\.id=null", ""),
+            (r", or (name all in )?task\.labels", ""),
+            (r"Set task\.\w+=\d+(, or method\.reserved=\d+)?", "Give shorter texts"),
+            (r"Name yours in", "Name yours by"),
+            (r"task\.columns\.(\w+)", column),
+        ):
+            message = re.sub(setting, advice, message)
         raise UserError(message) from None
 
 

@@ -78,7 +78,7 @@ def check_file(config: Any, name: str) -> list[str]:
         UserError: the file sets a key that a file may not set.
     """
     folders = []
-    for key, value in _leaves(config, ()):
+    for key, value in leaves(config):
         if key in FOLDERS:
             folders.append(key)
         for setting in TYPED_ONLY:
@@ -117,7 +117,7 @@ def _check_plain(value: Any, key: str, name: str) -> None:
             )
 
 
-def _leaves(node: Any, path: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, path: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
     """Yield the dotted name and the raw value of every leaf; a reference is a leaf."""
     from omegaconf import DictConfig, OmegaConf
 
@@ -133,7 +133,7 @@ def _leaves(node: Any, path: Sequence[str]) -> Iterator[tuple[str, Any]]:
         # The files that it names pass this check themselves.
         if key == "defaults" and not path:
             continue
-        yield from _leaves(_child(node, key), [*path, str(key)])
+        yield from leaves(_child(node, key), [*path, str(key)])
 
 
 def _child(node: Any, key: Any) -> Any:

@@ -19,7 +19,9 @@ from dynarank.config.file_keys import (
     check_folders,
     check_search_path,
     is_own_source,
+    leaves,
 )
+from dynarank.config.given import forget_files, note_file
 from dynarank.config.redaction import SECRET_FORMS, is_secret_name, secret_environment
 from dynarank.errors import UserError
 from dynarank.settings import expand_user
@@ -91,7 +93,9 @@ def guarded(check_values: bool = False) -> Iterator[None]:
     def load_checked(loader: Any, default: Any, repo: Any) -> Any:
         loaded = load_file(loader, default=default, repo=repo)
         if not is_own_source(loaded.path):
-            folders.extend(check_file(loaded.config, f"{default.config_path}.yaml"))
+            name = f"{default.config_path}.yaml"
+            folders.extend(check_file(loaded.config, name))
+            note_file(leaves(loaded.config), name)
         return loaded
 
     def add_checked(loader: Any, config_name: Any, parsed_overrides: Any, repo: Any) -> None:
@@ -106,6 +110,7 @@ def guarded(check_values: bool = False) -> Iterator[None]:
     ) -> Any:
         # A process may compose several times: a sweep, and each of its points.
         folders.clear()
+        forget_files()
         composed = compose(loader, config_name, overrides, *arguments, **options)
         check(composed)
         check_folders(composed, folders, overrides)

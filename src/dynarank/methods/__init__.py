@@ -6,7 +6,8 @@ others are baselines and competitors. `config.py` has the settings of all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dynarank.registry import lookup
@@ -25,29 +26,118 @@ class Registered:
     """Its class, as "module:Class"."""
     title: str
     """Its name in the paper's tables."""
+    reads: frozenset[str]
+    """Which settings of the budget and of DEM it reads, or refuses. A run warns of the others."""
+    budget_use: str = "reads all of the budget"
+    """How it uses the budget, where it does not read all of it; "method=NAME" goes before it."""
+    acts_as: Mapping[str, object] = field(default_factory=dict)
+    """Values of settings that it does not read, which say what it does in any case."""
 
+
+def _budget(*names: str) -> frozenset[str]:
+    return frozenset(f"budget.{name}" for name in names)
+
+
+_TARGET = _budget("target")
+_RANKS = _budget("target", "unit", "min_rank", "max_rank")
+_CUT = _RANKS | _budget("init", "final")
+_SCHEDULE = _CUT | _budget("warmup", "schedule")
+_PRUNINGS = _SCHEDULE | _budget("interval", "regrow")
+_PLACED = "places its components before training, and prunes none"
+_SIZED = "has the size that budget.target stands for in parameters, from the start"
+_NO_BUDGET = "has no budget: what it trains is the model's own"
+_BY_PARAMETERS = {"budget.unit": "parameters"}
 
 METHODS = {
-    "dora": Registered(path="dynarank.methods.dora:DoRA", title="DoRA"),
-    "dynarank": Registered(path="dynarank.methods.dora:DynaRank", title="dynarank"),
+    "dora": Registered(
+        path="dynarank.methods.dora:DoRA", title="DoRA", reads=_PRUNINGS | {"dem.eta"}
+    ),
+    "dynarank": Registered(
+        path="dynarank.methods.dora:DynaRank", title="dynarank", reads=_PRUNINGS
+    ),
     "dynarank_orthogonal": Registered(
-        path="dynarank.methods.dora:DynaRank", title="dynarank, orthogonal"
+        path="dynarank.methods.dora:DynaRank", title="dynarank, orthogonal", reads=_PRUNINGS
     ),
-    "lora": Registered(path="dynarank.methods.lora:LoRA", title="LoRA"),
-    "adalora": Registered(path="dynarank.methods.adalora:AdaLoRA", title="AdaLoRA"),
-    "global_svd": Registered(path="dynarank.methods.global_svd:GlobalSvd", title="Global SVD"),
-    "eva": Registered(path="dynarank.methods.eva:Eva", title="EVA"),
-    "gora": Registered(path="dynarank.methods.gora:Gora", title="GoRA"),
-    "sora": Registered(path="dynarank.methods.sora:Sora", title="SoRA"),
+    "lora": Registered(
+        path="dynarank.methods.lora:LoRA",
+        title="LoRA",
+        reads=_budget("target", "init", "min_rank", "max_rank"),
+        budget_use="has fixed ranks of the parameters that budget.target stands for",
+        acts_as=_BY_PARAMETERS,
+    ),
+    "adalora": Registered(
+        path="dynarank.methods.adalora:AdaLoRA",
+        title="AdaLoRA",
+        reads=_CUT | _budget("warmup", "interval"),
+        budget_use="has AdaLoRA's own schedule (cubic_adalora), and lets what it pruned return",
+        acts_as={"budget.schedule": "cubic_adalora", "budget.regrow": True},
+    ),
+    "global_svd": Registered(
+        path="dynarank.methods.global_svd:GlobalSvd",
+        title="Global SVD",
+        reads=_CUT,
+        budget_use="cuts once, where budget.final begins",
+        acts_as={"budget.schedule": "step"},
+    ),
+    "eva": Registered(
+        path="dynarank.methods.eva:Eva", title="EVA", reads=_RANKS, budget_use=_PLACED
+    ),
+    "gora": Registered(
+        path="dynarank.methods.gora:Gora", title="GoRA", reads=_RANKS, budget_use=_PLACED
+    ),
+    "sora": Registered(
+        path="dynarank.methods.sora:Sora",
+        title="SoRA",
+        reads=_SCHEDULE,
+        budget_use="closes gates at every step, and lets them open again until budget.final begins",
+        acts_as={"budget.interval": 1, "budget.regrow": True},
+    ),
     "diff_pruning": Registered(
-        path="dynarank.methods.diff_pruning:DiffPruning", title="Diff Pruning"
+        path="dynarank.methods.diff_pruning:DiffPruning",
+        title="Diff Pruning",
+        reads=_budget("target", "final"),
+        budget_use="cuts single weights, once, to as many as budget.target stands for",
+        acts_as={"budget.schedule": "step", **_BY_PARAMETERS},
     ),
-    "houlsby": Registered(path="dynarank.methods.bottleneck:Houlsby", title="HAdapter"),
-    "pfeiffer": Registered(path="dynarank.methods.bottleneck:Pfeiffer", title="PAdapter"),
-    "bitfit": Registered(path="dynarank.methods.full:BitFit", title="BitFit"),
-    "full": Registered(path="dynarank.methods.full:Full", title="Full FT"),
-    "prompt": Registered(path="dynarank.methods.prompt:PromptTuning", title="Prompt tuning"),
-    "head": Registered(path="dynarank.methods.head:HeadOnly", title="Head alone"),
+    "houlsby": Registered(
+        path="dynarank.methods.bottleneck:Houlsby",
+        title="HAdapter",
+        reads=_TARGET,
+        budget_use=_SIZED,
+        acts_as=_BY_PARAMETERS,
+    ),
+    "pfeiffer": Registered(
+        path="dynarank.methods.bottleneck:Pfeiffer",
+        title="PAdapter",
+        reads=_TARGET,
+        budget_use=_SIZED,
+        acts_as=_BY_PARAMETERS,
+    ),
+    "bitfit": Registered(
+        path="dynarank.methods.full:BitFit",
+        title="BitFit",
+        reads=frozenset(),
+        budget_use=_NO_BUDGET,
+    ),
+    "full": Registered(
+        path="dynarank.methods.full:Full",
+        title="Full FT",
+        reads=frozenset(),
+        budget_use=_NO_BUDGET,
+    ),
+    "prompt": Registered(
+        path="dynarank.methods.prompt:PromptTuning",
+        title="Prompt tuning",
+        reads=_TARGET,
+        budget_use=_SIZED,
+        acts_as=_BY_PARAMETERS,
+    ),
+    "head": Registered(
+        path="dynarank.methods.head:HeadOnly",
+        title="Head alone",
+        reads=frozenset(),
+        budget_use=_NO_BUDGET,
+    ),
 }
 
 

@@ -66,8 +66,6 @@ class Method(ABC, Generic[ConfigT]):
 
     takes_targets: ClassVar[bool] = True
     """Whether it needs to know the layers to adapt, to adapt them or to match their budget."""
-    takes_dem: ClassVar[bool] = False
-    """Whether `dem.eta` weighs a penalty of its own."""
     penalty_name: ClassVar[str] = "penalty"
     """What its penalty is logged as."""
     closed_form_penalty: ClassVar[bool] = False

@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 class DoRA(Method[DoRAConfig]):
     """Eq. 6 in every target layer, allocation by Eqs. 7 to 9, DEM (Eq. 10) until the freeze."""
 
-    takes_dem = True
     penalty_name = "dem"
     closed_form_penalty = True
     layers: dict[str, DoRALinear]
@@ -151,7 +150,6 @@ class DynaRank(DoRA):
     DEM evens out the variances of A and B, which a start with B = 0 and fixed c does not need.
     """
 
-    takes_dem = False
     penalty_name = "penalty"
     config: DynaRankConfig
 

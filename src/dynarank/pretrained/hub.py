@@ -92,18 +92,25 @@ class HubSilent(UserError):
 def hub_silent_message(errors: Sequence[HubSilent]) -> str:
     """Return one message for all that is missing, with the remedies once."""
     root, reason = errors[0].root, errors[0].reason
+    setting = root_setting(errors[0].field)
+    example = f"{setting} DIR" if setting.startswith("--") else f"{setting}=DIR"
     what = " and ".join(f"{error.field} = {error.path}" for error in errors)
-    where = "locally (hub.root is not set)" if root is None else f"under hub.root ({root})"
+    where = f"locally ({setting} is not set)" if root is None else f"under {setting} ({root})"
     places = " and ".join(f"DIR/{error.kind}/{error.path}" for error in errors)
     settings = " ".join(f"{error.field}=FOLDER" for error in errors)
     return (
         f"{what}: not found {where}, not in the hub's cache, and the hub does not answer "
         f"({reason}).\n"
-        f"  With a local copy: hub.root=DIR or DYNARANK_HUB=DIR, with {places} in the hub's "
+        f"  With a local copy: {example} or DYNARANK_HUB=DIR, with {places} in the hub's "
         "layout,\n"
         f"                     or {settings}\n"
         "  With no network:   dynarank train experiment=quickstart"
     )
+
+
+def root_setting(field: str) -> str:
+    """Return what names the hub's local copy where `field`, a setting or an option, is given."""
+    return "--hub-root" if field.startswith("--") else "hub.root"
 
 
 @dataclass(frozen=True)
@@ -135,11 +142,12 @@ def locate(
             inside_package = unpacked(field, inside_package)
         return Source(path=str(inside_package), recorded=str(inside_package))
     if root is not None:
-        root_folder = expand_home("hub.root", root)
+        setting = root_setting(field)
+        root_folder = expand_home(setting, root)
         if not root_folder.is_dir():
             raise UserError(
-                f"hub.root = {root}: no such folder. Give one with models/ or datasets/ in it, "
-                "or null"
+                f"{setting} = {root}: no such folder. Give one with models/ or datasets/ in it, "
+                "or none"
             )
         inside = root_folder / kind / path
         if inside.is_dir():

@@ -138,10 +138,12 @@ def load_predictor(
     device: str | None = None,
     trust_remote_code: bool = False,
     over_budget: bool = False,
+    task: Task[Any] | None = None,
 ) -> Predictor:
     """Load the model and the task of a run, or of an adapter.
 
     Args:
+        task: what `load_task` returned, where it was changed; None: the task as it is recorded.
         base: the base model's hub id or folder, where it has moved since.
         device: as torch names it; None for a GPU where there is one.
         trust_remote_code: whether to run code that comes with the model. What the folder of the
@@ -155,9 +157,22 @@ def load_predictor(
     from dynarank.runs.preflight import named_device
 
     place = named_device(device)
-    loaded = load_run(folder, hub, base, trust_remote_code, over_budget)
+    loaded = load_run(folder, hub, base, trust_remote_code, over_budget, task=task)
     model = fold_if_exact(loaded.model)
     return Predictor(loaded.task, moved(model.eval(), place), loaded.tokenizer)
+
+
+def load_task(folder: Path, over_budget: bool = False) -> Task[Any]:
+    """Return the task of a run or of an adapter, to read rows with before the model is loaded.
+
+    The arguments and errors are those of `load_predictor`.
+    """
+    return _recorded_task(read_origin(find_adapter(folder, over_budget)))
+
+
+def _recorded_task(origin: Origin) -> Task[Any]:
+    with _schema_errors(origin.adapter / ORIGIN):
+        return origin.build_task()
 
 
 @dataclass
@@ -180,6 +195,7 @@ def load_run(
     trust_remote_code: bool = False,
     over_budget: bool = False,
     widen: bool = False,
+    task: Task[Any] | None = None,
 ) -> LoadedRun:
     """Load a run's model, with the adapter not merged. See `load_predictor` for the rest.
 
@@ -193,8 +209,8 @@ def load_run(
 
     adapter = find_adapter(folder, over_budget)
     origin = read_origin(adapter)
+    task = task or _recorded_task(origin)
     with _schema_errors(adapter / ORIGIN):
-        task = origin.build_task()
         config = origin.model_config()
     config.trust_remote_code = trust_remote_code
     own_folder = Source(path=str(adapter), recorded=str(adapter))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from dynarank.config.given import given_settings
 from dynarank.config.schema import TrainConfig, TrainerConfig
+from dynarank.config.unused import unused_settings
 from dynarank.errors import UserError, first_line
-from dynarank.methods import build_method
 from dynarank.pretrained.hub import (
     HubSilent,
     Source,
@@ -135,23 +136,19 @@ def locate_model(config: TrainConfig) -> Source:
     return source
 
 
-def warn_of_unused_dem(config: TrainConfig, folder: Path) -> None:
-    """Warn where the weight of DEM was typed for a method that has no DEM.
+def warn_of_unused(config: TrainConfig, folder: Path) -> None:
+    """Warn of each setting that was given for this run, and changes nothing in it.
 
-    Its default stands in the configuration of every method, and is no reason for a warning.
+    Defaults stand in the configuration of every method, and are no reason for a warning.
 
     Args:
         config: the run's.
         folder: the run's, where Hydra has recorded what was typed.
     """
-    method = build_method(config.method, config.budget, config.dem)
-    if method.takes_dem or config.dem.eta == 0:
+    overrides = read_overrides(folder)
+    if overrides is None:
         return
-    for override in read_overrides(folder) or []:
-        if override.lstrip("+").startswith(("dem.eta=", "dem=")):
-            log.warning(
-                "%s: method=%s has no DEM, so that this changes nothing. Leave it out, or take "
-                "method=dora",
-                override,
-                config.method.name,
-            )
+    unused = unused_settings(config)
+    for setting, given in given_settings(overrides).items():
+        if setting in unused:
+            log.warning("%s: %s", given, unused[setting])

@@ -40,7 +40,7 @@ from dynarank.runs.preflight import (
     check_compiler,
     check_machine,
     locate_model,
-    warn_of_unused_dem,
+    warn_of_unused,
 )
 from dynarank.tasks import build_task
 from dynarank.tasks.base import Task
@@ -127,7 +127,7 @@ def locate_run(config: TrainConfig, folder: Path) -> Located:
             "trainer.strategy = fsdp shards what is frozen, and with method=full nothing is. "
             "Use ddp"
         )
-    warn_of_unused_dem(config, folder)
+    warn_of_unused(config, folder)
     source = locate_model(config)
     resumption = find_resumption(config.resume.path, folder)
     return Located(source=source, resumption=resumption, check=IdentityCheck(config, resumption))

@@ -5,6 +5,7 @@ A mistake that would end a run at its start is told at once, and once, and not r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,13 @@ from dynarank.errors import UserError
 if TYPE_CHECKING:
     from dynarank.config.schema import TrainConfig
 
+log = logging.getLogger(__name__)
 
-def check_points(composed: Sequence[Any], sampled: bool = False) -> None:
+
+def check_points(composed: Sequence[Any], sampled: bool = False) -> list[TrainConfig]:
     """Check the settings of every point, and once for all that share them the model and the data.
+
+    Returns the points' configurations, without those that the sampled ones are refused for.
 
     Args:
         composed: Hydra's composed configuration of each point.
@@ -42,6 +47,28 @@ def check_points(composed: Sequence[Any], sampled: bool = False) -> None:
             f"({first.hydra.job.override_dirname}): {reason}"
         )
     check_sources(configs)
+    return configs
+
+
+def warn_of_unused(configs: Sequence[TrainConfig], overrides: Sequence[str]) -> None:
+    """Warn of each setting that was given for a sweep, and changes nothing in any of its runs.
+
+    A setting that one of its methods reads, and another does not, is no mistake in a sweep.
+
+    Args:
+        configs: the points'.
+        overrides: what was typed. A chosen group may take the place of what a file sweeps, and
+            does something then.
+    """
+    from dynarank.config.given import given_settings
+    from dynarank.config.unused import unused_settings
+
+    settings = [override for override in overrides if "." in override.partition("=")[0]]
+    given = given_settings(settings)
+    unused_in = [unused_settings(config) for config in configs]
+    for setting, as_given in given.items():
+        if unused_in and all(setting in unused for unused in unused_in):
+            log.warning("%s: %s", as_given, unused_in[0][setting])
 
 
 def check_sources(configs: Sequence[TrainConfig]) -> None:

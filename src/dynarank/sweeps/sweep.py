@@ -21,7 +21,7 @@ from dynarank.run_folder import is_finished
 from dynarank.sweeps.executors import Executor
 from dynarank.sweeps.naming import refuse_shared, resume_hint, tracker_environment, varying, without
 from dynarank.sweeps.point import POINT, START_OVER, Job, Point, sigterm_forwarded
-from dynarank.sweeps.point_checks import check_points
+from dynarank.sweeps.point_checks import check_points, warn_of_unused
 from dynarank.sweeps.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,9 @@ def _compose_points(
         one = _compose(context, config, overrides, first + index)
         _name_by(one, varying(overrides, job_overrides, config))
         composed.append(one)
-    check_points(composed, sampled)
+    configs = check_points(composed, sampled)
+    if first == 0:  # once, and not for each of a search's batches
+        warn_of_unused(configs, config.hydra.overrides.task)
     points = [_point(one, given) for one, given in zip(composed, job_overrides, strict=True)]
     refuse_shared([(point.number, point.folder) for point in points])
     return _in_recorded_folders(points, Path(str(config.hydra.sweep.dir)))
