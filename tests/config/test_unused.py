@@ -38,7 +38,7 @@ CHANGES: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "dora": {"score": "absolute"},  # of which layers differ more than of shares
     "lora": {"placement": "random"},  # under which it reads most
-    "dynarank": {"train_c": True},
+    "dynarank": {"train_c": True, "init": "lora", "orthogonality": 0.0},
     "prompt": {"reserved": 32},  # the small model's positions are few
 }
 """Of methods that read all they can, or show it, under other settings than their defaults."""
@@ -150,13 +150,14 @@ EQUAL = {"budget.init": 2}
 MORE = {"budget.init": 5}
 RANDOM = {"method.placement": "random"}
 FIXED = {"method.init": "lora", "method.train_c": False, "budget.regrow": False}
+TRAINED = {"method.train_c": True, "method.init": "orthogonal"}
 SWITCHED_OFF: list[tuple[str, dict[str, Any], str, Any, dict[str, Any]]] = [
     ("lora", {"method.placement": "even"}, "method.placement_seed", 7, RANDOM),
     ("lora", {"method.placement": "attention"}, "budget.init", 6, RANDOM),
     ("dora", {}, "method.score_seed", 7, {"method.score": "random"}),
     ("dora", {"method.score": "random"}, "method.beta", 0.1, {"method.score": "relative"}),
     ("dora", {"method.score": "sensitivity"}, "method.beta", 0.1, {"method.score": "absolute"}),
-    ("dora", FIXED, "budget.regrow", True, {"method.train_c": True}),
+    ("dora", FIXED, "budget.regrow", True, TRAINED),
     ("dora", {"budget.schedule": "step"}, "budget.warmup", 0.5, {"budget.schedule": "linear"}),
     ("dora", {"budget.schedule": "step"}, "budget.interval", 3, {"budget.schedule": "linear"}),
     ("sora", {"budget.schedule": "step"}, "budget.warmup", 0.5, {"budget.schedule": "linear"}),

@@ -79,7 +79,7 @@ CONDITIONS = (
         settings=("budget.regrow",),
         unused=lambda run: not getattr(run.method, "train_c", True) and run.budget.regrow,
         reason="under method.train_c=false a pruned component has no gradient to return by",
-        remedy="Set method.train_c=true",
+        remedy="Set method.train_c=true method.init=orthogonal",
     ),
     Condition(
         settings=(
