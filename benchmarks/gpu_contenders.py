@@ -17,7 +17,15 @@ import transformers
 from step_contenders import trainer_of
 from torch import Tensor, nn
 
-from dynarank import BudgetSchedule, DoRALinear, RankAllocator, cut_to_kept, inject, mark_trainable
+from dynarank import (
+    BudgetSchedule,
+    DoRALinear,
+    RankAllocator,
+    add_orthogonality_gradient,
+    cut_to_kept,
+    inject,
+    mark_trainable,
+)
 from dynarank.allocation.dem import add_dem_gradient
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -138,19 +146,17 @@ def peft_adalora(setting: Setting) -> Contender:
 
 
 def recipe_model(setting: Setting) -> tuple[nn.Module, dict[str, DoRALinear]]:
-    """Return a model that is adapted as `method=dynarank` has it: LoRA's start, and c fixed."""
+    """Return a model that is adapted as `method=dynarank` has it: unit directions, and c fixed."""
     model = base_model(setting)
     layers = inject(
         model,
         TARGETS,
         r=setting.rank,
-        alpha=8 * setting.rank / setting.target,
+        alpha=setting.rank / setting.target,
         dropout=setting.dropout,
-        start="lora",
+        start="orthogonal_A",
     )
     mark_trainable(model)
-    for layer in layers.values():
-        layer.lora_c.requires_grad_(False)
     return model, layers
 
 
@@ -158,7 +164,12 @@ def dynarank_recipe(setting: Setting) -> Contender:
     model, layers = recipe_model(setting)
     schedule = BudgetSchedule(setting.rank, setting.target, total=LONG, shape="cubic_adalora")
     allocator = RankAllocator(layers, schedule, regrow=False, score="fisher", cost_aware=True)
-    return steps_of("dynarank, recipe", setting, model, allocator.observe, allocator.step)
+
+    def before() -> None:
+        allocator.observe()
+        add_orthogonality_gradient(layers, 0.1)
+
+    return steps_of("dynarank, recipe", setting, model, before, allocator.step)
 
 
 def dynarank_paper(setting: Setting) -> Contender:
