@@ -73,11 +73,20 @@ def _be_command(words: list[str], folder: Path, environment: dict[str, str], out
     for number, name in enumerate(STREAMS, start=1):
         os.dup2(os.open(outputs / name, os.O_WRONLY | os.O_CREAT), number)
     _share_server()
+    _start_processes_as_usual()
     sys.argv = words
     try:
         runpy.run_path(words[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # trackers finish their runs there
+
+
+def _start_processes_as_usual() -> None:
+    """Let a run start its workers as it does without the server.
+
+    A fork of the server would start them by a server of its own, with all imports for each of them.
+    """
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
 
 
 def _share_server() -> None:
@@ -242,6 +251,7 @@ def _run(
     from dynarank.commands.user_errors import user_errors
     from dynarank.runs.run import run
 
+    _start_processes_as_usual()
     os.environ["HF_HUB_OFFLINE"] = "1"
     if world > 1:
         be_rank(rank, world, port)

@@ -5,6 +5,7 @@ A run on a tiny model would spend a third of its time on this.
 
 import gc
 
+import killing  # noqa: F401
 import torchmetrics  # noqa: F401
 import transformers.models.roberta.modeling_roberta  # noqa: F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
@@ -13,8 +14,7 @@ import dynarank.sweeps.preloaded_modules  # noqa: F401
 from dynarank.config.schema import register_schemas
 
 register_schemas()
-get_checkpoint_conversion_mapping(
-    "roberta"
-)  # transformers compiles a thousand patterns, and keeps them
+# transformers compiles a thousand patterns for its first model, and keeps them.
+get_checkpoint_conversion_mapping("roberta")
 gc.collect()
 gc.freeze()  # no run's collections of garbage look through all of this again
