@@ -3,6 +3,7 @@ caches."""
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -22,6 +23,15 @@ from tiny import (
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+
+
+def pytest_collection_finish() -> None:
+    """Let collections of garbage pass over what imports have made.
+
+    It is more than a million objects, and each run would look through all of them once or twice.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny import CONF, configure
 
 Death = tuple[Any, ...] | Callable[[int], None]
@@ -23,9 +25,14 @@ Death = tuple[Any, ...] | Callable[[int], None]
 before it runs."""
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["dynarank.runs.run", "transformers", "datasets", "torchmetrics", "peft", "tiny"]
-)
+
+
+def start_server() -> None:
+    """Start the server of which runs are forks, if none runs."""
+    context.set_forkserver_preload(["preloaded_for_tests"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
 
 
 def forked_command(
@@ -37,27 +44,61 @@ def forked_command(
     those, or about what is imported, it starts a process of its own.
     """
     with tempfile.TemporaryDirectory() as outputs:
-        streams = [Path(outputs) / name for name in ("stdout", "stderr")]
-        process = context.Process(target=_be_command, args=(words, folder, environment, streams))
-        process.start()
+        process = begin_command(words, folder, environment, Path(outputs))
         process.join()
-        stdout, stderr = (stream.read_text() for stream in streams)
+        stdout, stderr = ((Path(outputs) / name).read_text() for name in STREAMS)
     return subprocess.CompletedProcess(words, int(process.exitcode or 0), stdout, stderr)
 
 
-def _be_command(
-    words: list[str], folder: Path, environment: dict[str, str], streams: list[Path]
-) -> None:
+STREAMS = ("stdout", "stderr")
+
+
+def begin_command(
+    words: list[str], folder: Path, environment: dict[str, str], outputs: Path
+) -> Any:
+    """The same, started: its process. What it prints goes to two files in `outputs`.
+
+    A sweep's runs are forks of the tests' server, and outlive the sweep where it is killed alone.
+    """
+    start_server()
+    process = context.Process(target=_be_command, args=(words, folder, environment, outputs))
+    process.start()
+    return process
+
+
+def _be_command(words: list[str], folder: Path, environment: dict[str, str], outputs: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    for number, stream in enumerate(streams, start=1):
-        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
+    for number, name in enumerate(STREAMS, start=1):
+        os.dup2(os.open(outputs / name, os.O_WRONLY | os.O_CREAT), number)
+    _share_server()
+    _start_processes_as_usual()
     sys.argv = words
     try:
         runpy.run_path(words[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # trackers finish their runs there
+
+
+def _start_processes_as_usual() -> None:
+    """Let a run start its workers as it does without the server.
+
+    A fork of the server would start them by a server of its own, with all imports for each of them.
+    """
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
+
+
+def _share_server() -> None:
+    """Let the runs of a sweep in this process be forks of the server that it is a fork of.
+
+    A sweep would start a server of its own, and make all imports once more. That it does so,
+    `test_preloaded` and the sweep that is killed in `test_sweep` show.
+    """
+    from dynarank.sweeps import preloaded
+
+    for owner in (forkserver._forkserver, preloaded):
+        owner.ensure_running = lambda: None  # type: ignore[attr-defined]
 
 
 def kill(_: Any = None) -> None:
@@ -139,7 +180,11 @@ def start(
     Returns their exit codes (-9: killed). Once one has died the others are killed, as a launcher
     does. With `said`, a run ends as by the command line, and what it prints goes to that file.
     """
-    ranks = begin(folder, hub, overrides, death, world, said)
+    return wait_for(begin(folder, hub, overrides, death, world, said))
+
+
+def wait_for(ranks: list[Any]) -> list[int]:
+    """The exit codes of a run's processes. Once one has died the others are killed."""
     while any(process.is_alive() for process in ranks):
         for process in ranks:
             process.join(0.1)
@@ -158,27 +203,46 @@ def begin(
     said: Path | None = None,
 ) -> list[Any]:
     """The processes, started."""
+    return begin_ranks(_run, world, folder, hub, overrides, death, said)
+
+
+def begin_ranks(target: Callable[..., None], world: int, *arguments: Any) -> list[Any]:
+    """Processes of `target(rank, world, port, *arguments)`, started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = (folder, hub, overrides, death, said)
+    start_server()
     ranks = [
-        context.Process(target=_run, args=(*shared, rank, world, port)) for rank in range(world)
+        context.Process(target=target, args=(rank, world, port, *arguments))
+        for rank in range(world)
     ]
     for process in ranks:
         process.start()
     return ranks
 
 
+def be_rank(rank: int, world: int, port: int) -> None:
+    """Set what torchrun sets in each of its processes."""
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "GROUP_RANK": 0,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+    }
+    names |= {"MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {name: str(value) for name, value in names.items()}
+
+
 def _run(
+    rank: int,
+    world: int,
+    port: int,
     folder: Path,
     hub: Path,
     overrides: list[str],
     death: Death | None,
     said: Path | None,
-    rank: int,
-    world: int,
-    port: int,
 ) -> None:
     import datasets
     import torch
@@ -187,17 +251,10 @@ def _run(
     from dynarank.commands.user_errors import user_errors
     from dynarank.runs.run import run
 
+    _start_processes_as_usual()
     os.environ["HF_HUB_OFFLINE"] = "1"
     if world > 1:
-        names = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "GROUP_RANK": 0,
-            "WORLD_SIZE": world,
-            "LOCAL_WORLD_SIZE": world,
-        }
-        names |= {"MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
-        os.environ |= {name: str(value) for name, value in names.items()}
+        be_rank(rank, world, port)
         rank_zero_only.rank = rank  # Lightning was imported before the environment told
         overrides = [*overrides, f"trainer.devices={world}"]
     datasets.config.HF_DATASETS_CACHE = hub / f"cache{rank}"

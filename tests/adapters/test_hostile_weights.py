@@ -45,7 +45,7 @@ def test_a_tensor_without_elements_is_refused(adapter: Path, shape: list[int]) -
 
 
 def test_very_many_tensors_are_refused(tmp_path: Path) -> None:
-    path = write_header(tmp_path / "many", {f"t{index}": [0] for index in range(300_000)})
+    path = write_header(tmp_path / "many", {f"t{index}": [0] for index in range(100_001)})
     with pytest.raises(UserError, match="at most 100000"):
         check_weights(path)
 

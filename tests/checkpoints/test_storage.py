@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import forked_command
 from tiny import REPOSITORY
 
 from dynarank.checkpoints import resume
@@ -297,14 +297,13 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_is_there(small_disk: Path)
 
 def test_kills_in_saves_leave_a_whole_checkpoint(tmp_path: Path) -> None:
     command = [
-        sys.executable,
         str(REPOSITORY / "benchmarks/kills_in_saves.py"),
         str(tmp_path / "saves"),
         "--kills",
         "10",
     ]
     elsewhere = ["--tmpdir", "/dev/shm"] if Path("/dev/shm").is_dir() else []
-    done = subprocess.run([*command, *elsewhere], capture_output=True, text=True)
+    done = forked_command([*command, *elsewhere], tmp_path, dict(os.environ))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "always a whole checkpoint" in done.stdout
     assert "left half written" in done.stdout

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from tiny import CONF, REPOSITORY, compose
+from tiny import CONF, command, compose
 
 from dynarank.config.describe import setting_names, variants_with
 from dynarank.config.schema import SCHEMAS, register_schemas, to_config
@@ -117,12 +115,7 @@ def test_an_experiment_runs_from_its_command_to_its_table(hub_root: Path, tmp_pa
         "model=roberta_base",
         f"hydra.sweep.dir={tmp_path / 'sweep'}",
     ]
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), *overrides],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = command(*overrides, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     table = build_table(read_runs([tmp_path / "sweep"])[0])
     assert (table.keys, table.settings, table.tasks) == (["dem.eta"], [(0.0,), (0.1,)], ["cola"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from killing import be_rank, begin_ranks, wait_for
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -324,37 +323,27 @@ def test_refusals_come_before_training(tmp_path: Path) -> None:
             allocation().on_init_end(given, None, None, model=adapted())
 
 
-DDP = """
-import sys, torch
-sys.path.insert(0, {here!r})
-from pathlib import Path
-import test_transformers as t
-callback = t.allocation(eta=0.1)
-folder = Path(sys.argv[1])
-trainer = t.trainer_of(folder, callback, ddp_backend="gloo")
-begin = callback.on_train_begin
-def drift(*args, **kwargs):
-    begin(*args, **kwargs)
-    if torch.distributed.get_rank() == 1:  # this process alone would choose otherwise
-        callback.allocator.ema += torch.rand(callback.allocator.ema.shape)
-callback.on_train_begin = drift
-trainer.train()
-rank = torch.distributed.get_rank()
-torch.save((callback.ranks, trainer.model.state_dict()), folder / f"{{rank}}.pt")
-"""
+def train_as_a_rank(rank: int, world: int, port: int, folder: Path) -> None:
+    """Be one of several processes, as torchrun starts them. The second would choose otherwise."""
+    be_rank(rank, world, port)
+    torch.set_num_threads(1)
+    callback = allocation(eta=0.1)
+    trainer = trainer_of(folder, callback, ddp_backend="gloo")
+    begin = callback.on_train_begin
+
+    def drift(*arguments: Any, **named: Any) -> None:
+        begin(*arguments, **named)
+        if torch.distributed.get_rank() == 1:
+            assert callback.allocator is not None
+            callback.allocator.ema += torch.rand(callback.allocator.ema.shape)
+
+    callback.on_train_begin = drift  # type: ignore[method-assign]
+    trainer.train()
+    torch.save((callback.ranks, trainer.model.state_dict()), folder / f"{rank}.pt")
 
 
 def test_all_processes_take_one_decision(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(DDP.format(here=str(Path(__file__).parent)))
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(program), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert wait_for(begin_ranks(train_as_a_rank, 2, tmp_path)) == [0, 0]
     (ranks, state), (other_ranks, other_state) = (torch.load(tmp_path / f"{i}.pt") for i in (0, 1))
     assert ranks == other_ranks
     assert sum(ranks.values()) == 2 * len(ranks)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import forked_command
 from sweep_folders import launcher, seen_by_run
 from tiny import REPOSITORY, configure, tiny_roberta, write_dataset, write_model
 
@@ -261,13 +262,15 @@ def test_side_by_side_they_share_threads_and_devices(
 
 
 def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:
-    """The real command on a tiny model: SIGKILL in the second run, then sweep.resume=true."""
+    """The real command on a tiny model: SIGKILL in the second run, then sweep.resume=true.
+
+    The first is a process of its own, with a server of its own.
+    """
     write_model(tmp_path / "models" / "m", tiny_roberta())
     rows = {"sentence": ["a cat sat", "the dog ran"] * 8, "label": [0, 1] * 8}
     write_dataset(tmp_path / "datasets/nyu-mll/glue", "cola", {"train": rows, "validation": rows})
     folder = tmp_path / "sweep"
     command = [
-        sys.executable,
         str(REPOSITORY / "train.py"),
         "-m",
         "dem.eta=0,0.1",
@@ -278,7 +281,7 @@ def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:
         f"hydra.sweep.dir={folder}",
     ]
     process = subprocess.Popen(
-        command,
+        [sys.executable, *command],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -299,9 +302,7 @@ def test_a_sweep_killed_in_the_middle_is_carried_on(tmp_path: Path) -> None:
     record.write_text(record.read_text().replace('0_dem.eta-0"', '0_dem.eta=0,logger=none"'))
     first = next(folder.glob("0_*/metrics.json"))
     stamp = first.stat().st_mtime_ns
-    done = subprocess.run(
-        [*command, "sweep.resume=true"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = forked_command([*command, "sweep.resume=true"], tmp_path, dict(os.environ))
     assert done.returncode == 0, done.stdout + done.stderr
     assert first.stat().st_mtime_ns == stamp
     assert [point.status() for point in read_sweep(folder)] == ["done", "done"]

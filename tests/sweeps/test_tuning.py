@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from killing import begin_command, forked_command
 from tiny import REPOSITORY
 
 from dynarank.commands.report import main as report_main
@@ -225,7 +227,6 @@ def test_the_experiment_killed_and_carried_on(
     """The real command on a tiny model: bad values are refused; killed, the search resumes."""
     folder = tmp_path / "t"
     command = [
-        sys.executable,
         str(REPOSITORY / "train.py"),
         "experiment=tune",
         "task=cola",
@@ -239,22 +240,22 @@ def test_the_experiment_killed_and_carried_on(
     environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *more], cwd=tmp_path, capture_output=True, text=True, env=environment
-        )
+        return forked_command([*command, *more], tmp_path, environment)
 
     refused = run("optimizer.warmup=interval(0,2)")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith(
         "error: optimizer.warmup = 2.0 would be tried, and is out of range"
     )
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True, env=environment
-    )
-    while process.poll() is None and not list(folder.glob("1_*/running.json")):
+    process = begin_command(command, tmp_path, environment, tmp_path)
+    second = ""
+    while process.is_alive() and not second:
+        second = "".join(file.read_text() for file in folder.glob("1_*/running.json"))
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()  # before its run, whose end it would record
+    process.join()
+    with suppress(ProcessLookupError):  # it may have ended meanwhile
+        os.kill(json.loads(second)["pid"], signal.SIGKILL)
     first = next(folder.glob("0_*/metrics.json")).stat().st_mtime_ns
     done = run("sweep.resume=true")
     assert done.returncode == 0, done.stdout + done.stderr

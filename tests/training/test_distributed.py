@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import torch
 from killing import start
 from tiny import (
     REPOSITORY,
+    command,
     glue_rows,
     newest_checkpoint,
     summary_rows,
@@ -177,7 +175,7 @@ def test_ranks_that_are_configured_differently_do_not_start(calm_hub: Path, tmp_
 def test_points_of_a_sweep_that_are_distributed_keep_their_settings(
     calm_hub: Path, tmp_path: Path
 ) -> None:
-    """By the real command: two points, each started again by Lightning as a second rank."""
+    """By the command: two points, each started again by Lightning as a second rank."""
     settings = [
         f"hub.root={calm_hub}",
         "logger=none",
@@ -186,16 +184,9 @@ def test_points_of_a_sweep_that_are_distributed_keep_their_settings(
         "task=stsb",
         "trainer=ddp",
     ]
-    command = [
-        sys.executable,
-        str(REPOSITORY / "train.py"),
-        "-m",
-        *settings,
-        "method.alpha=4,8",
-        f"hydra.sweep.dir={tmp_path}",
-    ]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY / "src")}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    swept = ["method.alpha=4,8", f"hydra.sweep.dir={tmp_path}"]
+    path = str(REPOSITORY / "src")
+    done = command("-m", *settings, *swept, folder=tmp_path, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     for folder in (point.folder for point in read_sweep(tmp_path)):
         identity = json.loads(max((folder / "checkpoints").glob("*.json")).read_text())["identity"]

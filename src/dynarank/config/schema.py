@@ -7,6 +7,7 @@ are made from it. This module imports nothing heavy, so that help and mistakes a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Any
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
@@ -254,12 +255,19 @@ SCHEMAS = {
 
 def register_schemas() -> None:
     """Register the schemas with Hydra, so that a typo or a wrong type fails at composition."""
-    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     # A process may come here several times, as a notebook or a test does.
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("basename", _basename, replace=True)
+    _store_schemas()
+
+
+@cache
+def _store_schemas() -> None:
+    """Give the schemas to Hydra's store, which lives as long as the process."""
+    from hydra.core.config_store import ConfigStore
+
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainConfig)
     for path, schema in SCHEMAS.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import fmean
 
 import numpy as np
@@ -163,7 +164,7 @@ def _uncorrected(usable: Sequence[Cell], wanted: Iterable[tuple[str, str]]) -> l
         ours, theirs = by_arm.get(arm, {}), by_arm.get(against, {})
         pairs = [(cell, theirs[key]) for key, cell in ours.items() if key in theirs]
         if pairs:
-            found.append(_difference(arm, against, pairs))
+            found.append(_difference(arm, against, tuple(pairs)))
     return found
 
 
@@ -176,7 +177,9 @@ def _corrected(found: Sequence[Difference]) -> list[Difference]:
     return corrected
 
 
-def _difference(arm: str, against: str, pairs: Sequence[tuple[Cell, Cell]]) -> Difference:
+# A report asks for many of them in several places, and draws 30,000 times for each.
+@lru_cache(maxsize=2048)
+def _difference(arm: str, against: str, pairs: tuple[tuple[Cell, Cell], ...]) -> Difference:
     ours = [cell for cell, _ in pairs]
     theirs = [cell for _, cell in pairs]
     scores = [cell.score for cell in ours]

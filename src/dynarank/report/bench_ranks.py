@@ -130,7 +130,7 @@ def _repeat(
     mean = mean_correlation(ranks, first, second)
     rng = np.random.default_rng(0)
     matrices = ranks.shape[1]
-    resampled, shuffled = [], []
+    resampled, by_chance = [], []
     scaled = standardized(ranks)
     below = places_below(ranks)
     for _ in range(DRAWS):
@@ -138,8 +138,8 @@ def _repeat(
         resampled.append(resampled_correlation(below, times, first, second))
         # Shuffled after scaling, which no order changes: ranks need not be sorted anew each time.
         drawn = rng.permuted(scaled, axis=1)
-        by_chance = (drawn[first] * drawn[second]).sum(axis=1)
-        shuffled.append(float(np.nanmean(by_chance)))
+        by_chance.append((drawn[first] * drawn[second]).sum(axis=1))
+    shuffled = np.nanmean(by_chance, axis=1)
     low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     # Equal sums in another order may differ by a rounding.
     at_least = sum(value >= mean - 1e-12 for value in shuffled)
