@@ -117,7 +117,7 @@ def test_an_arm_runs_alone_where_the_file_holds_what_it_takes(
 ) -> None:
     monkeypatch.setattr(bench_runs, "run_bench", lambda *plan: None)
     file = tmp_path / "cells.csv"
-    append_cell(file, Cell("dynarank", "sst2", 0.25, 1, 4e-3, "accuracy", 0.5, 0.5))
+    append_cell(file, Cell("dynarank_alpha_8", "sst2", 0.25, 1, 4e-3, "accuracy", 0.5, 0.5))
     main([str(file), "--arms", "shuffled", "--tasks", "sst2"])
     with pytest.raises(SystemExit):
         main([str(file), "--arms", "shuffled", "--tasks", "rte"])
