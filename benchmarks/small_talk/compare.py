@@ -24,6 +24,8 @@ RATES = {
     "dora": ("3e-3", "1e-2", "3e-2"),
     "dynarank": ("1e-3", "3e-3", "1e-2"),
 }
+# The form of the recipe that was compared.
+GIVEN = {"dynarank": ["method.init=lora", "method.orthogonality=0", "method.alpha=8"]}
 TUNING_SEED = 1
 SEEDS = (2,)
 SETTINGS = (
@@ -56,6 +58,7 @@ def scored(runs: Path, part: str, method: str, rate: str, seed: int) -> dict[str
     folder = runs / f"{method}_{rate}_{seed}"
     if not (folder / "metrics.json").is_file():
         given = [f"method={method}", f"optimizer.lr={rate}", f"seed={seed}"]
+        given += GIVEN.get(method, [])
         command = [sys.executable, "-m", "dynarank", "train", *SETTINGS, *given]
         subprocess.run([*command, f"hydra.run.dir={folder}"], check=True)
     results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
