@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynarank.adapters.cutting import cut_to_kept
 from dynarank.adapters.folding import merge
-from dynarank.adapters.inject import adapter_layers, inject
+from dynarank.adapters.inject import adapter_layers, inject, mark_trainable
 from dynarank.adapters.layer import DoRALinear
 from dynarank.allocation.allocator import RankAllocator
 from dynarank.allocation.dem import dem_penalty
@@ -261,6 +262,17 @@ def test_where_c_is_fixed_what_was_pruned_takes_no_place_in_the_budget() -> None
     ranks.ema = torch.tensor([1.0, 1, 9, 9, 9, 9])  # the pruned overtake
     ranks.prune(2)
     assert ranks.ranks() == {"a": 2, "b": 0}
+
+
+def test_where_c_is_fixed_nothing_returns_in_a_cut_model_either() -> None:
+    """Nothing of a layer of rank 0 is trained, whatever the other layers train."""
+    for start, returns in (("orthogonal_A", False), ("lora", True)):
+        model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
+        layers = inject(model, ["0", "1"], r=3, start=start)
+        mark_trainable(model)
+        layers["0"].mask[:] = False
+        cut_to_kept(model)
+        assert RankAllocator(layers, schedule(1.5, 1)).regrow is returns
 
 
 def test_a_state_that_names_neither_beta_nor_regrow_is_accepted() -> None:

@@ -36,6 +36,21 @@ def test_an_optimizer_without_the_coefficients_is_refused() -> None:
     assert allocator.t == 0  # no hook was left behind
 
 
+def test_where_c_is_fixed_an_optimizer_without_A_and_B_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    early = trained_by(model)
+    layers = inject(model, ["0"], r=2, start="orthogonal_A")
+    mark_trainable(model)
+    allocator = RankAllocator(layers, BudgetSchedule(init=2, target=1, total=8))
+    with pytest.raises(ValueError, match="does not train the layers' factors A and B"):
+        allocator.attach(early)
+    early.step()
+    assert allocator.t == 0
+    # A run may have one optimizer for A and another for B.
+    allocator.attach(torch.optim.SGD([layers["0"].lora_B], lr=0.1)).remove()
+    allocator.attach(trained_by(model))
+
+
 def test_what_is_no_optimizer_is_refused() -> None:
     _, allocator = adapted()
     mistaken: Any = nn.Linear(1, 1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynarank.adapters.cutting import cut_to_kept
 from dynarank.adapters.layer import DoRALinear
 from dynarank.allocation.orthogonality import add_orthogonality_gradient
 
@@ -57,6 +58,18 @@ def test_where_c_is_fixed_the_size_stays_in_B() -> None:
     for factor, gradient in zip(factors, expected, strict=True):
         torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-6)
     assert all(layer.lora_B.grad is None for layer in adapters)
+
+
+@pytest.mark.parametrize("trains_c", [True, False])
+def test_a_cut_to_the_kept_components_changes_nothing(trains_c: bool) -> None:
+    whole, cut = nn.ModuleList(layers()), nn.ModuleList(layers())
+    for layer in (*whole, *cut):
+        layer.lora_c.requires_grad_(trains_c)
+    cut_to_kept(cut)
+    values = [add_orthogonality_gradient(list(model), 0.5) for model in (whole, cut)]
+    torch.testing.assert_close(values[0], values[1])
+    for one, other in zip(whole, cut, strict=True):
+        torch.testing.assert_close(one.lora_A.grad[one.mask], other.lora_A.grad)
 
 
 def test_it_is_added_to_what_is_there_times_the_scalers_factor() -> None:

@@ -108,6 +108,12 @@ class NamedParameters:
         return iter(self.named)
 
 
+def test_sensitivity_is_refused_where_c_is_fixed_before_anything_is_trained() -> None:
+    layer = DoRALinear(nn.Linear(6, 5), 4, start="orthogonal_A")
+    with pytest.raises(ValueError, match=r"gradient of c, and c is fixed.*score='fisher'"):
+        RankAllocator([layer], BudgetSchedule(4, 2, 10), score="sensitivity")
+
+
 def test_sensitivity_asks_for_gradients_and_is_saved() -> None:
     adapters = layers((6, 5))
     allocator = RankAllocator(adapters, BudgetSchedule(4, 2, 10), score="sensitivity")

@@ -237,6 +237,21 @@ def test_a_folder_of_ranks_that_is_not_there_is_told_before_rows_are_read(tmp_pa
         check_named_places(config)
 
 
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (["method.train_c=true", "method.init=lora"], "method.orthogonality=0"),
+        (["method.init=orthogonal"], "method.train_c=true"),
+    ],
+)
+def test_a_start_that_does_not_go_with_the_recipe_is_told_what_does(
+    given: list[str], remedy: str
+) -> None:
+    with pytest.raises(UserError, match=f"Set {remedy}"):
+        to_config(compose(["method=dynarank", *given, OUT]))
+    to_config(compose(["method=dynarank", *given, remedy, OUT]))
+
+
 def test_a_rate_of_coefficients_that_are_not_trained_is_refused() -> None:
     with pytest.raises(UserError, match="c_lr_ratio = 4: c is not trained"):
         to_config(compose(["method=dynarank", "method.c_lr_ratio=4", OUT]))

@@ -389,6 +389,20 @@ def test_an_orthogonal_start_of_A_holds_and_leaves_the_size_in_B() -> None:
     assert sum(allocator.ranks().values()) == 2 * len(layers)
 
 
+def test_a_fixed_c_lets_nothing_return_in_an_adapter_that_is_not_active_yet() -> None:
+    model = peft.get_peft_model(MODELS["llama"](), config("llama"))
+    attach(model, target=2, start="orthogonal_A")
+    model.add_adapter("other", config("llama"))
+    model.set_adapter("other")
+    attach(model, target=2, adapter="other")
+    model.set_adapter("default")
+    assert not make_allocator(model, total=10, adapter="default").regrow
+    model.set_adapter("other")
+    assert not make_allocator(model, total=10, adapter="default").regrow
+    model.set_adapter("default")
+    assert make_allocator(model, total=10, adapter="other").regrow
+
+
 def test_a_narrow_adapter_becomes_float32() -> None:
     base = MODELS["llama"]().bfloat16()
     model = peft.get_peft_model(base, config("llama"), autocast_adapter_dtype=False)
@@ -457,6 +471,10 @@ def test_refusals_name_what_is_wrong_and_change_nothing() -> None:
         ("target = 5", {"target": 5}),
         ("no adapter 'defalt'.*'default'", {"adapter": "defalt"}),
         ("start = 'svd'", {"start": "svd"}),
+        (
+            "score = 'sensitivity' needs.*score='fisher'",
+            {"target": 2, "score": "sensitivity", "start": "orthogonal_A"},
+        ),
         ("init = 8.*r = 4", {"target": 2, "init": 8}),
         ("intervall is no setting.*'interval'", {"target": 2, "intervall": 3}),
         ("interval = 0", {"target": 2, "interval": 0}),

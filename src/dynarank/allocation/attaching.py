@@ -150,12 +150,24 @@ def parameter_ids(optimizer: torch.optim.Optimizer) -> set[int]:
 
 
 def check_coefficients(optimizer: torch.optim.Optimizer, layers: Iterable[Components]) -> None:
-    """Raise `ValueError` where the optimizer trains no layer's coefficients c."""
-    trained = [id(layer.lora_c) for layer in layers if layer.lora_c.requires_grad]
-    # One of several optimizers may have some layers only, and c may be fixed on purpose.
-    if trained and parameter_ids(optimizer).isdisjoint(trained):
+    """Raise `ValueError` where the optimizer trains no layer's c or, where these are fixed, A or B.
+
+    One of several optimizers may have some layers only.
+    """
+    coefficients: list[int] = []
+    factors: list[int] = []
+    for layer in layers:
+        if layer.lora_c.requires_grad:
+            coefficients.append(id(layer.lora_c))
+        for factor in (layer.lora_A, layer.lora_B):
+            if factor.requires_grad:
+                factors.append(id(factor))
+    wanted = coefficients or factors
+    if wanted and parameter_ids(optimizer).isdisjoint(wanted):
+        what, outcome = "factors A and B", "nothing would be learned"
+        if coefficients:
+            what, outcome = "coefficients c", "all ranks would be 0"
         raise ValueError(
-            "the optimizer does not train the layers' coefficients c, so that all ranks would be "
-            "0. Make it after inject, attach or get_peft_model, of all parameters that require "
-            "gradients"
+            f"the optimizer does not train the layers' {what}, so that {outcome}. Make it after "
+            "inject, attach or get_peft_model, of all parameters that require gradients"
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynarank.adapters.progress import AllocationProgress
 
@@ -78,7 +78,13 @@ def as_list(layers: Layers) -> list[Components]:
 
 def can_return(layers: Sequence[Components]) -> bool:
     """Return whether a component at c = 0 has a gradient by which it may return."""
-    return any(layer.lora_c.requires_grad or not layer.lora_A.requires_grad for layer in layers)
+    if any(layer.lora_c.requires_grad for layer in layers):
+        return True
+    # Nothing of a layer of rank 0 is trained, whatever is of the others.
+    if any(layer.lora_A.requires_grad for layer in layers):
+        return False
+    # None is trained yet, as of an adapter that is not active. A buffer never is.
+    return any(isinstance(layer.lora_c, nn.Parameter) for layer in layers)
 
 
 def coefficients(layer: Components) -> Tensor:

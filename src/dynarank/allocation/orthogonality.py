@@ -59,10 +59,13 @@ def add_orthogonality_gradient(
     Raises:
         ValueError: there are no layers.
     """
+    all_layers = as_list(layers)
+    trains_any_c = any(layer.lora_c.requires_grad for layer in all_layers)
     factors: list[_Factor] = []
-    for layer in as_list(layers):
+    for layer in all_layers:
         factors.append(_Factor(layer.lora_A, layer.mask, is_turned=False))
-        if layer.lora_c.requires_grad:
+        # A layer that was cut to rank 0 trains nothing. It counts in F as it did before the cut.
+        if layer.lora_c.requires_grad if layer.r else trains_any_c:
             factors.append(_Factor(layer.lora_B, layer.mask, is_turned=True))
     device = factors[0].parameter.device
     norms = []

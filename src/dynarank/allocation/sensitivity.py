@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynarank.allocation.components import Layers, as_list
+from dynarank.allocation.components import Layers, as_list, can_return
 
 
 class Sensitivity:
@@ -23,11 +23,17 @@ class Sensitivity:
         score of component i = s(c_i) + mean of s over A_i + mean of s over B_i
 
     Raises:
-        ValueError: a gradient is missing, since it was set to None before the call.
+        ValueError: c is fixed; or, in a call, a gradient is missing, since it was set to None
+            before.
     """
 
     def __init__(self, layers: Layers, beta: float = 0.85) -> None:  # AdaLoRA's own
         self.layers = as_list(layers)
+        if not can_return(self.layers):
+            raise ValueError(
+                "score = sensitivity needs the gradient of c, and c is fixed. Take score='fisher', "
+                "or a start that trains c"
+            )
         self.beta = beta
         self.mean = [torch.zeros_like(weight) for weight in self._weights()]  # J
         self.deviation = [torch.zeros_like(weight) for weight in self._weights()]  # U

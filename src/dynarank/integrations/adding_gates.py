@@ -36,6 +36,11 @@ def add_gates(
     """
     if start not in STARTS:
         raise ValueError(f"start = {start!r}: must be one of {', '.join(STARTS)}")
+    if start == "orthogonal_A" and settings is not None and settings.score == "sensitivity":
+        raise ValueError(
+            f"score = 'sensitivity' needs the gradient of c, which start={start!r} fixes. Take "
+            "score='fisher', or another start"
+        )
     all_layers = lora_layers(model)
     adapter_name = adapter_to_gate(all_layers, adapter)
     layers: dict[str, Any] = {}

@@ -234,9 +234,10 @@ def optimizer_of(optimizers: list[Any], layers: Mapping[str, Components]) -> tor
         torch_optimizer = inner(optimizer)
         if id(trained) in parameter_ids(torch_optimizer):
             return torch_optimizer
+    what = "coefficients c" if trained is first_layer.lora_c else "factor A"
     raise ValueError(
-        "no optimizer trains the layers' coefficients c: give configure_optimizers all parameters "
-        "that require gradients"
+        f"no optimizer trains the layers' {what}: give configure_optimizers all parameters that "
+        "require gradients"
     )
 
 

@@ -73,7 +73,7 @@ class DoRAConfig(MethodConfig):
         if not self.train_c and self.init not in ("lora", "orthogonal_A"):
             raise ValueError(
                 f"method.train_c = false: with method.init = {self.init}, c stays 0 and nothing "
-                "would be learned. Set method.init=lora, or orthogonal_A"
+                "would be learned. Set method.train_c=true, or method.init=lora or orthogonal_A"
             )
         if not self.train_c and self.score == "sensitivity":
             raise ValueError(
@@ -131,8 +131,8 @@ class DynaRankConfig(DoRAConfig):
         if self.orthogonality and self.train_c and self.init == "lora":
             raise ValueError(
                 f"method.orthogonality = {self.orthogonality:g} would pull B, which starts at zero "
-                "with method.init = lora, to length one. Set method.init=orthogonal, or "
-                "method.train_c=false"
+                "with method.init = lora, to length one. Set method.orthogonality=0, "
+                "method.init=orthogonal, or method.train_c=false"
             )
 
 
