@@ -205,18 +205,19 @@ def print_costs(overrides: list[str], with_memory: bool = False) -> None:
 
 def advice(target: float) -> str:
     """Return which method the measurements speak for under a budget; docs/science.md has them."""
-    if target < 1:
+    if target < 0.5:
         return (
-            "Below one component a matrix method=dynarank, with a learning rate of 5e-3 to 1e-2, "
-            "was better than LoRA of its size, AdaLoRA and the paper's method (docs/science.md). "
-            "LoRA in the upper layers with small components (method.placement=last_layers "
-            "method.alpha=1) was level with it in a short run, and below it in a longer one."
+            "Below half a component a matrix method=dynarank, with a learning rate of 5e-3 to "
+            "1e-2, was better than LoRA of its size, AdaLoRA and the paper's method "
+            "(docs/science.md). LoRA in the upper layers with small components "
+            "(method.placement=last_layers method.alpha=1) was level with it in a short run, and "
+            "below it in a longer one."
         )
     return (
-        "In a short run at one component a matrix and more, nothing was shown to be better than a "
-        "tuned method=lora; dynarank compress makes its adapter smaller afterwards. In training of "
-        "three epochs method=dynarank_orthogonal was above LoRA of its size, by two points at r1 "
-        "and five at r8 (docs/science.md)."
+        "In a short run at half a component a matrix and more, nothing was shown to be better than "
+        "a tuned method=lora, up to one component with method.alpha=1; dynarank compress makes its "
+        "adapter smaller afterwards. In training of three epochs method=dynarank_orthogonal was "
+        "above LoRA of its size, by two points at r0_5 and r1 and five at r8 (docs/science.md)."
     )
 
 
