@@ -404,7 +404,7 @@ def test_adaloras_freeze_spends_a_budget_that_is_no_whole_number_of_triplets() -
 def test_a_budget_below_one_component_a_matrix_is_kept_to(name: str, unit: str) -> None:
     from transformers import RobertaConfig
 
-    from dynarank.methods.config import DoRAConfig
+    from dynarank.methods.dora_config import DoRAConfig
 
     small = RobertaConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,

@@ -18,7 +18,8 @@ from dynarank.adapters.inject import find_linears
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.errors import UserError
 from dynarank.methods import build_method
-from dynarank.methods.config import DynaRankConfig, LoRAConfig
+from dynarank.methods.config import LoRAConfig
+from dynarank.methods.dora_config import DynaRankConfig
 from dynarank.methods.found_ranks import found_ranks, read_found_ranks
 from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.runs.run import run

@@ -10,7 +10,8 @@ from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.config.schema import SCHEMAS
 from dynarank.errors import UserError
 from dynarank.methods import build_method
-from dynarank.methods.config import DoRAConfig, MethodConfig
+from dynarank.methods.config import MethodConfig
+from dynarank.methods.dora_config import DoRAConfig
 from dynarank.pretrained.architectures import ARCHITECTURES
 
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.methods import build_method
 from dynarank.methods.base import TRAINED
-from dynarank.methods.config import DoRAConfig, MethodConfig
+from dynarank.methods.config import MethodConfig
+from dynarank.methods.dora_config import DoRAConfig
 from dynarank.pretrained.architectures import ARCHITECTURES
 
 HEAD = ["classifier"]

@@ -14,7 +14,7 @@ from architecture_configs import CASES, CONFIGS, IMAGES, WORDS, auto_class, head
 from dynarank.adapters.inject import adapter_layers
 from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.methods import build_method
-from dynarank.methods.config import DoRAConfig
+from dynarank.methods.dora_config import DoRAConfig
 from dynarank.pretrained.architectures import ARCHITECTURES
 from dynarank.pretrained.internals import model_loader
 

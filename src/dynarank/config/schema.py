@@ -7,7 +7,6 @@ are made from it. This module imports nothing heavy, so that help and mistakes a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Annotated, Any
 
 from dynarank.allocation.config import BudgetConfig, DemConfig
@@ -17,9 +16,6 @@ from dynarank.errors import UserError, first_line
 from dynarank.methods.config import (
     AdaLoRAConfig,
     DiffPruningConfig,
-    DoRAConfig,
-    DynaRankConfig,
-    DynaRankOrthogonalConfig,
     EvaConfig,
     GlobalSvdConfig,
     GoraConfig,
@@ -28,6 +24,7 @@ from dynarank.methods.config import (
     PromptConfig,
     SoraConfig,
 )
+from dynarank.methods.dora_config import DoRAConfig, DynaRankConfig, DynaRankOrthogonalConfig
 from dynarank.pretrained.hub import HubConfig, ModelConfig
 from dynarank.settings import Form, Ge, Gt, Lt, OneOf, UserPath, check_settings
 from dynarank.tasks.causal_config import CausalLMConfig, InstructConfig
@@ -255,20 +252,15 @@ SCHEMAS = {
 
 def register_schemas() -> None:
     """Register the schemas with Hydra, so that a typo or a wrong type fails at composition."""
+    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     # A process may come here several times, as a notebook or a test does.
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("basename", _basename, replace=True)
-    _store_schemas()
-
-
-@cache
-def _store_schemas() -> None:
-    """Give the schemas to Hydra's store, which lives as long as the process."""
-    from hydra.core.config_store import ConfigStore
-
     store = ConfigStore.instance()
+    if "schema.yaml" in store.repo:
+        return  # the store lives as long as the process
     store.store(name="schema", node=TrainConfig)
     for path, schema in SCHEMAS.items():
         group, _, name = path.rpartition("/")

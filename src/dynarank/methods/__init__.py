@@ -1,7 +1,7 @@
 """Methods: how a model is adapted, one file each. To add one, write its class and name it here.
 
 `base.py` says what a method owes. `dora.py` is the paper's method, and the one to read first; the
-others are baselines and competitors. `config.py` has the settings of all.
+others are baselines and competitors. `config.py` and `dora_config.py` have the settings of all.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def build_method(config: MethodConfig, budget: BudgetConfig, dem: DemConfig) -> 
         >>> from torch import nn
         >>> from dynarank.allocation.config import BudgetConfig, DemConfig
         >>> from dynarank.methods import build_method
-        >>> from dynarank.methods.config import DoRAConfig
+        >>> from dynarank.methods.dora_config import DoRAConfig
         >>> method = build_method(DoRAConfig(name="dora"), BudgetConfig(target=4), DemConfig())
         >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "head": nn.Linear(8, 2)})
         >>> model = method.adapt(model, targets=["query"], head=["head"])

@@ -22,7 +22,7 @@ from dynarank.allocation.controls import scores_for_ranks, shuffle_ranks
 from dynarank.allocation.dem import add_dem_gradient, dem_penalty
 from dynarank.allocation.orthogonality import add_orthogonality_gradient
 from dynarank.methods.base import Method, MethodSize
-from dynarank.methods.config import DoRAConfig, DynaRankConfig
+from dynarank.methods.dora_config import DoRAConfig, DynaRankConfig
 from dynarank.methods.found_ranks import found_ranks
 from dynarank.methods.ranked import check_some_left, pruned_size, schedule_of
 
