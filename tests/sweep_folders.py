@@ -62,7 +62,7 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
     monkeypatch.setattr(sweep, "_name_by", lambda composed, varying: None)
-    monkeypatch.setattr(sweep, "check_points", lambda composed, sampled: None)
+    monkeypatch.setattr(sweep, "check_points", lambda composed, sampled: [])
     monkeypatch.setattr(
         sweep,
         "_point",

@@ -151,22 +151,22 @@ def test_the_first_question_names_the_tasks_where_placement_matters() -> None:
 
 
 def test_a_score_is_held_against_its_controls() -> None:
-    gains = {"lora_even": 0.0, "random": -0.03, "dynarank": 0.03, "adalora": 0.0}
+    gains = {"lora_even": 0.0, "random_alpha_8": -0.03, "dynarank": 0.03, "adalora": 0.0}
     section = scores_section(play(gains))
-    assert "`dynarank` is better than `lora_even` and `random`" in section.answer
-    assert "`adalora` is better than `random`" in section.answer
+    assert "`dynarank` is better than `lora_even` and `random_alpha_8`" in section.answer
+    assert "`adalora` is better than `random_alpha_8`" in section.answer
     assert "`adalora` is not shown to differ from `lora_even`" in section.answer
     assert section.answer.endswith("Not run: shuffled.")
     assert scores_section([]).answer.startswith("The data carry no answer")
 
 
 def test_history_and_the_paper_are_answered_from_their_pairs() -> None:
-    gains = {"lora_even": 0.0, "dynarank": 0.03, "replayed": 0.03, "global_svd": 0.03}
+    gains = {"lora_even": 0.0, "dynarank_alpha_8": 0.03, "replayed": 0.03, "global_svd": 0.03}
     cells = play({**gains, "compressed": 0.0, "paper": -0.03, "adalora": 0.0})
     history = history_section(cells).answer
-    assert "`dynarank` is better than `compressed`;" in history
+    assert "`dynarank_alpha_8` is better than `compressed`;" in history
     assert "`global_svd` is better than `compressed`;" in history
-    assert "`dynarank` is not shown to differ from `global_svd` and `replayed`" in history
+    assert "`dynarank_alpha_8` is not shown to differ from `global_svd` and `replayed`" in history
     paper = paper_section(cells).answer
     assert "`paper` is worse than `adalora` and `lora_even`" in paper
     few = [cell for cell in cells if cell.task == "sst2"]
@@ -203,21 +203,21 @@ def test_orthogonal_components_are_judged_by_the_length_of_training() -> None:
     ]
 
 
-def test_directions_of_A_alone_are_judged_in_all_and_by_the_length_of_training() -> None:
-    base = {"lora_even": 0.0, "dynarank_orthogonal": 0.03, "random_orthogonal_A": 0.0}
-    short = play({**base, "dynarank_orthogonal_A": 0.0})
+def test_the_recipe_is_judged_in_all_and_by_the_length_of_training() -> None:
+    base = {"lora_even_alpha_1": 0.0, "dynarank_orthogonal": 0.03, "random": 0.0}
+    short = play({**base, "dynarank": 0.0})
     longer = []
-    for cell in play({**base, "dynarank_orthogonal_A": 0.06}):
+    for cell in play({**base, "dynarank": 0.06}):
         longer.append(replace(cell, task=f"{cell.task}:longer"))
     section = parts_section([*short, *longer])
     of_all, by_length = section.answer.split("Longer training: ")
     of_longer, of_short = by_length.split("One short epoch: ")
     assert of_all.startswith("All tasks: ")
-    better = "`dynarank_orthogonal_A` is better than"
-    assert f"{better} `lora_even` and `random_orthogonal_A`" in of_all
-    assert f"{better} `dynarank_orthogonal`, `lora_even` and `random_orthogonal_A`" in of_longer
-    assert "`dynarank_orthogonal_A` is worse than `dynarank_orthogonal`" in of_short
-    assert "not shown to differ from `lora_even` and `random_orthogonal_A`" in of_short
+    better = "`dynarank` is better than"
+    assert f"{better} `lora_even_alpha_1` and `random`" in of_all
+    assert f"{better} `dynarank_orthogonal`, `lora_even_alpha_1` and `random`" in of_longer
+    assert "`dynarank` is worse than `dynarank_orthogonal`" in of_short
+    assert "not shown to differ from `lora_even_alpha_1` and `random`" in of_short
     assert [grid.headings[0] for grid in section.grids] == [
         "budget, all tasks",
         "budget, longer training",
@@ -284,12 +284,16 @@ def test_the_means_are_of_the_runs_that_are_compared() -> None:
     for seed, rate in ((100, 1e-3), (100, 2e-3), (100, 4e-3), (101, 2e-3), (101, 1e-3)):
         loss = 0.1 if rate == 2e-3 else 0.3
         score = 1 - loss
-        tuned.append(Cell("dynarank", "sst2", 0.25, seed, rate, "accuracy", score, loss, 10_368, 9))
-    played = [Cell("dynarank", "sst2", 0.25, 1, 2e-3, "accuracy", 0.8, 0.2, 10_368, 9)]
+        tuned.append(
+            Cell("dynarank_alpha_8", "sst2", 0.25, seed, rate, "accuracy", score, loss, 10_368, 9)
+        )
+    played = [Cell("dynarank_alpha_8", "sst2", 0.25, 1, 2e-3, "accuracy", 0.8, 0.2, 10_368, 9)]
     # The rate that was the best before the tuning went on.
-    played.append(Cell("dynarank", "sst2", 0.25, 1, 1e-3, "accuracy", 0.2, 0.9, 10_368, 9))
-    assert "| dynarank | 0.002 | 1 | 0.8000 | 0.2000 | 10,368 |" in tables([*tuned, *played])
-    assert "| dynarank | 0.002 | 0 |" in tables(tuned)
+    played.append(Cell("dynarank_alpha_8", "sst2", 0.25, 1, 1e-3, "accuracy", 0.2, 0.9, 10_368, 9))
+    assert "| dynarank_alpha_8 | 0.002 | 1 | 0.8000 | 0.2000 | 10,368 |" in tables(
+        [*tuned, *played]
+    )
+    assert "| dynarank_alpha_8 | 0.002 | 0 |" in tables(tuned)
 
 
 def test_every_method_shows_its_parameters() -> None:

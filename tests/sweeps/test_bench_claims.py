@@ -19,7 +19,7 @@ from dynarank.sweeps.bench import Cell, append_cell, read_cells
 from dynarank.sweeps.bench_claims import Claims
 from dynarank.sweeps.bench_tuning import is_tuning, next_tuning, pending
 
-ARMS = ("lora_even", "dynarank")
+ARMS = ("lora_even", "dynarank_alpha_8")
 
 
 def plan(cells: list[Cell]) -> list[Cell]:
@@ -158,8 +158,8 @@ def test_repeated_cells_are_compared_to_the_last_bit(
 ) -> None:
     file = tmp_path / "cells.csv"
     for seed in range(1, 8):
-        append_cell(file, finished(Cell("dynarank", "sst2", 0.25, seed, 4e-3)))
-    append_cell(file, Cell("dynarank", "sst2", 0.25, 8, 4e-3))  # it failed
+        append_cell(file, finished(Cell("dynarank_alpha_8", "sst2", 0.25, seed, 4e-3)))
+    append_cell(file, Cell("dynarank_alpha_8", "sst2", 0.25, 8, 4e-3))  # it failed
     before = file.read_bytes()
 
     def run_cell(cell: Cell, _: object, __: Path) -> Cell:

@@ -18,7 +18,7 @@ from dynarank.sweeps.bench import (
 )
 from dynarank.sweeps.bench_tuning import best_rate, is_tuning, next_tuning, pending
 
-ARM_NAMES = ("lora_even", "dynarank")
+ARM_NAMES = ("lora_even", "dynarank_alpha_8")
 COUNT_COMPONENTS = ("paper", "paper_from_two", "eva", "replayed")
 """Arms whose own rules fix the unit; what `replayed` takes was found by parameters."""
 
@@ -35,11 +35,11 @@ def play(best: dict[str, float]) -> list[Cell]:
 
 def test_tuning_goes_on_until_no_best_rate_stands_at_an_edge() -> None:
     grid = ARMS["lora_even"].grid()
-    best = {"lora_even": grid[1], "dynarank": 4 * grid[-1]}
+    best = {"lora_even": grid[1], "dynarank_alpha_8": 4 * grid[-1]}
     cells = play(best)
     tuned = {arm: [c.lr for c in cells if c.arm == arm and c.seed == 100] for arm in best}
     assert tuned["lora_even"] == grid
-    assert tuned["dynarank"] == [*grid, 2 * grid[-1], 4 * grid[-1], 8 * grid[-1]]
+    assert tuned["dynarank_alpha_8"] == [*grid, 2 * grid[-1], 4 * grid[-1], 8 * grid[-1]]
     later = {(c.seed, c.lr) for c in cells if c.arm == "lora_even" and c.seed == 101}
     assert later == {(101, grid[index]) for index in (0, 1)}
     for arm, rate in best.items():
@@ -63,10 +63,10 @@ def test_a_rate_at_which_another_tuning_seed_collapses_is_not_taken() -> None:
 
 
 def test_a_best_rate_at_the_lower_edge_extends_the_grid_downwards() -> None:
-    lowest = ARMS["dynarank"].lowest_rate
-    cells = play({"lora_even": lowest, "dynarank": lowest / 2})
+    lowest = ARMS["dynarank_alpha_8"].lowest_rate
+    cells = play({"lora_even": lowest, "dynarank_alpha_8": lowest / 2})
     assert min(c.lr for c in cells if c.arm == "lora_even") == lowest / 2
-    assert min(c.lr for c in cells if c.arm == "dynarank") == lowest / 4
+    assert min(c.lr for c in cells if c.arm == "dynarank_alpha_8") == lowest / 4
 
 
 def test_a_choice_of_both_seeds_at_the_lower_edge_extends_the_grid_downwards() -> None:
@@ -115,7 +115,7 @@ def test_the_plan_ends_where_every_run_fails() -> None:
     while cell := next(pending(cells, ["sst2"], [0.25], ARM_NAMES), None):
         cells.append(cell)  # its loss is NaN
     assert len(cells) == 6  # the two grids
-    assert best_rate(cells, "dynarank", "sst2", 0.25) is None
+    assert best_rate(cells, "dynarank_alpha_8", "sst2", 0.25) is None
 
 
 def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
@@ -123,7 +123,19 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     assert read_cells(path) == []
     cells = [
         Cell(
-            "dynarank", "cola", 0.25, 1, 0.004, "matthews", 0.1 + 0.2, 1 / 3, 7, 2, "0 2", 1.5, "a"
+            "dynarank_alpha_8",
+            "cola",
+            0.25,
+            1,
+            0.004,
+            "matthews",
+            0.1 + 0.2,
+            1 / 3,
+            7,
+            2,
+            "0 2",
+            1.5,
+            "a",
         ),
         Cell("random", "cola", 8.0, 2, 1e-3 / 3),
     ]
@@ -169,7 +181,10 @@ def test_a_cell_of_the_whole_scale_takes_all_rows() -> None:
 
     register_schemas()
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        overrides = ["output_dir=unused", *Cell("dynarank", "cola:whole", 1, 3, 2e-3).overrides()]
+        overrides = [
+            "output_dir=unused",
+            *Cell("dynarank_alpha_8", "cola:whole", 1, 3, 2e-3).overrides(),
+        ]
         config = to_config(hydra.compose("train", overrides=overrides))
     assert (config.task.name, config.task.max_train_rows, config.epochs) == ("cola", None, 15)
     assert config.budget.interval == 100

@@ -14,7 +14,7 @@ from dynarank.sweeps.bench import SEEDS, Cell, append_cell
 from dynarank.sweeps.bench_sources import NAMES, given_ranks, write_names
 from dynarank.sweeps.bench_tuning import best_rate, is_tuning, pending, source_of
 
-ARMS = ("replayed", "lora_even", "dynarank")
+ARMS = ("replayed", "lora_even", "dynarank_alpha_8")
 
 
 def played() -> list[Cell]:
@@ -31,7 +31,7 @@ def played() -> list[Cell]:
 def test_a_cell_waits_for_the_one_whose_ranks_it_is_given() -> None:
     cells = played()
     first = next(place for place, cell in enumerate(cells) if cell.arm == "replayed")
-    assert best_rate(cells[:first], "dynarank", "sst2", 0.25) == 2e-3
+    assert best_rate(cells[:first], "dynarank_alpha_8", "sst2", 0.25) == 2e-3
     assert {cell.lr for cell in cells if cell.arm == "replayed"} == {4e-3}  # its own best is 2e-3
     compared = [cell for cell in cells if not is_tuning(cell)]
     assert sorted((cell.arm, cell.seed) for cell in compared) == sorted(
@@ -41,7 +41,7 @@ def test_a_cell_waits_for_the_one_whose_ranks_it_is_given() -> None:
         if cell.arm == "replayed":
             source = source_of(cells[:place], cell)
             assert source is not None
-            assert (source.arm, source.ranks) == ("dynarank", f"{cell.seed} 2000")
+            assert (source.arm, source.ranks) == ("dynarank_alpha_8", f"{cell.seed} 2000")
 
 
 def test_the_ranks_are_written_as_a_run_writes_them(tmp_path: Path) -> None:

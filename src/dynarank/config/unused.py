@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynarank.config.schema import TrainConfig
-from dynarank.methods import METHODS
+from dynarank.methods import METHODS, check_known
 
 NEUTRAL: Mapping[str, object] = {"budget.min_rank": 0, "budget.max_rank": None, "dem.eta": 0}
 """Values that ask for nothing, so that nobody is disappointed by them."""
@@ -154,7 +154,11 @@ def unused_settings(run: TrainConfig) -> dict[str, str]:
     """Return the settings that change nothing in a run, each with why and what would change that.
 
     A value that says what the run does in any case is not among them.
+
+    Raises:
+        UserError: there is no such method.
     """
+    check_known(run.method.name)
     unused = dict(_unused_by_method(run))
     for condition in CONDITIONS:
         # A test of one condition may load code; a setting that is settled needs none.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dynarank.errors import UserError, nearest
 from dynarank.registry import lookup
 
 if TYPE_CHECKING:
@@ -167,3 +168,9 @@ def build_method(config: MethodConfig, budget: BudgetConfig, dem: DemConfig) -> 
     paths = {name: registered.path for name, registered in METHODS.items()}
     method_class: type[Method[Any]] = lookup("method.name", config.name, paths)
     return method_class(config, budget, dem)
+
+
+def check_known(name: str) -> None:
+    """Raise `UserError` where there is no method of that name."""
+    if name not in METHODS:
+        raise UserError(f"method.name = {name!r} is not known. {nearest(name, METHODS)}")
