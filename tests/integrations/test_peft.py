@@ -340,22 +340,31 @@ def test_start_lora_keeps_a_trained_adapter() -> None:
     assert torch.equal(logits(model, "llama"), before)
 
 
+def train_to_the_end(model: nn.Module, layers: dict[str, Any]) -> Any:
+    """Train with the settings that the gates remember; return the allocator."""
+    optimizer = torch.optim.AdamW(trained_parameters(model), lr=5e-3)
+    allocator = make_allocator(model, total=STEPS)
+    next(iter(layers.values())).gate.settings.attach(allocator, optimizer)
+    for _ in range(STEPS):
+        model(**batch("llama")).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return allocator
+
+
+def assert_unit_directions(layers: dict[str, Any]) -> None:
+    for layer in layers.values():
+        kept = layer.lora_A[layer.mask]
+        torch.testing.assert_close(kept @ kept.T, torch.eye(len(kept)), atol=0.1, rtol=0)
+
+
 def test_an_orthogonal_start_holds_through_training_and_is_plain_lora_at_the_end() -> None:
     model = peft.get_peft_model(MODELS["llama"](), config("llama"))
     before = logits(model, "llama")
     layers = attach(model, target=2, start="orthogonal", orthogonality=0.5, eta=0.0)
     torch.testing.assert_close(logits(model, "llama"), before, atol=0, rtol=0)
-    optimizer = torch.optim.AdamW(trained_parameters(model), lr=5e-3)
-    allocator = make_allocator(model, total=STEPS)
-    layers_settings = next(iter(layers.values())).gate.settings
-    layers_settings.attach(allocator, optimizer)
-    for _ in range(STEPS):
-        model(**batch("llama")).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    for layer in layers.values():
-        kept = layer.lora_A[layer.mask]
-        torch.testing.assert_close(kept @ kept.T, torch.eye(len(kept)), atol=0.1, rtol=0)
+    train_to_the_end(model, layers)
+    assert_unit_directions(layers)
     trained_logits = logits(model, "llama")
     finalize(model)
     torch.testing.assert_close(logits(model, "llama"), trained_logits, atol=1e-5, rtol=1e-4)
@@ -370,17 +379,9 @@ def test_an_orthogonal_start_of_A_holds_and_leaves_the_size_in_B() -> None:
     layers = attach(model, target=2, start="orthogonal_A", **settings)
     torch.testing.assert_close(logits(model, "llama"), before, atol=0, rtol=0)
     model.set_adapter("default")  # it lets all parameters of the adapter train
-    optimizer = torch.optim.AdamW(trained_parameters(model), lr=5e-3)
-    allocator = make_allocator(model, total=STEPS)
-    next(iter(layers.values())).gate.settings.attach(allocator, optimizer)
-    for _ in range(STEPS):
-        model(**batch("llama")).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    for layer in layers.values():
-        kept = layer.lora_A[layer.mask]
-        torch.testing.assert_close(kept @ kept.T, torch.eye(len(kept)), atol=0.1, rtol=0)
-        assert layer.lora_c[layer.mask].eq(1).all()
+    allocator = train_to_the_end(model, layers)
+    assert_unit_directions(layers)
+    assert all(layer.lora_c[layer.mask].eq(1).all() for layer in layers.values())
     # B has grown from zero, and is not pulled to length one.
     lengths = torch.cat([layer.lora_B.norm(dim=0)[layer.mask] for layer in layers.values()])
     assert lengths.min() > 0

@@ -49,6 +49,18 @@ _SIZED = "has the size that budget.target stands for in parameters, from the sta
 _NO_BUDGET = "has no budget: what it trains is the model's own"
 _BY_PARAMETERS = {"budget.unit": "parameters"}
 
+
+def _sized(path: str, title: str) -> Registered:
+    """Return a method without ranks, which is made as large as the budget's parameters."""
+    return Registered(
+        path=path, title=title, reads=_TARGET, budget_use=_SIZED, acts_as=_BY_PARAMETERS
+    )
+
+
+def _without_budget(path: str, title: str) -> Registered:
+    return Registered(path=path, title=title, reads=frozenset(), budget_use=_NO_BUDGET)
+
+
 METHODS = {
     "dora": Registered(
         path="dynarank.methods.dora:DoRA", title="DoRA", reads=_PRUNINGS | {"dem.eta"}
@@ -100,45 +112,12 @@ METHODS = {
         budget_use="cuts single weights, once, to as many as budget.target stands for",
         acts_as={"budget.schedule": "step", **_BY_PARAMETERS},
     ),
-    "houlsby": Registered(
-        path="dynarank.methods.bottleneck:Houlsby",
-        title="HAdapter",
-        reads=_TARGET,
-        budget_use=_SIZED,
-        acts_as=_BY_PARAMETERS,
-    ),
-    "pfeiffer": Registered(
-        path="dynarank.methods.bottleneck:Pfeiffer",
-        title="PAdapter",
-        reads=_TARGET,
-        budget_use=_SIZED,
-        acts_as=_BY_PARAMETERS,
-    ),
-    "bitfit": Registered(
-        path="dynarank.methods.full:BitFit",
-        title="BitFit",
-        reads=frozenset(),
-        budget_use=_NO_BUDGET,
-    ),
-    "full": Registered(
-        path="dynarank.methods.full:Full",
-        title="Full FT",
-        reads=frozenset(),
-        budget_use=_NO_BUDGET,
-    ),
-    "prompt": Registered(
-        path="dynarank.methods.prompt:PromptTuning",
-        title="Prompt tuning",
-        reads=_TARGET,
-        budget_use=_SIZED,
-        acts_as=_BY_PARAMETERS,
-    ),
-    "head": Registered(
-        path="dynarank.methods.head:HeadOnly",
-        title="Head alone",
-        reads=frozenset(),
-        budget_use=_NO_BUDGET,
-    ),
+    "houlsby": _sized("dynarank.methods.bottleneck:Houlsby", "HAdapter"),
+    "pfeiffer": _sized("dynarank.methods.bottleneck:Pfeiffer", "PAdapter"),
+    "bitfit": _without_budget("dynarank.methods.full:BitFit", "BitFit"),
+    "full": _without_budget("dynarank.methods.full:Full", "Full FT"),
+    "prompt": _sized("dynarank.methods.prompt:PromptTuning", "Prompt tuning"),
+    "head": _without_budget("dynarank.methods.head:HeadOnly", "Head alone"),
 }
 
 
