@@ -23,7 +23,7 @@ CLAIMED = tuple(budget for budget in BUDGETS if budget < 1)
 """The budgets below one that were planned with the claim. Others came later, and do not count."""
 NAMES = {
     BASELINE: "evenly placed LoRA",
-    "lora_even_alpha_1": "the same at alpha 1",
+    "lora_even_alpha_1": "evenly placed LoRA at alpha 1",
     "adalora": "AdaLoRA",
     "paper_from_two": "the paper's method",
 }
