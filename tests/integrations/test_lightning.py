@@ -155,6 +155,19 @@ def test_orthogonality_is_kept_to_the_end(start: str) -> None:
     assert excess[1] < 0.5 * excess[0]
 
 
+def test_a_wide_start_can_be_calmed() -> None:
+    sizes = []
+    for power in (0.0, 1.0):
+        torch.manual_seed(0)
+        module = Theirs()
+        # Nearly all steps lie before the freeze; at the start a step is a quarter as long.
+        settings = {"target": 1, "final": 0.1, "start": "lora", "rate_power": power}
+        trainer_of(allocation(**settings)).fit(module, loader())
+        grown = [layer.lora_B.norm() for layer in gated_layers(module).values()]
+        sizes.append(torch.stack(grown).mean().item())
+    assert sizes[1] < 0.7 * sizes[0]
+
+
 class Endless(IterableDataset[Any]):
     def __iter__(self) -> Any:
         rows = Rows("bert")

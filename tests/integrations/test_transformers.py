@@ -176,6 +176,19 @@ def test_dem_is_counted_once_a_step_whatever_the_accumulation(tmp_path: Path) ->
     torch.testing.assert_close(spreads[0], spreads[1], rtol=1e-4, atol=1e-6)
 
 
+def test_a_wide_start_can_be_calmed(tmp_path: Path) -> None:
+    sizes = []
+    for power in (0.0, 1.0):
+        # Nearly all steps lie before the freeze; at the start a step is a quarter as long.
+        settings = {"target": 1, "final": 0.1, "start": "lora", "rate_power": power}
+        callback = allocation(**settings, finalize_at_end=False)
+        trainer = trainer_of(tmp_path, callback, lr_scheduler_type="constant")
+        trainer.train()
+        grown = [layer.lora_B.norm() for layer in gated_layers(trainer.model).values()]
+        sizes.append(torch.stack(grown).mean().item())
+    assert sizes[1] < 0.7 * sizes[0]
+
+
 def test_ending_before_the_freeze_is_said(tmp_path: Path) -> None:
     class Enough(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

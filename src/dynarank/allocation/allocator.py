@@ -17,6 +17,7 @@ from torch import Tensor
 from dynarank.adapters.progress import AllocationProgress
 from dynarank.allocation.allocator_checks import (
     check_bounds,
+    check_scores,
     check_start,
     layer_names,
     warn_beyond_total,
@@ -132,14 +133,21 @@ class RankAllocator:
         self._follow_layers()
 
     def attach(
-        self, optimizer: torch.optim.Optimizer, eta: float = 0.0, orthogonality: float = 0.0
+        self,
+        optimizer: torch.optim.Optimizer,
+        eta: float = 0.0,
+        orthogonality: float = 0.0,
+        rate_power: float = 0.0,
     ) -> Attachment:
         """Let each real step of an optimizer call `step()`; steps that a scaler skips do not count.
 
         Before each, after any clipping, the gradients of DEM (weight eta, until the freeze) and of
-        AdaLoRA's orthogonal regularization are added. `remove()` of the result undoes it.
+        AdaLoRA's orthogonal regularization are added. Until the budget is reached, each step is
+        shortened by (target / budget now)^rate_power. `remove()` of the result undoes it.
         """
-        return Attachment(self, optimizer, eta=eta, orthogonality=orthogonality)
+        return Attachment(
+            self, optimizer, eta=eta, orthogonality=orthogonality, rate_power=rate_power
+        )
 
     @property
     def t(self) -> int:
@@ -200,22 +208,15 @@ class RankAllocator:
         """Smooth the components' present scores into e (Eqs. 7 and 8)."""
         scores, ema = self.scorer.smoothed(self.ema, self.beta)
         if self.check_every_step:
-            self._raise_nonfinite(scores)  # before e is changed
+            self._check_finite(scores)  # before e is changed
         self.ema = ema  # an average that was once not finite stays so
 
     def check_finite(self) -> None:
         """Raise `FloatingPointError` if a score is not finite; waits for the device as prunings."""
-        self._raise_nonfinite(self.ema)
+        self._check_finite(self.ema)
 
-    def _raise_nonfinite(self, scores: Tensor) -> None:
-        nonfinite = ~torch.isfinite(scores)
-        if not bool(nonfinite.any()):
-            return
-        by_layer = zip(self.names, nonfinite.split(self.sizes), strict=True)
-        name = next(name for name, part in by_layer if part.any())
-        raise FloatingPointError(
-            f"step {self.t}: the importance of a component of {name} is not finite"
-        )
+    def _check_finite(self, scores: Tensor) -> None:
+        check_scores(scores, names=self.names, sizes=self.sizes, step=self.t)
 
     @torch.no_grad()
     def prune(self, count: int) -> Tensor:

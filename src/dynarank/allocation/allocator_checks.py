@@ -6,6 +6,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dynarank.allocation.components import Layers
 from dynarank.allocation.schedule import BudgetSchedule
 
@@ -48,6 +51,23 @@ def cannot_allocate(score: str, init: float, target: float, cost_aware: bool) ->
             "another init"
         )
     return None
+
+
+def check_scores(scores: Tensor, names: Sequence[str], sizes: Sequence[int], step: int) -> None:
+    """Raise `FloatingPointError` where a component's score is not finite. Waits for the device.
+
+    Args:
+        scores: of all components, (n) in layer order.
+        names: the layers'.
+        sizes: the number of components of each layer.
+        step: the optimizer steps taken.
+    """
+    nonfinite = ~torch.isfinite(scores)
+    if not bool(nonfinite.any()):
+        return
+    by_layer = zip(names, nonfinite.split(list(sizes)), strict=True)
+    name = next(name for name, part in by_layer if part.any())
+    raise FloatingPointError(f"step {step}: the importance of a component of {name} is not finite")
 
 
 def warn_beyond_total(schedule: BudgetSchedule) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dynarank.allocation.components import Components
 from dynarank.allocation.dem import add_dem_gradient
 from dynarank.allocation.orthogonality import add_orthogonality_gradient
+from dynarank.allocation.shorter_steps import ShorterSteps
 
 if TYPE_CHECKING:
     from dynarank.allocation.allocator import RankAllocator
@@ -25,10 +26,13 @@ class Attachment:
         optimizer: torch's, or a wrapper that has torch's as its `optimizer`, as accelerate's.
         eta: the weight of DEM (Eq. 10), until the freeze; 0: none.
         orthogonality: the weight of AdaLoRA's orthogonal regularization, to the end; 0: none.
+        rate_power: the adapters' steps are (target / budget now)^rate_power as long as the
+            optimizer's; 0: as long as these.
 
     Raises:
         ValueError: the optimizer trains none of the layers' coefficients, is of another kind, or
-            drives this allocator already; or a weight is below 0 or not finite.
+            drives this allocator already; a weight is below 0 or not finite; or `rate_power` lies
+            outside [0, 1].
     """
 
     def __init__(
@@ -37,10 +41,12 @@ class Attachment:
         optimizer: torch.optim.Optimizer,
         eta: float = 0.0,
         orthogonality: float = 0.0,
+        rate_power: float = 0.0,
     ) -> None:
         for name, weight in (("eta", eta), ("orthogonality", orthogonality)):
             if not 0 <= weight < math.inf:  # this refuses NaN, too
                 raise ValueError(f"{name} = {weight}: must be 0 (off) or more, and finite")
+        self._shorter_steps = ShorterSteps(allocator.schedule, rate_power)
         optimizer = unwrapped(optimizer)
         check_coefficients(optimizer, allocator.layers)
         check_single(optimizer, allocator)
@@ -100,10 +106,12 @@ class Attachment:
                 self.penalty = add_dem_gradient(layers, self.eta, grad_scale=scale)
         if self.orthogonality != 0:
             add_orthogonality_gradient(layers, self.orthogonality, grad_scale=scale)
+        self._shorter_steps.before(layers, self.allocator.t)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._is_replaced():
             return
+        self._shorter_steps.after()  # before a pruning sets coefficients to zero
         # A loss scaler does not call other optimizers for a step that it skips. Fused ones it
         # calls, and tells them that a gradient is infinite.
         infinite = getattr(optimizer, "found_inf", None)

@@ -126,7 +126,7 @@ class RankAllocationCallback(Callback):
             self._restore(self._loaded)
             self._loaded = None
         # Without penalties: `on_before_optimizer_step` adds them, before Lightning clips.
-        self._attachment = self.allocator.attach(self._optimizer)
+        self._attachment = self.allocator.attach(self._optimizer, rate_power=settings.rate_power)
 
     def _settings(self) -> AllocationSettings:
         first = next(iter(self._layers.values()))

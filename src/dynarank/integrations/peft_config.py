@@ -42,6 +42,7 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
         max_rank: components that a layer keeps at most in the end; None for no limit.
         eta: the weight of DEM (Eq. 10), where a callback drives the allocation.
         orthogonality: the weight of AdaLoRA's orthogonal regularization, likewise.
+        rate_power: how far the adapters' steps are shortened before the ranks are frozen, likewise.
 
     The other arguments (`target_modules`, `lora_alpha`, `lora_dropout`, `modules_to_save`, ...) are
     those of `peft.LoraConfig`.

@@ -67,6 +67,9 @@ class AllocationSettings:
     orthogonality: float = 0.0
     """Weight of AdaLoRA's orthogonal regularization, to the end; 0: none. It goes with
     start="orthogonal" (0.5) or "orthogonal_A" (0.1)."""
+    rate_power: float = 0.0
+    """The adapters' steps are (target / budget now)^rate_power as long as the optimizer's, so that
+    a wide start is calm; 0: always as long. This library's recipe has 0.5."""
 
     def __post_init__(self) -> None:
         # Made for its checks alone: init and total are known when training begins.
@@ -79,6 +82,8 @@ class AllocationSettings:
         for name, weight in (("eta", self.eta), ("orthogonality", self.orthogonality)):
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"{name} = {weight}: must be 0 (off) or more, and finite")
+        if not 0 <= self.rate_power <= 1:
+            raise ValueError(f"rate_power = {self.rate_power}: must lie between 0 (off) and 1")
 
     def schedule(self, init: float, total: int) -> BudgetSchedule:
         """Return the schedule of a run.
@@ -98,8 +103,13 @@ class AllocationSettings:
         )
 
     def attach(self, allocator: RankAllocator, optimizer: torch.optim.Optimizer) -> Attachment:
-        """Let an optimizer drive an allocator, with these settings' penalties."""
-        return allocator.attach(optimizer, eta=self.eta, orthogonality=self.orthogonality)
+        """Let an optimizer drive an allocator, with these settings' penalties and rate."""
+        return allocator.attach(
+            optimizer,
+            eta=self.eta,
+            orthogonality=self.orthogonality,
+            rate_power=self.rate_power,
+        )
 
     def allocator(self, layers: Mapping[str, Components], total: int) -> RankAllocator:
         """Return an allocator of these layers for a run of `total` optimizer steps.

@@ -21,6 +21,7 @@ from dynarank.allocation.components import component_parameters
 from dynarank.allocation.controls import scores_for_ranks, shuffle_ranks
 from dynarank.allocation.dem import add_dem_gradient, dem_penalty
 from dynarank.allocation.orthogonality import add_orthogonality_gradient
+from dynarank.allocation.shorter_steps import rate_factor
 from dynarank.methods.base import Method, MethodSize
 from dynarank.methods.dora_config import DoRAConfig, DynaRankConfig
 from dynarank.methods.found_ranks import found_ranks
@@ -159,7 +160,7 @@ class DynaRank(DoRA):
         if power == 0 or self.budget.initial == self.budget.target:
             return None
         schedule = schedule_of(self.budget, total_steps, self.budget.schedule)
-        return lambda step: float((schedule.target / schedule.budget(step)) ** power)
+        return lambda step: rate_factor(schedule, step, power)
 
     def penalty(self, frozen: bool) -> Tensor | None:
         return None
