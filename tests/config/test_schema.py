@@ -253,8 +253,12 @@ def test_a_start_that_does_not_go_with_the_recipe_is_told_what_does(
 
 
 def test_a_rate_of_coefficients_that_are_not_trained_is_refused() -> None:
-    with pytest.raises(UserError, match="c_lr_ratio = 4: c is not trained"):
+    with pytest.raises(UserError, match="c_lr_ratio = 4: c is not trained") as refused:
         to_config(compose(["method=dynarank", "method.c_lr_ratio=4", OUT]))
+    assert "train_c=true" not in str(refused.value)  # which is refused with this start
+    fixed = ["method=dora", "method.init=lora", "method.train_c=false", "method.c_lr_ratio=4"]
+    with pytest.raises(UserError, match=r"Set method.c_lr_ratio=1, or method.train_c=true"):
+        to_config(compose([*fixed, OUT]))
     trained = ["method=dynarank", "method.c_lr_ratio=4", "method.train_c=true"]
     trained += ["method.init=orthogonal", OUT]
     assert to_config(compose(trained)).method.name == "dynarank"

@@ -67,9 +67,11 @@ class DoRAConfig(MethodConfig):
                 "method.score=fisher"
             )
         if not self.train_c and self.c_lr_ratio != 1:
+            # With method.init=orthogonal_A the other remedy would only lead to another refusal.
+            remedy = "" if self.init == "orthogonal_A" else ", or method.train_c=true"
             raise ValueError(
                 f"method.c_lr_ratio = {self.c_lr_ratio:g}: c is not trained, since "
-                "method.train_c = false. Set method.c_lr_ratio=1, or method.train_c=true"
+                f"method.train_c = false. Set method.c_lr_ratio=1{remedy}"
             )
         if (self.score == "shuffled") != (self.rank_pattern_from is not None):
             raise ValueError(
