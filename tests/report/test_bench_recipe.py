@@ -18,6 +18,7 @@ from dynarank.report.bench_recipe import (
     claim,
     claim_grid,
     from_one,
+    one_rate_section,
     recipe_section,
 )
 from dynarank.report.bench_tables import answer
@@ -149,3 +150,22 @@ def test_without_pairs_nothing_is_claimed() -> None:
     assert claim(few) == ""
     assert recipe_section(few).answer.startswith("The data carry no answer")
     assert recipe_section([]).grids == []
+
+
+def test_one_rate_is_compared_with_tuned_rivals_and_with_nothing_else() -> None:
+    at_one_rate = []
+    for cell in CELLS:
+        if cell.arm == "dynarank" and cell.budget in (0.25, 0.5):
+            one_rate = replace(cell, arm="dynarank_at_5e-3", lr=5e-3, score=cell.score - 0.005)
+            at_one_rate.append(one_rate)
+    both = [*CELLS, *at_one_rate]
+    section = one_rate_section(both)
+    assert "`dynarank_at_5e-3` is better than" in section.answer
+    assert "1e-2" not in section.answer  # of which nothing ran
+    (grid,) = section.grids
+    tuned = [row for row in grid.rows if row[2] == "dynarank"]
+    assert [(row[0], row[6]) for row in tuned] == [("0.25", "-0.0050"), ("0.5", "-0.0050")]
+    # They are another arm's runs: beside it they would count twice.
+    assert answer(both) == answer(CELLS)
+    assert recipe_section(both) == recipe_section(CELLS)
+    assert one_rate_section(CELLS).grids == []

@@ -107,6 +107,27 @@ def test_workers_run_every_cell_once_and_as_many_as_were_asked_for(
     assert plan(read_cells(file)) == []
 
 
+def test_an_equal_run_of_another_arm_is_written_down_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cells.csv"
+    for seed in (1, 2):
+        cell = Cell("dynarank", "sst2", 0.25, seed, 1e-2)
+        append_cell(file, replace(finished(cell), score=0.5 + seed))
+    ran = []
+
+    def run_cell(cell: Cell, *_: object) -> Cell:
+        ran.append(cell.seed)
+        return finished(cell)
+
+    monkeypatch.setattr(bench_runs, "run_cell", run_cell)
+    monkeypatch.setattr(bench_runs, "start_server", lambda _: False)
+    bench_runs.run_bench(file, ["sst2"], [0.25], ["dynarank_at_1e-2"], seeds=(1, 2, 3))
+    assert ran == [3]
+    scores = [cell.score for cell in read_cells(file) if cell.arm == "dynarank_at_1e-2"]
+    assert scores[:2] == [1.5, 2.5]
+
+
 def test_a_failure_of_one_worker_stops_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

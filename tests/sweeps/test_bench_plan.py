@@ -15,6 +15,7 @@ from dynarank.sweeps.bench import (
     Cell,
     append_cell,
     read_cells,
+    same_run,
 )
 from dynarank.sweeps.bench_tuning import best_rate, is_tuning, next_tuning, pending
 
@@ -116,6 +117,37 @@ def test_the_plan_ends_where_every_run_fails() -> None:
         cells.append(cell)  # its loss is NaN
     assert len(cells) == 6  # the two grids
     assert best_rate(cells, "dynarank_alpha_8", "sst2", 0.25) is None
+
+
+def test_an_arm_of_one_rate_is_not_tuned() -> None:
+    arm = "dynarank_at_1e-2"
+    planned = list(pending([], ["sst2", "cola"], [0.25, 8.0], [arm]))
+    assert {cell.lr for cell in planned} == {1e-2}
+    assert not any(is_tuning(cell) for cell in planned)
+    assert len(planned) == 2 * 2 * len(SEEDS)
+    tuned_elsewhere = replace(planned[0], arm="dynarank", seed=TUNING_SEEDS[0], lr=5e-3, loss=0.1)
+    assert best_rate([tuned_elsewhere], arm, "sst2", 0.25) == 1e-2
+
+
+def test_a_run_that_another_arm_has_made_is_not_made_again() -> None:
+    made = Cell("dynarank", "sst2", 0.25, 3, 1e-2, "accuracy", 0.8, 0.4, 10_368, 12, "1 0", 30.0)
+    wanted = Cell("dynarank_at_1e-2", "sst2", 0.25, 3, 1e-2)
+    assert made.overrides() == wanted.overrides()
+    copy = same_run(wanted, [made])
+    assert copy == replace(made, arm="dynarank_at_1e-2", seconds=0.0)  # it took no time
+    for other in (
+        replace(made, seed=4),
+        replace(made, lr=5e-3),
+        replace(made, task="cola"),
+        replace(made, budget=0.5),
+        replace(made, arm="random"),  # other settings
+        replace(made, arm="of another version"),
+        replace(made, score=math.nan),  # it failed
+    ):
+        assert same_run(wanted, [other]) is None
+    # The ranks that an arm is given are no part of its settings.
+    given = Cell("replayed", "sst2", 0.25, 3, 1e-2)
+    assert same_run(given, [replace(made, arm="replayed")]) is None
 
 
 def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from dynarank.report.significance import (
     signed_ranks,
 )
 from dynarank.sweeps.bench import BASELINE, Cell
-from dynarank.sweeps.bench_tuning import best_rate, is_tuning
+from dynarank.sweeps.bench_tuning import best_rate, is_tuning, is_untuned
 
 LEAST_PAIRS = 6
 """Fewer pairs are shown, and not judged."""
@@ -93,11 +93,15 @@ class Difference:
         return 1 if direction > 0 else -1
 
 
-def compared(cells: Sequence[Cell]) -> list[Cell]:
+def compared(cells: Sequence[Cell], untuned: bool = False) -> list[Cell]:
     """Return the cells that comparisons may use.
 
     They are not those of tuning, nor those that failed, nor those at a rate that was the best
     before the tuning went on.
+
+    Args:
+        cells: of the bench.
+        untuned: whether arms of one rate throughout are among them. They are another arm's runs.
     """
     tuning: dict[tuple[str, float], list[Cell]] = {}
     for cell in cells:
@@ -106,7 +110,7 @@ def compared(cells: Sequence[Cell]) -> list[Cell]:
     rates: dict[tuple[str, str, float], float | None] = {}
     chosen = []
     for cell in cells:
-        if is_tuning(cell) or math.isnan(cell.score):
+        if is_tuning(cell) or math.isnan(cell.score) or (is_untuned(cell.arm) and not untuned):
             continue
         key = (cell.arm, cell.task, cell.budget)
         if key not in rates:
@@ -151,7 +155,7 @@ def pooled_differences(
         wanted: an arm, and the arm that it is compared with. Pairs without a cell are left out.
         budgets: those that count.
     """
-    usable = [cell for cell in compared(cells) if cell.budget in budgets]
+    usable = [cell for cell in compared(cells, untuned=True) if cell.budget in budgets]
     return _corrected(_uncorrected(usable, wanted))
 
 

@@ -23,7 +23,7 @@ from dynarank.report.bench_questions import (
     scores_section,
 )
 from dynarank.report.bench_ranks import ranks_section
-from dynarank.report.bench_recipe import claim, claim_grid, recipe_section
+from dynarank.report.bench_recipe import claim, claim_grid, one_rate_section, recipe_section
 from dynarank.report.bench_sections import (
     Grid,
     Section,
@@ -88,6 +88,7 @@ def sections(cells: Sequence[Cell]) -> list[Section]:
         scale_section(cells),
         orthogonal_section(cells),
         parts_section(cells),
+        one_rate_section(cells),
         Section("What was run", _cost(cells), [_means(cells)]),
     ]
 
@@ -109,7 +110,7 @@ def _means(cells: Sequence[Cell]) -> Grid:
         "budget",
         "task",
         "method",
-        "tuned rate",
+        "rate",
         "seeds",
         "mean score",
         "mean loss",
@@ -118,7 +119,7 @@ def _means(cells: Sequence[Cell]) -> Grid:
     groups: dict[tuple[float, str, str], list[Cell]] = {}
     for cell in cells:  # what was tuned and has not been compared yet has a row, too
         groups.setdefault((cell.budget, cell.task, cell.arm), [])
-    for cell in compared(cells):
+    for cell in compared(cells, untuned=True):
         groups[cell.budget, cell.task, cell.arm].append(cell)
     rows = []
     for (budget, task, arm), group in groups.items():

@@ -22,7 +22,7 @@ from threading import Event
 from dynarank import __version__
 from dynarank.config.command_line import quote
 from dynarank.run_folder import HISTORY, is_finished, read_ranks, read_record, selected_score
-from dynarank.sweeps.bench import SEEDS, Cell, read_cells
+from dynarank.sweeps.bench import SEEDS, Cell, read_cells, same_run
 from dynarank.sweeps.bench_claims import Claims
 from dynarank.sweeps.bench_sources import given_ranks, write_names
 from dynarank.sweeps.bench_tuning import pending
@@ -107,7 +107,9 @@ class _Work:
                 self.stop.wait(POLL_SECONDS)  # a stop ends it early
                 continue
             try:
-                result = run_cell(cell, environment, self._file, partial(self._tick, cell))
+                result = same_run(cell, read_cells(self._file))
+                if result is None:
+                    result = run_cell(cell, environment, self._file, partial(self._tick, cell))
                 self._claims.finish(result)
             except BaseException:
                 self.stop.set()  # the other workers would run on until the end

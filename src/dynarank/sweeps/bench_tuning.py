@@ -30,9 +30,19 @@ def is_tuning(cell: Cell) -> bool:
     return cell.seed in TUNING_SEEDS
 
 
+def is_untuned(arm: str) -> bool:
+    """Return whether an arm has one rate on every task and under every budget."""
+    return arm in ARMS and ARMS[arm].only_rate is not None
+
+
 def best_rate(cells: Sequence[Cell], arm: str, task: str, budget: float) -> float | None:
-    """Return the tuned rate; None while the tuning is not over, or where nothing was tuned."""
+    """Return the tuned rate; None while the tuning is not over, or where nothing was tuned.
+
+    An arm that has one rate throughout has that one.
+    """
     if arm in ARMS:
+        if ARMS[arm].only_rate is not None:
+            return ARMS[arm].only_rate
         arm = ARMS[arm].rate_of or arm
     # A file may hold cells of arms that this version has no more.
     if arm not in ARMS or next_tuning(cells, arm, task, budget) is not None:
@@ -45,9 +55,9 @@ def next_tuning(
 ) -> tuple[int, float] | None:
     """Return the seed and the rate that tuning an arm wants next; None once it is over.
 
-    An arm that takes another's rate wants none.
+    An arm that takes another's rate, or has one rate throughout, wants none.
     """
-    if ARMS[arm].rate_of is not None:
+    if ARMS[arm].rate_of is not None or is_untuned(arm):
         return None
     losses = _losses(cells, arm, task, budget)
     lowest_wanted = _lowest_wanted(arm)
