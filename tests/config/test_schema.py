@@ -55,6 +55,7 @@ def test_the_defaults_are_the_papers() -> None:
     paper = {"name": "dora", "alpha": 8.0, "dropout": 0.1, "beta": 0.9}
     assert dataclasses.asdict(config.method) == {
         **paper,
+        "lr_scale": 1.0,
         "score": "relative",
         "init": "paper",
         "c_lr_ratio": 1.0,
@@ -74,6 +75,22 @@ def test_the_defaults_are_the_papers() -> None:
         0.06,
         1.0,
     )
+
+
+@pytest.mark.parametrize(
+    ("typed", "rate"),
+    [
+        (["method=dynarank"], 5 * 1.48e-4),  # on RoBERTa-base
+        (["method=dynarank", "model=minilm"], 1e-2),
+        (["method=dynarank_orthogonal", "model=minilm"], 5e-3),
+        (["method=lora", "model=minilm"], 2e-3),
+        (["method=dynarank", "experiment=quickstart"], 7.5e-3),
+        (["method=dynarank", "optimizer.lr=1e-3"], 1e-3),
+        (["method=dynarank", "method.lr_scale=1"], 1.48e-4),
+    ],
+)
+def test_a_method_has_its_own_multiple_of_the_tasks_rate(typed: list[str], rate: float) -> None:
+    assert to_config(compose([*typed, OUT])).lr == pytest.approx(rate, rel=2e-3)
 
 
 @pytest.mark.parametrize(("budget", "initial"), [("r2", 3), ("r4", 6), ("r8", 12), ("r16", 24)])

@@ -42,7 +42,7 @@ class OptimizerConfig:
     """AdamW, whose rate rises linearly at first and then falls linearly to zero."""
 
     lr: Annotated[float | None, Gt(0)] = None
-    """The peak learning rate; null: task.lr x model.lr_scale."""
+    """The peak learning rate; null: task.lr x model.lr_scale x method.lr_scale."""
     head_lr: Annotated[float | None, Gt(0)] = None
     """The peak learning rate of the task head, which starts untrained; null: optimizer.lr. The two
     want different rates, and one rate for both confounds comparisons of methods."""
@@ -213,7 +213,7 @@ class TrainConfig:
         """The peak learning rate, also where optimizer.lr is null."""
         if self.optimizer.lr is not None:
             return self.optimizer.lr
-        return self.task.lr * self.model.lr_scale
+        return self.task.lr * self.model.lr_scale * self.method.lr_scale
 
     @property
     def epochs(self) -> int:

@@ -17,7 +17,8 @@ from dynarank.methods import METHODS, check_known
 NEUTRAL: Mapping[str, object] = {"budget.min_rank": 0, "budget.max_rank": None, "dem.eta": 0}
 """Values that ask for nothing, so that nobody is disappointed by them."""
 DRAWING_SCORES = ("random", "shuffled")
-PEAK_RATES = ("optimizer.lr", "task.lr", "model.lr_scale")
+SCALED_RATES = ("task.lr", "model.lr_scale", "method.lr_scale")
+PEAK_RATES = ("optimizer.lr", *SCALED_RATES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ CONDITIONS = (
         remedy="Change optimizer.head_lr",
     ),
     Condition(
-        settings=("task.lr", "model.lr_scale"),
+        settings=SCALED_RATES,
         unused=lambda run: run.optimizer.lr is not None,
         reason="optimizer.lr={run.optimizer.lr:g} is given, and comes before it",
         remedy="Change optimizer.lr, or set it to null",

@@ -16,6 +16,9 @@ class MethodConfig:
 
     name: str = "???"  # OmegaConf's sign for what must be given
     """The method's name, one of dynarank.methods.METHODS."""
+    lr_scale: Annotated[float, Gt(0)] = 1.0
+    """Factor on the learning rate of the task, for a method that wants another than LoRA's;
+    overruled by optimizer.lr."""
 
     def __post_init__(self) -> None:
         check_settings("method", self)

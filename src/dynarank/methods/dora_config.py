@@ -96,6 +96,7 @@ class DoRAConfig(MethodConfig):
 class DynaRankConfig(DoRAConfig):
     """The recipe of this library: unit directions in A, sizes in B, and a Fisher score."""
 
+    lr_scale: Annotated[float, Gt(0)] = 5.0
     alpha: Annotated[float | None, Gt(0)] = 1.0
     """The scale of the update, over what alpha_over says; null as for dora. It is small, so that
     the learning rate may be high."""
@@ -128,6 +129,7 @@ class DynaRankConfig(DoRAConfig):
 class DynaRankOrthogonalConfig(DynaRankConfig):
     """The recipe on orthogonal components, whose size is in c alone: for longer training."""
 
+    lr_scale: Annotated[float, Gt(0)] = 2.5
     alpha: Annotated[float | None, Gt(0)] = 8.0
     """The scale of the update, over what alpha_over says; null as for dora."""
     alpha_over: Annotated[str, OneOf(("init", "target", "sqrt"))] = "sqrt"

@@ -83,7 +83,8 @@ class TaskConfig:
     architectures: list[str] = field(default_factory=lambda: list(TEXT_ARCHITECTURES))
     """Kinds of models that fit: encoder, decoder, encoder-decoder, image."""
     lr: Annotated[float, Gt(0)] = 1.48e-4  # the paper's, of CoLA
-    """Learning rate on RoBERTa-base; scaled by model.lr_scale, overruled by optimizer.lr."""
+    """Learning rate on RoBERTa-base; scaled by model.lr_scale and method.lr_scale,
+    overruled by optimizer.lr."""
     epochs: Annotated[int, Gt(0)] = 10
     """How often the training rows are passed; trainer.epochs overrules it."""
     batch_size: Annotated[int, Gt(0)] = 16
