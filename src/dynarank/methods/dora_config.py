@@ -87,6 +87,8 @@ class DoRAConfig(MethodConfig):
 
     def alpha_at(self, init: int) -> float:
         """Return alpha, resolved for the components that a layer starts with."""
+        # The scale is alpha / init, and B's entries start as small as init^-0.5 (Kaiming). With
+        # init^1.5 both together stay the same. 8 and 12 are the published setting's alpha and init.
         return 8.0 * (init / 12) ** 1.5 if self.alpha is None else self.alpha
 
 
