@@ -153,6 +153,7 @@ def label_scores(
     common: dict[str, Any] = {"sync_on_compute": synchronized}
     f1_kind: dict[str, Any] = {"task": "multiclass", "average": "macro"}
     if classes == 2:
+        # As GLUE has it: the F1 of class 1.
         f1_kind = {"task": "binary"}
     makers: dict[str, Callable[[], Metric]] = {
         "accuracy": lambda: Accuracy(

@@ -267,7 +267,7 @@ class QuestionAnsweringConfig(TaskConfig):
     def __post_init__(self) -> None:
         check_at_least(self, 1, "max_question", "best", "max_answer")
         check_at_least(self, 0, "stride")
-        room = self.max_length - self.max_question - 4  # special tokens
+        room = self.max_length - self.max_question - 4  # special tokens of a pair, as RoBERTa has
         if self.stride >= room:
             raise ValueError(
                 f"task.stride = {self.stride}: must be below task.max_length - task.max_question "

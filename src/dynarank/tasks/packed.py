@@ -41,7 +41,7 @@ def pack(features: Dataset, length: int) -> Dataset:
 
     # TRL packs lists that are as long as the tokens, and refuses all else.
     kept = features.select_columns(["input_ids", "labels"])
-    return pack_dataset(kept, seq_length=length, strategy="bfd")
+    return pack_dataset(kept, seq_length=length, strategy="bfd")  # best fit, decreasing
 
 
 def segment_positions(lengths: Sequence[int]) -> list[int]:

@@ -129,6 +129,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
     def scores(self, split: str) -> RowScores:
         def evaluate(features: list[int], spans: list[Any]) -> dict[str, float]:
             metrics, records = self._evaluate(split, features, spans)
+            # `collected` is made below; by the time that this is called, it is there.
             collected.collapsed = one_text([record["answer"] for record in records])
             return metrics
 
@@ -193,6 +194,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         null = np.full(len(dataset), np.inf)
         # SQuAD's script takes the lowest score of no answer of all windows.
         np.minimum.at(null, windows, [window.null for window in predicted])
+        # Spans are in the order of rows: those of row i are bounds[i] to bounds[i + 1].
         bounds = np.searchsorted(spans.row, np.arange(len(dataset) + 1))
         contexts = dataset[self.config.columns.context][:]
         records = []
