@@ -77,6 +77,7 @@ def refuse_mistakes(overrides: Sequence[str], conf: Path) -> None:
     groups = group_choices(conf)
     for override in overrides:
         name, sign, value = override.lstrip("+").partition("=")
+        # Hydra's own keys, options, and what is taken out of the configuration.
         if not sign or name.startswith(("hydra", "-", "~")):
             continue
         hint = _hint_for_group(name, value, groups) if name in groups else _hint_for_name(name)

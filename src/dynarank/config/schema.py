@@ -187,6 +187,7 @@ class TrainConfig:
     """A run: what to adapt, to what, by what method, under what budget."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    # A task's and a method's file begin with a schema of SCHEMAS, which takes the place of these.
     task: TaskConfig = field(default_factory=TaskConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
