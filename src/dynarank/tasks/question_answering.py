@@ -251,6 +251,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         """Return the rows that the seen features belong to, and these features, renumbered."""
         features = self.scored_features(split).select(seen)
         rows = np.unique(self.rows_of(features))
+        # `answers` counts the rows of the data set that it is given, here a part of the split.
         renumbered = np.searchsorted(rows, self.rows_of(features))
         features = features.remove_columns("row").add_column("row", renumbered)
         return self.scored_rows(split).select(rows), features
