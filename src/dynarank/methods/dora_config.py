@@ -16,6 +16,7 @@ from dynarank.settings import Ge, Gt, Le, Lt, OneOf, UserPath
 class DoRAConfig(MethodConfig):
     """Dynamic rank distribution (Mao et al., ACL 2024)."""
 
+    # alpha, dropout and beta are those of the authors' runs.
     alpha: Annotated[float | None, Gt(0)] = 8.0
     """The scale of the update, over what alpha_over says; it stays when components go. null:
     8 (init / 12)^1.5, with which a component starts as large under any budget as in the published
