@@ -90,6 +90,7 @@ class Classification(Task[ConfigT]):
 
         label = self.config.columns.label
         fingerprint = str(Hasher.hash((dataset._fingerprint, values.tolist())))
+        # Taken out and put in anew, since its type may change from text to number.
         return dataset.remove_columns(label).add_column(
             label, values.tolist(), new_fingerprint=fingerprint
         )

@@ -58,6 +58,7 @@ def segment_mask(lengths: Sequence[Sequence[int]], longest: int) -> Tensor:
     It is 0 where a token may look (at itself and those before it in its own row), and the lowest
     number elsewhere. Padding may look at itself, so that no row of the mask is empty.
     """
+    # The 1 is for the heads, which share it.
     mask = torch.full((len(lengths), 1, longest, longest), torch.finfo(torch.float32).min)
     for row, of_row in enumerate(lengths):
         start = 0
