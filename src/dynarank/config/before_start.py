@@ -23,6 +23,7 @@ def check_ranges(composed: Any) -> None:
 
     from dynarank.config.schema import TrainConfig
 
+    # One without the schema is refused by the job, which says what to write.
     if OmegaConf.get_type(composed) is not TrainConfig:
         return
     with suppress(OmegaConfBaseException):
@@ -39,6 +40,7 @@ def typed_run(composed: Any) -> TrainConfig:
 
     from dynarank.config.schema import to_config
 
+    # Of a copy, for Hydra goes on with what it composed.
     run = copy.deepcopy(composed)
     with open_dict(run):
         run.pop("hydra")

@@ -13,6 +13,7 @@ from dynarank.errors import UserError
 from dynarank.run_folder import CHECKPOINTS
 from dynarank.settings import expand_user
 
+# An experiment's file may set either of the two folders.
 PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "experiment=")
 """Overrides that may name the run's folder."""
 
@@ -120,8 +121,10 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
     for argument in expanded:
         if argument.startswith("resume.path="):
             path = argument.removeprefix("resume.path=")
+            # Quotation marks are Hydra's, and no part of the path.
             paths.append(path.strip("'\""))
     has_place = any(argument.startswith(PLACES) for argument in expanded)
+    # The runs of a sweep have folders of their own, which Hydra names.
     if not paths or has_place or {"-m", "--multirun"} & set(expanded):
         return expanded
     if paths[-1] == "auto":

@@ -146,6 +146,7 @@ def _variants(name: str) -> dict[str, type]:
 def _without_repetition(of_variant: dict[str, list[Setting]]) -> list[Setting]:
     """Return what all variants have alike once, and everything else with its variant's name."""
     alike = set.intersection(*(set(settings) for settings in of_variant.values()))
+    # A dict and not a set, since it keeps the schema's order.
     result: dict[Setting, None] = {}
     for variant, settings in of_variant.items():
         for setting in settings:

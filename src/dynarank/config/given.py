@@ -12,6 +12,7 @@ from dynarank.config.hints import NUMBER_OF_GROUP
 
 SWEPT = "hydra.sweeper.params."
 """How the name of what a file sweeps begins."""
+# Of the whole process: `guarded` empties it at each composition, and fills it file by file.
 _in_files: dict[str, str] = {}
 
 

@@ -88,6 +88,7 @@ def guarded(check_values: bool = False) -> Iterator[None]:
     compose = ConfigLoaderImpl.load_configuration
     load_file = ConfigLoaderImpl._load_single_config
     add_search_path = ConfigLoaderImpl._process_config_searchpath
+    # Filled by `load_checked`, file after file, while Hydra composes.
     folders: list[str] = []
 
     def load_checked(loader: Any, default: Any, repo: Any) -> Any:
@@ -134,6 +135,7 @@ def guarded(check_values: bool = False) -> Iterator[None]:
 def expand_folders(composed: Any) -> None:
     """Put the home folder in place of a leading ~ in the folders that Hydra makes."""
     for node in (composed.hydra.run, composed.hydra.sweep):
+        # The text as it is written: references in it, as to the time, are followed later.
         raw = node._get_node("dir")._value()
         if isinstance(raw, str) and raw.startswith("~"):
             node.dir = expand_user(raw)
@@ -261,9 +263,11 @@ def check_target(name: str, target: Any) -> None:
 
 
 def _is_own_class(target: str) -> bool:
+    # The caller has looked at the beginning of the name: no other package is imported here.
     module, _, name = target.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         return False
+    # By where it is defined: an own module has names that it imported, too.
     return isinstance(kind, type) and f"{kind.__module__}.".startswith(PACKAGES)

@@ -77,6 +77,7 @@ def refuse_mistakes(overrides: Sequence[str], conf: Path) -> None:
     groups = group_choices(conf)
     for override in overrides:
         name, sign, value = override.lstrip("+").partition("=")
+        # Hydra's own keys, options, and what is taken out of the configuration.
         if not sign or name.startswith(("hydra", "-", "~")):
             continue
         hint = _hint_for_group(name, value, groups) if name in groups else _hint_for_name(name)
@@ -88,6 +89,7 @@ def _hint_for_group(group: str, value: str, groups: Mapping[str, list[str]]) -> 
     if value in groups[group]:
         return ""
     choices = f"{group} names one of {', '.join(groups[group])}"
+    # In budget=4 the setting is meant, and not the group that holds it.
     if NUMBER.fullmatch(value):
         setting = NUMBER_OF_GROUP.get(group)
         return f"Type {setting}={{value}}. {choices}" if setting else f"{choices}. Type one of them"
@@ -130,6 +132,7 @@ def hints(overrides: Sequence[str], conf: Path) -> Iterator[str]:
         if name.startswith(("hydra", "-")) or not value:
             continue
         if name in groups:
+            # A sweep names several.
             for choice in value.split(","):
                 if choice not in groups[name]:
                     yield f"{name}={choice}: {nearest(choice, groups[name])}"

@@ -20,22 +20,28 @@ SECRET_WORD = re.compile(
 NO_SECRET = {"PWD", "OLDPWD", "pad_token", "eos_token", "bos_token", "unk_token", "mask_token"}
 SECRET_FORMS = (
     re.compile(
+        # Hugging Face, GitHub, GitLab, OpenAI, Slack, W&B, npm, PyPI, Docker, RubyGems, Stripe,
+        # DigitalOcean, Vault, Google's sign-in, SendGrid.
         r"\b(hf_|api_org_|gh[pousr]_|github_pat_|gl[a-z]{2,5}-|sk-|xapp-|xox[a-z]-|wandb_v1_|npm_"
         r"|pypi-|dckr_pat_|rubygems_|[srp]k_(live|test)_|do[opr]_v1_|hv[sbr]\.|GOCSPX-|ya29\.|SG\.)"
         r"[\w.-]{16,}"
     ),
     re.compile(
+        # AWS's key ids, Google's API keys, Databricks.
         r"\b(AKIA|ASIA|ABIA|ACCA|A3T[A-Z0-9])[A-Z0-9]{16}\b"
         r"|\bAIza[\w-]{35}|\bdapi[0-9a-f]{32}"
     ),
+    # JSON web tokens: eyJ begins an object in base64.
     re.compile(r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}(\.[\w-]*)?"),
     re.compile(
+        # NVIDIA, Groq, Perplexity, LangSmith, Linear, Pulumi, Notion, Replicate and others.
         r"\b(nvapi-|gsk_|pplx-|lsv2_[a-z]{2}_|whsec_|shp[a-z]{2}_|lin_api_|sq0[a-z]{3}-|pul-|PMAK-"
         r"|NRAK-|AGE-SECRET-KEY-1|ntn_|sbp_|AT[AC]TT3|figd_|sntry[su]_|dp\.[a-z]{2,4}\.|fm2_|xai-"
         r"|CCIPAT_|tvly-|tgp_v1_|jina_|pcsk_|KGAT_|vcp_|fw_|r8_)"
         r"(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}"  # without a break, so that no file's name is meant
     ),
     re.compile(
+        # Twilio, Mailchimp, Terraform, and Telegram's bots.
         r"\bSK[0-9a-f]{32}\b|\b[0-9a-f]{32}-us\d{1,2}\b|\.atlasv1\.[\w-]{30,}"
         r"|\b\d{8,10}:AA[\w-]{30,}"
     ),
@@ -51,11 +57,13 @@ SECRET_FORMS = (
         r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)|(?<=https://)[^/\s@]+(?=@)|(?<=http://)[^/\s@]+(?=@)"
     ),
     re.compile(
+        # A parameter of a URL; signed links to cloud storage hold a signature.
         r"(?<=[?&;#])([\w-]*(signature|credential|token|passw(or)?d|passphrase|secret|api[_-]?key)"
         r"|key|sig|pwd|pass|pat|auth|access_?key)=[^&;\s]+",
         re.IGNORECASE,
     ),
     re.compile(
+        # A part of a database's or a store's connection string.
         r"(?<![\w.])(password|passwd|pwd|accountkey|sharedaccesskey)\s*=\s*[^\s;&,]+",
         re.IGNORECASE,
     ),
@@ -70,6 +78,7 @@ def is_secret_name(name: str) -> bool:
     """Return whether a setting or an environment variable is secret by its name."""
     if name in NO_SECRET:
         return False
+    # accessToken becomes access_token.
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     spaced = re.sub(r"[\W_\d]+$", "", spaced)  # a number at the end counts secrets: GITHUB_TOKEN_2
     words = [word for word in re.split(r"[^a-z0-9]+", spaced) if word]

@@ -46,14 +46,14 @@ class OptimizerConfig:
     head_lr: Annotated[float | None, Gt(0)] = None
     """The peak learning rate of the task head, which starts untrained; null: optimizer.lr. The two
     want different rates, and one rate for both confounds comparisons of methods."""
-    weight_decay: Annotated[float, Ge(0)] = 0.01
+    weight_decay: Annotated[float, Ge(0)] = 0.01  # the paper's
     """The decay of matrices; c, biases and norms never decay."""
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """AdamW's smoothing of the gradient."""
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     """AdamW's smoothing of the squared gradient. Lower ones, as 0.95, let the steps shrink sooner
     where gradients grow."""
-    warmup: Annotated[float, Ge(0), Lt(1)] = 0.06
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.06  # the paper's
     """The share of the optimizer steps in which the rate rises."""
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class TrainerConfig:
     """Rows of a batch, over all devices together; null: task.batch_size."""
     accumulate: Annotated[int, Gt(0)] = 1
     """Batches of one optimizer step."""
-    clip: Annotated[float, Ge(0)] = 1.0
+    clip: Annotated[float, Ge(0)] = 1.0  # the paper's
     """The largest norm of the gradient; 0: no clipping."""
     precision: Annotated[str, OneOf(PRECISIONS)] = "32-true"
     """Precision of the frozen model; adapters, scores and DEM are float32 in all."""
@@ -187,6 +187,7 @@ class TrainConfig:
     """A run: what to adapt, to what, by what method, under what budget."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    # A task's and a method's file begin with a schema of SCHEMAS, which takes the place of these.
     task: TaskConfig = field(default_factory=TaskConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

@@ -22,5 +22,6 @@ def refuse_unknown(composed: Any, prefix: str = "") -> None:
         if key not in known:
             raise UserError(f"{prefix}{key} is not a setting. {nearest(key, known)}")
         child = composed._get_node(key)
+        # A null in the place of a group is a DictConfig, too.
         if isinstance(child, DictConfig) and not child._is_none():
             refuse_unknown(child, f"{prefix}{key}.")

@@ -54,6 +54,7 @@ def _score(run: TrainConfig) -> str | None:
 def _trains_head(run: TrainConfig) -> bool:
     from dynarank.tasks import build_task
 
+    # This loads the task's class, and torch with it.
     return build_task(run.task).has_head
 
 
@@ -159,6 +160,7 @@ def unused_settings(run: TrainConfig) -> dict[str, str]:
     Raises:
         UserError: there is no such method.
     """
+    # First, for the tables below are asked by this name.
     check_known(run.method.name)
     unused = dict(_unused_by_method(run))
     for condition in CONDITIONS:

@@ -61,6 +61,7 @@ def _without_budget(path: str, title: str) -> Registered:
     return Registered(path=path, title=title, reads=frozenset(), budget_use=_NO_BUDGET)
 
 
+# The classes stand as texts: the help and a typo's answer read this table without torch.
 METHODS = {
     "dora": Registered(
         path="dynarank.methods.dora:DoRA", title="DoRA", reads=_PRUNINGS | {"dem.eta"}
@@ -68,12 +69,14 @@ METHODS = {
     "dynarank": Registered(
         path="dynarank.methods.dora:DynaRank", title="dynarank", reads=_PRUNINGS
     ),
+    # The class of dynarank again: other defaults, under a name that reports can tell apart.
     "dynarank_orthogonal": Registered(
         path="dynarank.methods.dora:DynaRank", title="dynarank, orthogonal", reads=_PRUNINGS
     ),
     "lora": Registered(
         path="dynarank.methods.lora:LoRA",
         title="LoRA",
+        # placement=random draws from budget.init components of each matrix.
         reads=_budget("target", "init", "min_rank", "max_rank"),
         budget_use="has fixed ranks of the parameters that budget.target stands for",
         acts_as=_BY_PARAMETERS,

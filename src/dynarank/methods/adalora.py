@@ -112,6 +112,7 @@ class AdaLoRAAllocation:
         else:
             # The last pruning need not fall on the interval, and must happen.
             is_last = self.t == freeze_step
+            # At every step, for it scores by the gradients, too. It gives a pattern if it prunes.
             _, pattern = self.inner.update_and_allocate(self.model, self.t, force_mask=is_last)
             if pattern is not None:
                 self.rank_pattern = pattern
@@ -182,6 +183,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             # PEFT wants a number; the run's length is not known before the allocator is made.
             total_step=1,
         )
+        # It puts its layers into `model` itself, which is trained without PEFT's wrapper.
         self.tuner = AdaLoraModel(model, config, ADAPTER)
         self.layers = {name: model.get_submodule(name) for name in names}
         for name in self.head:  # PEFT froze it
@@ -213,7 +215,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         norms = []
         for layer in self.layers.values():
             for rows in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].mT):  # (r, d)
-                gram = rows @ rows.mT
+                gram = rows @ rows.mT  # (r, r)
                 identity = torch.eye(len(gram), device=gram.device)
                 norms.append((gram - identity).norm())
         return self.config.orthogonality * torch.stack(norms).mean()
@@ -239,6 +241,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             E = layer.lora_E[ADAPTER].ravel()
             # With the small number that PEFT's forward pass adds.
             scale = layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER] + 1e-5)
+            # Pruned triplets are zero to the bit: `step` masks them after every update.
             kept = E != 0
             lora_A = layer.lora_A[ADAPTER][kept]
             lora_B = layer.lora_B[ADAPTER][:, kept] * (scale * E[kept])

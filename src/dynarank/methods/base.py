@@ -89,6 +89,7 @@ class Method(ABC, Generic[ConfigT]):
         Raises:
             ValueError: the targets, or the method, do not fit the model.
         """
+        # All but the head is frozen here, so that `change` marks the method's own parameters alone.
         mark_trainable(model, head)
         self.head = head
         # Before `change`, which adds the method's own parameters.
@@ -103,6 +104,7 @@ class Method(ABC, Generic[ConfigT]):
                     "set model.dtype=float32"
                 )
             # In bfloat16 a weight does not move at usual learning rates.
+            # By its data, for the method may hold the parameter already.
             parameter.data = parameter.data.float()
         return self.model
 

@@ -54,9 +54,9 @@ class BottleneckLinear(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.base(x)
+        h = self.base(x)  # (..., d)
         # The adapter is float32 on any base.
-        inner = F.gelu(self.down(h.to(self.down.weight.dtype)))
+        inner = F.gelu(self.down(h.to(self.down.weight.dtype)))  # (..., m)
         return h + self.up(inner).to(h.dtype)
 
 

@@ -70,7 +70,7 @@ class AdaLoRAConfig(MethodConfig):
     """On the input of the adapters."""
     beta: Annotated[float, Gt(0), Lt(1)] = 0.85  # PEFT takes no 0
     """Smoothing of sensitivity and of uncertainty."""
-    orthogonality: Annotated[float, Ge(0)] = 0.5
+    orthogonality: Annotated[float, Ge(0)] = 0.5  # PEFT's default
     """Weight of the orthogonal regularization in the loss."""
 
     def check_budget(self, budget: BudgetConfig) -> None:
@@ -95,7 +95,7 @@ class EvaConfig(MethodConfig):
     """The scale of the update is alpha / budget.target."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """On the input of the adapters."""
-    rho: Annotated[float, Ge(1)] = 2.0
+    rho: Annotated[float, Ge(1)] = 2.0  # PEFT's default, as tau
     """The most components a layer may get, as a multiple of budget.target; 1 redistributes none."""
     tau: Annotated[float, Gt(0), Lt(1)] = 0.99
     """The cosine similarity from one batch to the next with which a direction has held still."""
@@ -120,7 +120,7 @@ class GoraConfig(MethodConfig):
     """The scale of the update is alpha / budget.target."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """On the input of the adapters."""
-    max_ratio: Annotated[float, Ge(1)] = 4.0
+    max_ratio: Annotated[float, Ge(1)] = 4.0  # as in the authors' runs
     """The most components a layer may get, as a multiple of budget.target."""
     gamma: Annotated[float, Ge(0)] = 0.05
     """How long the start is: about gamma times the mean gradient; 0 starts at the base."""
@@ -149,7 +149,7 @@ class SoraConfig(MethodConfig):
 class DiffPruningConfig(MethodConfig):
     """Diff Pruning (Guo et al., ACL 2021): a sparse difference of all weights."""
 
-    sparsity: Annotated[float, Ge(0)] = 40.0
+    sparsity: Annotated[float, Ge(0)] = 40.0  # about the authors' 1.25e-7 a weight, on their BERT
     """lambda, the weight of the mean probability that a gate is open."""
     log_alpha: float = 5.0
     """Where every gate starts; 5 is open."""

@@ -58,6 +58,7 @@ class DiffAllocation:
         for gated in self.differences:
             gated.eval()  # the gates without noise
             sizes.append(gated.present().abs().flatten())
+            # Back to what it was: steps are taken in training alone.
             gated.train()
         all_sizes = torch.cat(sizes)
         # A small model may have fewer weights than the budget has parameters.

@@ -52,6 +52,7 @@ class DiffPruning(Method[DiffPruningConfig]):
             if weight.dtype != torch.float32:
                 raise ValueError(f"{name} is {weight.dtype}: set model.dtype=float32")
             gated = GatedDifference(weight, self.config.log_alpha)
+            # From now on every read of this weight gives W0 + z * w. torch keeps W0 as `original`.
             parametrize.register_parametrization(module, leaf, gated)
             self.differences[name] = gated
         return model
@@ -63,6 +64,7 @@ class DiffPruning(Method[DiffPruningConfig]):
     def all_lr_ratios(
         self, lr: float, head_lr: float | None
     ) -> list[tuple[list[nn.Parameter], float]]:
+        # Not in `lr_ratios`: the gates' rate is a number of its own, whatever `lr` is.
         gates = [gated.log_alpha for gated in self.differences.values()]
         return [*super().all_lr_ratios(lr, head_lr), (gates, self.config.gate_lr / lr)]
 

@@ -120,6 +120,7 @@ class DoRA(Method[DoRAConfig]):
         return ratios
 
     def penalty(self, frozen: bool) -> Tensor | None:
+        # DEM ends with the freeze, as in the authors' code.
         if frozen or not self.dem.eta:
             return None
         return self.dem.eta * dem_penalty(list(self.layers.values()))
@@ -166,6 +167,7 @@ class DynaRank(DoRA):
         return None
 
     def add_penalty_gradient(self, frozen: bool) -> Tensor | None:
+        # After the freeze too, as in AdaLoRA: the directions are to stay at length one.
         weight = self.config.orthogonality
         if not weight:
             return None

@@ -16,6 +16,7 @@ from dynarank.settings import Ge, Gt, Le, Lt, OneOf, UserPath
 class DoRAConfig(MethodConfig):
     """Dynamic rank distribution (Mao et al., ACL 2024)."""
 
+    # alpha, dropout and beta are those of the authors' runs.
     alpha: Annotated[float | None, Gt(0)] = 8.0
     """The scale of the update, over what alpha_over says; it stays when components go. null:
     8 (init / 12)^1.5, with which a component starts as large under any budget as in the published
@@ -89,6 +90,8 @@ class DoRAConfig(MethodConfig):
 
     def alpha_at(self, init: int) -> float:
         """Return alpha, resolved for the components that a layer starts with."""
+        # The scale is alpha / init, and B's entries start as small as init^-0.5 (Kaiming). With
+        # init^1.5 both together stay the same. 8 and 12 are the published setting's alpha and init.
         return 8.0 * (init / 12) ** 1.5 if self.alpha is None else self.alpha
 
 

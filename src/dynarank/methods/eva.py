@@ -39,6 +39,7 @@ class Eva(PlacedMethod[EvaConfig]):
     def change(self, model: nn.Module, targets: Sequence[str]) -> nn.Module:
         self.config.check_budget(self.budget)
         target = self.budget.target
+        # The pool is rounded as PEFT rounds it, so that it gives no layer more.
         self.put_room(
             model,
             targets,
@@ -70,6 +71,7 @@ class Eva(PlacedMethod[EvaConfig]):
             init_lora_weights="eva",
             eva_config=peft.EvaConfig(rho=self.rho, tau=self.config.tau),
         )
+        # PEFT finds the base maps by the names in `target_modules`, which adapters bear otherwise.
         with self.bare():
             components = get_eva_state_dict(
                 self.model,
@@ -121,6 +123,7 @@ def text_inputs(layer_input: Any, positions: Positions, name: str) -> Tensor:
 
     All are returned where the positions are not the layer's: of a pooled vector, say.
     """
+    # A forward hook gets a layer's inputs as a tuple.
     x: Tensor = layer_input[0] if isinstance(layer_input, tuple) else layer_input
     mask = positions.text
     # By the name, for the two texts may be of one length.

@@ -41,6 +41,7 @@ class GlobalSvdAllocator(RankAllocator):
         self.update()
         if self.t != self.schedule.freeze_step:
             return False
+        # First, so that singular components are what is pruned. It replaces the scores, too.
         self._rotate()
         self.freeze(self.prune(self.allowance(self.t)))
         return True

@@ -116,7 +116,7 @@ class Gora(PlacedMethod[GoraConfig]):
             A = torch.empty(rank, d_in)
             # torch warns where there is nothing to initialize.
             if rank:
-                nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+                nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # LoRA's own value
                 length *= math.sqrt(d_in / rank)
         # By the pseudoinverse, since A A^T has no inverse where rows of A are padding.
         B = -length * gradient @ torch.linalg.pinv(A)

@@ -35,11 +35,13 @@ class LoRA(Method[LoRAConfig]):
 
         self.fixed_ranks = self.choose_ranks(model, find_linears(model, targets, self.head))
         self._check_bounds()
+        # PEFT refuses a rank of 0: such a matrix is left without an adapter.
         adapted = {name: rank for name, rank in self.fixed_ranks.items() if rank}
         names = list(adapted)
         largest = max(adapted.values())
         scale = self._scale()
         # PEFT reads the keys of both patterns as regular expressions.
+        # It would also let a key fit the end of a longer name; the ^ binds it to the whole name.
         rank_pattern = {"^" + re.escape(name): rank for name, rank in adapted.items()}
         # PEFT divides by a matrix's own rank: so every component has the same scale.
         alpha_pattern = {key: scale * rank for key, rank in rank_pattern.items()}
@@ -51,6 +53,7 @@ class LoRA(Method[LoRAConfig]):
             lora_dropout=self.config.dropout,
             target_modules=names,
         )
+        # Not `get_peft_model`: it wraps the model, and puts a prefix before every name in it.
         peft.inject_adapter_in_model(config, model, ADAPTER)
         self.layers = {name: model.get_submodule(name) for name in names}
         for name in self.head:  # PEFT froze it

@@ -99,6 +99,7 @@ def place_ranks(
     """
     parameters = round_half_up(target * sum(costs.values()))
     if placement == "random":
+        # With fewer than the target of each matrix, the draw could not spend the budget.
         ranks = _draw(costs, parameters, max(pool, round_half_up(target)), seed)
     else:
         chosen = _MATRICES[placement](list(costs))

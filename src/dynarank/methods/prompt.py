@@ -45,6 +45,7 @@ class PromptTuning(Method[PromptConfig]):
             num_attention_heads=inner.config.num_attention_heads,
             # PEFT's 2 for text to text would be vectors that no forward pass uses.
             num_transformer_submodules=1,
+            # PEFT trains and saves a copy of the head; the original stays frozen beside it.
             modules_to_save=list(self.head) or None,
         )
         peft_model = peft.get_peft_model(inner, settings)

@@ -64,6 +64,7 @@ class Carry:
     """For Adam's second moment, a mean of squared gradients."""
 
 
+# runtime_checkable, for training asks by isinstance: most allocators have neither of these two.
 @runtime_checkable
 class MovesParameters(Protocol):
     """An allocator that turned parameters when it pruned last."""

@@ -67,6 +67,7 @@ def check_some_left(budget: BudgetConfig, model: nn.Module, names: Sequence[str]
 
 def _rounded_up(value: float) -> str:
     """Return a number in three digits that is not below it."""
+    # Rounded down, the advice would be a budget that is refused again.
     digits = 2 - math.floor(math.log10(value))
     return f"{math.ceil(value * 10**digits) / 10**digits:.3g}"
 

@@ -117,6 +117,7 @@ class SoraAllocator(RankAllocator):
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
+        # A resumed run compares the choice, and refuses another one.
         state["choice"]["sparsity"] = self.sparsity
         return state
 

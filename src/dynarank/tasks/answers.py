@@ -50,6 +50,7 @@ def read_answers(
         )
     filled = [index for index, text in enumerate(texts) if text and text.strip()]
     if filled:
+        # The span of the first answer is what is learned. All of them count in the scores.
         first = filled[0]
         known_start = starts[first] if first < len(starts) else None
         begin = _find_answer(texts[first], known_start, first < len(starts), context, where)

@@ -177,7 +177,7 @@ class Task(ABC, Generic[ConfigT]):
         unneeded = set() if labelled else set(self.labels_in)
         if not labelled or self.config.train_file is None:
             unneeded.add("id")
-        roles: dict[str, str | None] = asdict(self.config)["columns"]
+        roles: dict[str, str | None] = asdict(self.config)["columns"]  # TaskConfig itself has none
         return {
             role: column
             for role, column in roles.items()

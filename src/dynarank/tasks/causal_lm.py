@@ -53,9 +53,11 @@ class CausalLM(LanguageModel[CausalLMConfig]):
         inputs = []
         for ids in tokens:
             # The first token is predicted too, where there is one that may stand before it.
+            # Some tokenizers put these two tokens there themselves.
             begun = ids if bos is None or ids[:1] == [bos] else [bos, *ids]
             ended = begun if eos is None or begun[-1:] == [eos] else [*begun, eos]
             inputs.append(ended[: self.config.max_length])
+        # Not shifted: the model's own loss compares each token with the label after it.
         return {"input_ids": inputs, "labels": inputs, HOST: rows}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:

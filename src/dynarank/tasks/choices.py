@@ -112,9 +112,11 @@ def score_choices(model: Any, batch: dict[str, Tensor], pad_token: int) -> list[
         batch: what `choice_batch` returned.
     """
     chosen = []
+    # A row at a time: tokens (choices, longest), starts (choices), sizes (choices).
     for tokens, starts, sizes in zip(
         batch[CHOICE_IDS], batch[CHOICE_STARTS], batch[CHOICE_SIZES], strict=True
     ):
+        # A missing choice starts at 0. No other does, for a token must stand before it.
         there = starts > 0
         sums = _sums(model, tokens[there], starts[there], pad_token)
         by_character = sums / sizes[there].double().cpu()

@@ -30,6 +30,7 @@ def numbers_by_value(names: Sequence[str]) -> dict[str, int]:
     """Return the class numbers by name, and also by the number itself unless a number is a name."""
     by_name = {name.strip(): index for index, name in enumerate(names)}
     by_number = {str(index): index for index in range(len(names))}
+    # Where the names are '1' and '2', the value '1' is the first class, and not class number 1.
     if by_name.keys() & by_number.keys():
         return by_name
     return by_name | by_number

@@ -90,6 +90,7 @@ class Classification(Task[ConfigT]):
 
         label = self.config.columns.label
         fingerprint = str(Hasher.hash((dataset._fingerprint, values.tolist())))
+        # Taken out and put in anew, since its type may change from text to number.
         return dataset.remove_columns(label).add_column(
             label, values.tolist(), new_fingerprint=fingerprint
         )
@@ -153,6 +154,7 @@ def label_scores(
     common: dict[str, Any] = {"sync_on_compute": synchronized}
     f1_kind: dict[str, Any] = {"task": "multiclass", "average": "macro"}
     if classes == 2:
+        # As GLUE has it: the F1 of class 1.
         f1_kind = {"task": "binary"}
     makers: dict[str, Callable[[], Metric]] = {
         "accuracy": lambda: Accuracy(

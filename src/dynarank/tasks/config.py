@@ -87,7 +87,7 @@ class TaskConfig:
     overruled by optimizer.lr."""
     epochs: Annotated[int, Gt(0)] = 10
     """How often the training rows are passed; trainer.epochs overrules it."""
-    batch_size: Annotated[int, Gt(0)] = 16
+    batch_size: Annotated[int, Gt(0)] = 16  # the paper's
     """Rows of a batch; trainer.batch_size overrules it."""
     max_train_rows: Annotated[int | None, Gt(0)] = None
     """Train on a seeded sample of that many rows; null: all."""
@@ -203,7 +203,7 @@ class TextClassificationConfig(TaskConfig):
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
     """accuracy, f1 (of class 1 of two; macro over more), matthews; of numbers pearson, spearman,
     rmse (the root of the mean squared error, which selects no epoch)."""
-    max_length: int = 128
+    max_length: int = 128  # the paper's, of GLUE
     """Tokens, special ones included; longer inputs are cut."""
     test_splits: list[str] = field(default_factory=lambda: ["test"])
     """Splits without labels, which a submission to the GLUE site predicts."""
@@ -254,6 +254,7 @@ class QuestionAnsweringConfig(TaskConfig):
     null_threshold: float = 0.0
     """No answer is given where its score exceeds the best span's by more than this. The best
     threshold is reported beside."""
+    # max_length, stride, best and max_answer are those of the paper's runs on SQuAD.
     max_length: int = 384
     """Tokens of a window, question and special ones included."""
     stride: int = 128
@@ -268,7 +269,7 @@ class QuestionAnsweringConfig(TaskConfig):
     def __post_init__(self) -> None:
         check_at_least(self, 1, "max_question", "best", "max_answer")
         check_at_least(self, 0, "stride")
-        room = self.max_length - self.max_question - 4  # special tokens
+        room = self.max_length - self.max_question - 4  # special tokens of a pair, as RoBERTa has
         if self.stride >= room:
             raise ValueError(
                 f"task.stride = {self.stride}: must be below task.max_length - task.max_question "

@@ -52,6 +52,7 @@ def find_columns(
         UserError: no known form fits, or a column that was given is not there.
     """
     for role, name in vars(columns).items():
+        # Rows to be answered have no answers yet, and need no ids.
         needed = labelled or role not in ("completion", "id")
         if name is not None and name not in names and needed:
             raise UserError(

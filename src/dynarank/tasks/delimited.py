@@ -126,6 +126,7 @@ def _read_delimited(path: Path, **dialect: Any) -> dict[str, list[Any]]:
                 "line"
             ) from None
         raise UserError(f"line {reader.line_num}: {error}") from None
+    # Without a column that has no name, as that of pandas' row numbers.
     return {name: column for name, column in zip(header, columns, strict=True) if name}
 
 

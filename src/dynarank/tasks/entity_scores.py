@@ -34,6 +34,7 @@ class EntityCounts:
     @property
     def f1(self) -> float:
         """The harmonic mean of precision and recall."""
+        # 2 P R / (P + R) reduced, which also holds where precision or recall has no value.
         both = self.given + self.predicted
         return 2 * self.right / both if both else 0.0
 

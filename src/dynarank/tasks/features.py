@@ -73,6 +73,7 @@ def cached_map(
     fingerprint = Hasher.hash([str(part) for part in parts])
     # Of rows that are in memory alone, as those of a file, datasets itself would keep nothing.
     place = Path(datasets.config.HF_DATASETS_CACHE) / "dynarank-features"
+    # A cache that may only be read still serves with what lies in it.
     folder = made_cache(place, CACHE, to_write=False)
     cached = folder / f"{fingerprint}.arrow"
 
@@ -89,6 +90,7 @@ def cached_map(
     try:
         return mapped()
     except (ArrowException, OSError) as error:
+        # No file that could be damaged: the cache cannot be written, or the rows are at fault.
         if not cached.is_file():
             made_cache(folder, CACHE)
             raise
@@ -172,6 +174,7 @@ def _saved_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         tokenizer.save_pretrained(folder)
         digests = {}
         for path in sorted(Path(folder).iterdir()):
+            # It holds paths beside the settings, which are taken from `init_kwargs` below.
             if path.name != "tokenizer_config.json":
                 digests[path.name] = file_sha256(path)
     for name, value in tokenizer.init_kwargs.items():

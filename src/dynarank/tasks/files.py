@@ -231,6 +231,7 @@ def _write_json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _write_tsv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    # All cells are looked at first, so that a refusal leaves no half of a file.
     table = _cells(rows)
     for line in table:
         for cell in line:

@@ -65,6 +65,7 @@ class ImageClassification(Classification[ImageClassificationConfig]):
         self.mode, self.pixel_dtype = image_mode(model), model.dtype
         names = {columns.image: "image"} | ({columns.label: "labels"} if labelled else {})
         features = dataset.select_columns(list(names)).rename_columns(names)
+        # The row's number is for errors: an image is opened, and found broken, only in a batch.
         return features.add_column(
             "row", np.arange(len(dataset)), new_fingerprint=f"{features._fingerprint}-n"
         )

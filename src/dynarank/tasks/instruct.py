@@ -154,6 +154,7 @@ class Instruct(LanguageModel[InstructConfig]):
         """
         inputs, labels, prompts = [], [], []
         for messages in batch[MESSAGES]:
+            # Without the last answer, which the model is to give itself.
             before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
             prompts.append(render(self.tokenizer, before, ask=True))
             text: str = prompts[-1]

@@ -51,6 +51,7 @@ class LanguageModel(Task[ConfigT]):
         super().encode(tokenizer, model)
         if self.config.chunked_loss:
             lighten_loss(model)
+        # Training rows alone: each validation row is scored by itself.
         if self.config.packing:
             self.train_features = pack(self.train_features, self.config.max_length)
 

@@ -16,6 +16,7 @@ def split_by_groups(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Return which members go to validation, (n) bool: about `share` of them, groups kept whole."""
     order = np.random.default_rng(seed).permutation(groups.max() + 1)
     sizes = np.bincount(groups)[order]
+    # Whole groups in a random order, up to the share.
     chosen = order[np.cumsum(sizes) <= share * len(groups)]
     return np.isin(groups, chosen)
 

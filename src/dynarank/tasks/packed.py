@@ -41,7 +41,7 @@ def pack(features: Dataset, length: int) -> Dataset:
 
     # TRL packs lists that are as long as the tokens, and refuses all else.
     kept = features.select_columns(["input_ids", "labels"])
-    return pack_dataset(kept, seq_length=length, strategy="bfd")
+    return pack_dataset(kept, seq_length=length, strategy="bfd")  # best fit, decreasing
 
 
 def segment_positions(lengths: Sequence[int]) -> list[int]:
@@ -58,6 +58,7 @@ def segment_mask(lengths: Sequence[Sequence[int]], longest: int) -> Tensor:
     It is 0 where a token may look (at itself and those before it in its own row), and the lowest
     number elsewhere. Padding may look at itself, so that no row of the mask is empty.
     """
+    # The 1 is for the heads, which share it.
     mask = torch.full((len(lengths), 1, longest, longest), torch.finfo(torch.float32).min)
     for row, of_row in enumerate(lengths):
         start = 0

@@ -129,6 +129,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
     def scores(self, split: str) -> RowScores:
         def evaluate(features: list[int], spans: list[Any]) -> dict[str, float]:
             metrics, records = self._evaluate(split, features, spans)
+            # `collected` is made below; by the time that this is called, it is there.
             collected.collapsed = one_text([record["answer"] for record in records])
             return metrics
 
@@ -193,6 +194,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         null = np.full(len(dataset), np.inf)
         # SQuAD's script takes the lowest score of no answer of all windows.
         np.minimum.at(null, windows, [window.null for window in predicted])
+        # Spans are in the order of rows: those of row i are bounds[i] to bounds[i + 1].
         bounds = np.searchsorted(spans.row, np.arange(len(dataset) + 1))
         contexts = dataset[self.config.columns.context][:]
         records = []
@@ -249,6 +251,7 @@ class QuestionAnswering(Task[QuestionAnsweringConfig]):
         """Return the rows that the seen features belong to, and these features, renumbered."""
         features = self.scored_features(split).select(seen)
         rows = np.unique(self.rows_of(features))
+        # `answers` counts the rows of the data set that it is given, here a part of the split.
         renumbered = np.searchsorted(rows, self.rows_of(features))
         features = features.remove_columns("row").add_column("row", renumbered)
         return self.scored_rows(split).select(rows), features

@@ -38,6 +38,7 @@ class RowScores(nn.Module):
         parts: list[Any] = [self.predictions]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = [None] * torch.distributed.get_world_size()
+            # As objects: predictions are texts, spans or tuples, and of no one size.
             torch.distributed.all_gather_object(parts, self.predictions)
         merged: dict[int, Any] = {}
         for part in parts:

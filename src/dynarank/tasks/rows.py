@@ -32,6 +32,7 @@ def reach_nested(dataset: Dataset, columns: Sequence[str]) -> Dataset:
     from datasets import concatenate_datasets
 
     depth = max(column.count(".") for column in columns) if columns else 0
+    # A level at a time: `a.b.c` first takes `a` apart, and then `a.b`, which is a column now.
     for level in range(1, depth + 1):
         parents = set()
         for column in columns:

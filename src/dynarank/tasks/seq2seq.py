@@ -84,6 +84,7 @@ class Seq2Seq(Task[Seq2SeqConfig]):
                 "feature": rows,
             }
             if labelled:
+                # As targets: translation models' tokenizers mark them with the other language.
                 targets = encode_texts(
                     tokenizer,
                     rows=rows,

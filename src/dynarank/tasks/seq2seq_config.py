@@ -25,7 +25,7 @@ class Seq2SeqColumns:
 class GenerateConfig:
     """How texts are generated, in validation and in predict."""
 
-    num_beams: int = 3
+    num_beams: int = 3  # the paper's
     """Texts that the search keeps at each token; 1: greedy."""
     max_length: int | None = None
     """Tokens generated at most; null: task.max_target."""
@@ -63,7 +63,7 @@ class Seq2SeqConfig(TaskConfig):
     columns: Seq2SeqColumns = field(default_factory=Seq2SeqColumns)
     metrics: list[str] = field(default_factory=lambda: ["rouge1", "rouge2", "rougeL", "rougeLsum"])
     """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed), bleu, chrf; all from 0 to 100."""
-    max_source: int = 768
+    max_source: int = 768  # this and max_target: the paper's, of XSum
     """Tokens of a source; longer ones are cut."""
     max_target: int = 64
     """Tokens of a target in training; longer ones are cut."""

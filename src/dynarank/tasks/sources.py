@@ -109,6 +109,7 @@ def open_splits(
     for split, (field, file) in files.items():
         if file is None:
             continue
+        # By the whole path, for one file may be named in two ways.
         other = fields.setdefault(Path(expand_user(file)).resolve(), field)
         if other != field:
             log.warning(

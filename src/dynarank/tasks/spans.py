@@ -56,6 +56,7 @@ def best_spans(
     length = last[:, None, :] - first[:, :, None] + 1  # (F, k, k)
     scores = first_score[:, :, None] + last_score[:, None, :]
     scores = scores.masked_fill((length < 1) | (length > max_tokens), -torch.inf)
+    # A pair's number is start x kept + end: below, both are read off it again.
     best, pair = scores.flatten(1).topk(min(k, kept * kept))
     none = best == -torch.inf
     first_token = first.gather(1, pair // kept).masked_fill(none, 0)

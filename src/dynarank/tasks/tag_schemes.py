@@ -76,6 +76,7 @@ def read_spans(tags: Sequence[str], scheme: str, where: str) -> list[Span]:
     for word, tag in enumerate([*tags, OUTSIDE]):
         prefix, kind = _checked_prefix(tag, scheme, f"{where}, word {word}")
         continues = prefix in "IE" and kind == open_kind and bool(kind)
+        # The open entity does not go on: it ended with the word before.
         if open_kind and not continues:
             if closes:
                 raise UserError(
@@ -84,6 +85,7 @@ def read_spans(tags: Sequence[str], scheme: str, where: str) -> list[Span]:
                 )
             spans.append((open_kind, start, word))
             open_kind = ""
+        # One begins with this word.
         if kind and not continues:
             if prefix in "IE" and scheme != "iob1":
                 raise UserError(
@@ -91,6 +93,7 @@ def read_spans(tags: Sequence[str], scheme: str, where: str) -> list[Span]:
                     "the row" + _iob1_remedy(closes)
                 )
             open_kind, start = kind, word
+        # One ends with this word, by its own tag.
         if prefix in "ES" and kind:
             spans.append((kind, start, word + 1))
             open_kind = ""

@@ -126,6 +126,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
                 feature: dict[str, Any] = dict(window.inputs)
                 feature |= {"row": window.row, "words": window.words}
                 length = len(feature["input_ids"])
+                # Beside the labels, which rows to predict lack.
                 feature["is_read"] = spread(window.places, [1] * len(window.places), length, 0)
                 if labelled:
                     tags = batch[columns.tags][window.row - rows[0]]  # rows follow each other
@@ -210,6 +211,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
         sureness = [np.zeros(len(words)) for words in texts]
         read = zip(features["row"][:], features["words"][:], predicted, strict=True)
         for row, words, (guessed, probability) in read:
+            # Each word is read in one window alone, so that none is overwritten.
             classes[row][words] = guessed
             sureness[row][words] = probability
         records = []
@@ -268,7 +270,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
 
 def _guesses(logits: Tensor, batch: Batch) -> list[Guess]:
     """Return what the logits, (windows, tokens, tags), say of the words read in each window."""
-    probabilities, classes = logits.float().softmax(-1).max(-1)
+    probabilities, classes = logits.float().softmax(-1).max(-1)  # (windows, tokens) each
     is_read = batch["is_read"].bool()
     counts = is_read.sum(1).tolist()
     by_window = zip(

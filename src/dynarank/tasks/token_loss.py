@@ -127,6 +127,7 @@ def lighten_loss(model: Any) -> None:
         hidden = model.base_model(**inputs)[0]  # (batch, tokens, d)
         chosen = predicted_positions(labels)
         tokens = labels[:, 1:][chosen]
+        # The state before a token predicts it: (n, d) beside tokens (n).
         total = chunked_sum(model.get_output_embeddings(), hidden[:, :-1][chosen], tokens)
         # Without logits: not to have them all at once is what this is for.
         return CausalLMOutput(loss=total / chosen.sum().clamp(min=1))

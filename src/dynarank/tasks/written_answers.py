@@ -52,6 +52,7 @@ def check_room(model: Any, features: Dataset, max_answer: int) -> None:
     room = positions(model)
     if room is None:
         return
+    # The vectors of prompt tuning take positions, too.
     room -= prompt_vectors(model)
     lengths = [len(ids) for ids in features[PROMPT_IDS][:]]
     longest = max(lengths)
@@ -96,5 +97,6 @@ def write_answers(
         eos_token_id=ends,
         pad_token_id=pad,
     )
+    # `generate` gives the prompts back, before what it wrote.
     texts = tokenizer.batch_decode(tokens[:, longest:].cpu(), skip_special_tokens=True)
     return [text.strip() for text in texts]
