@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from dynarank.allocation.config import BudgetConfig, DemConfig
 from dynarank.config.schema import SCHEMAS, OptimizerConfig
 from dynarank.methods import build_method
 from dynarank.methods.diff_pruning import add_sparse
-from dynarank.methods.eva import Positions, text_inputs
+from dynarank.methods.eva import Positions, read_positions, text_inputs
 from dynarank.methods.gora import mean_gradients
 from dynarank.methods.hard_concrete import open_probability, sample_gates, sure_gates
 from dynarank.methods.sora import soft_threshold
@@ -250,6 +251,39 @@ def test_eva_reads_the_tokens_that_the_loss_counts_as_pefts_own_does() -> None:
     for name, layer in method.layers.items():
         other = theirs.base_model.model.get_submodule(name)
         torch.testing.assert_close(layer.lora_A, other.lora_A["default"].weight, msg=name)
+
+
+def test_eva_reads_of_packed_rows_what_it_reads_of_single_ones() -> None:
+    """Packed rows have a mask of pairs of positions, which says nothing of single ones."""
+    from dynarank.tasks.packed import packed_batch
+
+    rows = [([3, 5, 7, 9], [-100, 5, 7, 9]), ([4, 6, 8], [-100, 6, 8]), ([2, 10], [-100, 10])]
+    features, single = [], []
+    for tokens, labels in rows:
+        single.append({"input_ids": torch.tensor([tokens]), "labels": torch.tensor([labels])})
+    for first, second in ((0, 1), (2, 1)):
+        tokens = rows[first][0] + rows[second][0]
+        labels = rows[first][1] + rows[second][1]
+        lengths = [len(rows[first][0]), len(rows[second][0])]
+        features.append({"input_ids": tokens, "labels": labels, "seq_lengths": lengths})
+    packed = packed_batch(features, 0, -100)
+    model = tiny_llama()
+    read: list[torch.Tensor] = []
+
+    def collect(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        read.clear()
+        positions = read_positions(inputs, config, encodes=False)
+        layer = model.get_submodule("model.layers.1.mlp.down_proj")
+        hook = layer.register_forward_pre_hook(
+            lambda _, x: read.append(text_inputs(x, positions, "model.layers.1.mlp.down_proj"))
+        )
+        model(**{name: value for name, value in inputs.items() if name != "labels"})
+        hook.remove()
+        return read[0]
+
+    config = SimpleNamespace(eva_config=SimpleNamespace(label_mask_value=-100))
+    alone = [collect(row) for row in (single[0], single[1], single[2], single[1])]
+    torch.testing.assert_close(collect(packed), torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_eva_reads_each_half_of_an_encoder_decoder_where_it_has_text() -> None:

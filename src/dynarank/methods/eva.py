@@ -105,7 +105,8 @@ def read_positions(inputs: Inputs, config: Any, encodes: bool) -> Positions:
         encodes: whether the model is an encoder-decoder, whose labels are of another text.
     """
     mask = inputs.get("attention_mask")
-    text = None if mask is None else mask.bool()
+    # The mask of packed rows is of pairs of positions; their labels say what is read.
+    text = mask.bool() if mask is not None and mask.ndim == 2 else None
     labels, tokens = inputs.get("labels"), inputs.get("input_ids")
     if labels is None or tokens is None:
         return Positions(text, None)

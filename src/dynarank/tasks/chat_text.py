@@ -113,10 +113,12 @@ def labels_in_spans(
 
 def around_an_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Return what the template puts between a prompt and an answer, and after the answer."""
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    # A word that no template holds itself: `<bot>` has a b.
+    answer = "qxzq"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
     text, spans = render_with_answers(tokenizer, messages)
     first, last = spans[-1]
-    between, _, after = text[first:last].partition("b")
+    between, _, after = text[first:last].partition(answer)
     return between, after
 
 
