@@ -124,6 +124,7 @@ def _check_lora(path: Path, config: dict[str, Any], largest: int) -> None:
                 "to numbers"
             )
         _check_sizes(path, pattern, largest)
+    # An export's scale is alpha / r = 1, so that alpha cannot be above the ranks either.
     _check_sizes(path, {name: config.get(name) for name in ("r", "lora_alpha")}, largest)
 
 

@@ -169,8 +169,10 @@ def _decompose(lora_A: Tensor, lora_B: Tensor, moment: Tensor | None) -> _Decomp
         eigenvalues, vectors = torch.linalg.eigh(moment.double())
         # A mean of squares has no negative eigenvalue; rounding gives some just below zero.
         root = vectors * eigenvalues.clamp(min=0).sqrt()
+    # B R = Q (T R) with orthonormal Q: the small T R has the same singular values.
     Q, T = torch.linalg.qr(B)
     left, values, _ = torch.linalg.svd(T @ root, full_matrices=False)
+    # U^T D = left^T Q^T Q T A, in which Q^T Q is one.
     return _Decomposition(left=Q @ left, values=values, right=(left.T @ T) @ A)
 
 

@@ -89,6 +89,7 @@ def cut_to_kept(model: nn.Module, kept: Mapping[str, Tensor] | None = None) -> C
     else:
         masks = {name: kept[name] for name in layers}
     # All layers are checked before the first is cut, so that a refusal changes nothing.
+    # Given masks are of a run that was frozen, of which this model may not know yet.
     for name, layer in layers.items():
         _check_cuttable(name, layer, masks[name], final=kept is not None)
     cuts: Cuts = {}
@@ -153,11 +154,13 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cuts: Cuts) -> None:
         optimizer: the one that trains the model; changed in place.
         cuts: what `cut_to_kept` returned.
     """
+    # Tensors are hashed by their identity, and so can be keys.
     new_of_old = {cut.old: cut.new for cut in cuts.values()}
     for group in optimizer.param_groups:
         group["params"] = [new_of_old.get(old, old) for old in group["params"]]
     for cut in cuts.values():
         state = optimizer.state.pop(cut.old, None)
+        # There is no state before the first step.
         if state is None or cut.new.numel() == 0:
             continue
         for key, value in state.items():

@@ -65,6 +65,7 @@ def _uniform(word: Tensor) -> float:
     return int(word) / 2**64 + 0.5
 
 
+# Autograd has no part in it: the fast path makes the gradient from the mask.
 @torch.no_grad()
 def drop_in_one_kernel(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """Return torch's own dropout of x, scaled by 1 / (1 - p), and its mask; both (N, d_in).

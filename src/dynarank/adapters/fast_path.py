@@ -217,6 +217,7 @@ class AdaptedLinear(torch.autograd.Function):
         """
         y = F.linear(_rows(x), weight, bias)
         A = cast(lora_A, dtype)
+        # What the kernel dropped has met the mask already.
         inputs, to_apply = (_rows(x), keep) if dropped is None else (dropped, None)
         h_t = thin_product(A, inputs, to_apply)  # (r, N)
         scaled_B = cast(lora_B * _masked(lora_c, mask), dtype)  # B diag(c)
@@ -261,6 +262,7 @@ class AdaptedLinear(torch.autograd.Function):
             if needs_c:
                 # One dot product a component, without a temporary of B's size.
                 dc = torch.bmm(G_t.unsqueeze(1), lora_B.T.unsqueeze(2)).flatten()
+                # A masked component's dot product is not zero, but its gradient is.
                 dc = cast(_masked(dc, mask), lora_c.dtype)
         return dx, None, None, dA, dB, dc, *_NO_GRADIENT
 

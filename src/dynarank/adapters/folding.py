@@ -112,6 +112,7 @@ def _check_mergeable(model: nn.Module, layers: Mapping[str, DoRALinear]) -> None
                 f"parametrize.remove_parametrizations(model.get_submodule({name!r}).base, "
                 "'weight'), of torch.nn.utils, or remove_weight_norm"
             )
+        # By the exact type: quantized weights are of subclasses, and keep their numbers packed.
         if type(weight) not in (nn.Parameter, Tensor):
             raise ValueError(f"{name} has no plain weight: {remedy}")
         # One byte holds no number of its own: a scale stands beside it.

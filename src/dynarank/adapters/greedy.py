@@ -66,6 +66,7 @@ def exchanged(keep: Tensor, scores: Tensor, costs: Tensor, parameters: int) -> T
     # On the host, where a choice of several steps does not wait for the device at each.
     values, prices, kept = scores.cpu(), costs.cpu().double(), keep.cpu().clone()
     classes = [prices == price for price in prices.unique()]
+    # It ends, since each exchange makes the kept sum larger.
     while True:
         room = parameters - int(prices[kept].sum())
         pair, best_gain = None, 0.0

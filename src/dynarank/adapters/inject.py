@@ -56,6 +56,7 @@ def find_linears(
     check_names("targets", targets)
     check_names("exclude", exclude)
     linears = _linears_outside(model, exclude)
+    # Each by itself: a misspelt target would pass unseen beside those that fit.
     for target in targets:
         if not any(_matches_or_refuse(name, target) for name in linears):
             raise ValueError(
@@ -160,6 +161,7 @@ def inject(
         # A new module is in training mode, also where the model around it is not.
         layers[name] = layer.train(model.training)
         replace_module(model, name, layer)
+    # In the whole model: gradients reach an adapter through the linear maps after it.
     keep_differentiable(model)
     _keep_calling(model)
     return layers
@@ -169,6 +171,7 @@ def _check_called(model: nn.Module, names: Sequence[str]) -> None:
     """Raise `ValueError` for a linear map whose module never calls it."""
     for name in names:
         if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+            # The last two parts, as `self_attn.out_proj`, leave it out of every layer at once.
             target = ".".join(name.split(".")[-2:])
             raise ValueError(
                 f"{name} is part of an nn.MultiheadAttention, which reads its weight and never "
@@ -191,6 +194,7 @@ def _check_without_peft(model: nn.Module) -> None:
 
 def _check_single_places(model: nn.Module, names: Sequence[str], exclude: Sequence[str]) -> None:
     """Raise `ValueError` for a linear map that cannot be replaced where it is used."""
+    # `find_linears` knows each module by its first name alone.
     places = names_of(model)
     for name in names:
         linear = model.get_submodule(name)
@@ -228,8 +232,10 @@ def _keep_calling(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and adapter_layers(module):
+            # 0 stands for any activation but ReLU and GELU, which has no fused form.
             module.activation_relu_or_gelu = 0
         if isinstance(module, nn.TransformerEncoder) and adapter_layers(module):
+            # An encoder asks this before it reads the weights of its first layer.
             module.use_nested_tensor = False
 
 

@@ -94,6 +94,7 @@ class DoRALinear(nn.Module):
         self.lora_A = nn.Parameter(lora_A)
         self.lora_B = nn.Parameter(lora_B)
         self.lora_c = nn.Parameter(torch.zeros(r, device=device, dtype=torch.float32))
+        # A buffer: it goes with checkpoints, and no optimizer can change it.
         self.register_buffer("mask", torch.ones(r, device=device, dtype=torch.bool))
         self._forget_mask()
         self._initialize(start)
@@ -115,6 +116,7 @@ class DoRALinear(nn.Module):
             nn.init.kaiming_uniform_(self.lora_A)
             nn.init.kaiming_uniform_(self.lora_B)
         elif start == "orthogonal":
+            # Of a wide matrix it makes the rows orthonormal, of a tall one the columns.
             nn.init.orthogonal_(self.lora_A)
             nn.init.orthogonal_(self.lora_B)
         else:
@@ -180,6 +182,7 @@ class DoRALinear(nn.Module):
 
     def active(self) -> Tensor:
         """Return which components are not zero, (r') bool. Their number is the layer's rank."""
+        # Before the freeze, a pruned component may still be in the mask, with c at zero.
         return self.mask & (self.lora_c != 0)
 
     # `.to`, `.half`, `.cuda` and the like all pass through this hook of nn.Module.

@@ -70,6 +70,7 @@ def module_places(model: nn.Module) -> list[tuple[str, nn.Module]]:
     places: list[tuple[str, nn.Module]] = [("", model)]
     for name, parent in model.named_modules():  # each object once
         prefix = f"{name}." if name else ""
+        # Not `named_children`: of a module that one parent holds twice it gives one name.
         for child, module in parent._modules.items():
             if module is not None:
                 places.append((prefix + child, module))
@@ -92,6 +93,7 @@ def weight_holders(model: nn.Module) -> dict[int, list[str]]:
     """
     holders: dict[int, list[str]] = {}
     for name, module in module_places(model):
+        # Once for each module, also where it has the parameter under two names.
         for parameter in dict.fromkeys(module._parameters.values()):
             if parameter is not None:
                 holders.setdefault(id(parameter), []).append(name)

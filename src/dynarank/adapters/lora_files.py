@@ -133,6 +133,7 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
                 "merge_and_unload adds them to the weights"
             )
     start = str(config.get("init_lora_weights", "")).lower()
+    # By its beginning: a number of iterations may follow, as in `pissa_niter_16`.
     if start.startswith(_CHANGES_THE_BASE):
         raise UserError(
             f"{path}: init_lora_weights = {start!r} changed the base weights. Convert it to "
@@ -215,6 +216,7 @@ def write_lora(
         "target_modules": kept,
         # target_modules names every layer in full, and of other modules only these are known.
         "exclude_modules": names_to_exclude(kept, ranks),
+        # PEFT would choose from the named layers by these once more.
         "layers_to_transform": None,
         "layers_pattern": None,
     }

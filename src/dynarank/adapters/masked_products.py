@@ -76,6 +76,7 @@ def add_input_gradient(dx: Tensor, t_t: Tensor, lora_A: Tensor, keep: Tensor | N
         return dx.addmm_(t_t.T, lora_A)
     if not _is_for_blocks(dx):
         return dx.addcmul_(t_t.T.mm(lora_A), keep)
+    # Apart from the mask's memory, since both are in use at a time.
     products = _memory("products", keep, dx.dtype)
     for rows, mask in _blocks(keep, dx.dtype):
         product = products[: len(mask)]
@@ -100,6 +101,7 @@ def _blocks(keep: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     memory = _memory("mask", keep, dtype)
     for start in range(0, len(keep), step):
         rows = slice(start, min(start + step, len(keep)))
+        # As numbers: a product with bools took three times as long, and `torch.where` five times.
         yield rows, memory[: rows.stop - start].copy_(keep[rows])
 
 

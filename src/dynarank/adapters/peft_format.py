@@ -87,6 +87,7 @@ def write_peft_adapter(
         base=str(base),  # PEFT writes it as JSON, which has no paths
         task_type=task_type,
         head=head,
+        # PEFT has one flag for all layers. Where one differs, it warns and goes by the class.
         transposed=all(stores_transposed(layer.base) for layer in layers.values()),
         form=form,
     )
@@ -154,6 +155,7 @@ def write_factors(
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # The mark of PyTorch's tensors, as in PEFT's own files.
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     _sort_target_modules(folder / CONFIG)
@@ -181,6 +183,7 @@ def _adapter_tensors(
         tensors[f"base_model.model.{name}.lora_A.weight"] = lora_A
         tensors[f"base_model.model.{name}.lora_B.weight"] = lora_B
     for module in head:
+        # PEFT's files name what is trained in full as the base model does.
         head_state = model.get_submodule(module).state_dict(prefix=f"{module}.")
         for key, value in head_state.items():
             tensors[f"base_model.model.{key}"] = value

@@ -27,6 +27,7 @@ class AllocationProgress:
     """What `step` was when the model was copied."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AllocationProgress:
+        # `copy.deepcopy` calls it once a copy, so that the copied layers share one progress again.
         return replace(self, copied_from=self, copied_at=self.step)
 
     def newest(self) -> AllocationProgress:

@@ -178,6 +178,7 @@ class RankAllocator:
         self.t += 1
         if self.t == self.schedule.total + 1:  # once, not at each step
             warn_beyond_total(self.schedule)
+        # Frozen or not: the counts that are logged are made on e's device.
         self._follow_layers()
         if self.frozen:
             return False

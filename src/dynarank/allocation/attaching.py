@@ -75,6 +75,7 @@ class Attachment:
         twice.
         """
         reason = None
+        # The first layer tells: an allocator takes all of its layers at once.
         if self.allocator.layers[0].progress is not self.allocator.progress:
             reason = (
                 "another allocator has taken the layers of this one, which stands still from here "

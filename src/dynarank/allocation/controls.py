@@ -22,6 +22,7 @@ def random_scores(sizes: Sequence[int], costs: Sequence[int] | None, seed: int) 
             multiplied by it, so that cheap components are not preferred.
         seed: of the draw.
     """
+    # Python's generator: torch promises no equal draws on other devices and in other versions.
     draw = random.Random(seed)
     scores = []
     for position, size in enumerate(sizes):

@@ -69,6 +69,7 @@ def coefficient_effect(layer: Components) -> Tensor:
     Raises:
         ValueError: neither c nor A has a gradient.
     """
+    # Either gradient gives the same; A's takes a pass over (r', d_in) elements.
     if layer.lora_c.requires_grad and layer.lora_c.grad is not None:
         return (layer.lora_c * layer.lora_c.grad).float()
     gradient = layer.lora_A.grad

@@ -69,6 +69,7 @@ def add_orthogonality_gradient(
             factors.append(_Factor(layer.lora_B, layer.mask, is_turned=True))
     device = factors[0].parameter.device
     norms = []
+    # Autocast would round P P^T to a few digits, and its small difference from I be lost.
     with torch.autocast(device.type, enabled=False):
         for group in group_indices(factor.key for factor in factors):
             for indices in chunks(group, factors[group[0]].parameter.numel()):

@@ -50,6 +50,7 @@ def add_gates(
     for name, layer in layers.items():
         _check_layer(name, layer, adapter_name, start)
     sizes = [layer.r[adapter_name] for layer in layers.values()]
+    # The mean, since PEFT's rank_pattern may give layers another r.
     mean_size = sum(sizes) / len(sizes)
     if init not in (None, mean_size):
         raise ValueError(
@@ -113,6 +114,7 @@ def _check_target(target: float, size: float) -> None:
 def _gate_layer(layer: Any, adapter: str, start: str, settings: AllocationSettings | None) -> None:
     A, B = layer.lora_A[adapter], layer.lora_B[adapter]
     for factor in (A.weight, B.weight):  # in bfloat16, c and small updates would be rounded away
+        # By `.data`: an optimizer that has the parameter already still trains it.
         factor.data = factor.data.float()
     # With c = 0 the model starts as it was, whatever A and B are.
     drawn = {"paper": [A, B], "lora": [], "orthogonal": [A, B], "orthogonal_A": [A]}[start]

@@ -119,6 +119,7 @@ def _cut(gated: GatedLayer) -> int:
     A.weight = nn.Parameter(kept_A, requires_grad=trained)
     B.weight = nn.Parameter(kept_B, requires_grad=trained)
     A.out_features = B.in_features = rank
+    # alpha / r is one: s is in B now.
     layer.r[adapter] = layer.lora_alpha[adapter] = rank
     layer.scaling[adapter] = 1.0
     # rsLoRA's scale, alpha over the root of r, would not be 1.
@@ -131,6 +132,7 @@ def _forget(layer: Any, adapter: str) -> None:
 
     PEFT's `delete_adapter` would activate another adapter in this layer alone.
     """
+    # PEFT's own lists of what a layer keeps for each adapter.
     for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
         entries = getattr(layer, attribute)
         if adapter in entries:
@@ -149,6 +151,7 @@ def _write_config(model: nn.Module, root: nn.Module, adapter: str, ranks: dict[s
     config.alpha_pattern = dict(pattern)
     config.use_rslora = False
     config.target_modules = _targets(kept, [name for name, _ in root.named_modules()])
+    # The targets name the kept layers and no others, so that nothing is left to exclude.
     config.exclude_modules = None
     # The targets are whole names of layers now, which these would choose from again.
     config.layers_to_transform = None

@@ -67,6 +67,7 @@ class Gate(nn.Module):
 
     def forward(self, A: Tensor) -> Tensor:
         """Return diag(c * mask) A, (r, d_in)."""
+        # Not c * mask, since 0 * inf is NaN.
         c = self.lora_c_like_bias.masked_fill(~self.mask, 0)
         return A * c.unsqueeze(1)
 
@@ -145,6 +146,7 @@ class GatedLayer:
 
     def active(self) -> Tensor:
         """Return which components are not zero, (r) bool."""
+        # Not by c, which is 1 throughout after a plain adapter was loaded, zero rows included.
         return self.gated_A().any(dim=1)
 
 

@@ -110,6 +110,7 @@ class RankAllocationCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the allocator for the Trainer's number of steps, and load its state on resuming."""
+        # Not in `setup`, which Lightning calls before `configure_model`.
         self._layers = find_layers(pl_module, self.adapter)
         if not self._layers:
             raise ValueError(
@@ -144,6 +145,7 @@ class RankAllocationCallback(Callback):
     ) -> None:
         """Add the penalties' gradients to that of the loss: DEM's until the freeze."""
         allocator, settings = self.allocator, self.settings
+        # Lightning calls this for each optimizer of a module, and one has the adapters.
         if allocator is None or settings is None or inner(optimizer) is not self._optimizer:
             return
         eta = 0.0 if allocator.frozen else settings.eta
@@ -252,11 +254,13 @@ def total_steps(trainer: Trainer, module: LightningModule) -> int:
     Raises:
         ValueError: it does not know them.
     """
+    # Lightning's own count divides by the accumulation of the moment.
     if _accumulation_changes(trainer):
         raise _unknown_steps("accumulate_grad_batches changes between epochs")
     if not module.automatic_optimization:
         raise _unknown_steps("the module steps its optimizers itself")
     steps = trainer.estimated_stepping_batches
+    # Infinity or -1 is what Lightning gives where nothing ends the training.
     if not math.isfinite(steps) or steps < 1:
         raise _unknown_steps(
             "the training has no end: no max_steps, and data or epochs without a length"
@@ -289,6 +293,7 @@ def remaining_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> torch
     Lightning unscales before the step, but for fused optimizers, which do so themselves.
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
+    # torch's own scaler tells fused optimizers by this attribute.
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return None
     return torch.tensor(scaler.get_scale())

@@ -38,6 +38,7 @@ def adapter_to_gate(layers: dict[str, Any], adapter: str | None) -> str:
             "the model has no LoRA layers of PEFT: make it with peft.get_peft_model(model, "
             "peft.LoraConfig(...)) first"
         )
+    # PEFT's `r` of a layer is a dict, with an entry for each adapter.
     present = _names(layer.r for layer in layers.values())
     if adapter is not None:
         if adapter not in present:

@@ -184,6 +184,7 @@ def make_allocator(model: nn.Module, total: int, adapter: str | None = None) -> 
     layers = gated_layers(model, adapter)
     if not layers:
         raise ValueError("the model has no gated layers: call attach(model, target=...) first")
+    # One call gates all layers of an adapter, so that the first has the settings of all.
     settings = next(iter(layers.values())).gate.settings
     if settings is None:
         raise ValueError("attach(model) was given no target: give attach(model, target=...)")

@@ -70,6 +70,7 @@ class DynaRankConfig(AllocationSettings, peft.LoraConfig):  # type: ignore[misc]
         # By name: super() would reach AllocationSettings alone.
         peft.LoraConfig.__post_init__(self)
         pattern = self.rank_pattern or {}
+        # A rank_pattern may give layers more than r. Their mean is checked when they are gated.
         largest = max([self.r, *pattern.values()])
         if self.target > largest:
             raise ValueError(

@@ -20,6 +20,7 @@ FILE = "dynarank.safetensors"
 """The file's name in a checkpoint's folder."""
 _LAST_FILE = "trainer_state.json"
 """The last file that transformers' Trainer writes into a checkpoint."""
+# B is not among them: no gate changes it, and the checkpoint's plain adapter holds it.
 _PARTS = ("lora_A", "lora_c", "mask")
 _MOMENTS = ("mean", "deviation")
 
@@ -29,6 +30,7 @@ def raw_factors(layers: Mapping[str, GatedLayer]) -> dict[str, Tensor]:
     tensors = {}
     for name, layer in layers.items():
         for part in _PARTS:
+            # `cpu()` copies nothing that is there already, and training goes on changing that.
             tensors[f"{name}.{part}"] = getattr(layer, part).detach().cpu().clone()
     return tensors
 
@@ -72,6 +74,7 @@ def write_state(path: Path, allocator: RankAllocator, layers: Mapping[str, Gated
     state["has_sensitivity"] = moments is not None
     # A kill while it is written leaves no half of a file under the name that is read.
     partial = path.with_name(path.name + ".partial")
+    # Metadata of a safetensors file is text alone.
     save_file(tensors, partial, metadata={"allocator": json.dumps(state)})
     partial.replace(path)
 

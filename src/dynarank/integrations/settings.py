@@ -144,6 +144,7 @@ class AllocationSettings:
         costs = [component_parameters(layer) for layer in layers.values()]
         if self.cost_aware:
             cheapest = min(costs)
+            # Where not even the cheapest fits, nothing is kept.
             kept = round_half_up(self.target * sum(costs)) // cheapest
             # What one component of the cheapest layer takes of a budget of one a layer.
             smallest_target = cheapest / sum(costs)
@@ -151,6 +152,7 @@ class AllocationSettings:
             kept = schedule.keep(schedule.total, len(costs))
             smallest_target = 1 / len(costs)
         if kept < 1:
+            # Upwards, so that the target which the message names is enough.
             rounded_up = math.ceil(1000 * smallest_target) / 1000
             raise ValueError(
                 f"target = {self.target:g}: over {len(costs)} layers this is less than one "

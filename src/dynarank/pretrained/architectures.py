@@ -103,6 +103,7 @@ def _decoder(
         attention_outputs=(attention_output,),
         feedforward_outputs=(feedforward_output,),
         position_table=position_table,
+        # For the reason that stands in `_like_llama`.
         takes_prompt=False,
     )
 

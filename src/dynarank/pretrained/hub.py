@@ -44,8 +44,10 @@ class HubConfig:
 class ModelConfig:
     """The pretrained model to adapt."""
 
+    # `.path` is the field beside this one; config/schema.py defines `basename`.
     name: str = "${basename:${.path}}"
     """A short name for folders and tables; the last part of the path unless given."""
+    # Hydra's mark of a value that has no default and must be given.
     path: Annotated[str, UserPath()] = "???"
     """A hub id, a local folder, or package:MODULE/FOLDER for one that an installed package
     carries."""
@@ -191,6 +193,7 @@ def warn_of_remote_code(config: ModelConfig, source: Source) -> None:
     """Log whose code will run, and whether it can change without the user's doing."""
     if not config.trust_remote_code:
         return
+    # A local folder changes by the user's own hand, and a commit, unlike a branch, never.
     pinned = Path(source.path).is_dir() or COMMIT.fullmatch(config.revision or "") is not None
     branch = config.revision or "main"
     warning = (

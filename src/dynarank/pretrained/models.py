@@ -73,6 +73,7 @@ def check_fit(config: ModelConfig, source: Source, task: TaskModel) -> None:
             f"model.path = {config.path}: {task.config.name} fits {' and '.join(fitting)} models, "
             f"and {settings.model_type} is {article} {kind}. Ones that fit: {examples}"
         )
+    # config.json's `auto_map` names the classes that come with a model, by auto class.
     own_code = getattr(settings, "auto_map", None) or {}
     brings_class = config.trust_remote_code and task.auto_class in own_code
     if not brings_class and not has_model_class(task.auto_class, settings):
@@ -214,6 +215,7 @@ def head_modules(model: PreTrainedModel, missing: set[str]) -> list[str]:
             "from its task head. Choose another model"
         )
     beside = [name for name, child in children.items() if name != body and _has_parameters(child)]
+    # Inside the body, too: a pooler, say, that the checkpoint lacks.
     fresh = [
         parameter.rpartition(".")[0]
         for parameter in sorted(missing)
@@ -251,6 +253,7 @@ def positions(model: nn.Module) -> int | None:
 def prompt_vectors(model: Any) -> int:
     """Return how many trained vectors stand before a text, as prompt tuning puts them there."""
     adapters = getattr(model, "peft_config", {})
+    # PEFT's name of an adapter that was given none.
     return int(getattr(adapters.get("default"), "num_virtual_tokens", 0))
 
 

@@ -24,6 +24,7 @@ def widen_head(model: PreTrainedModel, head: Sequence[str], dtype: torch.dtype) 
         if name.startswith(f"{model.base_model_prefix}."):
             module.register_forward_hook(_cast_output(dtype))
     logits = model.get_output_embeddings()
+    # So no loss is computed of narrow numbers.
     if not head and logits is not None:
         logits.register_forward_hook(_cast_output(torch.float32))
 

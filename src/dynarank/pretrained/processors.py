@@ -24,6 +24,7 @@ from dynarank.pretrained.loading import load_auto
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# A wide and a tall one: what keeps an image's proportions shows by them.
 PROBE_SIZES = ((37, 61), (80, 48))
 """Heights and widths of blank images that are processed to see what becomes of any."""
 
@@ -90,6 +91,7 @@ def agree_on_images(field: str, processor: Any, model: PreTrainedModel, auto_cla
     mode = image_mode(model)
     blank = [Image.new(mode, (width, height)) for height, width in PROBE_SIZES]
     try:
+        # One at a time: images that come out in different sizes do not stack.
         first, second = (processor(images=[image], return_tensors="pt") for image in blank)
     except Exception as error:  # wrong settings raise any kind
         raise UserError(
