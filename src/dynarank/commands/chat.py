@@ -156,6 +156,7 @@ def _room(model: Any, max_answer: int) -> int | None:
     Raises:
         UserError: an answer alone would take all the positions of the model.
     """
+    # A model of images and texts keeps the sizes of its language model in a part of its own.
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return None
