@@ -218,6 +218,7 @@ def inline_svg(picture_svg: str) -> str:
     for element in ("style", "metadata"):
         pattern = rf"<{element}.*?</{element}>"
         svg = re.sub(pattern, "", svg, count=1, flags=re.DOTALL)
+    # matplotlib writes colours in small letters, as `fill: #0072b2` in an attribute `style`.
     page_colours = {
         "#000000": "currentColor",
         "#ffffff": "none",

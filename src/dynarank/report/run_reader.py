@@ -122,6 +122,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     try:
         for name, value in _flatten(content, ""):
+            # YAML takes a number of any length in hexadecimal digits.
             if isinstance(value, int) and abs(value) > LARGEST_SETTING:
                 raise UnreadableFile(path, f"is damaged ({name[:60]} is a huge number)")
             settings[name] = value
