@@ -113,6 +113,7 @@ ARMS = {
     "random": Arm((*_DYNARANK, *_ORTHOGONAL_A, *_BY_CHANCE), 5e-3, rate_of="dynarank"),
     "dynarank_alpha_8": Arm(_ALPHA_8, 1e-3),
     "dynarank_alpha_1": Arm(_ALPHA_1, 2e-3),
+    # method.rate_power calms large components, which these are not.
     "dynarank_alpha_1_power_0": Arm((*_ALPHA_1, "method.rate_power=0"), 2e-3),
     "dynarank_orthogonal": Arm(_ORTHOGONAL, 2.5e-3),
     # From one component on it starts at its budget, so that nothing is pruned.
