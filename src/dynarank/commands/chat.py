@@ -92,6 +92,7 @@ def chat(options: argparse.Namespace) -> None:
         over_budget=options.over_budget,
         task=task,
     )
+    # For rows, `features` does it, which a conversation does not pass.
     task.prepare(predictor.tokenizer, predictor.model)
     task.config.max_answer = options.max_answer
     system = task.config.system if options.system is None else options.system or None

@@ -191,6 +191,7 @@ def shared_memory() -> Iterator[Check]:
 
 def ignored() -> Iterator[Check]:
     """Note where the working folder is in a repository of git that would pick up runs."""
+    # A file in it: the pattern outputs/ is for folders, and before the first run there is none.
     command = ["git", "check-ignore", "--quiet", "outputs/x"]
     try:
         code = subprocess.run(command, capture_output=True, timeout=GIT_SECONDS).returncode
