@@ -202,6 +202,7 @@ def file_name(task: str) -> str:
     A name that had to be changed ends in a digest, so that `a/b` and `a_b` stay apart.
     """
     plain = re.sub(r"[^\w.-]", "_", task)
+    # File systems count a name's bytes, and a cut may fall inside a sign of several.
     short = plain.encode()[:LONGEST_NAME].decode("utf-8", "ignore")
     if short == task:
         return task
