@@ -41,7 +41,7 @@ def cells_of(path: Path) -> list[Cell]:
                     )
         return read_cells(path)
     except UserError:
-        raise
+        raise  # it is a ValueError, which the next clause would take
     except (OSError, ValueError, csv.Error) as error:
         reason = kind_and_first_line(error)
         raise UserError(f"{path}: cannot be read as a bench's file ({reason})") from None

@@ -79,10 +79,13 @@ def cost_of_method(config: TrainConfig, name: str) -> Cost:
     from dynarank.methods.base import MethodSize
     from dynarank.pretrained.models import resolve_targets
 
+    # One for each method: to count what a method takes is to adapt the model by it.
     model, head = _empty_model(config)
     model_parameters = sum(parameter.numel() for parameter in model.parameters())
     targets = resolve_targets(config.model, model.config.model_type)
     try:
+        # Targets that the model lacks are a mistake under every method. What one of them alone
+        # cannot adapt is a note in its row.
         find_linears(model, targets, head)
     except ValueError as error:
         raise UserError(f"model.targets: {error}") from None

@@ -86,9 +86,10 @@ def measure_moments(
     loaded = load_run(adapter, hub, base, over_budget=True, task=task)
     moments = Moments(factors)
     for name, module in loaded.model.named_modules():
+        # PEFT's names begin so, and `factors` has the plain model's.
         key = name.removeprefix("base_model.model.")
         if key in factors and hasattr(module, "lora_A"):
-            (lora_A,) = module.lora_A.values()
+            (lora_A,) = module.lora_A.values()  # PEFT has one for each adapter
             lora_A.register_forward_pre_hook(partial(moments.see, key))
     predictor = Predictor(task, loaded.model.eval(), loaded.tokenizer)
     predictor(checked, batch_size=1)

@@ -92,6 +92,7 @@ def chat(options: argparse.Namespace) -> None:
         over_budget=options.over_budget,
         task=task,
     )
+    # For rows, `features` does it, which a conversation does not pass.
     task.prepare(predictor.tokenizer, predictor.model)
     task.config.max_answer = options.max_answer
     system = task.config.system if options.system is None else options.system or None
@@ -156,6 +157,7 @@ def _room(model: Any, max_answer: int) -> int | None:
     Raises:
         UserError: an answer alone would take all the positions of the model.
     """
+    # A model of images and texts keeps the sizes of its language model in a part of its own.
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return None

@@ -132,6 +132,7 @@ def check_writable(field: str, folder: Path) -> None:
         field: what the user gave, for the message.
     """
     try:
+        # os.access is not enough: where it says yes, a write may fail, as on a network drive.
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder):
             pass
     except OSError as error:
@@ -148,10 +149,12 @@ def replaced_file(path: Path) -> Iterator[Path]:
     folder beside `path`, because a rename is atomic only within a file system. Its permissions are
     the usual ones of a new file (0644 under the usual umask).
     """
+    # A folder, because a temporary file of Python's would be readable by its owner alone.
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    # The new name is a change of the folder, which a stop of the machine could undo.
     sync_folder(path.parent)

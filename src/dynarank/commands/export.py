@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(rank_pattern_text(adapter), end="")
             return
         if options.out is None:
+            # For --dry-run, too, which names the files and their sizes.
             with tempfile.TemporaryDirectory() as folder:
                 options.out = Path(folder) / "adapter"
                 write_export(adapter, options)
@@ -52,6 +53,7 @@ def write_export(adapter: Path, options: argparse.Namespace) -> None:
     from dynarank.pretrained.hub import HubConfig
 
     if options.push_to_hub is not None:
+        # Before the export is made, which a name that the hub refuses would waste.
         check_repository(options.push_to_hub)
     if options.format == MERGED:
         hub = HubConfig(options.hub_root)
@@ -167,6 +169,7 @@ def copy_adapter(adapter: Path, out: Path) -> None:
 
     origin = read_origin(adapter)
     if origin.is_peft_adapter:
+        # An empty folder may be there (`refuse_bad_folder`).
         shutil.copytree(adapter, out, dirs_exist_ok=True)
         sync_files(out)
         return

@@ -62,7 +62,7 @@ def devices() -> Iterator[Check]:
         yield Check("device", OK, "Apple GPU (mps)")
         return
     yield Check("device", OK, f"CPU ({torch.backends.cpu.get_cpu_capability()})")
-    if shutil.which("nvidia-smi"):
+    if shutil.which("nvidia-smi"):  # it comes with the driver
         reason = "torch finds no driver that suits it"
         if torch.version.cuda is None:
             reason = "this torch is built without CUDA"
@@ -82,6 +82,7 @@ def memory() -> Iterator[Check]:
     gib: dict[str, float] = {}
     for line in table.read_text().splitlines():
         name, _, size = line.partition(":")
+        # Not MemFree: it leaves out what the system's caches give back to whoever asks.
         if name in ("MemAvailable", "MemTotal"):
             kilobytes = int(size.split()[0])
             gib[name] = kilobytes * 1024 / GIB
@@ -190,6 +191,7 @@ def shared_memory() -> Iterator[Check]:
 
 def ignored() -> Iterator[Check]:
     """Note where the working folder is in a repository of git that would pick up runs."""
+    # A file in it: the pattern outputs/ is for folders, and before the first run there is none.
     command = ["git", "check-ignore", "--quiet", "outputs/x"]
     try:
         code = subprocess.run(command, capture_output=True, timeout=GIT_SECONDS).returncode

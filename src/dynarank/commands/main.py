@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in HELP:
         print(usage())
-        sys.exit(0 if words else USER_ERROR)
+        sys.exit(0 if words else USER_ERROR)  # help that was asked for is no mistake
     if words[0] == "--version":
         print(f"dynarank {__version__}")
         return

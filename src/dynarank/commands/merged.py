@@ -43,6 +43,7 @@ def write_merged(
     loaded = load_run(adapter, hub, base, over_budget=True, widen=True)
     model = loaded.model
     notes = []
+    # A method that trains the whole model leaves no update beside it.
     if isinstance(model, peft.PeftModel):
         notes += untie_to_merge(model)
         config = loaded.origin.model_config()

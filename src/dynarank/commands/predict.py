@@ -211,6 +211,7 @@ def _joined(
     carried += [name for name in kept if name not in carried]
     values = {name: rows[name][:] for name in carried}
     number = _free_name(ROW_NUMBER, carried, "number_of_")
+    # An input without rows was refused, and all records have the same fields.
     names = {name: _free_name(name, carried, "predicted_") for name in records[0]}
     for name, other in names.items():
         if other != name:

@@ -12,6 +12,7 @@ def check_repository(name: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    # The hub's own check takes a name without an owner, too.
     reason = "" if "/" in name else "it names no owner"
     try:
         validate_repo_id(name)

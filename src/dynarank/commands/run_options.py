@@ -123,6 +123,7 @@ def settings_as_options(column: str = r"--column \1=NAME") -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
+        # In this order: the last one would change what the first one looks for.
         for setting, advice in (
             (r", or set task\.columns\.id=null", ""),
             (r", or (name all in )?task\.labels", ""),

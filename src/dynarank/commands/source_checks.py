@@ -124,6 +124,7 @@ def first_command() -> Check:
     missing = []
     for kind, path in (("models", FIRST_MODEL), ("datasets", FIRST_DATA)):
         try:
+            # The setting is for the error's text, which nobody sees here.
             locate(kind, "model.path", path, root)
         except UserError:
             missing.append(path)

@@ -104,6 +104,7 @@ def read_rows(path: str, form: str | None, read: Callable[[str, str], Dataset]) 
         try:
             return read("--input", str(copy))
         except UserError as error:
+            # The user has named no file.
             raise UserError(str(error).replace(str(copy), STANDARD)) from None
 
 
@@ -115,4 +116,5 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         try:
             write_file(temporary, rows)
         except UserError as error:
+            # The user has named the output, and not the file beside it that is written first.
             raise UserError(str(error).replace(str(temporary), str(path))) from None

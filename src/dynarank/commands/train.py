@@ -68,4 +68,5 @@ def train(composed: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    # A sweep's runs start here (`command_to_start`).
     main()

@@ -36,6 +36,7 @@ def user_errors(conf: Path) -> Iterator[None]:
     try:
         refuse_pickle(sys.argv[1:])
         refuse_mistakes(sys.argv[1:], conf)
+        # A sweep's points are checked together once all are composed (`point_checks`).
         is_sweep = bool({"-m", "--multirun"} & set(sys.argv[1:]))
         with guarded(check_values=not is_sweep):
             yield
@@ -106,6 +107,7 @@ def find_full_disk(error: BaseException | None) -> OSError | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return error
+        # Libraries wrap it in errors of their own, or fail again while they clean up after it.
         error = error.__cause__ or error.__context__
     return None
 
@@ -113,6 +115,8 @@ def find_full_disk(error: BaseException | None) -> OSError | None:
 def _is_raised_by_hydra(error: Exception) -> bool:
     """Return whether Hydra raised it while it made the run's folder, rather than our code."""
     trace, last = error.__traceback__, ""
+    # The innermost frames are Python's own, which make the folder: the last of Hydra's or of ours
+    # says whose call it was.
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")
         if module.startswith(("hydra", "dynarank")):

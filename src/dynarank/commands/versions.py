@@ -60,6 +60,7 @@ def _parse(stated: str) -> Requirement | None:
 
     parsed = Stated(stated)
     marker = parsed.marker
+    # A marker may name the extra that a package is for. What needs none is the library's own.
     always = marker is None or marker.evaluate({"extra": ""})
     in_training = marker is None or marker.evaluate({"extra": EXTRA})
     if not always and not in_training:

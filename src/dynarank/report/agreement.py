@@ -63,7 +63,7 @@ def agreement_matrix(groups: Sequence[Sequence[Run]]) -> np.ndarray:
     for group in groups:
         places.append(slice(len(runs), len(runs) + len(group)))
         runs += group
-    rho = correlations(runs)
+    rho = correlations(runs)  # (runs, runs)
     seeds = np.asarray([run.seed for run in runs])
     means = np.full((len(groups), len(groups)), np.nan)
     for row, group in enumerate(groups):

@@ -38,6 +38,7 @@ def run_baseline(run: Run) -> Baseline | None:
 
 def task_baseline(table: Table, task: str) -> Baseline | None:
     """Return the baseline of a task; None where runs record none, or not the same."""
+    # A run that records none adds None, and so counts as one that differs.
     found = {run_baseline(run) for run in table.runs() if run.task == task}
     return found.pop() if len(found) == 1 else None
 

@@ -72,6 +72,7 @@ def marked(text: str) -> Markup:
 
 
 def _shown(section: Section) -> dict[str, object]:
+    # For the links at the top of the page.
     short = re.sub(r"^(\d)\..*", r"Question \1", section.title)
     return {
         "title": section.title,

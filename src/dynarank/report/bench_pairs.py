@@ -103,6 +103,7 @@ def compared(cells: Sequence[Cell], untuned: bool = False) -> list[Cell]:
         cells: of the bench.
         untuned: whether arms of one rate throughout are among them. They are another arm's runs.
     """
+    # Not by arm, because an arm may take the rate of another.
     tuning: dict[tuple[str, float], list[Cell]] = {}
     for cell in cells:
         if is_tuning(cell):
@@ -115,6 +116,7 @@ def compared(cells: Sequence[Cell], untuned: bool = False) -> list[Cell]:
         key = (cell.arm, cell.task, cell.budget)
         if key not in rates:
             rates[key] = best_rate(tuning.get((cell.task, cell.budget), []), *key)
+        # None: this version lacks the arm, or its tuning is not over.
         if rates[key] in (None, cell.lr):
             chosen.append(cell)
     return chosen
@@ -238,7 +240,7 @@ def effect_interval(values: Sequence[float], seed: int = 0) -> tuple[float, floa
     if len(values) < LEAST_PAIRS or max(values) - min(values) <= SAME_DIFFERENCE:
         return math.nan, math.nan
     places = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    drawn = np.asarray(values)[places]
+    drawn = np.asarray(values)[places]  # (resamples, pairs)
     sds = drawn.std(axis=1, ddof=1)
     # A draw of one pair alone, over and over, has no effect size.
     varied = sds > SAME_DIFFERENCE

@@ -193,6 +193,7 @@ def _places(cells: Sequence[Cell]) -> Grid:
             of_kind = by_matrix[kind :: len(KINDS)]  # that matrix of every layer
             shares.append(sum(of_kind) / total)
         layers = len(by_matrix) // len(KINDS)
+        # Matrices come layer by layer, so that the upper half of the layers is the end of the list.
         first_of_upper = (layers // 2) * len(KINDS)
         shares.append(sum(by_matrix[first_of_upper:]) / total)
         percents = [f"{100 * share:.0f}" for share in shares]

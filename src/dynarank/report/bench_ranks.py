@@ -128,12 +128,14 @@ def _repeat(
     first = np.array([row_of[one] for one, _ in pairs])
     second = np.array([row_of[other] for _, other in pairs])
     mean = mean_correlation(ranks, first, second)
+    # A seed of its own, so that the same cells give the same page.
     rng = np.random.default_rng(0)
     matrices = ranks.shape[1]
     resampled, by_chance = [], []
     scaled = standardized(ranks)
     below = places_below(ranks)
     for _ in range(DRAWS):
+        # Matrices drawn with replacement, for the interval: how often each comes.
         times = np.bincount(rng.integers(matrices, size=matrices), minlength=matrices)
         resampled.append(resampled_correlation(below, times, first, second))
         # Shuffled after scaling, which no order changes: ranks need not be sorted anew each time.

@@ -68,6 +68,7 @@ def spreads(cells: Sequence[Cell]) -> list[Spread]:
             arms = table.setdefault((cell.budget, cell.task), {})
             arms.setdefault(cell.arm, {})[cell.seed] = cell.score
     found = []
+    # By budget alone: the order of tasks stays that of the file.
     for (budget, task), arms in sorted(table.items(), key=lambda item: item[0][0]):
         # With it, no two seeds would be common to all, and the task would be gone.
         fixed = {arm: arms[arm] for arm in FIXED if len(arms.get(arm, ())) >= 2}
@@ -96,7 +97,7 @@ def _spread(
     drawn: Sequence[float],
 ) -> Spread:
     names = tuple(arms)
-    scores = np.empty((len(names), len(seeds)))
+    scores = np.empty((len(names), len(seeds)))  # (placements, seeds)
     for row, arm in enumerate(names):
         scores[row] = [arms[arm][seed] for seed in seeds]
     between, p = variance_between(scores)
@@ -134,6 +135,8 @@ def variance_between(scores: np.ndarray) -> tuple[float, float]:
     rest_freedom = (rows - 1) * (columns - 1)
     row_square = columns * float(row_means.var(ddof=1))
     rest_square = float((rest**2).sum()) / rest_freedom
+    # A row's mean varies by the row's own part and by the rest over `columns`. By chance the
+    # difference may fall below zero.
     between = math.sqrt(max(0.0, (row_square - rest_square) / columns))
     # So small are the squares of rounding errors alone, whose ratio says nothing.
     if rest_square <= 1e-24:

@@ -111,6 +111,7 @@ def standings(table: Table) -> list[Standing]:
     """Return how the settings stand, for every task in the table's order."""
     pairs: list[tuple[str, Setting, Setting]] = []
     for task in table.tasks:
+        # In the order of the means, so that `first` is the higher of each two.
         for first, second in itertools.combinations(table.order(task), 2):
             pairs.append((task, first, second))
     corrected = holm(_p_values(table, pairs))

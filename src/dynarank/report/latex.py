@@ -149,6 +149,7 @@ def _block(table: Table, settings: list[Setting], sized: bool) -> list[str]:
             average = own_means[-1]
             cells.append("--" if math.isnan(average) else f"{average:.2f}")
         for column, (mean, top) in enumerate(zip(own_means, tops, strict=True)):
+            # NaN equals nothing, so that nothing is bold where there is no highest.
             if mean == top:
                 cells[column] = rf"\textbf{{{cells[column]}}}"
         pairs = zip(table.keys, setting, strict=True)

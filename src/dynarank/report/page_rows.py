@@ -21,6 +21,7 @@ def folder_name(folder: Path, places: Sequence[Path]) -> str:
     """Return a run's folder as its path below the folder that was asked for."""
     for place in places:
         if folder.is_relative_to(place):
+            # Of `.`, which may be a run's own folder, the name is to be found first.
             return str(folder.relative_to(place)) if folder != place else folder.resolve().name
     return os.path.relpath(folder)
 

@@ -202,6 +202,7 @@ def file_name(task: str) -> str:
     A name that had to be changed ends in a digest, so that `a/b` and `a_b` stay apart.
     """
     plain = re.sub(r"[^\w.-]", "_", task)
+    # File systems count a name's bytes, and a cut may fall inside a sign of several.
     short = plain.encode()[:LONGEST_NAME].decode("utf-8", "ignore")
     if short == task:
         return task
@@ -218,6 +219,7 @@ def inline_svg(picture_svg: str) -> str:
     for element in ("style", "metadata"):
         pattern = rf"<{element}.*?</{element}>"
         svg = re.sub(pattern, "", svg, count=1, flags=re.DOTALL)
+    # matplotlib writes colours in small letters, as `fill: #0072b2` in an attribute `style`.
     page_colours = {
         "#000000": "currentColor",
         "#ffffff": "none",

@@ -66,6 +66,7 @@ def _draw_panel(axes: Axes, budget: float, panel: Sequence[Difference], edge: fl
     axes.axvline(0, color=BLACK, linewidth=0.8)
     for row, one in enumerate(panel):
         scores = one.scores
+        # NaN, of too few tasks for an interval, draws nothing.
         axes.plot([one.task_low, one.task_high], [row, row], color=BLUE, linewidth=1)
         axes.plot([scores.low, scores.high], [row, row], color=BLUE, linewidth=3.5)
         filled = BLUE if one.verdict else "#ffffff"

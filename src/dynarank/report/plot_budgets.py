@@ -82,6 +82,7 @@ def _panels(table: Table, task: str) -> tuple[str, list[tuple[Any, list[Run]]]] 
         if len(layouts) != 1:
             continue
         budget = runs[0].settings.get("budget.target", runs[0].results.get("budget_target"))
+        # Of settings that differ in their start alone, the best comes first, and stays.
         families.setdefault(_without_budget(table, setting), {}).setdefault(budget, runs)
     if not families:
         return None
@@ -126,6 +127,7 @@ def _panel(axes: Axes, runs: Sequence[Run], named: bool, numbered: bool) -> Axes
         if np.isnan(rank):
             continue
         # Black and white themselves would become the page's colours (`inline_svg`).
+        # cividis runs from dark blue to light yellow.
         colour = "#111111" if rank > 0.6 * largest else "#fefefe"
         # From 9.95 on, a decimal would make a fourth sign, for which a cell has no room.
         text = f"{rank:.0f}" if rank >= 9.95 or rank == int(rank) else f"{rank:.1f}"

@@ -133,6 +133,7 @@ def draw_budgets(table: Table, task: str) -> Figure | None:
     for setting, runs in settings.items():
         look = look_by_setting[setting]
         draw_band(top, runs, "budget/scheduled", look)
+        # The history counts them over the whole model, and the scheduled budget a matrix.
         with_nonzero = [run for run in runs if "budget/nonzero" in run.history]
         if with_nonzero:
             per_matrix = 1 / max(1, len(runs[0].ranks))

@@ -141,6 +141,7 @@ def _logarithmic(axes: Axes, positive: Sequence[float], zero: bool) -> None:
             if low / 1.1 <= tick <= high * 1.1:
                 ticks.append(tick)
     if zero:
+        # Linear up to the smallest size, so that zero has a place.
         axes.set_xscale("symlog", linthresh=low, linscale=0.5)
     else:
         axes.set_xscale("log")
@@ -197,6 +198,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
     Nearness is in the least-squares sense: without the gaps, that is an isotonic regression.
     """
+    # With its share of the gaps taken off, a place must only be no lower than the one before.
     steps = np.arange(len(wanted)) * gap
     level = isotonic_regression(np.asarray(wanted) - steps).x
     return [float(place) for place in level + steps]

@@ -147,6 +147,7 @@ def draw_rank_agreement(table: Table, task: str) -> Figure | None:
     for (row, column), value in np.ndenumerate(matrix):
         text = "-" if math.isnan(value) else f"{value:+.2f}"
         # Black and white themselves would become the page's colours (`inline_svg`).
+        # RdBu is dark at both ends.
         colour = "#fefefe" if abs(value) > 0.65 else "#111111"
         fontsize = 10 if count <= 8 else 8
         axes.text(column, row, text, ha="center", va="center", fontsize=fontsize, color=colour)

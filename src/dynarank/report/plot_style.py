@@ -141,6 +141,7 @@ def mark_freeze(axes: Axes, table: Table, task: str) -> None:
     steps = set()
     for setting in table.settings:
         for run in table.cell(setting, task):
+            # A single one may be the final ranks, at the run's last step (`read_run`).
             if len(run.prunings) > 1:
                 steps.add(run.prunings[-1][0])
     if not steps or max(steps) > 1.02 * min(steps):

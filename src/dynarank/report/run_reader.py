@@ -58,6 +58,7 @@ _SettingsLoader.yaml_implicit_resolvers = {
     letter: _without_dates(resolvers)
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+# PyYAML takes a number with an exponent and no point, as 1e-4, for text.
 _SettingsLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
@@ -122,6 +123,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     try:
         for name, value in _flatten(content, ""):
+            # YAML takes a number of any length in hexadecimal digits.
             if isinstance(value, int) and abs(value) > LARGEST_SETTING:
                 raise UnreadableFile(path, f"is damaged ({name[:60]} is a huge number)")
             settings[name] = value
@@ -228,7 +230,7 @@ def read_history(path: Path) -> pd.DataFrame:
     if not text.strip() or "step" not in table:
         raise UnreadableFile(path, "is damaged (it has no column 'step')")
     for column, kind in table.dtypes.items():
-        if getattr(kind, "kind", "O") not in "iufb":
+        if getattr(kind, "kind", "O") not in "iufb":  # whole numbers, floats and booleans alone
             raise UnreadableFile(path, f"is damaged (column {str(column)[:60]!r} holds text)")
     # Without a copy, pandas gives a view that cannot be written.
     values = table.to_numpy(dtype=float, copy=True)

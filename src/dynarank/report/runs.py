@@ -213,6 +213,7 @@ def run_folders(places: Sequence[Path]) -> Iterator[Path]:
             )
         for config in sorted(place.rglob(CONFIG)):
             folder = config.parent.parent
+            # Named twice, or by a link, it is one run all the same.
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())
                 yield folder

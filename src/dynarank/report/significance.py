@@ -187,7 +187,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     tested.sort(key=lambda index: p_values[index])
     largest_so_far = 0.0
     for position, index in enumerate(tested):
+        # The smallest p is multiplied by the number of all, the next by one less, and so on.
         corrected = min(1.0, (len(tested) - position) * p_values[index])
+        # No p may come out below that of a smaller one.
         largest_so_far = max(largest_so_far, corrected)
         adjusted[index] = largest_so_far
     return adjusted
@@ -200,5 +202,6 @@ def chance_correlation(n: int) -> float:
     """
     if n < 3:
         return 1.0
+    # t = r sqrt((n - 2) / (1 - r^2)) of a correlation r, solved for r.
     t = float(stats.t.ppf((1 + LEVEL) / 2, n - 2))
     return t / math.sqrt(n - 2 + t * t)

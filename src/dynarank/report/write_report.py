@@ -52,6 +52,7 @@ def write_report(
     content = Report(
         title=_title(folders),
         places=folders,
+        # `replace` makes a new table, without the summaries that the first one has kept.
         tables=(table, replace(table, last=not last)),
         reference=reference,
         runs=table.runs(),

@@ -20,6 +20,7 @@ from dynarank.allocation.config import BudgetConfig
 TUNING_SEEDS = (100, 101)
 """Seeds that choose the rates, and that no comparison uses: the grid runs on the first."""
 SEEDS = (1, 2, 3, 4, 5)
+# The fine classes are not learned in one epoch (docs/science.md).
 TASKS = ("sst2", "tweets", "products", "editorials", "questions", "fine_questions:longer")
 BUDGETS = (0.25, 0.5, 1.0, 8.0)
 MOST_EXTENSIONS = 4
@@ -29,12 +30,12 @@ FIRST_ARMS = ("lora_even", "lora_feed_forward", "dynarank", "random", "adalora")
 COMMON = "experiment=does_it_pay"
 """What all cells share stands in that experiment, so that a cell can be run by hand."""
 SCALES = {
-    "small": (),
-    "longer": ("trainer.epochs=3", "budget.interval=15"),
+    "small": (),  # as experiment=does_it_pay has it
+    "longer": ("trainer.epochs=3", "budget.interval=15"),  # three times the steps, as many prunings
     "whole": (
         "task.max_train_rows=null",
         "task.max_validation_rows=null",
-        "trainer.epochs=null",
+        "trainer.epochs=null",  # the task's own
         "budget.interval=100",
     ),
 }
@@ -59,6 +60,8 @@ class Arm:
 
     def grid(self) -> list[float]:
         """Return the rates, each twice the last."""
+        # Doubling and halving are exact, and a csv gives floats back as they were: so rates may be
+        # compared by ==.
         return [self.lowest_rate * 2**step for step in range(self.rates)]
 
 
@@ -79,7 +82,9 @@ _ORTHOGONAL = ("method=dynarank_orthogonal", "method.alpha=8", _NO_DROPOUT)
 _BY_CHANCE = ("method.score=random", "method.score_seed={seed}")
 _GIVEN_RANKS = "method.rank_pattern_from={ranks}"
 _SHUFFLED = ("method.score=shuffled", "method.score_seed={seed}", _GIVEN_RANKS)
+# With null a component starts as large under any budget as in the paper's r8.
 _PAPER = ("method=dora", "method.alpha=null", _NO_DROPOUT)
+# As method=dynarank counts by itself, so that adapters of one budget are of one size.
 _BY_PARAMETERS = ("budget.unit=parameters", _NO_DROPOUT)
 _GLOBAL_SVD = ("method=global_svd", "method.alpha=8", *_BY_PARAMETERS)
 
@@ -114,6 +119,7 @@ ARMS = {
     "random": Arm((*_DYNARANK, *_ORTHOGONAL_A, *_BY_CHANCE), 5e-3, rate_of="dynarank"),
     "dynarank_alpha_8": Arm(_ALPHA_8, 1e-3),
     "dynarank_alpha_1": Arm(_ALPHA_1, 2e-3),
+    # method.rate_power calms large components, which these are not.
     "dynarank_alpha_1_power_0": Arm((*_ALPHA_1, "method.rate_power=0"), 2e-3),
     "dynarank_orthogonal": Arm(_ORTHOGONAL, 2.5e-3),
     # From one component on it starts at its budget, so that nothing is pruned.
@@ -128,9 +134,9 @@ ARMS = {
     "replayed": Arm((*_LORA, _GIVEN_RANKS), 1e-3, rate_of="lora_even", ranks_of="dynarank_alpha_8"),
     "absolute": Arm((*_ALPHA_8, "method.score=absolute"), 1e-3),
     "global_svd": Arm(_GLOBAL_SVD, 1e-3),
-    "compressed": Arm((*_GLOBAL_SVD, "budget.final=0"), 1e-3),
+    "compressed": Arm((*_GLOBAL_SVD, "budget.final=0"), 1e-3),  # cut at the end, and not trained on
     "gora": Arm(("method=gora", "method.alpha=8", *_BY_PARAMETERS), 1e-3),
-    "eva": Arm(("method=eva", "method.alpha=8", _NO_DROPOUT), 1e-3),
+    "eva": Arm(("method=eva", "method.alpha=8", _NO_DROPOUT), 1e-3),  # whole components alone
     "sora": Arm(("method=sora", "method.alpha=8", *_BY_PARAMETERS), 1e-3),
     "adalora": Arm(("method=adalora", *_BY_PARAMETERS), 5e-3),
     "paper": Arm(_PAPER, 1.25e-2),
@@ -172,6 +178,7 @@ class Cell:
         Args:
             ranks: the folder with the ranks that the arm is given, where it is given any.
         """
+        # The paper's own start, ceil(1.5 budget), wherever it is two or more.
         two = max(2, BudgetConfig(target=self.budget).initial)
         whole = max(1, math.ceil(self.budget))
         own = []

@@ -43,12 +43,14 @@ class Claims:
         """
         for cell in wanted:
             record = self._record(cell)
+            # A record that is not there names no process, as one that is damaged.
             if is_alive(record):
                 continue
             self._folder.mkdir(parents=True, exist_ok=True)
             facts = process_facts(os.getpid())
             owner = {"pid": os.getpid(), "host": socket.gethostname()}
             if facts is not None:
+                # By it another process that is given the same number later is told apart.
                 owner["started"] = facts.started
             record.write_text(json.dumps(owner))
             return cell
@@ -79,6 +81,7 @@ class Claims:
     def locked(self) -> Iterator[list[Cell]]:
         """Hold the file, which no other process then reads or writes, and give its cells."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        # A lock of its own in each call: then threads of one process wait for each other, too.
         with FileLock(self._lock):
             yield read_cells(self._file)
 

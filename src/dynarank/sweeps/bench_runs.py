@@ -128,6 +128,7 @@ class _Work:
                 return None, False
             cell = self._claims.take(wanted)
             if cell is not None:
+                # The file's lock keeps the other workers of this process out, too.
                 self._left -= 1
             return cell, True
 
@@ -170,6 +171,7 @@ def repeat_cells(file: Path, count: int) -> list[Repetition]:
     found = []
     for place in places:
         before = done[place]
+        # Without the figures, so that none of them can pass for one that was found again.
         plan = Cell(before.arm, before.task, before.budget, before.seed, before.lr)
         repetition = Repetition(before, run_cell(plan, environment, file))
         found.append(repetition)
@@ -229,6 +231,7 @@ def run_cell(
             process.terminate()
             process.wait()  # its folder is removed next
             raise
+        # An exit code of 0 does not say that there are results: see `Job.run`.
         if not is_finished(folder):
             last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             log.warning("failed: %s", last[-1] if last else "no output")
@@ -269,7 +272,7 @@ def _last_loss(history: Path) -> float:
     losses = []
     with history.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row.get("val/loss"):
+            if row.get("val/loss"):  # empty in the rows of training steps
                 losses.append(float(row["val/loss"]))
     return losses[-1] if losses else math.nan
 

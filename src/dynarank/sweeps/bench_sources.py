@@ -41,6 +41,7 @@ def given_ranks(file: Path, cell: Cell, folder: Path) -> str:
 
 def write_names(file: Path, names: Sequence[str]) -> None:
     """Write the matrices' names, in the order of the cells' ranks, beside the csv, once."""
+    # All cells adapt the same model, so that one list of names serves them all.
     path = file.with_name(NAMES)
     if names and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

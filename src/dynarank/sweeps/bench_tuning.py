@@ -92,6 +92,7 @@ def _best_of_both_seeds(
     """Return the finalist with the lowest finite mean loss; None where there is none."""
     means = {}
     for rate in _finalists(losses, lowest_wanted):
+        # Both callers have seen to it that every finalist ran on both seeds.
         means[rate] = fmean(losses[seed, rate] for seed in TUNING_SEEDS)
     finite = [rate for rate, mean in means.items() if mean < math.inf]
     # Of equal losses the lower rate, which is farther from a collapse.
@@ -165,6 +166,7 @@ def source_of(cells: Sequence[Cell], cell: Cell) -> Cell | None:
     assert arm is not None
     rate = best_rate(cells, arm, cell.task, cell.budget)
     wanted = (arm, cell.task, cell.budget, cell.seed, rate)
+    # A cell that failed has no ranks.
     return next((one for one in cells if one.key == wanted and one.ranks), None)
 
 

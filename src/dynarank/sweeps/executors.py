@@ -41,6 +41,7 @@ def _shared_threads(n_jobs: int) -> dict[str, str]:
     if n_jobs == 1:
         return {}
     threads = max(1, (os.cpu_count() or 1) // n_jobs)
+    # Threads that wait are to sleep, not to spin. The last is the name of GNU's OpenMP for that.
     shared = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     return {name: value for name, value in shared.items() if name not in os.environ}
 
@@ -149,6 +150,7 @@ class RayTasks:
             ("num_cpus", self.num_cpus, "CPU"),
             ("num_gpus", self.num_gpus, "GPU"),
         ):
+            # Ray lets a task that no machine can hold wait without an end.
             available = ray.cluster_resources().get(resource, 0)
             if wanted > available:
                 raise UserError(
@@ -161,6 +163,7 @@ class RayTasks:
         import ray
 
         # No retries: a run that was lost is taken up from its checkpoint by sweep.resume=true.
+        # A job is plain data, so that `Job.run` can be the task and the job its argument.
         task = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(Job.run)
         waiting = {}
         for job in jobs:
@@ -171,6 +174,7 @@ class RayTasks:
                 for done in ray.wait(list(waiting))[0]:
                     job = waiting.pop(done)
                     try:
+                        # A run that failed raises nothing, and says so in its folder.
                         ray.get(done)
                     except ray.exceptions.RayError as error:
                         reason = f"error: Ray ended it: {type(error).__name__}"

@@ -47,6 +47,8 @@ def varying(overrides: Sequence[str], all_overrides: Sequence[Sequence[str]], co
     Returns:
         a list of overrides; all of them where none differs.
     """
+    # A list to sweep is one text here, as it was typed, and a point has one of its values. So a
+    # text that stands both here and in a point is the same in all points.
     shared = set(config.hydra.overrides.task)
     if len(all_overrides) > 1:
         shared |= set(all_overrides[0]).intersection(*all_overrides)

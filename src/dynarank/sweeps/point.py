@@ -92,6 +92,7 @@ class Point:
 
 def _identifying(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that tell one run from another, sorted."""
+    # How a run is started or carried on does not make it another one.
     passing = ("sweep.", "resume.")
     return sorted(text for text in overrides if not text.lstrip("+").startswith(passing))
 
@@ -124,6 +125,7 @@ def sigterm_forwarded() -> Iterator[None]:
         # A copy, because the threads that wait for the runs change the list.
         for process in list(_running):
             process.send_signal(number)
+        # A second one would break off the wait for the runs' ends, which the first began.
         if first:
             raise SweepTerminated
 

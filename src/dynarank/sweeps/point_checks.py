@@ -84,6 +84,7 @@ def check_sources(configs: Sequence[TrainConfig]) -> None:
 
     checked = set()
     for config in configs:
+        # As text, because Python has no hash for dataclasses whose fields may be set.
         sources = (str(config.model), str(config.task), str(config.hub))
         if sources not in checked:
             checked.add(sources)

@@ -129,7 +129,7 @@ def start_server(environment: Mapping[str, str]) -> bool:
     """
     if not sys.platform.startswith("linux") or any(Path(file).exists() for file in GPU_DRIVERS):
         return False
-    if not _server_environment:
+    if not _server_environment:  # it is filled once the server runs
         # The server takes the environment that this process has when it starts it.
         before = dict(os.environ)
         set_forkserver_preload(PRELOADED)
@@ -186,10 +186,12 @@ def _run_command(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
+    # Not sys.stdout alone: what libraries in C and child processes print goes there, too.
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
+    # A SystemExit goes on to `multiprocessing`, which makes it the exit code.
     try:
         if command[1] == "-m":
             sys.argv = command[2:]  # run_module puts the module's path in the first place

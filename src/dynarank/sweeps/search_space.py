@@ -141,6 +141,7 @@ def _range(name: str, interval: Any) -> BaseDistribution:
             f"Or take 'tag(linear,interval({low},{high}))'"
         )
     kind = optuna.distributions
+    # Hydra makes the ends floats, unless the interval is wrapped: int(interval(2,8)).
     if isinstance(low, int) and isinstance(high, int):
         return kind.IntDistribution(low, high, log=scale_log)
     return kind.FloatDistribution(low, high, log=scale_log)

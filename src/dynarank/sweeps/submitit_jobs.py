@@ -133,6 +133,7 @@ class Submitit:
 
     def run(self, jobs: Sequence[Job], sweep: Path, progress: Progress) -> None:
         """Submit all jobs and wait for them, at most `n_jobs` at a time."""
+        # submitit puts each job's number in place of %j.
         folder = sweep.resolve() / "submitit" / "%j"
         executor = self._executor(folder)
         if self.cluster == "slurm":

@@ -87,6 +87,7 @@ def launch(
             "a point of a sweep would start a sweep of its own: "
             "take -m or hydra.mode out of its overrides"
         )
+    # First, because it begins the imports, which go on while the points are composed.
     executor.check()
     sampled = resume  # a sampling sweeper tells of its progress itself
     points = _compose_points(context, config, job_overrides, first, sampled)
@@ -216,6 +217,7 @@ def _jobs(
     for point in unfinished:
         differing = varying(point.overrides, all_overrides, config)
         environment = tracker_environment(group, experiment, differing)
+        # In full, because the process that fills it may be on another machine, in another folder.
         placed = replace(point, folder=point.folder.resolve())
         command = [
             *command_to_start(),

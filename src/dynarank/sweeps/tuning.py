@@ -174,6 +174,7 @@ class Tuning:
         goes on as it would have.
         """
         optuna = import_optuna()
+        # Made anew for each trial: a resume could not repeat the draws of one that went on.
         study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=n_startup_trials,
             multivariate=True,
@@ -229,6 +230,7 @@ class Tuning:
         """Return the command line that runs these settings alone."""
         words = command_to_print()
         fixed = without_housekeeping(self.space.fixed)
+        # That experiment would search again.
         words += [override for override in fixed if override != "experiment=tune"]
         words += [f"{name}={value}" for name, value in parameters.items()]
         if any(word.startswith("experiment=") for word in words):
