@@ -174,6 +174,20 @@ def test_a_bench_that_is_stopped_ends_its_runs(
     assert not (tmp_path / ".cells.csv.claims").exists()
 
 
+def test_cells_of_an_arm_that_is_no_more_are_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cells.csv"
+    kept = Cell("lora_even", "sst2", 0.25, 1, 1e-3, "accuracy", 0.8, 0.4)
+    for cell in (replace(kept, arm="gone"), kept, replace(kept, arm="gone", seed=2)):
+        append_cell(file, cell)
+    monkeypatch.setattr(bench_runs, "start_server", lambda _: False)
+    monkeypatch.setattr(bench_runs, "run_cell", lambda cell, *_: replace(cell, score=0.8, loss=0.4))
+    (repetition,) = bench_runs.repeat_cells(file, 3)
+    assert repetition.before == kept
+    assert repetition.equal
+
+
 def test_repeated_cells_are_compared_to_the_last_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,15 +209,12 @@ class RankAllocator:
         """Smooth the components' present scores into e (Eqs. 7 and 8)."""
         scores, ema = self.scorer.smoothed(self.ema, self.beta)
         if self.check_every_step:
-            self._check_finite(scores)  # before e is changed
+            check_scores(scores, self.names, self.sizes, self.t)  # before e is changed
         self.ema = ema  # an average that was once not finite stays so
 
     def check_finite(self) -> None:
         """Raise `FloatingPointError` if a score is not finite; waits for the device as prunings."""
-        self._check_finite(self.ema)
-
-    def _check_finite(self, scores: Tensor) -> None:
-        check_scores(scores, names=self.names, sizes=self.sizes, step=self.t)
+        check_scores(self.ema, self.names, self.sizes, self.t)
 
     @torch.no_grad()
     def prune(self, count: int) -> Tensor:

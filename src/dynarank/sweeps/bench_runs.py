@@ -22,7 +22,7 @@ from threading import Event
 from dynarank import __version__
 from dynarank.config.command_line import quote
 from dynarank.run_folder import HISTORY, is_finished, read_ranks, read_record, selected_score
-from dynarank.sweeps.bench import SEEDS, Cell, read_cells, same_run
+from dynarank.sweeps.bench import ARMS, SEEDS, Cell, read_cells, same_run
 from dynarank.sweeps.bench_claims import Claims
 from dynarank.sweeps.bench_sources import given_ranks, write_names
 from dynarank.sweeps.bench_tuning import pending
@@ -161,7 +161,11 @@ def repeat_cells(file: Path, count: int) -> list[Repetition]:
         file: the csv of cells.
         count: how many, spread over the file from its first to its last.
     """
-    done = [cell for cell in read_cells(file) if not math.isnan(cell.score)]
+    done = []
+    for cell in read_cells(file):
+        # Of an arm that this version has no more, nobody knows the settings.
+        if cell.arm in ARMS and not math.isnan(cell.score):
+            done.append(cell)
     count = min(count, len(done))
     last = len(done) - 1
     steps = max(1, count - 1)
