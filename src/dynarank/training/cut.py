@@ -29,6 +29,7 @@ def cut_run(trainer: Trainer, module: LightningModule) -> Cuts:
     for optimizer in trainer.optimizers:
         cut_optimizer(optimizer, cuts)
         left_out = _leave_out_untrained(optimizer) or left_out
+    # Where every parameter stayed, DDP's exchange stays as it was laid out, too.
     if not cuts and not left_out:
         return cuts
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
