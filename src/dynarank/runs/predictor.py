@@ -218,7 +218,7 @@ def load_run(
     processor = PROCESSORS[task.processor]
     tokenizer = processor.load(config, own_folder)
     check_tokenizer_digest(str(adapter), origin.digests, processor.digest(tokenizer))
-    if origin.is_whole_model:
+    if origin.is_whole_model:  # method=full
         config.sha256 = None  # it is the hash of the base model
         whole = load_pretrained(config, own_folder, task, tokenizer, head_is_trained=True)
         return LoadedRun(origin, task, whole.model, tokenizer)
