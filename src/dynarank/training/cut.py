@@ -50,6 +50,7 @@ def cut_as_saved(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     kept = {}
     for name, layer in adapter_layers(model).items():
         # A layer that the checkpoint does not know stays whole, and is named as a difference later.
+        # Once a layer is cut, its mask is as long as its rank.
         rank = len(saved.get(f"{name}.mask", layer.mask))
         # Only the number counts, not which ones: the values come from the checkpoint.
         kept[name] = torch.arange(layer.r) < rank
