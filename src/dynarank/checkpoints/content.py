@@ -105,6 +105,7 @@ class RunContent:
         # What is missing would be new instead: the moments, the scores, the place in the data.
         missing = [part for part in PARTS if part not in checkpoint]
         allocation = self.module.allocation
+        # `state_key` is Lightning's name for a Callback's part of a checkpoint.
         if allocation is not None and allocation.state_key not in checkpoint.get("callbacks", {}):
             missing.append("the allocator's scores")
         if missing:

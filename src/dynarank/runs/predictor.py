@@ -216,6 +216,7 @@ def load_run(
     own_folder = Source(path=str(adapter), recorded=str(adapter))
     warn_of_remote_code(config, own_folder)
     processor = PROCESSORS[task.processor]
+    # The training's own, which lies beside the adapter.
     tokenizer = processor.load(config, own_folder)
     check_tokenizer_digest(str(adapter), origin.digests, processor.digest(tokenizer))
     if origin.is_whole_model:  # method=full
