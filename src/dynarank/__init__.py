@@ -75,6 +75,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    # Python calls this only for a name that the module does not hold (PEP 562).
     if name not in _MODULES:
         raise AttributeError(f"module 'dynarank' has no attribute {name!r}")
     return getattr(importlib.import_module(f"dynarank.{_MODULES[name]}"), name)

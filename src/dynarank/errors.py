@@ -55,6 +55,7 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by {number.name}" + (f"; saved: {saved}" if saved else ""))
         self.folder: Path | None = None
         """The run's folder, where it goes on."""
+        # As shells count: 128 and the number of SIGINT or of SIGTERM.
         self.code = 130 if number is signal.SIGINT else 143
 
 

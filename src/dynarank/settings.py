@@ -168,6 +168,7 @@ def check_settings(prefix: str, config: Any) -> None:
 
 
 def _is_open(value: object) -> bool:
+    # Hydra's mark of a value that is missing, and the beginning of a reference to another one.
     return isinstance(value, str) and (value == "???" or value.startswith("${"))
 
 

@@ -68,6 +68,7 @@ class Checkpoints(Callback):
             manifest = resumption.manifest
             self.best, self.inexact = manifest.best, manifest.inexact
             self.resumed_at = [*manifest.resumed_at, manifest.step]
+            # As if the work of the earlier starts had come just before this one.
             self._work_began = started - manifest.seconds
             # The checkpoint that the run goes on from lies there already, and is not written again.
             self._steps = [manifest.step]
@@ -117,6 +118,7 @@ class Checkpoints(Callback):
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         step = trainer.global_step
+        # A step comes again after a resume, and where a loss scaler skipped the next one.
         if step == 0 or step in self._steps:
             return False
         if self._due:
@@ -190,6 +192,7 @@ class Checkpoints(Callback):
             remove_all_but(self.folder, {*kept, *best})
         # No rank goes on, or ends, before rank 0 has made the checkpoint valid.
         trainer.strategy.barrier()
+        # On all ranks, though rank 0 alone removes: they have to agree on when a save is due.
         self._steps = kept
         self._last_save = time.monotonic()
         self._due = False

@@ -87,6 +87,7 @@ class RunContent:
 
     def complete(self, checkpoint: dict[str, Any]) -> None:
         """Change what Lightning gathered into what is stored."""
+        # In place of Lightning's, which holds the frozen base too.
         checkpoint["state_dict"] = trained_state(self.module)
         checkpoint["total_steps"] = self.module.total_steps
         checkpoint["history"] = self.module.history
@@ -104,6 +105,7 @@ class RunContent:
         # What is missing would be new instead: the moments, the scores, the place in the data.
         missing = [part for part in PARTS if part not in checkpoint]
         allocation = self.module.allocation
+        # `state_key` is Lightning's name for a Callback's part of a checkpoint.
         if allocation is not None and allocation.state_key not in checkpoint.get("callbacks", {}):
             missing.append("the allocator's scores")
         if missing:
@@ -121,6 +123,7 @@ class RunContent:
         other = difference(self.module, checkpoint["state_dict"])
         if other is not None:
             raise UserError(f"{path}: is of another model: {other}")
+        # For its settings alone: Lightning makes the run's own optimizer after this.
         optimizer_as_set(checkpoint, self.module.configure_optimizers())
         self.module.history = checkpoint["history"]
         # Those of version 0.1 lack it.
@@ -140,6 +143,7 @@ class RunContent:
 
     def load_weights(self, path: Path) -> None:
         """Put a checkpoint's weights into the model, or their average where it holds one."""
+        # Not by `take_back`, which would put the history back too.
         checkpoint = read_checkpoint(path)
         self._cut_as(checkpoint)
         assert difference(self.module, checkpoint["state_dict"]) is None

@@ -64,7 +64,7 @@ FREE = (
     "sweep",
     "resume",
     "checkpoint",
-    "task.test_file",
+    "task.test_file",  # test rows are scored after training
     "task.test_split",
     "trainer.workers",  # batches draw no random numbers
     "trainer.max_time",
@@ -112,6 +112,7 @@ def identity(config: TrainConfig, **facts: Any) -> dict[str, Any]:
     known["trainer.batch_size"] = config.batch_size
     known["trainer.epochs"] = config.epochs
     if is_first():
+        # Threads share a sum out, so that another number of them rounds it otherwise.
         known["threads"] = torch.get_num_threads()  # launchers give other ranks fewer
     known["device"] = _device_name(config.trainer.accelerator)
     for package, installed in package_versions().items():
@@ -247,4 +248,5 @@ def rows_digest(datasets: dict[str, Dataset]) -> str:
             # JSON has no form for dates and for the bytes of images.
             text = json.dumps(batch.to_pylist(), default=str, sort_keys=True)
             digest.update(text.encode())
+    # 64 bits: it finds other rows that came by accident, and no forgery.
     return digest.hexdigest()[:16]

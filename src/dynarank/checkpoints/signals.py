@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 def _signals() -> tuple[signal.Signals, ...]:
     """Return the signals that end a run in order. Windows has no SIGUSR1."""
+    # SIGUSR1 is what Slurm sends before a job's time limit (docs/clusters.md).
     names = ("SIGTERM", "SIGUSR1", "SIGINT")
     return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 
@@ -97,5 +98,6 @@ def prepare_worker(worker: int) -> None:
 def _end_with_training() -> None:
     training = multiprocessing.parent_process()
     if training is not None:
+        # It waits for a pipe whose other end the system closes, however the training ends.
         training.join()
-        os._exit(1)
+        os._exit(1)  # sys.exit would end this thread alone

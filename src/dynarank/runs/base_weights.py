@@ -34,6 +34,7 @@ def widen_base(pretrained: Pretrained) -> str | None:
 
 def moved(model: Any, place: Any) -> Any:
     """Return a model on a device; one that is there already stays, for 8-bit ones never move."""
+    # By type alone, because to torch "cuda" and "cuda:0" differ.
     return model if model.device.type == torch.device(place).type else model.to(place)
 
 
@@ -48,6 +49,7 @@ def fold_if_exact(model: Any) -> Any:
 
     from dynarank.pretrained.quantization import is_quantized
 
+    # Prompts change no weight: PEFT's wrapper puts them before the input, and has to stay.
     if not isinstance(model, peft.PeftModel) or model.active_peft_config.is_prompt_learning:
         return model
     base = model.get_base_model()

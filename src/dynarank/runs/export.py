@@ -114,6 +114,7 @@ def write_origin(
         digests: digests of the base weights and of the tokenizer, compared when it is loaded.
     """
     origin: dict[str, Any] = {
+        # `predict` looks there where the path leads nowhere any more.
         "model": {**asdict(config.model), "found": source.path},
         "task": asdict(task.recorded_config()),
         "method": asdict(config.method),

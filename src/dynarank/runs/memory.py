@@ -100,6 +100,7 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self._remove, key, size)
 
     def _remove(self, key: int, size: int) -> None:
+        # The next storage may lie at the same address.
         self._known.discard(key)
         self.live -= size
 
@@ -122,6 +123,7 @@ def estimate_memory(config: TrainConfig, model: nn.Module, adapted: nn.Module, t
     if config.trainer.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    # What trains is float32 in every precision.
     trained_bytes = sum(parameter.numel() for parameter in trained) * FLOAT_BYTES
     base_bytes = _base_bytes(adapted, config)
     with FakeTensorMode(allow_non_fake_inputs=True), _as_in_training(adapted):

@@ -195,6 +195,7 @@ def _command(config: TrainConfig, folder: Path) -> str:
     overrides: Sequence[str] | None = read_overrides(folder)
     if overrides is None:  # a run of the library's, which no command began
         overrides = [f"task={config.task.name}", f"method={config.method.name}"]
+    # Hydra marks a key that is added by + or ++.
     kept = [text for text in overrides if not text.lstrip("+").startswith(PASSING)]
     kept = [_without_folder(text) for text in kept]
     return shlex.join(["dynarank", "train", *kept])

@@ -54,6 +54,7 @@ class Origin:
 
     def model_config(self) -> ModelConfig:
         """Return the settings of the base model."""
+        # `write_origin` adds "found" to the settings.
         recorded = {name: value for name, value in self.parts["model"].items() if name != "found"}
         with_path = _from_record(ModelConfig, recorded, "model")
         assert isinstance(with_path, ModelConfig)

@@ -171,7 +171,7 @@ def _hydra_subfolder() -> list[str]:
     """Return where Hydra has written the configuration, if that is not `.hydra`."""
     from hydra.core.hydra_config import HydraConfig
 
-    if not HydraConfig.initialized():
+    if not HydraConfig.initialized():  # a run of the library's, which no command began
         return []
     subfolder = HydraConfig.get().output_subdir
     return [] if subfolder is None else [str(subfolder)]

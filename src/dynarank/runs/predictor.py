@@ -216,9 +216,10 @@ def load_run(
     own_folder = Source(path=str(adapter), recorded=str(adapter))
     warn_of_remote_code(config, own_folder)
     processor = PROCESSORS[task.processor]
+    # The training's own, which lies beside the adapter.
     tokenizer = processor.load(config, own_folder)
     check_tokenizer_digest(str(adapter), origin.digests, processor.digest(tokenizer))
-    if origin.is_whole_model:
+    if origin.is_whole_model:  # method=full
         config.sha256 = None  # it is the hash of the base model
         whole = load_pretrained(config, own_folder, task, tokenizer, head_is_trained=True)
         return LoadedRun(origin, task, whole.model, tokenizer)

@@ -48,7 +48,7 @@ def check_output_dir(folder: str) -> Path:
 def check_machine(config: TrainerConfig) -> None:
     """Raise `UserError` for an accelerator or a precision that this machine lacks."""
     available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(config.accelerator, True):
+    if not available.get(config.accelerator, True):  # auto and cpu always are
         raise UserError(
             f"trainer.accelerator = {config.accelerator}: this machine has none. "
             "Use trainer.accelerator=auto"

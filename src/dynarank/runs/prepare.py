@@ -178,6 +178,7 @@ def build_training(config: TrainConfig, loaded: ModelLoaded) -> Prepared:
     # A resumed run takes what was placed from its checkpoint.
     if located.resumption is None and method.preparation_batches:
         prepare_method(config, method, task, data)
+    # Not before: the batches of an epoch follow from the encoded rows and the devices.
     total_steps = resolve_total_steps(
         data.batches_per_epoch, config.epochs, config.trainer.accumulate, config.trainer.max_steps
     )

@@ -55,6 +55,7 @@ def build_trainer(
     config: TrainConfig, folder: Path, prepared: Prepared, checkpoints: Checkpoints
 ) -> pl.Trainer:
     """Return Lightning's trainer for a run."""
+    # First: it restores the generators before a callback of the user's may draw from them.
     callbacks: list[Callback] = [checkpoints, *build_callbacks(config.trainer.callbacks)]
     ends = validation_batches(
         prepared.data.batches_per_epoch,
@@ -78,13 +79,13 @@ def build_trainer(
         max_time=config.trainer.max_time,
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.trainer.clip or None,  # a bound of 0 would make all gradients 0
-        val_check_interval=interval or 1.0,
+        val_check_interval=interval or 1.0,  # without one, `ValidationTimes` decides
         log_every_n_steps=config.trainer.log_every,
         num_sanity_val_steps=0,  # its scores would be taken for a validation's
         use_distributed_sampler=False,  # the samplers share rows out by themselves
         enable_model_summary=False,
         enable_checkpointing=False,  # `Checkpoints` saves, and knows the budget
-        enable_progress_bar=on_terminal,
+        enable_progress_bar=on_terminal,  # false, so that Lightning shows none of its own
         logger=build_loggers(config, folder, resumed=prepared.resumption is not None),
         callbacks=callbacks,
         plugins=[DurableIO(RunContent(prepared.module)), *_no_requeueing()],
@@ -110,9 +111,11 @@ def fit(trainer: pl.Trainer, prepared: Prepared) -> None:
     """Train, from the checkpoint on where there is one. Raises `Interrupted` at a signal."""
     path = str(prepared.resumption.path) if prepared.resumption else None
     if trainer.strategy.root_device.type == "cpu":
+        # On accelerators, torch keeps freed memory by itself.
         keep_freed_memory()
     try:
         trainer.fit(prepared.module, prepared.data, ckpt_path=path, weights_only=True)
     except Interrupted:
+        # Lightning does it after a KeyboardInterrupt alone.
         end_other_ranks(trainer)
         raise

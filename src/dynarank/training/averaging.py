@@ -37,6 +37,7 @@ class WeightAverage(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the weights, or with the average that a checkpoint held."""
+        # Not in `__init__`: only here are the weights on their device, and a checkpoint loaded.
         averages = {}
         for name, weight in trained_parameters(pl_module).items():
             start = self.average.get(name, weight.detach())
@@ -50,6 +51,7 @@ class WeightAverage(Callback):
         """Take the updated weights into the average."""
         if not self.steps.taken:
             return
+        # The bound of the first steps is that of TensorFlow's ExponentialMovingAverage.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         for name, weight in trained_parameters(pl_module).items():

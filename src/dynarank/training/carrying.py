@@ -30,9 +30,11 @@ def carry_over(
     """
     changed: list[Tensor] = []
     for name, parameter in model.named_parameters():
+        # By identity: a tensor's hash is that of the object, not of its values.
         carry = maps.get(parameter)
         if carry is None:
             continue
+        # The method has turned the parameter itself. Its average and its moments follow here.
         changed.append(parameter.data)
         if name in average:
             average[name].copy_(carry.value(average[name]))

@@ -29,6 +29,7 @@ def cut_run(trainer: Trainer, module: LightningModule) -> Cuts:
     for optimizer in trainer.optimizers:
         cut_optimizer(optimizer, cuts)
         left_out = _leave_out_untrained(optimizer) or left_out
+    # Where every parameter stayed, DDP's exchange stays as it was laid out, too.
     if not cuts and not left_out:
         return cuts
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -49,6 +50,7 @@ def cut_as_saved(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     kept = {}
     for name, layer in adapter_layers(model).items():
         # A layer that the checkpoint does not know stays whole, and is named as a difference later.
+        # Once a layer is cut, its mask is as long as its rank.
         rank = len(saved.get(f"{name}.mask", layer.mask))
         # Only the number counts, not which ones: the values come from the checkpoint.
         kept[name] = torch.arange(layer.r) < rank

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MEGABATCH = 50
 """Batches sorted by length together: enough to save most padding, few enough to stay a shuffle."""
-EPOCH_SEED_FACTOR = 7919
+EPOCH_SEED_FACTOR = 7919  # more than the epochs of any run
 """Keeps the worker processes' seeds of one epoch apart from those of another run's epochs."""
 
 
@@ -49,7 +49,7 @@ class LengthGroupedSampler(Sampler[int]):
     def __init__(
         self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
-        assert batch_size % world == 0
+        assert batch_size % world == 0  # `check_devices` has refused others
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
@@ -74,7 +74,7 @@ class LengthGroupedSampler(Sampler[int]):
 
     def _share(self, batch: np.ndarray) -> np.ndarray:
         """Return this rank's rows of a global batch."""
-        return np.array_split(batch, self.world)[self.rank]
+        return np.array_split(batch, self.world)[self.rank]  # a partial batch may not divide evenly
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order."""
@@ -88,8 +88,8 @@ class LengthGroupedSampler(Sampler[int]):
         order = self._sort_megabatches(rng.permutation(len(self.lengths)))
         # The last, partial batch is cut off here, and so stays the last.
         rows_in_full = len(order) // self.batch_size * self.batch_size
-        full_batches = order[:rows_in_full].reshape(-1, self.batch_size)
-        batches = [*rng.permutation(full_batches), order[rows_in_full:]]
+        full_batches = order[:rows_in_full].reshape(-1, self.batch_size)  # (batches, rows)
+        batches = [*rng.permutation(full_batches), order[rows_in_full:]]  # by axis 0: the batches
         shares = [self._share(batch) for batch in batches[self.skip : self.batches]]
         self.skip = 0
         if not shares:  # numpy refuses to join nothing
@@ -273,7 +273,7 @@ class TaskData(LightningDataModule):
             features.remove_columns(unneeded),
             collate_fn=self.collate,
             num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            persistent_workers=self.workers > 0,  # without workers torch refuses it
             worker_init_fn=self.worker_init,
             pin_memory=torch.cuda.is_available(),
             # Without a generator of its own, a loader that starts workers would draw their seeds
@@ -295,5 +295,5 @@ def even_batches(order: np.ndarray, batch_size: int, world: int) -> list[np.ndar
     if world == 1:
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     full = divide_up(len(order), batch_size)
-    count = max(1, min(full, len(order) // world))
+    count = max(1, min(full, len(order) // world))  # so that each has `world` rows or more
     return np.array_split(order, count)

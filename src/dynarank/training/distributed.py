@@ -44,6 +44,7 @@ class ShardFrozen(ModelParallelStrategy):
     """
 
     def __init__(self, world_size: int) -> None:
+        # Lightning's defaults keep a node's devices for tensor parallelism, and nodes for data.
         super().__init__(
             data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
@@ -57,6 +58,7 @@ class ShardFrozen(ModelParallelStrategy):
     @property
     def lightning_restore_optimizer(self) -> bool:
         """Let Lightning restore the optimizer."""
+        # The parent says no, because it reads the optimizer's state itself, from shards.
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -139,6 +141,7 @@ def shard_frozen(model: nn.Module, blocks: Sequence[str], mesh: Any) -> None:
         is_coefficient = name.endswith(".lora_c")
         if parameter.requires_grad or is_small or is_coefficient:
             whole.add(parameter)
+    # Blocks first, as FSDP2 wants it: the root takes what lies in none of them.
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
             fully_shard(module, mesh=mesh, ignored_params=whole)
@@ -156,7 +159,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         return
     flat = torch.cat([gradient.ravel() for gradient in gradients])
     torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
+    flat /= torch.distributed.get_world_size()  # the mean, as DDP takes it: see `weighted_mean`
     means = flat.split([gradient.numel() for gradient in gradients])
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))

@@ -113,6 +113,7 @@ class HistoryFile(Logger):
 
     def text(self) -> str:
         """Return the whole file's content."""
+        # Rows that are not written yet may bring new columns.
         columns = set(self._columns).union(*self._rows)
         buffer = io.StringIO(newline="")
         writer = csv.DictWriter(buffer, sorted(columns))

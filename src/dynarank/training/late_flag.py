@@ -52,6 +52,7 @@ class LateFlag:
             self._event.record()
 
     def _is_there(self) -> bool:
+        # On a CPU there is no event: the copy was done when the call returned.
         return self._event is None or bool(self._event.query())
 
     def _arrived(self) -> tuple[int, bool]:

@@ -35,6 +35,7 @@ def uncount_step(trainer: pl.Trainer) -> None:
     """
     optimization = trainer.fit_loop.epoch_loop.automatic_optimization
     step = optimization.optim_progress.optimizer.step
+    # `global_step` is total.completed. Lightning counts the others beside it, so all go back.
     for progress in (step.total, step.current):
         progress.ready -= 1
         progress.completed -= 1
@@ -55,6 +56,7 @@ def validate_behind(trainer: pl.Trainer, batch: int, due: bool) -> None:
     `val_check_interval` at the training's start, and looks at again after each batch.
     """
     done = batch + 1
+    # `done` is no multiple of a larger number, so nothing is due.
     trainer.val_check_batch = done if due else done + 1
 
 
@@ -82,4 +84,5 @@ def window_scale(trainer: pl.Trainer, batch_idx: int) -> float:
     full = trainer.accumulate_grad_batches
     batches = int(trainer.num_training_batches)
     rest = batches % full
+    # With rest = 0 no batch comes so late, and nothing is divided by it.
     return full / rest if batch_idx >= batches - rest else 1.0

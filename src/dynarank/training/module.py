@@ -76,6 +76,7 @@ class FineTuning(LightningModule):
         allocator = method.allocator(total_steps)
         self.allocation = None if allocator is None else RankAllocation(allocator, self.steps)
         self.average = None if ema is None else WeightAverage(ema, self.steps)
+        # A method: the module itself would be registered, and saved, under a second name.
         self.training_pass: Callable[..., Any] = model.__call__  # compile_training_pass replaces it
         self.scores = SplitScores(task, task.validation)
         self.test_scores = SplitScores(task, task.test)
@@ -166,6 +167,7 @@ class FineTuning(LightningModule):
         size = self.task.batch_size(batch)
         accumulate = self.trainer.accumulate_grad_batches
         of_step = self.window_loss.mean_with(mean, batch_idx, accumulate)
+        # In every step, because the bar reads it whenever it draws.
         self.log("train/loss", of_step, batch_size=size)
         self._figures = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
         penalty = None if self.method.closed_form_penalty else self._penalty()
@@ -229,6 +231,7 @@ class FineTuning(LightningModule):
             self.skipped_steps.end()
             scheduler.step()
             return
+        # Lightning calls this at a window's end alone: a step not taken is one that was skipped.
         self.skipped_steps.add(self.model, self.trainer.global_step)
         uncount_step(self.trainer)
 
@@ -260,6 +263,7 @@ class FineTuning(LightningModule):
         label = self.scores.labels[dataloader_idx]
         # Of language models a batch's loss is a mean over tokens, and so is that of a split.
         terms = int(self.task.loss_terms(batch))
+        # Each rank has other rows. The scores come from the predictions of all ranks already.
         self.log(
             f"val/{label}loss", loss, batch_size=terms, add_dataloader_idx=False, sync_dist=True
         )

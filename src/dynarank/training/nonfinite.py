@@ -93,6 +93,7 @@ class FiniteCheck(Callback):
             NonFiniteError: one of them was not finite.
         """
         if self._late is not None and self._undecided:
+            # As in training, because the place is found by running the model again.
             with trainer.precision_plugin.forward_context():
                 self._decide(self._late.wait())
 

@@ -44,6 +44,7 @@ def parameter_groups(
         ):
             if members:
                 # Of a run that goes on after its cut, layers of rank 0 do not train.
+                # The group stays even where none is left, as in the checkpoint.
                 trained = [parameter for parameter in members if parameter.requires_grad]
                 groups.append({"params": trained, "weight_decay": decay, "lr": ratio * lr})
     return groups
@@ -98,6 +99,7 @@ def optimizer_as_set(checkpoint: dict[str, Any], built: dict[str, Any]) -> None:
     """
     groups = built["optimizer"].param_groups
     schedule, saved_schedule = built["lr_scheduler"]["scheduler"], checkpoint["lr_schedulers"][0]
+    # torch counts a schedule's steps as epochs.
     taken, rates = saved_schedule["last_epoch"], []
     saved_groups = checkpoint["optimizer_states"][0]["param_groups"]
     for group, saved, linear in zip(groups, saved_groups, schedule.lr_lambdas, strict=True):
@@ -171,6 +173,8 @@ def clip_gradient(optimizer: Any, largest: float | None) -> Tensor:
     for group in optimizer.param_groups:
         trained.extend(group["params"])
     if largest is not None:
+        # A norm that is not finite spoils every gradient. What follows then stops the run, or skips
+        # the step.
         return torch.nn.utils.clip_grad_norm_(trained, largest)
     # The norm is wanted without clipping too: it tells whether the gradient is finite.
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]

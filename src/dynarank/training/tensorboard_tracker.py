@@ -35,6 +35,7 @@ class TensorBoardTracker(TensorBoardLogger):
         """Leave the settings beside the final numbers, for TensorBoard's table of runs."""
         numbers = {}
         for name, value in summary.items():
+            # The table takes numbers alone, and `final/collapsed` is a text.
             if isinstance(value, int | float):
                 numbers[name] = value
         self.log_hyperparams(self.settings, numbers)

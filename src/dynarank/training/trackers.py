@@ -60,6 +60,7 @@ def _run_id(folder: Path, resumed: bool) -> str:
     """
     record = folder / TRACKER_RUN
     if not (resumed and record.is_file()):
+        # By `secrets`, because `random` is seeded: all runs of one seed would be one run to W&B.
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(secrets.token_hex(4) + "\n")
     return record.read_text().strip()

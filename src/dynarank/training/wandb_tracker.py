@@ -72,6 +72,7 @@ class WandbTracker(Logger):
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values at an optimizer step."""
+        # Not as W&B's own step, which may only rise: a resumed run begins again at its checkpoint.
         record = dict(metrics) if step is None else {**metrics, STEP: step}
         self._do(lambda run: run.log(record))
 
@@ -94,6 +95,7 @@ class WandbTracker(Logger):
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Leave the final numbers and close the W&B run, so that the process can open another."""
+        # As long as it takes: the run's own files are all written by now.
         self._thread.join()
         self._do(lambda run: run.summary.update(dict(summary)))
         self._do(lambda run: run.finish())
