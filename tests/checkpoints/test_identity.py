@@ -48,6 +48,26 @@ def test_data_and_a_base_that_moved_are_the_same_run(hub_root: Path, tmp_path: P
         run(configure(run_folder, hub_root, *own(tmp_path / "job2", hub_root, "resume.path=auto")))
 
 
+def test_images_are_told_by_their_content_and_not_by_their_place(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from dynarank.checkpoints.identity import rows_digest
+    from dynarank.tasks.image_files import as_images, read_folder
+
+    def digest(folder: Path) -> str:
+        read = read_folder("task.train_file", folder, "image", "label")
+        return rows_digest({"train": as_images(read, "image", "the folder")})
+
+    for name, colour in (("cat", "red"), ("dog", "blue")):
+        (tmp_path / "here" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4), colour).save(tmp_path / "here" / name / "1.png")
+    before = digest(tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    assert digest(tmp_path / "there") == before
+    Image.new("RGB", (4, 4), "green").save(tmp_path / "here/cat/1.png")
+    assert digest(tmp_path / "here") != before
+
+
 def test_other_weights_at_the_same_place_are_another_run(hub_root: Path, tmp_path: Path) -> None:
     rows(tmp_path / "train.csv")
     write_model(tmp_path / "model", tiny_roberta())

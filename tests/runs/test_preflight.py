@@ -45,6 +45,15 @@ def test_an_accelerator_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyP
         check_machine(TrainerConfig(accelerator="gpu"))
 
 
+def test_float16_of_a_sharded_model_is_refused_before_anything_loads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_machine(TrainerConfig(precision="16-mixed"))
+    with pytest.raises(UserError, match=r"16-mixed: does not work with .* = fsdp.*bf16-mixed"):
+        check_machine(TrainerConfig(precision="16-mixed", strategy="fsdp"))
+
+
 def test_model_and_data_are_missed_in_one_message(hub_root: Path, tmp_path: Path) -> None:
     config = configure(tmp_path, hub_root, "model.path=org/model", "task.path=org/data")
     with pytest.raises(

@@ -46,7 +46,13 @@ def check_output_dir(folder: str) -> Path:
 
 
 def check_machine(config: TrainerConfig) -> None:
-    """Raise `UserError` for an accelerator or a precision that this machine lacks."""
+    """Raise `UserError` for an accelerator or a precision that cannot be had here."""
+    if config.precision == "16-mixed" and config.strategy == "fsdp":
+        # Lightning has no loss scaler for a sharded model, and says so after the loading.
+        raise UserError(
+            "trainer.precision = 16-mixed: does not work with trainer.strategy = fsdp. Use "
+            "trainer.precision=bf16-mixed, or trainer.strategy=ddp"
+        )
     available = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(config.accelerator, True):  # auto and cpu always are
         raise UserError(
