@@ -210,8 +210,8 @@ def advice(target: float) -> str:
     """Return which method the measurements speak for under a budget; docs/science.md has them."""
     if target < 0.5:
         return (
-            "Below half a component a matrix method=dynarank, with a learning rate of 5e-3 to "
-            "1e-2, was better than LoRA of its size, AdaLoRA and the paper's method "
+            "Below half a component a matrix method=dynarank was better than LoRA of its size and "
+            "the paper's method, at its default learning rate, too; tuned, also than AdaLoRA "
             "(docs/science.md). LoRA in the upper layers with small components "
             "(method.placement=last_layers method.alpha=1) was level with it in a short run, and "
             "below it in a longer one."
