@@ -99,6 +99,12 @@ def compared(cells: Sequence[Cell]) -> list[Cell]:
     They are not those of tuning, nor those that failed, nor those at a rate that was the best
     before the tuning went on.
     """
+    return list(_compared(tuple(cells)))
+
+
+# A report asks for those of the same cells dozens of times.
+@lru_cache(maxsize=32)
+def _compared(cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
     tuning: dict[tuple[str, float], list[Cell]] = {}
     for cell in cells:
         if is_tuning(cell):
@@ -113,7 +119,7 @@ def compared(cells: Sequence[Cell]) -> list[Cell]:
             rates[key] = best_rate(tuning.get((cell.task, cell.budget), []), *key)
         if rates[key] in (None, cell.lr):
             chosen.append(cell)
-    return chosen
+    return tuple(chosen)
 
 
 def differences(cells: Sequence[Cell], against: str = BASELINE) -> list[Difference]:
