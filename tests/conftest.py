@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"train": {"translation": pairs}, "validation": {"translation": pairs[:12]}},
     )
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures() -> Iterator[None]:
+    """Let the runs in this process draw their rank maps, and write them as empty files.
+
+    To turn a picture into three files takes half of a tiny run. Runs in processes of their own do
+    it, and so do the modules that put another fixture of this name in this one's place.
+    """
+    from dynarank.training import rank_map
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank_map, "_render", lambda figure, form: b"")
+        yield
 
 
 @pytest.fixture(autouse=True)

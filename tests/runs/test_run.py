@@ -17,6 +17,11 @@ from dynarank.runs.results import Results
 from dynarank.runs.run import run
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures() -> None:
+    """Let rank maps be drawn to the end here."""
+
+
 @pytest.fixture(scope="module")
 def finished(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """CoLA, five epochs of 3 steps: T = 15, freeze after step 8, inside the third epoch."""

@@ -7,6 +7,12 @@ import pytest
 from dynarank.training.rank_allocation import mean_ranks
 from dynarank.training.rank_map import Place, draw_rank_map, place, rank_map_title, save_rank_map
 
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures() -> None:
+    """Let rank maps be drawn to the end here."""
+
+
 BART = {
     f"model.{stack}.layers.{layer}.{matrix}": layer
     for stack, matrices in {

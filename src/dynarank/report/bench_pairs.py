@@ -103,6 +103,12 @@ def compared(cells: Sequence[Cell], untuned: bool = False) -> list[Cell]:
         cells: of the bench.
         untuned: whether arms of one rate throughout are among them. They are another arm's runs.
     """
+    return list(_compared(tuple(cells), untuned))
+
+
+# A report asks for those of the same cells dozens of times.
+@lru_cache(maxsize=32)
+def _compared(cells: tuple[Cell, ...], untuned: bool) -> tuple[Cell, ...]:
     # Not by arm, because an arm may take the rate of another.
     tuning: dict[tuple[str, float], list[Cell]] = {}
     for cell in cells:
@@ -119,7 +125,7 @@ def compared(cells: Sequence[Cell], untuned: bool = False) -> list[Cell]:
         # None: this version lacks the arm, or its tuning is not over.
         if rates[key] in (None, cell.lr):
             chosen.append(cell)
-    return chosen
+    return tuple(chosen)
 
 
 def differences(cells: Sequence[Cell], against: str = BASELINE) -> list[Difference]:

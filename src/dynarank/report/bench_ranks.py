@@ -21,6 +21,8 @@ from dynarank.report.significance import LEVEL
 from dynarank.sweeps.bench import ARMS, Cell
 
 DRAWS = 999
+PARTS = 20
+"""All draws at once would not fit into a processor's cache, and take twice as long."""
 DRAWN = ("random", "random_alpha_8", "random_orthogonal", "lora_random")
 """Arms whose ranks the seed draws, alike on all tasks."""
 KINDS = ("seeds", "tasks", "budgets", "methods")
@@ -131,17 +133,20 @@ def _repeat(
     # A seed of its own, so that the same cells give the same page.
     rng = np.random.default_rng(0)
     matrices = ranks.shape[1]
-    resampled, by_chance = [], []
+    times = np.empty((DRAWS, matrices))
+    shuffled = np.empty(DRAWS)
     scaled = standardized(ranks)
-    below = places_below(ranks)
-    for _ in range(DRAWS):
+    for draw in range(DRAWS):
         # Matrices drawn with replacement, for the interval: how often each comes.
-        times = np.bincount(rng.integers(matrices, size=matrices), minlength=matrices)
-        resampled.append(resampled_correlation(below, times, first, second))
+        places = rng.integers(matrices, size=matrices)
+        times[draw] = np.bincount(places, minlength=matrices)
         # Shuffled after scaling, which no order changes: ranks need not be sorted anew each time.
         drawn = rng.permuted(scaled, axis=1)
-        by_chance.append((drawn[first] * drawn[second]).sum(axis=1))
-    shuffled = np.nanmean(by_chance, axis=1)
+        shuffled[draw] = np.vdot(drawn[first], drawn[second]) / len(pairs)
+    below = places_below(ranks)
+    resampled = []
+    for part in np.array_split(times, PARTS):
+        resampled += list(resampled_correlations(below, part, first, second))
     low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     # Equal sums in another order may differ by a rounding.
     at_least = sum(value >= mean - 1e-12 for value in shuffled)
@@ -192,19 +197,31 @@ def places_below(ranks: np.ndarray) -> np.ndarray:
     return lower + tied / 2
 
 
-def resampled_correlation(
+def resampled_correlations(
     below: np.ndarray, times: np.ndarray, first: np.ndarray, second: np.ndarray
-) -> float:
-    """Return `mean_correlation` of runs whose matrices were each drawn some `times`, (matrices).
+) -> np.ndarray:
+    """Return `mean_correlation` for each draw of matrices, as (draws,).
 
-    Counting needs no new order for each draw, and sorting took most of the report's time.
+    Counting needs no new order for each draw, and all draws are counted together.
+
+    Args:
+        below: what `places_below` returns.
+        times: how often each draw has each matrix, as (draws, matrices).
+        first: the first row of each pair.
+        second: the second.
     """
-    ordered = below @ times  # (runs, matrices); a constant below ranks that were ordered
-    centred = ordered - (ordered @ times)[:, None] / times.sum()
-    length = np.sqrt((centred**2) @ times)[:, None]
-    scaled = centred / np.where(length > 0, length, math.nan)
-    correlations = (scaled[first] * scaled[second]) @ times
-    return _mean_of_known(correlations)
+    count = times.T[None]  # (1, matrices, draws)
+    ordered = below @ count  # (runs, matrices, draws); a constant below ranks that were ordered
+    centred = ordered - (ordered * count).sum(axis=1, keepdims=True) / count.sum(axis=1)
+    length = np.sqrt((centred**2 * count).sum(axis=1, keepdims=True))
+    # A matrix that was drawn twice counts twice in each product of two runs.
+    scaled = centred * np.sqrt(count) / np.where(length > 0, length, math.nan)
+    correlations = np.empty((len(first), len(times)))
+    for pair, (one, other) in enumerate(zip(first, second, strict=True)):
+        correlations[pair] = (scaled[one] * scaled[other]).sum(axis=0)
+    known = ~np.isnan(correlations)
+    sums = np.where(known, correlations, 0.0).sum(axis=0)
+    return sums / np.where(known.any(axis=0), known.sum(axis=0), math.nan)
 
 
 def ranks_section(cells: Sequence[Cell]) -> Section:

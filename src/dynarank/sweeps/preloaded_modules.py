@@ -10,6 +10,7 @@ import matplotlib.backends.backend_pdf
 import matplotlib.backends.backend_svg
 import matplotlib.figure  # noqa: F401
 import peft  # noqa: F401
+import scipy.io  # noqa: F401
 import torch  # noqa: F401
 
 # Its parts are imported when they are first asked for, so those that every run asks for are named.

@@ -28,6 +28,7 @@ RANK_MAP_FORMATS: dict[str, dict[str, None]] = {
 what matplotlib would write into it and is left out, because it changes from day to day."""
 RANK_MAP_FILES = [Path(RANK_MAP).with_suffix(f".{form}").name for form in RANK_MAP_FORMATS]
 """Names of the rank map's files, one in each format."""
+PNG_DPI = 150
 MOST_LAYERS = 1_000
 """A number from here on in a module's name is no layer, so it makes no column."""
 
@@ -101,14 +102,33 @@ def save_rank_map(
     # Without a salt, the SVG's ids are random. Texts stay texts: 42 embeds TrueType fonts in a PDF.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "pdf.fonttype": 42}):
         figure = draw_rank_map(ranks, largest, title)
-        for form, metadata in RANK_MAP_FORMATS.items():
-            content = io.BytesIO()
-            figure.savefig(content, format=form, dpi=150, metadata=metadata)
-            figure.set_layout_engine("none")  # the first file's layout is the others', too
+        for form in RANK_MAP_FORMATS:
             path = (folder / RANK_MAP).with_suffix(f".{form}")
-            write_bytes(path, content.getvalue())
+            write_bytes(path, _render(figure, form))
+            figure.set_layout_engine("none")  # the first file's layout is the others', too
             paths.append(path)
     return paths
+
+
+def _render(figure: Figure, form: str) -> bytes:
+    """Return a figure as a file of one of `RANK_MAP_FORMATS`.
+
+    The canvases are asked directly: `savefig` draws a figure twice, for its layout.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    figure.dpi = PNG_DPI  # a canvas takes the figure's own, and may leave another
+    content = io.BytesIO()
+    metadata = RANK_MAP_FORMATS[form]
+    if form == "png":
+        FigureCanvasAgg(figure).print_png(content, metadata=metadata)
+    elif form == "svg":
+        FigureCanvasSVG(figure).print_svg(content, metadata=metadata)
+    else:
+        FigureCanvasPdf(figure).print_pdf(content, metadata=metadata)
+    return content.getvalue()
 
 
 def draw_rank_map(ranks: Mapping[str, int], largest: int, title: str = "") -> Figure:
