@@ -158,7 +158,7 @@ def test_the_users_own_files(ending: str, hub_root: Path, tmp_path: Path) -> Non
     given.append(f"task.test_file={tmp_path / f'new.{ending}'}")
     results = run(
         configure(
-            tmp_path / "run", hub_root, *given, *names, "trainer.epochs=60", "optimizer.lr=0.01"
+            tmp_path / "run", hub_root, *given, *names, "trainer.epochs=30", "optimizer.lr=0.03"
         )
     )
     assert set(results.metrics) == {"accuracy", "f1"}
@@ -173,7 +173,7 @@ def test_the_users_own_files(ending: str, hub_root: Path, tmp_path: Path) -> Non
     assert recorded["test_metrics"] == results.test_metrics
     history = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert history["test/accuracy"].notna().sum() == 1
-    assert history["epoch"].max() == 60 == recorded["epochs"]
+    assert history["epoch"].max() == 30 == recorded["epochs"]
     assert read(tmp_path / "run", "adapter/dynarank.json")["task"]["labels"] == ["bad", "good"]
 
 
