@@ -23,12 +23,12 @@ RATES = {
     "r4": {
         "lora": ("1e-3", "3e-3", "1e-2"),
         "dora": ("3e-3", "1e-2", "3e-2"),
-        # Three rates as the others have; the fourth shows that the best of them is no edge.
+        # A fourth rate shows that the best of three is no edge, here and below.
         "dynarank": ("3e-3", "1e-2", "3e-2", "1e-1"),
         "dynarank_alpha_8": ("1e-3", "3e-3", "1e-2"),
     },
     "r0_25": {
-        "lora_alpha_1": ("3e-3", "1e-2", "3e-2"),
+        "lora_alpha_1": ("3e-3", "1e-2", "3e-2", "1e-1"),
         "dynarank": ("1e-2", "3e-2", "1e-1"),
     },
 }
