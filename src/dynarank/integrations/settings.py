@@ -16,6 +16,7 @@ from dynarank.allocation.attaching import Attachment
 from dynarank.allocation.components import Components, component_parameters
 from dynarank.allocation.config import SCORES
 from dynarank.allocation.schedule import BudgetSchedule
+from dynarank.allocation.shorter_steps import ShorterSteps
 from dynarank.errors import nearest
 from dynarank.rounding import round_half_up
 
@@ -72,8 +73,9 @@ class AllocationSettings:
     a wide start is calm; 0: always as long. This library's recipe has 0.5."""
 
     def __post_init__(self) -> None:
-        # Made for its checks alone: init and total are known when training begins.
-        self.schedule(init=self.target, total=1)
+        # Made for their checks alone: init and total are known when training begins.
+        schedule = self.schedule(init=self.target, total=1)
+        ShorterSteps(schedule, self.rate_power)
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta = {self.beta}: must lie in [0, 1)")
         if self.score not in SCORES:
@@ -82,8 +84,6 @@ class AllocationSettings:
         for name, weight in (("eta", self.eta), ("orthogonality", self.orthogonality)):
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"{name} = {weight}: must be 0 (off) or more, and finite")
-        if not 0 <= self.rate_power <= 1:
-            raise ValueError(f"rate_power = {self.rate_power}: must lie between 0 (off) and 1")
 
     def schedule(self, init: float, total: int) -> BudgetSchedule:
         """Return the schedule of a run.

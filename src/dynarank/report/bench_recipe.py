@@ -89,21 +89,22 @@ def one_rate_section(cells: Sequence[Cell]) -> Section:
     Holm's correction runs over the rivals, as in the claim. Under each budget alone it runs over
     them and the tuned recipe, from which the recipe at one rate shows what tuning is worth.
     """
-    sentences, grids = [], []
+    sentences: list[str] = []
+    shown: list[Difference] = []
+    budgets = sorted({cell.budget for cell in cells})
     for arm in UNTUNED:
         found = pooled_differences(cells, [(arm, rival) for rival in RIVALS], CLAIMED)
         judged = [one for one in found if one.judged]
         if judged:
             words = _verdicts(judged, [one.verdict for one in judged], _by_how_much)
             sentences.append(f"Below one component a matrix `{arm}` is {words}.")
-        grids.append(difference_grid(judged))
-        for budget in sorted({cell.budget for cell in cells}):
-            others = [(arm, other) for other in (RECIPE, *RIVALS)]
-            grids.append(difference_grid(pooled_differences(cells, others, {budget})))
+        shown += judged
+        others = [(arm, other) for other in (RECIPE, *RIVALS)]
+        for budget in budgets:
+            shown += pooled_differences(cells, others, {budget})
     if not sentences:
         return Section(UNTUNED_TITLE, "The data carry no answer: it has too few pairs.", [])
-    rows = [row for grid in grids for row in grid.rows]
-    return Section(UNTUNED_TITLE, " ".join(sentences), [Grid(grids[0].headings, rows)])
+    return Section(UNTUNED_TITLE, " ".join(sentences), [difference_grid(shown)])
 
 
 def claim_grid(cells: Sequence[Cell]) -> Grid:
