@@ -142,6 +142,7 @@ def _repeat(
         times[draw] = np.bincount(places, minlength=matrices)
         # Shuffled after scaling, which no order changes: ranks need not be sorted anew each time.
         drawn = rng.permuted(scaled, axis=1)
+        # No row is NaN: runs whose matrices all have one rank were left out.
         shuffled[draw] = np.vdot(drawn[first], drawn[second]) / len(pairs)
     below = places_below(ranks)
     resampled = []
